@@ -59,6 +59,8 @@ const core: ReadonlyArray<string> = [
     "listeners",
     "manager",
     "nextCommand",
+    "outage",
+    "reports",
     "state"
   ].map((name) => `internal/listen/${name}`)
 ]

@@ -8,11 +8,10 @@
  */
 
 import type { DatabaseConfig } from "../../DatabaseConfig.js"
-import type { CloseReason, Observation, Observer } from "../../Observation.js"
+import type { CloseReason, Observer } from "../../Observation.js"
 import * as clock from "../concurrency/clock.js"
 import type { Connection } from "../connection/connection.js"
 import type { CredentialSource } from "../connection/credentials.js"
-import type { ErrorLocation } from "../connection/statementFailure.js"
 import type { Invalidation } from "../pool/pool.js"
 import { ListenConnection } from "./connection.js"
 import { ListenConnector } from "./connector.js"
@@ -21,22 +20,16 @@ import { type ConnectionFailure, isPermanent } from "./failure.js"
 import { channelCommands, Handover } from "./handover.js"
 import { type Listener, Listeners } from "./listeners.js"
 import { nextCommand } from "./nextCommand.js"
-import { closed, connectionOf, idle, type Outage, outageOf, type RetryPauses, type State } from "./state.js"
-
-/** Functions of the edge. */
-export interface ListenEdge {
-  /** Begins the pauses of an outage; `onPause` gets the length of each before it begins, in ms. */
-  readonly pauses: (onPause: (pause: number) => void) => RetryPauses
-  /** Returns the message of the error that a failure becomes. */
-  readonly messageOf: (failure: ConnectionFailure) => string
-}
+import { beginOutage, type ListenEdge, type Outage } from "./outage.js"
+import { ListenReports } from "./reports.js"
+import { closed, connectionOf, idle, outageOf, type State } from "./state.js"
 
 /** Manager of the listening connection and its listeners. */
 export class ListenManager {
   private state: State = idle
   private readonly listeners = new Listeners()
   private readonly connector: ListenConnector
-  private readonly location: ErrorLocation
+  private readonly reports: ListenReports
   /** Cancels the delay before the next handover, which outlives the connection. */
   private cancelHandoverDelay: (() => void) | undefined
   private readonly stopFollowingCredentials: () => void
@@ -44,10 +37,11 @@ export class ListenManager {
   constructor(
     private readonly config: DatabaseConfig,
     credentials: CredentialSource,
-    private readonly observer: Observer,
+    observer: Observer,
     private readonly edge: ListenEdge
   ) {
-    this.location = { database: config.name, server: config.writer.name }
+    const location = { database: config.name, server: config.writer.name }
+    this.reports = new ListenReports(observer, location, edge.messageOf)
     this.stopFollowingCredentials = credentials.follow(() => this.synchronize())
     this.connector = new ListenConnector(config, credentials, (connection, error) => {
       const listening = connectionOf(this.state)
@@ -153,8 +147,7 @@ export class ListenManager {
     }
     if (outage === undefined) return
     this.state = { _tag: "Listening", outage: undefined, listening }
-    const { attempts, since } = outage
-    this.observe(() => ({ _tag: "ListenRestored", ...this.location, attempts, tookMillis: clock.now() - since }))
+    this.reports.restored(outage)
   }
 
   private onMessage(listening: ListenConnection, channel: string, payload: string, processId: number): void {
@@ -167,7 +160,7 @@ export class ListenManager {
     if (connectionOf(this.state) !== listening) return
     for (const listener of this.listeners.receiversOf(channel)) {
       if (!listener.receive(payload, processId)) continue
-      this.observe(() => ({ _tag: "ListenOverflowed", database: this.location.database, channel }))
+      this.reports.overflowed(channel)
       if (listener.toleratesGaps) continue
       listener.fail({ _tag: "Missed", reason: "overflow" })
       this.remove(listener)
@@ -273,8 +266,7 @@ export class ListenManager {
     if (state._tag === "HandingOver" && state.handover.isNext(listening)) return state.handover.fail(error)
     if (connectionOf(state) !== listening) return
     this.closeListening(reason)
-    const { processId } = listening.connection
-    this.observe(() => ({ _tag: "ListenLost", ...this.location, processId, message: error.message }))
+    this.reports.lost(listening.connection.processId, error)
     this.onFailure({ _tag: "Lost", error }, outageOf(state))
   }
 
@@ -285,7 +277,7 @@ export class ListenManager {
   private onFailure(failure: ConnectionFailure, current: Outage | undefined): void {
     this.listeners.onDisconnected(failure)
     if (this.listeners.isEmpty) return
-    const outage = current ?? this.makeOutage(failure)
+    const outage = current ?? beginOutage(failure, this.edge, (outage, pause) => this.reports.retried(outage, pause))
     outage.lastFailure = failure
     // an error that needs a change of the configuration is not retried
     if (isPermanent(failure)) return this.failDisconnected(failure)
@@ -300,29 +292,8 @@ export class ListenManager {
     }
   }
 
-  private makeOutage(failure: ConnectionFailure): Outage {
-    const outage: Outage = {
-      since: clock.now(),
-      pauses: this.edge.pauses((pause) => this.reportRetry(outage, pause)),
-      firstMessage: failure._tag === "Lost" ? failure.error.message : this.edge.messageOf(failure),
-      lastFailure: failure,
-      attempts: 0
-    }
-    return outage
-  }
-
   private failDisconnected(cause: ConnectionFailure): void {
     this.listeners.failAll({ _tag: "Missed", reason: "disconnected", cause })
-  }
-
-  private reportRetry({ attempts, lastFailure }: Outage, pause: number): void {
-    this.observe(() => ({
-      _tag: "ListenRetried",
-      ...this.location,
-      attempt: attempts + 1,
-      pauseMillis: pause,
-      message: this.edge.messageOf(lastFailure)
-    }))
   }
 
   /** Closes the connection, or cancels the pause or connect before it. */
@@ -344,9 +315,5 @@ export class ListenManager {
     listening.stopHeartbeat()
     if (reason === "broken") listening.connection.destroy(reason)
     else listening.connection.end(reason)
-  }
-
-  private observe(make: () => Observation): void {
-    if (this.observer.active) this.observer.observe(make())
   }
 }
