@@ -12,7 +12,7 @@ import { type DatabaseError, fromUnknown, type Retried, type StatementError } fr
 import { Observation } from "../../Observation.js"
 import { isReplayable, type Policy, RetryPolicy } from "../../RetryPolicy.js"
 import type { Restore } from "../edge/cancellable.js"
-import { noteRetried } from "../edge/statementError.js"
+import { setRetried } from "../edge/statementError.js"
 import type { Retry } from "../transaction/context.js"
 import type { Origin, Transaction } from "../transaction/transaction.js"
 import type { Unit } from "./unit.js"
@@ -103,12 +103,12 @@ class Attempts {
    */
   end({ cause, error, origin }: Replayable): Effect.Effect<void> {
     const retried: Retried = { attempts: this.count, endedBy: this.endedBy }
-    noteRetried(error, retried)
+    setRetried(error, retried)
     const all = [...Cause.failures(cause), ...Cause.defects(cause)]
-    const isSaid = all.map((failure) => noteRetried(failure, retried)).includes(true)
+    const isReported = all.map((failure) => setRetried(failure, retried)).includes(true)
     const { database, observer } = origin
     observer.observe(Observation.RetryExhausted({ database, what: "transaction", ...retried, message: error.message }))
-    return isSaid ? Effect.void : Effect.logWarning(`the last attempt has failed: ${error.message}`)
+    return isReported ? Effect.void : Effect.logWarning(`the last attempt has failed: ${error.message}`)
   }
 }
 
