@@ -145,7 +145,7 @@ class OpenNested extends OpenUnit {
           const isKept = outcome === "commit" && Exit.isSuccess(exit)
           unit.passHooksOn(isKept)
           // the part around it must have recorded the kept work before the next part begins
-          if (isKept) unit.noteKept()
+          if (isKept) unit.recordKept()
           unit.leave()
         })
       )

@@ -99,7 +99,7 @@ export class NestedUnit extends Unit {
   /**
    * Records in the part around it, if there is one, that this part has sent a writer's statement.
    */
-  noteKept(): void {
+  recordKept(): void {
     for (const { level, outer } of this.begun) {
       if (outer !== undefined && level.touched) this.outside.part(outer)?.note(outer)
     }
