@@ -55,8 +55,8 @@ export class NestedUnit extends Unit {
   }
 
   /** Leaves retries to the unit around: a nested part is not run again by itself. */
-  override takeRetry(transaction: Transaction | undefined, asked: Retry): boolean {
-    return this.outside.takeRetry(transaction, asked)
+  override takeRetry(transaction: Transaction | undefined, retry: Retry): boolean {
+    return this.outside.takeRetry(transaction, retry)
   }
 
   /**

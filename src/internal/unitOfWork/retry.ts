@@ -123,13 +123,13 @@ export const retryTransaction = <A, E, R>(
   once: Effect.Effect<A, E, R>,
   reasonFor: (exit: Exit.Exit<A, E>) => Replayable | undefined,
   transactions: () => ReadonlyArray<Transaction>,
-  asked: Retry,
+  retry: Retry,
   policy: Policy,
   first?: Exit.Exit<A, E>
 ): Effect.Effect<A, E, R> =>
   Effect.suspend(() => {
     const attempts = new Attempts(policy)
-    const schedule = Schedule.mapInput(asked === true ? policy.transaction : asked, ({ error }: Replayable) => error)
+    const schedule = Schedule.mapInput(retry === true ? policy.transaction : retry, ({ error }: Replayable) => error)
     // a schedule that has ended takes nothing from the budget
     const granted = Schedule.whileInput(schedule, (reason) => attempts.take(reason))
     return Effect.flatMap(Schedule.driver(granted), (driver) => {
@@ -170,7 +170,7 @@ export const retryUnit = <O extends Opened, A, E, R>(
   restore: Restore,
   open: () => O,
   once: (opened: O) => Effect.Effect<A, E, R>,
-  asked: Retry,
+  retry: Retry,
   failed?: { readonly opened: O; readonly cause: Cause.Cause<E> }
 ): Effect.Effect<A, E, R> =>
   Effect.withFiberRuntime((fiber) => {
@@ -192,5 +192,5 @@ export const retryUnit = <O extends Opened, A, E, R>(
         : undefined
     }
     const first = failed === undefined ? undefined : Exit.failCause(failed.cause)
-    return retryTransaction(restore, next, reasonFor, () => opened?.unit.begun ?? [], asked, policy, first)
+    return retryTransaction(restore, next, reasonFor, () => opened?.unit.begun ?? [], retry, policy, first)
   })

@@ -190,9 +190,9 @@ const runInNewUnit = <A, E, R>(
     const handle = open()
     return Effect.catchAllCause(restore(once(handle)), (cause) => {
       const { unit } = handle
-      return unit.askedRetry === undefined
+      return unit.requestedRetry === undefined
         ? Effect.failCause(cause)
-        : retryUnit(restore, open, once, unit.askedRetry, { cause, opened: handle })
+        : retryUnit(restore, open, once, unit.requestedRetry, { cause, opened: handle })
     })
   })
 }

@@ -32,7 +32,7 @@ export class Unit extends UnitTransactions {
   /** True if the unit can be run again as a whole. */
   canRunAgain = false
   /** The schedule of attempts that a part of the unit has requested. */
-  askedRetry: Retry | undefined = undefined
+  requestedRetry: Retry | undefined = undefined
   private nestedLock: FifoLock | undefined = undefined
 
   constructor(
@@ -140,21 +140,21 @@ export class Unit extends UnitTransactions {
    * Checks the transactions that have begun, and the settings of those that have not, by the same
    * rules.
    */
-  override demand(asked: SettingsByDatabase, joins: boolean): Demanded {
-    const takeAround = super.demand(asked, joins && !this.isNested)
+  override demand(required: SettingsByDatabase, joins: boolean): Demanded {
+    const takeAround = super.demand(required, joins && !this.isNested)
     if (takeAround instanceof OptionsConflict) return takeAround
     const { begun } = this
     const own = this.settings ?? noSettingsByDatabase
     const isLeftAround = (database: string) => this.parent?.hasOpen(database) === true
     const error =
-      conflictOfBegun(begun, asked, joins) ??
-      conflictOfSettings(own, asked, isLeftAround, (database) => this.settingsFor(database))
+      conflictOfBegun(begun, required, joins) ??
+      conflictOfSettings(own, required, isLeftAround, (database) => this.settingsFor(database))
     if (error !== undefined) return error
     return () => {
       takeAround()
       for (const transaction of begun)
-        raiseIsolation(transaction, settingsOf(asked, transaction.origin.database), joins)
-      this.settings = raiseAll(own, asked, joins)
+        raiseIsolation(transaction, settingsOf(required, transaction.origin.database), joins)
+      this.settings = raiseAll(own, required, joins)
     }
   }
 
@@ -172,9 +172,9 @@ export class Unit extends UnitTransactions {
     }
   }
 
-  override takeRetry(transaction: Transaction | undefined, asked: Retry): boolean {
-    if (transaction !== undefined && !this.isOwn(transaction)) return super.takeRetry(transaction, asked)
-    if (this.canRunAgain) this.askedRetry ??= asked
+  override takeRetry(transaction: Transaction | undefined, retry: Retry): boolean {
+    if (transaction !== undefined && !this.isOwn(transaction)) return super.takeRetry(transaction, retry)
+    if (this.canRunAgain) this.requestedRetry ??= retry
     return this.canRunAgain
   }
 
