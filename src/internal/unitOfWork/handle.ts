@@ -74,7 +74,7 @@ class OpenUnit implements UnitHandle {
       // later
       if (outcome === "commit" && unit.isEnding) {
         if (restore === undefined) return this.end("rollback", undefined)
-        return Effect.matchCauseEffect(restore(unit.settled), {
+        return Effect.matchCauseEffect(restore(unit.endsOver), {
           onFailure: (cause) => Effect.zipRight(this.end("rollback", undefined), Effect.failCause(cause)),
           onSuccess: () => this.end(outcome, restore)
         })

@@ -116,8 +116,8 @@ export class Unit extends UnitTransactions {
   }
 
   /** Completes when all ends in progress are over, or fails after `busyTimeout`. */
-  get settled(): Effect.Effect<void, TransactionBusy> {
-    return Effect.suspend(() => this.ends?.settled ?? Effect.void)
+  get endsOver(): Effect.Effect<void, TransactionBusy> {
+    return Effect.suspend(() => this.ends?.allOver ?? Effect.void)
   }
 
   /** Checks whether one of these transactions is in an end in progress. */
