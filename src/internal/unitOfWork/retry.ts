@@ -102,13 +102,17 @@ class Attempts {
    * else in the log.
    */
   end({ cause, error, origin }: Replayable): Effect.Effect<void> {
-    const retried: Retried = { attempts: this.count, endedBy: this.endedBy }
-    setRetried(error, retried)
-    const all = [...Cause.failures(cause), ...Cause.defects(cause)]
-    const isReported = all.map((failure) => setRetried(failure, retried)).includes(true)
-    const { database, observer } = origin
-    observer.observe(Observation.RetryExhausted({ database, what: "transaction", ...retried, message: error.message }))
-    return isReported ? Effect.void : Effect.logWarning(`the last attempt has failed: ${error.message}`)
+    return Effect.suspend(() => {
+      const retried: Retried = { attempts: this.count, endedBy: this.endedBy }
+      setRetried(error, retried)
+      const all = [...Cause.failures(cause), ...Cause.defects(cause)]
+      const isReported = all.map((failure) => setRetried(failure, retried)).includes(true)
+      const { database, observer } = origin
+      observer.observe(
+        Observation.RetryExhausted({ database, what: "transaction", ...retried, message: error.message })
+      )
+      return isReported ? Effect.void : Effect.logWarning(`the last attempt has failed: ${error.message}`)
+    })
   }
 }
 
