@@ -56,6 +56,7 @@ const core: ReadonlyArray<string> = [
     "deliveryProbe",
     "failure",
     "handover",
+    "lifecycle",
     "listeners",
     "manager",
     "nextCommand",
