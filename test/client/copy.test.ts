@@ -12,23 +12,18 @@ import * as Stream from "effect/Stream"
 import { Consistency, type Copy, DatabaseError, DatabaseRuntime, Tenant, TestDatabase } from "effect-db"
 import { behind } from "../support/behind.js"
 import { behindBouncer, hasBouncer, makeBouncer } from "../support/bouncer.js"
-import { active, Db, fresh, freshTable, insert, Place, soon, stored } from "../support/databases.js"
+import { active, Db, fresh, freshTable, insert, look, Place, pid, soon, stored } from "../support/databases.js"
+import { failure } from "../support/failures.js"
 import { sends } from "../support/proxy.js"
 import { randoms } from "../support/random.js"
 import { at, query, terminateBackends } from "../support/server.js"
 
 const writer = Db.writer
 
-const look = <Row extends Record<string, unknown>>(text: string) =>
-  Effect.flatMap(Place, ({ writer }) => query<Row>(writer, text))
-
 const copy = <E, R>(rows: Stream.Stream<Copy.Row, E, R>, options?: Copy.Options, columns = ["name", "amount"]) =>
   Effect.flatMap(writer, (sql) => sql.copyFrom("item", columns, rows, options))
 
 const given = (...rows: ReadonlyArray<Copy.Row>) => Stream.fromIterable(rows)
-
-/** Returns a failure without its wrapping. */
-const failure = <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.flip(DatabaseError.refine(self))
 
 const copyFailure = <A, E, R>(self: Effect.Effect<A, E, R>) =>
   Effect.map(failure(self), (error) =>
@@ -36,10 +31,6 @@ const copyFailure = <A, E, R>(self: Effect.Effect<A, E, R>) =>
   )
 
 const textOf = <E, R>(blocks: Stream.Stream<Uint8Array, E, R>) => Stream.mkString(Stream.decodeText(blocks))
-
-const processId = Effect.flatMap(writer, (sql) =>
-  Effect.map(sql<{ pid: number }>`SELECT pg_backend_pid() AS pid`, ([row]) => row?.pid)
-)
 
 /** Opens a database with one connection, so that it shows if the connection is kept. */
 const one = () => fresh({ maxConnections: 1, readers: [] })
@@ -218,17 +209,17 @@ describe("copyFrom", () => {
 
     it.scopedLive(`copyFrom stores nothing when its rows end in a failure, and keeps its connection, ${place}`, () =>
       Effect.gen(function* () {
-        const before = yield* processId
+        const before = yield* pid
         const failing = Stream.concat(Stream.take(endless, 20_000), Stream.fail("no more"))
         expect(yield* within(Effect.flip(copy(failing)))).toBe("no more")
         expect(yield* stored).toEqual(kept)
-        expect(yield* processId).toBe(before)
+        expect(yield* pid).toBe(before)
       }).pipe(Effect.provide(one()))
     )
 
     it.scopedLive(`copyFrom stores nothing when it is interrupted, and keeps its connection, ${place}`, () =>
       Effect.gen(function* () {
-        const before = yield* processId
+        const before = yield* pid
         const sent = yield* Deferred.make<void>()
         const stuck = Stream.concat(Stream.take(endless, 20_000), Stream.never)
         const interrupted = Effect.gen(function* () {
@@ -238,14 +229,14 @@ describe("copyFrom", () => {
         })
         expect(Exit.isInterrupted(yield* within(interrupted))).toBe(true)
         expect(yield* stored).toEqual(kept)
-        expect(yield* processId).toBe(before)
+        expect(yield* pid).toBe(before)
         expect(yield* active).toBe(0)
       }).pipe(Effect.provide(one()))
     )
 
     it.scopedLive(`copyFrom stores nothing when its data is refused, and reports the line and column, ${place}`, () =>
       Effect.gen(function* () {
-        const before = yield* processId
+        const before = yield* pid
         const wrong = Stream.concat(Stream.take(endless, 1000), given(["x", "many"], ["y", 1]))
         const error = yield* within(copyFailure(copy(wrong)))
         expect(error).toMatchObject({ table: "item", line: 1001, column: "amount" })
@@ -253,7 +244,7 @@ describe("copyFrom", () => {
           /^database "app" at \S+: COPY into item, line 1001, column amount: invalid input syntax for type integer: "many" - no row was stored\n {2}in: COPY "item" \("name", "amount"\) FROM STDIN WITH/
         )
         expect(yield* stored).toEqual(kept)
-        expect(yield* processId).toBe(before)
+        expect(yield* pid).toBe(before)
       }).pipe(Effect.provide(one()))
     )
   }
@@ -396,7 +387,7 @@ describe("copyFrom", () => {
             'BEGIN PERFORM pg_advisory_xact_lock_shared(7); RETURN NULL; END';
           CREATE TRIGGER wait AFTER INSERT ON item FOR EACH STATEMENT EXECUTE FUNCTION wait()`)
         const { name, writer: url } = yield* Place
-        const before = yield* processId
+        const before = yield* pid
         yield* Effect.scoped(
           Effect.gen(function* () {
             const other = Context.get(yield* Layer.build(Db.layer({ writer: url })), Db)
@@ -412,7 +403,7 @@ describe("copyFrom", () => {
                 [name]
               ).pipe(Effect.repeat({ schedule: soon, until: (rows) => rows.length === 1 }))
               yield* Fiber.interrupt(copying)
-              return yield* processId
+              return yield* pid
             })
             expect(yield* Db.withTransaction(interrupted)).toBe(before)
             expect(yield* interrupted).toBe(before)
@@ -451,7 +442,7 @@ describe("copyFrom", () => {
 
   it.scopedLive("copyFrom fails with a typed error when it is cancelled on the server, and keeps its connection", () =>
     Effect.gen(function* () {
-      const before = yield* processId
+      const before = yield* pid
       const sent = yield* Deferred.make<void>()
       const copying = yield* Effect.fork(
         failure(copy(endless, { onProgress: () => Deferred.succeed(sent, undefined) }))
@@ -459,7 +450,7 @@ describe("copyFrom", () => {
       yield* Deferred.await(sent)
       yield* look(`SELECT pg_cancel_backend(${before})`)
       expect((yield* Fiber.join(copying))._tag).toBe("StatementTimeout")
-      expect(yield* processId).toBe(before)
+      expect(yield* pid).toBe(before)
     }).pipe(Effect.provide(one()))
   )
 
@@ -616,7 +607,7 @@ describe("copyTo", () => {
   it.scopedLive("copyTo that is not read to its end keeps its connection if the rest arrives soon", () =>
     Effect.gen(function* () {
       const sql = yield* writer
-      const before = yield* processId
+      const before = yield* pid
       const rows = sql.copyTo(
         sql`INSERT INTO item (name) SELECT n::text FROM generate_series(1, 3000) AS n RETURNING name`
       )
@@ -624,7 +615,7 @@ describe("copyTo", () => {
       expect(String(block)).toMatch(/^1\n2\n/)
       expect(yield* stored).toHaveLength(3000)
       yield* Db.withTransaction(Effect.zipRight(Stream.runDrain(Stream.take(rows, 0)), sql`TRUNCATE item`))
-      expect(yield* processId).toBe(before)
+      expect(yield* pid).toBe(before)
     }).pipe(Effect.provide(one()))
   )
 
@@ -637,22 +628,22 @@ describe("copyTo", () => {
     () =>
       Effect.gen(function* () {
         const sql = yield* writer
-        const before = yield* processId
+        const before = yield* pid
         const rows = sql.copyTo(slow(sql))
         expect(yield* Stream.runCount(Stream.take(rows, 1))).toBe(1)
         expect(yield* active).toBe(0)
-        expect(yield* processId).toBe(before)
+        expect(yield* pid).toBe(before)
         const inside = Effect.zipRight(Stream.runDrain(Stream.take(rows, 1)), insert("after"))
         yield* Db.withTransaction(Effect.zipRight(insert("before"), inside))
         expect(yield* stored).toEqual(["after", "before"])
-        expect(yield* processId).toBe(before)
+        expect(yield* pid).toBe(before)
       }).pipe(Effect.provide(one()))
   )
 
   it.scopedLive("copyTo that is interrupted has the server stop, and its transaction goes on", () =>
     Effect.gen(function* () {
       const sql = yield* writer
-      const before = yield* processId
+      const before = yield* pid
       const interrupted = Effect.gen(function* () {
         const first = yield* Deferred.make<void>()
         const reading = yield* Effect.fork(
@@ -664,7 +655,7 @@ describe("copyTo", () => {
       })
       yield* Db.withTransaction(interrupted)
       expect(yield* stored).toEqual(["after"])
-      expect(yield* processId).toBe(before)
+      expect(yield* pid).toBe(before)
     }).pipe(Effect.provide(one()))
   )
 
@@ -833,7 +824,7 @@ describe("COPY", () => {
     () =>
       Effect.gen(function* () {
         const sql = yield* writer
-        const before = yield* processId
+        const before = yield* pid
         const refusals = Effect.gen(function* () {
           const from = yield* failure(sql`COPY item FROM STDIN`)
           expect([from._tag, from.message]).toEqual(["QueryFailed", expect.stringContaining("use sql.copyFrom")])
@@ -846,13 +837,13 @@ describe("COPY", () => {
         })
         yield* refusals
         yield* Tenant.withTenant(refusals, "public")
-        expect(yield* processId).toBe(before)
+        expect(yield* pid).toBe(before)
         // a refused COPY is a failed statement, which a transaction does not survive, and a savepoint does
         yield* Db.withTransaction(
           Effect.zipRight(Effect.flip(Db.withTransaction(sql`COPY item FROM STDIN`)), copy(given(["a", 1])))
         )
         expect(yield* stored).toEqual(["a"])
-        expect(yield* processId).toBe(before)
+        expect(yield* pid).toBe(before)
       }).pipe(Effect.provide(one()))
   )
 

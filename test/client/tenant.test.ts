@@ -27,7 +27,8 @@ import {
 } from "effect-db"
 import { describe } from "vitest"
 import { pooled } from "../support/bouncer.js"
-import { Audit, active, Db, Place, soon } from "../support/databases.js"
+import { Audit, active, Db, insert, Place, run, soon } from "../support/databases.js"
+import { failure } from "../support/failures.js"
 import { type Message, makeProxy, sends } from "../support/proxy.js"
 import { freshDatabase, query, terminateBackends } from "../support/server.js"
 
@@ -85,8 +86,6 @@ const there = on("reader")
 const a = Db.withSchema("a")
 const b = Db.withSchema("b")
 
-const add = (name: string) => Effect.flatMap(Db.writer, (sql) => sql`INSERT INTO item ${sql.insert({ name })}`)
-
 /** The rows of each schema, as another session sees them. */
 const stored = Effect.flatMap(Place, ({ writer }) =>
   Effect.map(
@@ -97,10 +96,6 @@ const stored = Effect.flatMap(Place, ({ writer }) =>
     (rows) => rows.map(({ row }) => row)
   )
 )
-
-const run = (text: string) => Effect.flatMap(Db.writer, (sql) => sql.unsafe(text))
-
-const failure = <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.flip(DatabaseError.refine(self))
 
 const tagOf = <A, E, R>(self: Effect.Effect<A, E, R>) =>
   Effect.map(failure(self), (error) => (DatabaseError.isDatabaseError(error) ? error._tag : error))
@@ -143,7 +138,7 @@ for (const [mode, name] of modes) {
               ["public", "a", "b", "public", "a", "public", "b", "public"]
             )
           }
-          yield* Effect.all([add("1"), a(add("1")), b(add("1"))])
+          yield* Effect.all([insert("1"), a(insert("1")), b(insert("1"))])
           assert.deepStrictEqual(yield* stored, ["a: 1", "b: 1", "public: 1"])
           assert.deepStrictEqual(yield* run("SHOW search_path"), [{ search_path: '"$user", public' }])
         }).pipe(Effect.provide(given()))
@@ -195,8 +190,8 @@ for (const [mode, name] of modes) {
 
     it.scopedLive("a statement that fails in a schema scope leaves nothing behind", () =>
       Effect.gen(function* () {
-        yield* a(add("1"))
-        assert.strictEqual(yield* tagOf(a(add("1"))), "UniqueViolation")
+        yield* a(insert("1"))
+        assert.strictEqual(yield* tagOf(a(insert("1"))), "UniqueViolation")
         assert.strictEqual(yield* tagOf(b(run("SELECT * FROM nowhere"))), "QueryFailed")
         assert.deepStrictEqual(yield* Effect.all([here, b(here)]), ["public", "b"])
         assert.strictEqual(yield* active, 0)
@@ -208,7 +203,7 @@ for (const [mode, name] of modes) {
         const seen = yield* Db.withTransaction(
           Effect.gen(function* () {
             const all = yield* Effect.all([a(here), a(here), here, b(here), a(here), here, here])
-            yield* Effect.all([add("1"), a(add("1")), b(add("1"))])
+            yield* Effect.all([insert("1"), a(insert("1")), b(insert("1"))])
             return all
           })
         )
@@ -226,7 +221,7 @@ for (const [mode, name] of modes) {
           "a",
           "a"
         ])
-        const unit = UnitOfWork.run(Effect.all([there, here, add("1"), there, b(there), b(here), here]))
+        const unit = UnitOfWork.run(Effect.all([there, here, insert("1"), there, b(there), b(here), here]))
         assert.deepStrictEqual(yield* a(unit), ["a", "a", [], "a", "b", "b", "a"])
         assert.deepStrictEqual(yield* stored, ["a: 1"])
       }).pipe(Effect.provide(given()))
@@ -339,7 +334,7 @@ for (const [mode, name] of modes) {
           ])
           yield* Db.withTransaction(
             Effect.gen(function* () {
-              yield* a(add("1"))
+              yield* a(insert("1"))
               assert.deepStrictEqual(yield* Effect.all([a(standby), standby, b(standby), here]), [
                 [false, "a"],
                 [false, "public"],
@@ -398,10 +393,10 @@ for (const [mode, name] of modes) {
         assert.deepStrictEqual(yield* UnitOfWork.run(outside), ["a", "a", "a"])
         yield* UnitOfWork.run(
           Effect.all([
-            a(Db.beforeCommit(add("before"))),
-            b(Db.afterCommit(add("after"))),
-            Db.beforeCommit(add("before")),
-            add("1")
+            a(Db.beforeCommit(insert("before"))),
+            b(Db.afterCommit(insert("after"))),
+            Db.beforeCommit(insert("before")),
+            insert("1")
           ])
         )
         assert.deepStrictEqual(yield* stored, ["a: before", "b: after", "public: 1", "public: before"])
@@ -423,7 +418,7 @@ for (const [mode, name] of modes) {
         let attempt = 0
         const whole = Db.withTransaction(
           Effect.gen(function* () {
-            yield* add(`${++attempt}`)
+            yield* insert(`${++attempt}`)
             if (attempt === 1) yield* terminateBackends(name)
             return yield* Effect.all([here, b(here), here])
           }),
@@ -455,13 +450,13 @@ for (const [mode, name] of modes) {
             ...["a", "public", "b", "public", "a", "public"]
           ])
           assert.deepStrictEqual(yield* a(Db.withTransaction(Effect.all([here, b(here), there]))), ["a", "b", "a"])
-          assert.deepStrictEqual(yield* UnitOfWork.run(Effect.all([here, a(add("1")), there, a(there)])), [
+          assert.deepStrictEqual(yield* UnitOfWork.run(Effect.all([here, a(insert("1")), there, a(there)])), [
             "public",
             [],
             "public",
             "a"
           ])
-          assert.strictEqual(yield* tagOf(a(add("1"))), "UniqueViolation")
+          assert.strictEqual(yield* tagOf(a(insert("1"))), "UniqueViolation")
           assert.deepStrictEqual(yield* Effect.all([here, b(here), here]), ["public", "b", "public"])
           const { reserve } = sql
           const reserved = Effect.scoped(

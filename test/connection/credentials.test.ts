@@ -36,6 +36,7 @@ import { openConnection } from "../../src/internal/connection/openConnection.js"
 import { Connections } from "../../src/internal/pool/connections.js"
 import { Secret } from "../../src/internal/protocol/secret.js"
 import { Audit, Db, soon } from "../support/databases.js"
+import { failure, taggedFailure } from "../support/failures.js"
 import { makeProxy } from "../support/proxy.js"
 import { anonymous, freshRole, Provider, type Role } from "../support/roles.js"
 import { freshDatabase, query, terminateBackends } from "../support/server.js"
@@ -121,20 +122,6 @@ const users = (admin: Redacted.Redacted<string>, name: string) =>
       [name]
     ),
     (rows) => rows.map(({ user }) => user)
-  )
-
-/** Returns the one typed failure of an effect. */
-const failure = <A, E, R>(self: Effect.Effect<A, E, R>) =>
-  Effect.map(Effect.exit(DatabaseError.refine(self)), (exit) => {
-    if (Exit.isFailure(exit) && Cause.isFailType(exit.cause) && DatabaseError.isDatabaseError(exit.cause.error)) {
-      return exit.cause.error
-    }
-    return assert.fail(`no typed failure, but ${Exit.isSuccess(exit) ? "a success" : Cause.pretty(exit.cause)}`)
-  })
-
-const connectFailure = <A, E, R>(self: Effect.Effect<A, E, R>) =>
-  Effect.map(failure(self), (error) =>
-    error._tag === "ConnectFailed" ? error : assert.fail(`no ConnectFailed, but ${error.message}`)
   )
 
 class Refused extends Error {
@@ -424,7 +411,7 @@ describe("credentials from a provider", () => {
       const { a, provider, writer } = yield* given
       const { figures, sql } = yield* open({ writer, credentials: provider.credentials })
       provider.answer = Effect.succeed({ username: a.name, password: Redacted.make("of yesterday") })
-      const error = yield* connectFailure(sql`SELECT 1`)
+      const error = yield* taggedFailure("ConnectFailed", sql`SELECT 1`)
       assert.strictEqual(error.reason, "authentication")
       assert.strictEqual(provider.asked, 2)
       provider.use(a)
@@ -447,7 +434,7 @@ describe("credentials from a provider", () => {
           password: Redacted.make("wrong")
         }
       })
-      assert.strictEqual((yield* connectFailure(sql`SELECT 1`)).reason, "authentication")
+      assert.strictEqual((yield* taggedFailure("ConnectFailed", sql`SELECT 1`)).reason, "authentication")
       assert.strictEqual(proxy.accepted, 1)
     })
   )
@@ -484,7 +471,7 @@ describe("credentials from a provider", () => {
         yield* terminateBackends(name)
         const once = sql`SELECT 1`.pipe(RetryPolicy.with(RetryPolicy.never))
         // within connectTimeout, and a second
-        const error = yield* connectFailure(Effect.timeout(once, "1300 millis"))
+        const error = yield* taggedFailure("ConnectFailed", Effect.timeout(once, "1300 millis"))
         assert.strictEqual(error.reason, "credentials")
         const told = error.cause instanceof Error ? error.cause.cause : undefined
         if (cause !== undefined) assert.strictEqual(Redacted.isRedacted(told) && Redacted.value(told), cause)
@@ -500,7 +487,10 @@ describe("credentials from a provider", () => {
           credentials: answer,
           connectTimeout: "300 millis"
         })
-        const atStart = yield* connectFailure(Effect.timeout(Effect.scoped(Layer.build(closedAtStart)), "1300 millis"))
+        const atStart = yield* taggedFailure(
+          "ConnectFailed",
+          Effect.timeout(Effect.scoped(Layer.build(closedAtStart)), "1300 millis")
+        )
         assert.strictEqual(atStart.reason, "credentials")
       })
     )
@@ -531,7 +521,7 @@ describe("credentials from a provider", () => {
           provider.answer = answer
           const cause = yield* Effect.flip(Effect.sandbox(sql`SELECT 1`.pipe(RetryPolicy.with(RetryPolicy.never))))
           yield* Effect.logError("no", cause)
-          const error = yield* connectFailure(Effect.failCause(cause))
+          const error = yield* taggedFailure("ConnectFailed", Effect.failCause(cause))
           printed(Cause.pretty(cause, { renderErrorCause: true }), cause, error, error.cause)
           assert.isTrue(error.cause instanceof Error && Redacted.isRedacted(error.cause.cause))
         }
@@ -626,7 +616,7 @@ describe("credentials from a provider", () => {
         password: Config.redacted("EFFECT_DB_TEST_PASSWORD")
       })
       const { sql } = yield* open({ writer, credentials })
-      const missing = yield* connectFailure(sql`SELECT 1`.pipe(RetryPolicy.with(RetryPolicy.never)))
+      const missing = yield* taggedFailure("ConnectFailed", sql`SELECT 1`.pipe(RetryPolicy.with(RetryPolicy.never)))
       assert.strictEqual(missing.reason, "credentials")
       use(a)
       assert.strictEqual((yield* session(sql)).user, a.name)
@@ -823,7 +813,7 @@ describe("the password file of a connection", () => {
       for (const [file, why] of cases) {
         const passwordFile = inFolder(file)
         const { sql } = yield* open({ writer: { ...server, passwordFile } })
-        const error = yield* connectFailure(sql`SELECT 1`.pipe(RetryPolicy.with(RetryPolicy.never)))
+        const error = yield* taggedFailure("ConnectFailed", sql`SELECT 1`.pipe(RetryPolicy.with(RetryPolicy.never)))
         assert.strictEqual(error.reason, "credentials")
         assert.include(error.message, `the password file ${passwordFile} cannot be used: ${why}`)
         if (file.includes("/")) continue

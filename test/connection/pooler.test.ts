@@ -3,7 +3,6 @@
  * left behind in the sessions that all clients share.
  */
 import { assert, it } from "@effect/vitest"
-import * as Cause from "effect/Cause"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -17,7 +16,9 @@ import * as Stream from "effect/Stream"
 import { Consistency, type Database, DatabaseError, RetryPolicy, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
 import { type Bouncer, behindBouncer, freshPooled, hasBouncer, makeBouncer, pooled } from "../support/bouncer.js"
+import { changedUrl } from "../support/changedUrl.js"
 import { active, Db, freshTable, insert, Place, soon, stored } from "../support/databases.js"
+import { taggedFailure } from "../support/failures.js"
 import { makeProxy, sends } from "../support/proxy.js"
 import { freshDatabase, query, terminateBackends } from "../support/server.js"
 import * as KnownFailures from "../support/suites/knownFailures.js"
@@ -36,18 +37,9 @@ const behind = <A, E>(
     return yield* Effect.provide(body(bouncer), Layer.merge(database, Layer.succeed(Place, place)))
   })
 
-/** Returns the failure of an effect, which must have this tag. */
-const failure = <Tag extends DatabaseError.DatabaseError["_tag"], A, E, R>(tag: Tag, self: Effect.Effect<A, E, R>) =>
-  Effect.map(Effect.exit(DatabaseError.refine(self)), (exit) => {
-    const isIt = (u: unknown): u is Extract<DatabaseError.DatabaseError, { readonly _tag: Tag }> =>
-      DatabaseError.isDatabaseError(u) && u._tag === tag
-    if (Exit.isFailure(exit) && Cause.isFailType(exit.cause) && isIt(exit.cause.error)) return exit.cause.error
-    return assert.fail(`no ${tag}, but ${Exit.isSuccess(exit) ? "a success" : Cause.pretty(exit.cause)}`)
-  })
-
 /** Returns the failure of opening a database. */
 const refusal = (options: Database.Options) =>
-  failure("ConnectFailed", Effect.scoped(Layer.build(Db.layer({ mode: "transactionPooler", ...options }))))
+  taggedFailure("ConnectFailed", Effect.scoped(Layer.build(Db.layer({ mode: "transactionPooler", ...options }))))
 
 const once = RetryPolicy.with(RetryPolicy.never)
 
@@ -163,7 +155,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
           const sql = yield* Db.reader
           const read = sql`SELECT count(*)::int AS n FROM item`
           const strict = Consistency.AtLeast({ token, maxWait: "5 seconds", otherwise: "fail" })
-          const error = yield* failure("NoReplicaCaughtUp", Db.withConsistency(read, strict))
+          const error = yield* taggedFailure("NoReplicaCaughtUp", Db.withConsistency(read, strict))
           assert.include(error.message, "pooler")
           const lenient = Consistency.AtLeast({ token, maxWait: "5 seconds" })
           assert.deepStrictEqual(yield* Db.withConsistency(read, lenient), [{ n: 1 }])
@@ -282,10 +274,10 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
         Effect.gen(function* () {
           const { name, writer } = yield* Place
           const sql = yield* Db.writer
-          yield* failure("StatementTimeout", sql`SELECT pg_sleep(20)`)
-          yield* failure("StatementTimeout", sql`SELECT 1; SELECT pg_sleep(20)`)
-          yield* failure("StatementTimeout", Db.withTransaction(sql`SELECT pg_sleep(20)`))
-          yield* failure(
+          yield* taggedFailure("StatementTimeout", sql`SELECT pg_sleep(20)`)
+          yield* taggedFailure("StatementTimeout", sql`SELECT 1; SELECT pg_sleep(20)`)
+          yield* taggedFailure("StatementTimeout", Db.withTransaction(sql`SELECT pg_sleep(20)`))
+          yield* taggedFailure(
             "IdleTransactionTimeout",
             Db.withTransaction(
               Effect.gen(function* () {
@@ -311,7 +303,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
           const sql = yield* Db.writer
           yield* insert("locked")
           const update = sql`UPDATE item SET amount = 1`
-          yield* Db.withTransaction(Effect.zipRight(update, failure("LockTimeout", Db.independent(update))))
+          yield* Db.withTransaction(Effect.zipRight(update, taggedFailure("LockTimeout", Db.independent(update))))
           assert.deepStrictEqual(yield* stored, ["locked"])
           assert.strictEqual(yield* active, 0)
         })
@@ -322,7 +314,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
       behind({ idle_transaction_timeout: 1, query_timeout: 2 }, {}, (bouncer) =>
         Effect.gen(function* () {
           const sql = yield* Db.writer
-          yield* failure(
+          yield* taggedFailure(
             "IdleTransactionTimeout",
             Db.withTransaction(
               Effect.gen(function* () {
@@ -335,7 +327,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
               })
             )
           )
-          const error = yield* failure("Disconnected", sql`SELECT pg_sleep(20)`)
+          const error = yield* taggedFailure("Disconnected", sql`SELECT pg_sleep(20)`)
           assert.strictEqual(error.outcome, "inDoubt")
           assert.deepStrictEqual(yield* stored, [])
           yield* insert("next")
@@ -347,13 +339,13 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
   describe("readers behind PgBouncer", () => {
     const refusesWrites = Effect.gen(function* () {
       const reader = yield* Db.reader
-      const refused = <A, E>(self: Effect.Effect<A, E>) => failure("ReadOnlyViolation", self)
+      const refused = <A, E>(self: Effect.Effect<A, E>) => taggedFailure("ReadOnlyViolation", self)
       const write = reader`INSERT INTO item (name) VALUES ('x')`
       yield* refused(write)
       yield* refused(reader`WITH x AS (INSERT INTO item (name) VALUES ('x') RETURNING *) SELECT * FROM x`)
       yield* refused(Stream.runDrain(reader`INSERT INTO item (name) VALUES ('x') RETURNING *`.stream))
       yield* refused(reader.withTransaction(write))
-      const escape = yield* failure("QueryFailed", reader.withTransaction(reader`SET TRANSACTION READ WRITE`))
+      const escape = yield* taggedFailure("QueryFailed", reader.withTransaction(reader`SET TRANSACTION READ WRITE`))
       assert.strictEqual(escape.sqlState, "25001")
       assert.deepStrictEqual(yield* stored, [])
       assert.strictEqual(yield* active, 0)
@@ -368,7 +360,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
            $$ BEGIN SET transaction_read_only = off; INSERT INTO item (name) VALUES ('x'); END $$`
         )
         const reader = yield* Db.reader
-        yield* failure("QueryFailed", reader`SELECT sly()`)
+        yield* taggedFailure("QueryFailed", reader`SELECT sly()`)
         // the settings that it makes itself end before its next statement
         yield* reader`SET TRANSACTION READ WRITE`
         yield* refusesWrites
@@ -407,7 +399,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
           assert.deepStrictEqual(yield* where, { standby: true })
           yield* bouncer.aim(place.writer)
           assert.deepStrictEqual(yield* where, { standby: false })
-          yield* failure("ReadOnlyViolation", reader`INSERT INTO item (name) VALUES ('x')`)
+          yield* taggedFailure("ReadOnlyViolation", reader`INSERT INTO item (name) VALUES ('x')`)
         }).pipe(Effect.provide(database))
       })
     )
@@ -443,17 +435,10 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
     it.scopedLive("batches of requests stay in their transactions", () =>
       Effect.gen(function* () {
         const place = yield* KnownFailures.freshTables
-        const { statements, transactions } = yield* Effect.flatMap(Db.writer, KnownFailures.batches).pipe(
+        const batches = yield* Effect.flatMap(Db.writer, KnownFailures.batches).pipe(
           Effect.provide(Db.layer({ writer: (pooled(place.name) ?? place).writer, mode: "transactionPooler" }))
         )
-        assert.strictEqual(statements, 2)
-        for (const { names, own, seen } of transactions) {
-          assert.deepStrictEqual(
-            seen,
-            names.map((name) => ({ name, pid: own }))
-          )
-        }
-        assert.lengthOf(yield* KnownFailures.stored(place), 6)
+        yield* KnownFailures.batchesKeptApart(batches, place)
       })
     )
   })
@@ -467,7 +452,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
       const direct = yield* Effect.flatMap(listener, (context) => Effect.provide(Db.writer, context))
       yield* Effect.forkScoped(Stream.runForEach(direct.listen("news"), (_) => Deferred.succeed(heard, _)))
       for (const refused of [Stream.runDrain(sql.listen("news")), Effect.scoped(sql.reserve)]) {
-        const error = yield* failure("ConfigInvalid", refused)
+        const error = yield* taggedFailure("ConfigInvalid", refused)
         assert.strictEqual(error.setting, "mode")
         assert.match(error.message, /"session" for (listen|reserve)/)
       }
@@ -619,7 +604,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
             yield* sql`SELECT 1`
             assert.strictEqual(yield* terminateBackends(name), 1)
             yield* insert("kept")
-            const error = yield* failure(
+            const error = yield* taggedFailure(
               "Disconnected",
               Db.withTransaction(Effect.all([insert("undone"), terminateBackends(name), insert("late")]))
             )
@@ -657,9 +642,9 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
         Effect.gen(function* () {
           const { name } = yield* Place
           const sql = yield* Db.writer
-          const statement = yield* Effect.fork(failure("Disconnected", sql`SELECT pg_sleep(20)`))
+          const statement = yield* Effect.fork(taggedFailure("Disconnected", sql`SELECT pg_sleep(20)`))
           yield* running(1, "SELECT pg_sleep%")
-          const error = yield* failure(
+          const error = yield* taggedFailure(
             "Disconnected",
             Db.withTransaction(Effect.all([insert("undone"), bouncer.admin(`KILL ${name}`), insert("late")]))
           )
@@ -677,15 +662,15 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
       behind({}, {}, (bouncer) =>
         Effect.gen(function* () {
           const sql = yield* Db.writer
-          const statement = yield* Effect.fork(failure("Disconnected", sql`SELECT pg_sleep(20)`))
+          const statement = yield* Effect.fork(taggedFailure("Disconnected", sql`SELECT pg_sleep(20)`))
           yield* running(1, "SELECT pg_sleep%")
-          const error = yield* failure(
+          const error = yield* taggedFailure(
             "Disconnected",
             Db.withTransaction(Effect.all([insert("undone"), bouncer.stop, insert("late")]))
           )
           assert.strictEqual(error.outcome, "undone")
           assert.strictEqual((yield* Fiber.join(statement)).outcome, "inDoubt")
-          assert.strictEqual((yield* failure("ConnectFailed", once(insert("down")))).reason, "unreachable")
+          assert.strictEqual((yield* taggedFailure("ConnectFailed", once(insert("down")))).reason, "unreachable")
           yield* bouncer.start
           yield* insert("next")
           assert.deepStrictEqual(yield* stored, ["next"])
@@ -704,7 +689,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
             until: (servers) => servers.some(({ state }) => state === "active")
           })
           for (const refused of [once(insert("refused")), once(Db.withTransaction(insert("refused")))]) {
-            assert.strictEqual((yield* failure("Disconnected", refused)).outcome, "notSent")
+            assert.strictEqual((yield* taggedFailure("Disconnected", refused)).outcome, "notSent")
           }
           const patient = yield* Effect.fork(insert("patient"))
           yield* waiting(bouncer, 1)
@@ -718,21 +703,15 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
   })
 
   describe("failed connects behind PgBouncer", () => {
-    const changed = (url: Redacted.Redacted<string>, change: (url: URL) => void) => {
-      const changed = new URL(Redacted.value(url))
-      change(changed)
-      return Redacted.make(changed.href)
-    }
-
     it.scopedLive("a failed connect reports the reason: the password, the user, the database, the role", () =>
       Effect.gen(function* () {
         const place = yield* freshDatabase
         const { reader, writer } = pooled(place.name) ?? place
         const cases = {
-          authentication: changed(writer, (url) => {
+          authentication: changedUrl(writer, (url) => {
             url.password = "wrong"
           }),
-          noSuchDatabase: changed(writer, (url) => {
+          noSuchDatabase: changedUrl(writer, (url) => {
             url.pathname = "/nowhere"
           }),
           wrongRole: reader
@@ -740,7 +719,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
         for (const [reason, url] of Object.entries(cases)) {
           assert.strictEqual((yield* refusal({ writer: url })).reason, reason)
         }
-        const unknown = changed(writer, (url) => {
+        const unknown = changedUrl(writer, (url) => {
           url.username = "nobody"
         })
         assert.strictEqual((yield* refusal({ writer: unknown })).reason, "authentication")
@@ -756,10 +735,10 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
             Effect.provide(insert("x"), context)
           )
           yield* bouncer.admin(`DISABLE ${name}`)
-          assert.strictEqual((yield* failure("ConnectFailed", once(another))).reason, "startingUp")
+          assert.strictEqual((yield* taggedFailure("ConnectFailed", once(another))).reason, "startingUp")
           yield* bouncer.admin(`ENABLE ${name}`)
           yield* another
-          assert.strictEqual((yield* failure("ConnectFailed", once(another))).reason, "tooManyConnections")
+          assert.strictEqual((yield* taggedFailure("ConnectFailed", once(another))).reason, "tooManyConnections")
         })
       )
     )

@@ -42,6 +42,11 @@ vi.mock("../../src/internal/embedded/freePort.js", async (original) => {
 
 const make = (options: EmbeddedPostgres.Options = {}) => Embedded.make({ directory: memory, ...options })
 
+/** A cluster of a primary and one replica. */
+const withReplica = Effect.flatMap(make({ replicas: 1 }), ({ primary, replicas: [replica] }) =>
+  replica === undefined ? Effect.dieMessage("no replica") : Effect.succeed({ primary, replica })
+)
+
 const isRoot = process.getuid?.() === 0
 
 /** An empty folder that every user may enter, removed at the end. */
@@ -286,11 +291,7 @@ describe("an embedded server", () => {
 
   it.scopedLive("a server does not answer while it is frozen, and goes on when it is thawed", () =>
     Effect.gen(function* () {
-      const {
-        primary,
-        replicas: [replica]
-      } = yield* make({ replicas: 1 })
-      if (replica === undefined) return expect.fail("no replica")
+      const { primary, replica } = yield* withReplica
       const client = yield* connection(replica.url())
       yield* replica.freeze
       expect(yield* replica.isRunning).toBe(true)
@@ -341,11 +342,7 @@ describe("an embedded server", () => {
 
   it.scopedLive("a server takes writes when it is promoted, also after a restart", () =>
     Effect.gen(function* () {
-      const {
-        primary,
-        replicas: [replica]
-      } = yield* make({ replicas: 1 })
-      if (replica === undefined) return expect.fail("no replica")
+      const { primary, replica } = yield* withReplica
       yield* primary.kill
       yield* replica.promote
       yield* query(replica.url(), "CREATE TABLE t AS SELECT 1 AS n")

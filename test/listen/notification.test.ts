@@ -16,6 +16,7 @@ import { DatabaseError, EmbeddedPostgres, type Notification, type Observation, R
 import { describe } from "vitest"
 import { behindBouncer, hasBouncer, makeBouncer } from "../support/bouncer.js"
 import { Audit, Db, fresh, insert, Place, soon, stored } from "../support/databases.js"
+import { turn } from "../support/eventually.js"
 import { type Message, makeProxy, sends } from "../support/proxy.js"
 import { randoms } from "../support/random.js"
 import { anonymous, freshRole, Provider } from "../support/roles.js"
@@ -791,11 +792,6 @@ describe("Notification", () => {
   })
 
   describe("views that are refreshed at each gap", () => {
-    /** One more turn of the event loop. */
-    const turn = Effect.async<void>((resume) => {
-      setImmediate(() => resume(Effect.void))
-    })
-
     /**
      * Changes rows through a good network; the fiber that follows them has a bad one, and takes its
      * time.

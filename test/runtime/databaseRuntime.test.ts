@@ -9,10 +9,9 @@ import * as Logger from "effect/Logger"
 import { Consistency, DatabaseError, DatabaseRuntime } from "effect-db"
 import { audit, event } from "../support/audit.js"
 import { Audit, Db, freshTable, insert, Place, soon, stored } from "../support/databases.js"
+import { tagOf } from "../support/failures.js"
 import { makeProxy } from "../support/proxy.js"
 import { freshDatabase, query } from "../support/server.js"
-
-const tagOf = (error: unknown): unknown => (error instanceof Error && "_tag" in error ? error._tag : error)
 
 const failure = (promise: Promise<unknown>): Effect.Effect<unknown> =>
   Effect.promise(() =>

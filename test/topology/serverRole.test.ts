@@ -11,13 +11,15 @@ import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { type Database, DatabaseError, EmbeddedPostgres, RetryPolicy, TestDatabase, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
-import { behind, failure, until } from "../support/behind.js"
+import { behind } from "../support/behind.js"
 import { type Bouncer, behindBouncer, hasBouncer, makeBouncer } from "../support/bouncer.js"
 import { Db, freshTable, insert, Place, soon, stored } from "../support/databases.js"
 import { directory } from "../support/directory.js"
+import { eventually, until } from "../support/eventually.js"
+import { failure } from "../support/failures.js"
 import { makeProxy, sends } from "../support/proxy.js"
 import { query } from "../support/server.js"
-import { eventually, figures, only, watch } from "../support/suites/pooling/way.js"
+import { figures, only, watch } from "../support/suites/pooling/observations.js"
 
 const wrongRoles = (facts: Effect.Effect.Success<typeof watch>) =>
   only(facts, "ConnectFailed").filter(({ reason }) => reason === "wrongRole").length

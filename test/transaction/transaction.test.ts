@@ -9,17 +9,8 @@ import * as Stream from "effect/Stream"
 import { DatabaseError, type Observation } from "effect-db"
 import { describe } from "vitest"
 import { beginSql } from "../../src/internal/transaction/begin.js"
-import { active, Db, fresh, insert, Place, soon, stored } from "../support/databases.js"
+import { active, Db, fresh, insert, Place, pid, setting, soon, stored } from "../support/databases.js"
 import { query, terminateBackends } from "../support/server.js"
-
-const pid = Effect.flatMap(Db.writer, (sql) =>
-  Effect.map(sql<{ pid: number }>`SELECT pg_backend_pid() AS pid`, (rows) => rows[0]?.pid)
-)
-
-const setting = (name: string) =>
-  Effect.flatMap(Db.writer, (sql) =>
-    Effect.map(sql<{ value: string }>`SELECT current_setting(${name}) AS value`, (rows) => rows[0]?.value)
-  )
 
 describe("Transaction", () => {
   it("transaction options become data, then text", () => {

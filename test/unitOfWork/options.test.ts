@@ -8,7 +8,7 @@ import * as Layer from "effect/Layer"
 import * as Stream from "effect/Stream"
 import { Database, DatabaseError, type Observation, RetryPolicy, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
-import { audit, event, events } from "../support/audit.js"
+import { audit, auditBehindProxy, event, events } from "../support/audit.js"
 import { Audit, active, Db, fresh, freshTable, insert, Place, soon, stored } from "../support/databases.js"
 import { answers, makeProxy, sends } from "../support/proxy.js"
 import { freshDatabase, query } from "../support/server.js"
@@ -187,13 +187,8 @@ describe("the end of a unit on several databases", () => {
   it.scopedLive("a database whose connection is lost while another is still checked is found as well", () =>
     Effect.gen(function* () {
       class Third extends Database.Service<Third>()("third") {}
-      const behindProxy = Effect.gen(function* () {
-        const { writer } = yield* freshDatabase
-        yield* query(writer, "CREATE TABLE event (what text, amount int)")
-        return { writer, proxy: yield* makeProxy(writer) }
-      })
-      const { proxy: second, writer: audited } = yield* behindProxy
-      const { proxy: third } = yield* behindProxy
+      const { proxy: second, writer: audited } = yield* auditBehindProxy
+      const { proxy: third } = yield* auditBehindProxy
       const checked = yield* second.when(answers("SET CONSTRAINTS"), "pass")
       const checking = yield* third.when(answers("SET CONSTRAINTS"), "freeze")
       const work = Effect.all([

@@ -3,11 +3,13 @@
  * of the plain client in each, `knownFailures.test.ts` that of effect-db. The numbers are those of
  * the table in `examples/guides/sql-pg.md`.
  */
+
 import * as Migrator from "@effect/sql/Migrator"
 import * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import * as SqlResolver from "@effect/sql/SqlResolver"
 import type { PgClient } from "@effect/sql-pg/PgClient"
+import { assert } from "@effect/vitest"
 import * as Array from "effect/Array"
 import * as Deferred from "effect/Deferred"
 import type * as Duration from "effect/Duration"
@@ -513,6 +515,21 @@ export const batches = (sql: PgClient) =>
     )
     return { transactions, statements }
   })
+
+/** Checks that the requests of each transaction were one statement in it. */
+export const batchesKeptApart = (
+  { statements, transactions }: Effect.Effect.Success<ReturnType<typeof batches>>,
+  place: Place
+) => {
+  assert.strictEqual(statements, 2)
+  for (const { names, own, seen } of transactions) {
+    assert.deepStrictEqual(
+      seen,
+      names.map((name) => ({ name, pid: own }))
+    )
+  }
+  return Effect.map(stored(place), (rows) => assert.lengthOf(rows, 6))
+}
 
 const migrations = {
   "1_first": Effect.flatMap(SqlClient.SqlClient, (sql) => sql`CREATE TABLE first (id int)`),
