@@ -13,6 +13,7 @@ import { behindPooler, refusal, settings } from "../support/pooler.js"
 import { makeProxy } from "../support/proxy.js"
 import { freshDatabase, query } from "../support/server.js"
 import * as KnownFailures from "../support/suites/knownFailures.js"
+import { batches, batchesKeptApart } from "../support/suites/requestBatches.js"
 
 describe.skipIf(!hasBouncer)(behindBouncer, () => {
   describe("the round trips behind PgBouncer", () => {
@@ -375,10 +376,10 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
     it.scopedLive("batches of requests stay in their transactions", () =>
       Effect.gen(function* () {
         const place = yield* KnownFailures.freshTables
-        const batches = yield* Effect.flatMap(Db.writer, KnownFailures.batches).pipe(
+        const seen = yield* Effect.flatMap(Db.writer, batches).pipe(
           Effect.provide(Db.layer({ writer: (pooled(place.name) ?? place).writer, mode: "transactionPooler" }))
         )
-        yield* KnownFailures.batchesKeptApart(batches, place)
+        yield* batchesKeptApart(seen, place)
       })
     )
   })

@@ -18,6 +18,7 @@ import { taggedFailure } from "../support/failures.js"
 import { makeProxy, sends } from "../support/proxy.js"
 import { anonymous, freshRole } from "../support/roles.js"
 import * as KnownFailures from "../support/suites/knownFailures.js"
+import { batches, batchesKeptApart } from "../support/suites/requestBatches.js"
 
 class App extends Database.Service<App>()("app") {}
 class Audit extends Database.Service<Audit>()("audit") {}
@@ -399,7 +400,7 @@ describe("known failures", () => {
     () =>
       Effect.gen(function* () {
         const { place, sql } = yield* given(App)
-        yield* KnownFailures.batchesKeptApart(yield* KnownFailures.batches(sql), place)
+        yield* batchesKeptApart(yield* batches(sql), place)
         // a batch goes on in another fiber, and still nothing of a transaction is left after it
         yield* KnownFailures.oneInsert(sql)
         assert.lengthOf(yield* KnownFailures.stored(place), 7)
