@@ -14,8 +14,14 @@ import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import * as Predicate from "effect/Predicate"
 import * as Schema from "effect/Schema"
+import * as commitMessages from "./internal/errors/commitMessages.js"
+import * as connectMessages from "./internal/errors/connectMessages.js"
+import * as consistencyMessages from "./internal/errors/consistencyMessages.js"
+import * as inputMessages from "./internal/errors/inputMessages.js"
+import * as listenMessages from "./internal/errors/listenMessages.js"
 import { markName, messageOf } from "./internal/errors/messageParts.js"
-import * as messages from "./internal/errors/messages.js"
+import * as statementMessages from "./internal/errors/statementMessages.js"
+import * as transactionMessages from "./internal/errors/transactionMessages.js"
 import { isReadOnly } from "./internal/sql/commands.js"
 import { isStalePlan } from "./SqlState.js"
 
@@ -143,7 +149,7 @@ export class ConfigInvalid extends Schema.TaggedError<ConfigInvalid>("effect-db/
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.configInvalid(this)
+    return inputMessages.configInvalid(this)
   }
 }
 
@@ -184,7 +190,7 @@ export class ConnectFailed extends Schema.TaggedError<ConnectFailed>("effect-db/
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.connectFailed(this)
+    return connectMessages.connectFailed(this)
   }
 }
 
@@ -238,7 +244,7 @@ export class PoolExhausted extends Schema.TaggedError<PoolExhausted>("effect-db/
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.poolExhausted(this)
+    return connectMessages.poolExhausted(this)
   }
 }
 
@@ -258,7 +264,7 @@ export class DatabaseClosed extends Schema.TaggedError<DatabaseClosed>("effect-d
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.databaseClosed(this)
+    return connectMessages.databaseClosed(this)
   }
 }
 
@@ -280,7 +286,7 @@ export class Disconnected extends Schema.TaggedError<Disconnected>("effect-db/Di
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.disconnected(this)
+    return statementMessages.disconnected(this)
   }
 }
 
@@ -300,7 +306,7 @@ export class UniqueViolation extends Schema.TaggedError<UniqueViolation>("effect
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.violation(this)
+    return statementMessages.violation(this)
   }
 }
 
@@ -321,7 +327,7 @@ export class ForeignKeyViolation extends Schema.TaggedError<ForeignKeyViolation>
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.violation(this)
+    return statementMessages.violation(this)
   }
 }
 
@@ -341,7 +347,7 @@ export class CheckViolation extends Schema.TaggedError<CheckViolation>("effect-d
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.violation(this)
+    return statementMessages.violation(this)
   }
 }
 
@@ -361,7 +367,7 @@ export class NotNullViolation extends Schema.TaggedError<NotNullViolation>("effe
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.violation(this)
+    return statementMessages.violation(this)
   }
 }
 
@@ -381,7 +387,7 @@ export class ExclusionViolation extends Schema.TaggedError<ExclusionViolation>("
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.violation(this)
+    return statementMessages.violation(this)
   }
 }
 
@@ -402,7 +408,7 @@ export class SerializationFailure extends Schema.TaggedError<SerializationFailur
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.collision(this)
+    return statementMessages.collision(this)
   }
 }
 
@@ -423,7 +429,7 @@ export class DeadlockDetected extends Schema.TaggedError<DeadlockDetected>("effe
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.collision(this)
+    return statementMessages.collision(this)
   }
 }
 
@@ -444,7 +450,7 @@ export class StatementTimeout extends Schema.TaggedError<StatementTimeout>("effe
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.statementTimeout(this)
+    return statementMessages.statementTimeout(this)
   }
 }
 
@@ -461,7 +467,7 @@ export class StatementTimeout extends Schema.TaggedError<StatementTimeout>("effe
 export class LockTimeout extends Schema.TaggedError<LockTimeout>("effect-db/LockTimeout")("LockTimeout", limited) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.lockTimeout(this)
+    return statementMessages.lockTimeout(this)
   }
 }
 
@@ -480,7 +486,7 @@ export class IdleTransactionTimeout extends Schema.TaggedError<IdleTransactionTi
 )("IdleTransactionTimeout", limited) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.idleTransactionTimeout(this)
+    return statementMessages.idleTransactionTimeout(this)
   }
 }
 
@@ -505,7 +511,7 @@ export class ReadOnlyViolation extends Schema.TaggedError<ReadOnlyViolation>("ef
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.readOnlyViolation(this)
+    return statementMessages.readOnlyViolation(this)
   }
 }
 
@@ -526,7 +532,7 @@ export class InvalidInput extends Schema.TaggedError<InvalidInput>("effect-db/In
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.queryFailed(this)
+    return statementMessages.queryFailed(this)
   }
 }
 
@@ -549,7 +555,7 @@ export class QueryFailed extends Schema.TaggedError<QueryFailed>("effect-db/Quer
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.queryFailed(this)
+    return statementMessages.queryFailed(this)
   }
 }
 
@@ -569,7 +575,7 @@ export class CommitFailed extends Schema.TaggedError<CommitFailed>("effect-db/Co
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.commitFailed(this)
+    return commitMessages.commitFailed(this)
   }
 }
 
@@ -586,7 +592,7 @@ export class CommitFailed extends Schema.TaggedError<CommitFailed>("effect-db/Co
 export class CommitVetoed extends Schema.TaggedError<CommitVetoed>("effect-db/CommitVetoed")("CommitVetoed", location) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.commitVetoed(this)
+    return commitMessages.commitVetoed(this)
   }
 }
 
@@ -610,7 +616,7 @@ export class RolledBackAtCommit extends Schema.TaggedError<RolledBackAtCommit>("
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.rolledBackAtCommit(this)
+    return commitMessages.rolledBackAtCommit(this)
   }
 }
 
@@ -636,7 +642,7 @@ export class CommitOutcomeUnknown extends Schema.TaggedError<CommitOutcomeUnknow
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.commitOutcomeUnknown(this)
+    return commitMessages.commitOutcomeUnknown(this)
   }
 }
 
@@ -658,7 +664,7 @@ export class TransactionEnded extends Schema.TaggedError<TransactionEnded>("effe
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.transactionEnded(this)
+    return transactionMessages.transactionEnded(this)
   }
 }
 
@@ -691,7 +697,7 @@ export class TransactionInterrupted extends Schema.TaggedError<TransactionInterr
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.transactionInterrupted(this)
+    return transactionMessages.transactionInterrupted(this)
   }
 }
 
@@ -717,7 +723,7 @@ export class TransactionBusy extends Schema.TaggedError<TransactionBusy>("effect
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.transactionBusy(this)
+    return transactionMessages.transactionBusy(this)
   }
 }
 
@@ -743,7 +749,7 @@ export class NoReplicaCaughtUp extends Schema.TaggedError<NoReplicaCaughtUp>("ef
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.noReplicaCaughtUp(this)
+    return consistencyMessages.noReplicaCaughtUp(this)
   }
 }
 
@@ -768,7 +774,7 @@ export class TokenFromLostTimeline extends Schema.TaggedError<TokenFromLostTimel
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.tokenFromLostTimeline(this)
+    return consistencyMessages.tokenFromLostTimeline(this)
   }
 }
 
@@ -788,7 +794,7 @@ export class ForeignClient extends Schema.TaggedError<ForeignClient>("effect-db/
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.foreignClient(this)
+    return transactionMessages.foreignClient(this)
   }
 }
 
@@ -808,7 +814,7 @@ export class PropagationRefused extends Schema.TaggedError<PropagationRefused>("
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.propagationRefused(this)
+    return transactionMessages.propagationRefused(this)
   }
 }
 
@@ -836,7 +842,7 @@ export class OptionsConflict extends Schema.TaggedError<OptionsConflict>("effect
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.optionsConflict(this)
+    return transactionMessages.optionsConflict(this)
   }
 }
 
@@ -857,7 +863,7 @@ export class PoolSelfDeadlock extends Schema.TaggedError<PoolSelfDeadlock>("effe
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.poolSelfDeadlock(this)
+    return connectMessages.poolSelfDeadlock(this)
   }
 }
 
@@ -883,7 +889,7 @@ export class PartialCommit extends Schema.TaggedError<PartialCommit>("effect-db/
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.partialCommit(this)
+    return commitMessages.partialCommit(this)
   }
 }
 
@@ -908,7 +914,7 @@ export class NotificationInvalid extends Schema.TaggedError<NotificationInvalid>
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.notificationInvalid(this)
+    return inputMessages.notificationInvalid(this)
   }
 }
 
@@ -928,7 +934,7 @@ export class SchemaInvalid extends Schema.TaggedError<SchemaInvalid>("effect-db/
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.schemaInvalid(this)
+    return inputMessages.schemaInvalid(this)
   }
 }
 
@@ -953,7 +959,10 @@ export class CopyFailed extends Schema.TaggedError<CopyFailed>("effect-db/CopyFa
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.copyFailed(this, isDatabaseError(this.cause) ? (this.cause.cause ?? this.cause) : this.cause)
+    return statementMessages.copyFailed(
+      this,
+      isDatabaseError(this.cause) ? (this.cause.cause ?? this.cause) : this.cause
+    )
   }
 }
 
@@ -980,7 +989,7 @@ export class ListenFailed extends Schema.TaggedError<ListenFailed>("effect-db/Li
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.listenFailed(this)
+    return listenMessages.listenFailed(this)
   }
 }
 
