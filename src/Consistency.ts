@@ -196,21 +196,21 @@ export class Session {
     return this.all
   }
 
-  /** @internal Returns the time of a position query. The answer counts from this time. */
-  ask(): number {
+  /** @internal Begins a position query, and returns its time. The answer counts from that time. */
+  beginQuery(): number {
     return ++this.clock
   }
 
   /**
-   * @internal Records a write. `read` is a position after the write, if it is known, and `asked`
-   * the time of its query.
+   * @internal Records a write. `read` is a position after the write, if it is known, and
+   * `queriedAt` the time of its query.
    */
-  note(database: string, read: ConstructorParameters<typeof Token>[0] | undefined, asked: number): void {
+  record(database: string, read: ConstructorParameters<typeof Token>[0] | undefined, queriedAt: number): void {
     // a server's own position needs no validation
     const token = read === undefined || read instanceof Token ? read : new Token(read, { disableValidation: true })
     const before = this.all.get(database)
     if (token === undefined) this.unknownSince.set(database, ++this.clock)
-    else if (before === "unknown" && !this.isCovered(database, asked)) return
+    else if (before === "unknown" && !this.isCovered(database, queriedAt)) return
     else if (before instanceof Token && isAfter(before, token)) return
     this.all.set(database, token ?? "unknown")
     this.onChange?.()
@@ -220,15 +220,15 @@ export class Session {
   beginUnreported(database: string): () => void {
     const count = (by: number) => {
       this.unreported.set(database, (this.unreported.get(database) ?? 0) + by)
-      this.note(database, undefined, this.clock)
+      this.record(database, undefined, this.clock)
     }
     count(1)
     return () => count(-1)
   }
 
   /** Checks if a position that was queried at a time is after all writes without a position. */
-  private isCovered(database: string, asked: number): boolean {
-    return (this.unreported.get(database) ?? 0) === 0 && asked > (this.unknownSince.get(database) ?? 0)
+  private isCovered(database: string, queriedAt: number): boolean {
+    return (this.unreported.get(database) ?? 0) === 0 && queriedAt > (this.unknownSince.get(database) ?? 0)
   }
 
   private get all(): Map<string, Token | "unknown"> {

@@ -27,7 +27,7 @@ import * as Replication from "./internal/embedded/awaitReplicas.js"
 import * as Binaries from "./internal/embedded/binaries.js"
 import * as DataFolder from "./internal/embedded/dataDirectory.js"
 import { OperationFailed } from "./internal/embedded/error.js"
-import { checkOptions, misconfigured } from "./internal/embedded/options.js"
+import { checkOptions, misconfigured } from "./internal/embedded/optionCheck.js"
 import * as OsUser from "./internal/embedded/osUser.js"
 import * as Settings from "./internal/embedded/postgresqlConf.js"
 import { withRealClock } from "./internal/embedded/realClock.js"
@@ -279,7 +279,7 @@ const quotedName = (
           logs: []
         })
       )
-    : Effect.succeed(Sql.identifier(name))
+    : Effect.succeed(Sql.quoteIdentifier(name))
 
 const configuration = (options: EmbeddedPostgres.Options) =>
   Effect.gen(function* () {

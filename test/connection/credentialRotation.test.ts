@@ -9,7 +9,7 @@ import * as Redacted from "effect/Redacted"
 import { DatabaseConfig, type Observation } from "effect-db"
 import { describe } from "vitest"
 import type { Connection } from "../../src/internal/connection/connection.js"
-import { openConnection } from "../../src/internal/connection/openConnection.js"
+import { connectToHost } from "../../src/internal/connection/connectToHost.js"
 import { Connections } from "../../src/internal/pool/connections.js"
 import { Secret } from "../../src/internal/protocol/secret.js"
 import { soon } from "../support/databases.js"
@@ -94,7 +94,7 @@ describe("credentials from a provider", () => {
             const { password, username } = server
             const secret = password && new Secret(Redacted.value(password))
             const credentials = { username, password: secret, generation }
-            openConnection(
+            connectToHost(
               server,
               session,
               { timeout: 5000, readOnly: false, owner, credentials },

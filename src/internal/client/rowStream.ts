@@ -91,7 +91,7 @@ const portalStream = (
         ? Effect.fail(Option.none())
         : Effect.mapError(
             Effect.flatMap(portal === undefined ? open : more, (exchange) => {
-              ended = !exchange.suspended
+              ended = !exchange.isSuspended
               const chunk = toChunk(exchange, transformRows)
               return ended && isOwn ? Effect.as(end, chunk) : Effect.succeed(chunk)
             }),

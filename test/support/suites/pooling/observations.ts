@@ -1,4 +1,4 @@
-/** What a pool reports: its figures, and its observations. */
+/** The figures and the observations that a pool reports. */
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
 import type { Database, Observation } from "effect-db"
