@@ -122,7 +122,7 @@ describe("TLS by the parameters of a connection string", () => {
       assert.isFalse((yield* session(throughGate("sslmode=require")))?.ssl)
       const { message, reason } = yield* failure(throughGate(binding))
       assert.strictEqual(reason, "authentication")
-      assert.include(message, "it does not offer SCRAM-SHA-256-PLUS, which channel_binding=require asks for")
+      assert.include(message, "it does not offer SCRAM-SHA-256-PLUS, which channel_binding=require needs")
       // a server with TLS, and a role that requires less
       const rules = yield* query<{ file: string }>(server.url, "SHOW hba_file")
       const file = Object.values(rules[0] ?? {})[0] ?? ""

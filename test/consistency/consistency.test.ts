@@ -127,7 +127,7 @@ describe("Consistency", () => {
     const at = (lsn: bigint, timeline = 3) => new Consistency.Token({ ...token, lsn, timeline })
     const session = Consistency.makeSession()
     const noted = (next: Consistency.Token | undefined) => {
-      session.note("app", next, session.ask())
+      session.record("app", next, session.beginQuery())
       return session.known.get("app")
     }
     assert.deepStrictEqual(noted(at(5n)), at(5n))

@@ -11,7 +11,7 @@ import type { PlainFailure } from "../../src/internal/connection/plainFailure.js
 import { asStatementError, toDatabaseError } from "../../src/internal/edge/databaseError.js"
 import { revealRedactedValues } from "../../src/internal/edge/revealRedacted.js"
 import { Observers } from "../../src/internal/observability/observers.js"
-import { parameter } from "../../src/internal/protocol/parameterEncoder.js"
+import { encodeParameter } from "../../src/internal/protocol/parameterEncoder.js"
 import { Secret } from "../../src/internal/protocol/secret.js"
 
 const location = { database: "app", server: "localhost:5432" }
@@ -82,8 +82,8 @@ describe("secrets of the core", () => {
   it("a redacted value is revealed in a parameter, also inside of JSON and arrays", () => {
     revealRedactedValues()
     const redacted = Redacted.make(Redacted.make("s3cr3t"))
-    assert.strictEqual(parameter(redacted), "s3cr3t")
-    assert.strictEqual(parameter({ key: redacted }), '{"key":"s3cr3t"}')
-    assert.strictEqual(parameter([redacted]), '{"s3cr3t"}')
+    assert.strictEqual(encodeParameter(redacted), "s3cr3t")
+    assert.strictEqual(encodeParameter({ key: redacted }), '{"key":"s3cr3t"}')
+    assert.strictEqual(encodeParameter([redacted]), '{"s3cr3t"}')
   })
 })

@@ -12,7 +12,7 @@ import { type Database, DatabaseConfig } from "effect-db"
 import * as EmbeddedPostgres from "effect-db/EmbeddedPostgres"
 import pg from "pg"
 import { describe } from "vitest"
-import { parameter } from "../../src/internal/protocol/parameterEncoder.js"
+import { encodeParameter } from "../../src/internal/protocol/parameterEncoder.js"
 import { Db } from "../support/databases.js"
 import { directory } from "../support/directory.js"
 import { freshDatabase, query } from "../support/server.js"
@@ -194,11 +194,11 @@ describe("a parameter", () => {
           for (const month of [0, 6]) {
             const date = new Date(Date.UTC(2000, month, 2, 3, 4, 5, 6))
             date.setUTCFullYear(year)
-            assert.strictEqual(parameter(date), utils.prepareValue(date))
+            assert.strictEqual(encodeParameter(date), utils.prepareValue(date))
           }
         }
       }
-      assert.throws(() => parameter([new Date(Number.NaN)]), "invalid")
+      assert.throws(() => encodeParameter([new Date(Number.NaN)]), "invalid")
     })
   )
 })

@@ -18,9 +18,9 @@ import type { Role } from "../../Topology.js"
 import type { Request } from "../connection/connection.js"
 import { callSite } from "../observability/callSite.js"
 import { CopyIn, CopyOut } from "../protocol/copyData.js"
-import { RowInvalid, RowWriter } from "../protocol/copyRows.js"
+import { RowInvalid, RowWriter } from "../protocol/copyRowWriter.js"
 import { isServerError } from "../protocol/pgDriver.js"
-import { copyFromSql, copyToSql, errorPosition, inlined } from "../sql/copy.js"
+import { copyFromSql, copyToSql, errorPositionIn, inlined } from "../sql/copy.js"
 import { makeInliner } from "./compiler.js"
 import { endsWithin, endTimeout, outcomeOf, type RunningCopy, startCopy, stopCopy } from "./copyTransaction.js"
 import type { Executor } from "./executor.js"
@@ -56,8 +56,8 @@ export const makeCopy = (
   const misused = (cause: unknown): SqlError => toSqlError(new QueryFailed({ database, server: "", cause }))
 
   /** Makes the request of a COPY. */
-  const requestOf = (asked: Pick<Request, "text" | "shown" | "site" | "simple">): Request => ({
-    ...asked,
+  const requestOf = (statement: Pick<Request, "text" | "shown" | "site" | "simple">): Request => ({
+    ...statement,
     kind,
     values: [],
     rows: "raw",
@@ -90,7 +90,7 @@ export const makeCopy = (
     const context = cause instanceof Error && isServerError(cause) ? cause.where : undefined
     if (context === undefined || aboutMoment.has(refusal._tag)) return error
     const renamed = columns.map(named)
-    const spot = errorPosition(context, named(table).split(".").at(-1) ?? "", renamed)
+    const spot = errorPositionIn(context, named(table).split(".").at(-1) ?? "", renamed)
     if (spot === undefined) return error
     const column = spot.column === undefined ? undefined : (columns[renamed.indexOf(spot.column)] ?? spot.column)
     return refuse(refusal, spot.line, column, "server" in refusal ? refusal.server : "")

@@ -2,7 +2,7 @@
  * Renamed rows: the names of columns and, if requested, the keys of JSON at every depth, by the
  * rules for parameters.
  */
-import { isPlain, renamed } from "../protocol/parameterEncoder.js"
+import { isPlain, renameKeys } from "../protocol/parameterEncoder.js"
 import type { TransformRows } from "./sqlConnection.js"
 
 type Rename = (name: string) => string
@@ -11,7 +11,7 @@ const value =
   (rename: Rename) =>
   (given: unknown): unknown => {
     if (Array.isArray(given)) return given.map(value(rename))
-    return isPlain(given) ? renamed(given, rename, value(rename)) : given
+    return isPlain(given) ? renameKeys(given, rename, value(rename)) : given
   }
 
 const itself = (given: unknown): unknown => given
@@ -23,7 +23,7 @@ const itself = (given: unknown): unknown => given
 export const renameRows = (rename: Rename, isDeep: boolean): NonNullable<TransformRows> => {
   const inside = isDeep ? value(rename) : itself
   const row = (given: unknown): unknown =>
-    Array.isArray(given) ? given.map(row) : renamed(given as Readonly<Record<string, unknown>>, rename, inside)
+    Array.isArray(given) ? given.map(row) : renameKeys(given as Readonly<Record<string, unknown>>, rename, inside)
   // the cast: the program states the type of its rows, as everywhere in @effect/sql
   return <A extends object>(rows: ReadonlyArray<A>) => rows.map(row) as ReadonlyArray<A>
 }

@@ -3,7 +3,7 @@
  * replaced as a whole. All times are in ms.
  */
 
-/** Timer that has been set; `clear` stops it, its `unref` lets the process end before it fires. */
+/** Timer that has been set. `clear` stops it; its `unref` lets the process end before it fires. */
 export type Timer = NodeJS.Timeout
 
 /** Callback that runs after the pending input and output; `clearImmediate` stops it. */
@@ -25,12 +25,12 @@ export const immediate = (callback: () => void): Immediate => setImmediate(callb
 export const clearImmediate = (pending: Immediate | undefined): void => globalThis.clearImmediate(pending)
 
 /**
- * Timeouts of a ROLLBACK: the default, a shorter one for an interrupted caller that waits for it,
- * and none if another timeout holds.
+ * Timeouts of a ROLLBACK: the default, a shorter one for an interrupted caller, which waits for the
+ * ROLLBACK, and infinity if another timeout applies.
  */
 export const rollbackTimeout = { default: 750, interrupted: 400, unbounded: Number.POSITIVE_INFINITY }
 
-/** The longest delay of a timer of Node, which fires a longer one at once. */
+/** The longest delay of a timer of Node. Node fires a timer with a longer delay at once. */
 const longestTimer = 2_147_483_647
 
 /**
@@ -53,8 +53,8 @@ export const timer = (millis: number, callback: () => void): Timer => {
 
 /**
  * Calls back after a delay. If the process was busy, the input that has arrived is read first,
- * because the awaited answer may be in it. Does not keep the process alive. The returned function
- * cancels it.
+ * because the awaited answer may be in it. The timer does not keep the process alive. The returned
+ * function cancels it.
  */
 export const later = (millis: number, callback: () => void): (() => void) => {
   let pending: Immediate | undefined

@@ -1,12 +1,12 @@
 /**
- * A lock that callers get in the order in which they have called `acquire`.
+ * A lock that callers get in the order of their calls of `acquire`.
  */
 
-/** Lock with one holder at a time and a queue of waiters. */
+/** Lock that one caller has at a time, with a queue of waiters. */
 export class FifoLock {
   private held = false
   private isReleasing = false
-  /** Waiters in order, made for the first of them: most transactions never have one. */
+  /** The waiters in order. The set is created for the first one: most transactions have none. */
   private waiters: Set<() => void> | undefined
 
   get isHeld(): boolean {
@@ -14,20 +14,20 @@ export class FifoLock {
   }
 
   /**
-   * Calls `start` when the caller holds the lock, at once if no waiter is before it. The returned
-   * function leaves the queue.
+   * Calls `onAcquired` when the caller has the lock: at once if the lock is free and no caller
+   * waits. The returned function leaves the queue.
    */
-  acquire(start: () => void): () => void {
+  acquire(onAcquired: () => void): () => void {
     if (!this.held && (this.waiters === undefined || this.waiters.size === 0)) {
       this.held = true
-      start()
+      onAcquired()
       return nothing
     }
     this.waiters ??= new Set()
     const { waiters } = this
-    waiters.add(start)
+    waiters.add(onAcquired)
     return () => {
-      waiters.delete(start)
+      waiters.delete(onAcquired)
     }
   }
 

@@ -1,5 +1,5 @@
 /**
- * Connection strings: URIs and keyword strings.
+ * Connection strings, in both forms: URIs and keyword strings.
  */
 import { isUri, parseUri } from "./connectionUri.js"
 import { parseKeywords } from "./keywordString.js"
@@ -9,9 +9,9 @@ import { collect, type Parameters } from "./parameterNames.js"
 const forms =
   "a URL like postgres://user:password@host:5432/database, or a keyword string like host=a dbname=app user=me"
 
-/** Reads a connection string as libpq does, except for blanks and line breaks around a URL. */
+/** Reads a connection string as libpq does, but ignores blanks and line breaks around a URL. */
 export const parseConnectionString = (setting: string, text: string): Parameters => {
-  // its parts may be secrets, so errors show none of it
+  // an error shows no part of the text, because any part may be a secret
   if (text === "") throw new Invalid(setting, "empty", forms)
   if (text.includes("\0")) throw new Invalid(setting, "text with a NUL character", "text without NUL")
   // a file or variable often ends in a line break, which libpq would read as a part of the last

@@ -4,8 +4,9 @@
  *
  * They are read character by character like in libpq, because existing URLs rely on that: they have
  * several hosts, a `?` in a password, or spaces around a value. An error shows no text of the URL,
- * because a mistake may move a part of the password to another part. A / in the credentials and
- * an @ in a host are refused, although libpq reads them: they can only be such a mistake.
+ * because a character that is not encoded may make a part of the password another part of the URL.
+ * A / in the credentials and an @ in a host are refused, although libpq reads them: they can only
+ * be such a mistake.
  */
 import { Invalid } from "./optionParsers.js"
 
@@ -14,6 +15,7 @@ export type Pair = readonly [parameter: string, value: string]
 
 const prefix = /^postgres(?:ql)?:\/\//
 
+/** Checks if a connection string is a URI. */
 export const isUri = (text: string): boolean => prefix.test(text)
 
 const uriForm = "a URL like postgres://user:password@host:5432/database"

@@ -17,7 +17,7 @@ import { Invalid } from "./optionParsers.js"
 import { collect } from "./parameterNames.js"
 import { parseService } from "./serviceFile.js"
 
-/** The parameters with a variable, and their variables. */
+/** The parameters that have a variable of the environment. */
 const variables: ReadonlyArray<readonly [parameter: string, variable: string]> = [
   ["service", "PGSERVICE"],
   ["user", "PGUSER"],
@@ -86,7 +86,7 @@ const inFolder = (folder: string | undefined, file: string): string | undefined 
 const findService = (service: string, { home, serviceFile, systemFolder }: FileLocations): ReadonlyArray<Pair> => {
   for (const file of [serviceFile ?? inFolder(home, ".pg_service.conf"), inFolder(systemFolder, "pg_service.conf")]) {
     const pairs = parseService(readIfExists(file) ?? "", service)
-    // of two lines with the same name the first one counts
+    // reversed, because the first line with a name counts in the file, but the last pair in a list
     if (pairs !== undefined) return [...pairs].reverse()
   }
   throw new Invalid("service", "not defined", "a service of the file that PGSERVICEFILE names, or ~/.pg_service.conf")
@@ -100,7 +100,7 @@ const merge = (url: string | undefined, environment: ReadonlyMap<string, string>
   const given = url === undefined ? new Map<string, string>() : parseConnectionString("url", url)
   const service = given.get("service") || environment.get("service")
   const ofService = service ? collect(`service ${service}`, findService(service, locations)) : []
-  // without this, a missing host would not be reported by its name
+  // the empty host keeps the text from being empty, so that a missing host is reported as such
   const merged = new Map([["host", ""], ...environment, ...ofService, ...given])
   merged.delete("service")
   const passfile = inFolder(locations.home, ".pgpass")

@@ -32,7 +32,7 @@ export const hostsOf = ({ parameter, parameters, part, parts }: ServerParts): Re
   const isPart = parameters === undefined || parts.host !== undefined
   const setting = isPart ? part("host") : parameter("host")
   const names = isPart ? listOf(parts.host).map((name) => text(setting, name)) : split(parameters.get("host"))
-  // the addresses belong to the names with the same index
+  // an address belongs to the name with the same index
   const addresses = isPart ? [] : split(parameters.get("hostaddr"))
   const ports =
     parts.port === undefined
@@ -59,7 +59,7 @@ export const hostsOf = ({ parameter, parameters, part, parts }: ServerParts): Re
     if (host.startsWith("@")) {
       throw new Invalid(setting, "an abstract Unix socket", "a host, or the folder of a Unix socket")
     }
-    // the text is a part of the password, if the password was not encoded in a URL
+    // the host has a part of the password in it if the password was not encoded in a URL
     if (host.includes("@") && !isSocket({ host })) {
       throw new Invalid(
         setting,

@@ -4,7 +4,7 @@
 import type { Pair } from "./connectionUri.js"
 import { Invalid } from "./optionParsers.js"
 
-// libpq's isspace in the C locale
+// the characters that are space to libpq, in the C locale
 const space = /[ \t\n\v\f\r]*/y
 const keyword = /[^= \t\n\v\f\r]*/y
 const bare = /(?:\\[\s\S]?|[^ \t\n\v\f\r\\])*/y

@@ -1,5 +1,5 @@
 /**
- * The hosts that are this machine.
+ * The check that a host is this machine.
  */
 import { BlockList, isIP } from "node:net"
 import type { Host } from "../../ServerConfig.js"

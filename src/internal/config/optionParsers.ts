@@ -7,7 +7,7 @@ import * as LogLevel from "effect/LogLevel"
 import { isByName } from "../protocol/parsersByName.js"
 import { wholeMillis } from "../sql/limits.js"
 
-/** Refusal of a setting. It never has a secret in it. */
+/** Refusal of a setting, which is thrown. It never has a secret in it. */
 export class Invalid {
   constructor(
     readonly setting: string,
@@ -16,7 +16,7 @@ export class Invalid {
   ) {}
 }
 
-/** Returns a wrong value in a few words, which never show the fields of an object. */
+/** Describes a wrong value in a few words. They never show the fields of an object. */
 export const shown = (given: unknown): string => {
   if (typeof given === "string") return JSON.stringify(given.length > 40 ? `${given.slice(0, 40)}...` : given)
   if (given === null || typeof given === "number" || typeof given === "boolean") return String(given)
@@ -46,7 +46,7 @@ export const count = (setting: string, given: number | undefined, otherwise: num
   return given
 }
 
-/** Checks for a negative duration, which `Duration` would decode as zero. */
+/** Checks if a duration is negative. `Duration` would decode it as zero. */
 export const isNegative = (given: Duration.DurationInput): boolean => {
   if (typeof given === "string") return given.startsWith("-")
   if (Array.isArray(given)) return given.some((part) => !(part >= 0))
@@ -133,8 +133,8 @@ export const keepAlive = (
 ): number | undefined => {
   if (given === false) return undefined
   const millis = duration(setting, given, "30 seconds")
-  // the socket option takes whole seconds: 0 means the two hours of the system, and a value above
-  // this limit is refused
+  // the socket option takes whole seconds: 0 means the default of the system, two hours, and a
+  // value above the limit is refused
   if (millis < 1000 || millis > 32_767_000) throw new Invalid(setting, String(given), "1 second to 9 hours, or false")
   return millis
 }

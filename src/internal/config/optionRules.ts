@@ -11,7 +11,7 @@ import { isNegative, shown } from "./optionParsers.js"
 
 /** Rule for the value of one option. */
 export interface OptionRule {
-  /** The words for the values that it accepts. */
+  /** A description of the values that the rule accepts. */
   readonly expected: string
   readonly accepts: (given: unknown) => boolean
 }
@@ -19,7 +19,7 @@ export interface OptionRule {
 /** Rules by the names of options; a name that is missing here does not compile. */
 export type OptionRules<A> = { readonly [K in keyof Required<A>]: OptionRule }
 
-/** Accepts any value, because another check decides about it. */
+/** Accepts any value, for an option that another check decides about. */
 export const anything: OptionRule = { expected: "", accepts: () => true }
 
 /** Accepts a boolean. */

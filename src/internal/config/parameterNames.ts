@@ -1,6 +1,6 @@
 /**
- * The names of the parameters of a connection string: those of libpq 18, one of Prisma, and those
- * of other tools, which are only known for better errors.
+ * The names of the parameters of a connection string. The parameters of libpq 18 and one of Prisma
+ * are accepted. Those of other tools are known only for better errors.
  */
 import type { Pair } from "./connectionUri.js"
 import { nearestName } from "./nearestName.js"
@@ -75,7 +75,7 @@ const libpq: ReadonlyMap<string, Refusal> = new Map<string, Refusal>([
   ["sslcert", never],
   [
     "sslcertmode",
-    unless(["allow", "disable"], "the driver cannot see whether a certificate was asked for: allow or disable")
+    unless(["allow", "disable"], "the driver does not know if the server has requested a certificate: allow or disable")
   ],
   ["sslcompression", unless(["0"], "TLS is not compressed, which is insecure: 0, or leave it out")],
   ["sslcrl", never],
@@ -92,8 +92,8 @@ const libpq: ReadonlyMap<string, Refusal> = new Map<string, Refusal>([
   ["user", never]
 ])
 
-/** The settings that replace the parameters of other tools. */
-const others: ReadonlyMap<string, string> = new Map([
+/** The settings of this library that replace the parameters of other tools. */
+const replacements: ReadonlyMap<string, string> = new Map([
   // Prisma
   ["connection_limit", "the option `maxConnections`"],
   ["pool_timeout", "the option `acquireTimeout`"],
@@ -133,24 +133,25 @@ const others: ReadonlyMap<string, string> = new Map([
   ["supa", "nothing: leave it out"]
 ])
 
-/** `pgbouncer` is a parameter of Prisma for the option `mode`. */
-const own = ["pgbouncer"]
+/** The parameter of Prisma for the option `mode`. */
+const ofPrisma = ["pgbouncer"]
 
 export const libpqNames: ReadonlySet<string> = new Set(libpq.keys())
 
-const names = [...libpq.keys(), ...own]
+const names = [...libpq.keys(), ...ofPrisma]
 
-/**
- * Refusal of a parameter. It has no name if the given name is similar to no known one: then that
- * may be a part of a password, and no error shows it.
- */
+/** Refusal of a parameter. */
 interface Refused {
+  /**
+   * The name; `undefined` if it is similar to no known name. Then it may be a part of a password,
+   * and no error shows it.
+   */
   readonly name: string | undefined
   readonly given: string
   readonly expected: string
 }
 
-/** Collects parameters, the last of each name, and refuses all unknown ones together. */
+/** Collects the last value of each parameter, and refuses all unknown parameters together. */
 export const collect = (setting: string, pairs: Iterable<Pair>): Parameters => {
   const parameters = new Map<string, string>()
   const unknown = new Map<string, Refused>()
@@ -177,7 +178,7 @@ export const refuseUnsupported = (setting: string, parameters: Parameters): void
 const onlyLibpq = "libpq's parameters only"
 
 const asUnknown = (name: string): Refused => {
-  const instead = others.get(name)
+  const instead = replacements.get(name)
   if (instead !== undefined) return { name, given: "a parameter of another tool", expected: instead }
   const near = nearestName(name, names)
   return near === undefined

@@ -21,7 +21,7 @@ const ofParts: KnownNames<ServerOptions> = { ...common, host: true, port: true, 
 const ofUrl: KnownNames<ServerUrl> = { ...ofParts, url: true }
 const ofSocket: KnownNames<ServerSocket> = { ...common, socket: true, name: true, database: true, username: true }
 
-/** The parts of a server by the names that other libraries have for them. */
+/** The names of other libraries for the parts of a server. */
 const synonyms: Readonly<Record<string, string>> = {
   user: "username",
   db: "database",
@@ -55,8 +55,8 @@ const ofString = (
   part: ServerParts["part"]
 ): ServerParts => {
   const given = Redacted.value(url)
-  // a program without types may redact a value of another type; the error for an empty text shows
-  // the expected forms
+  // a program without types may redact a value of another type; an empty text is left to the
+  // parser, whose error shows the expected forms
   const parameters = parseConnectionString(setting, given === "" ? given : text(setting, given))
   refuseUnsupported(setting, parameters)
   return { parameters, parts, part, parameter: (name) => `${setting} (${name})` }
@@ -70,8 +70,8 @@ export const redactInput = (input: ServerInput): ServerInput =>
 export const isEmptyUrl = (input: ServerInput | undefined): boolean =>
   Redacted.isRedacted(input) && Redacted.value(input) === ""
 
-/** Reads the connection string of a server, if it has one, and refuses parts with unknown names. */
-export const read = (setting: string, input: ServerInput): ServerParts => {
+/** Reads a server in any form. Refuses unknown names of parts, and unsupported parameters. */
+export const readInput = (setting: string, input: ServerInput): ServerParts => {
   const part = (name: keyof Parts) => `${setting}.${name}`
   if (Redacted.isRedacted(input)) return ofString(setting, input, {}, part)
   if (typeof input !== "object" || input === null) {

@@ -1,5 +1,5 @@
 /**
- * The settings of a server, checked and complete.
+ * The check of the settings of a server, with the defaults of those that are missing.
  */
 import * as Redacted from "effect/Redacted"
 import type { Endpoint, ServerConfig, ServerInput, Ssl, TargetSessionAttrs } from "../../ServerConfig.js"
@@ -8,7 +8,7 @@ import { hostsOf } from "./hosts.js"
 import { isSocket } from "./localHost.js"
 import { effect, flag, Invalid, oneOf, text } from "./optionParsers.js"
 import { parseRequireAuth } from "./requireAuth.js"
-import { read, type ServerParts } from "./serverInput.js"
+import { readInput, type ServerParts } from "./serverInput.js"
 import { hostTimeoutOf, sessionParameters } from "./sessionParameters.js"
 import { checkSsl } from "./sslOption.js"
 import { tlsFilesOf, tlsParameters } from "./tlsParameters.js"
@@ -16,12 +16,12 @@ import { tlsFilesOf, tlsParameters } from "./tlsParameters.js"
 /** Settings that all servers of a database share. */
 export interface SharedOptions {
   readonly passwordFile: string | undefined
-  /** True if a provider gives user and password. */
+  /** True if a credential provider gives the user and the password. */
   readonly hasCredentials: boolean
   readonly ssl: Ssl | undefined
   /**
-   * The timeout for all hosts of a server together, in milliseconds. It takes precedence over those
-   * of connection strings, which are for each host.
+   * The timeout for all hosts of a server together, in milliseconds. It takes precedence over the
+   * timeout of a connection string, which is for each host.
    */
   readonly connectTimeout: number | undefined
 }
@@ -29,6 +29,7 @@ export interface SharedOptions {
 /** The default timeout for all hosts of a server together, in milliseconds. */
 const defaultConnectTimeout = 5000
 
+/** Checks the path of a password file, which cannot be combined with a credential provider. */
 export const fileOf = (setting: string, given: string | undefined, hasCredentials: boolean): string | undefined => {
   if (given === undefined) return undefined
   if (hasCredentials) throw new Invalid(setting, "given beside credentials", "one of the two")
@@ -49,10 +50,10 @@ const endpointsOf = (given: ServerParts, ssl: Ssl | undefined): ReadonlyArray<En
 }
 
 /**
- * Returns a setting that is a part or a parameter, with its name in errors. The part takes
- * precedence.
+ * Returns a setting that may be given as a part or as a parameter, with its name in errors. The
+ * part takes precedence.
  */
-const either = (
+const partOrParameter = (
   { parameter, parameters, part, parts }: ServerParts,
   name: "channelBinding" | "loadBalanceHosts" | "targetSessionAttrs",
   libpqName: string
@@ -64,7 +65,7 @@ const either = (
 const targets = ["any", "read-write", "read-only", "primary", "standby", "prefer-standby"] as const
 
 const targetOf = (given: ServerParts, role: "writer" | "reader"): TargetSessionAttrs => {
-  const [setting, value = role === "writer" ? "read-write" : "prefer-standby"] = either(
+  const [setting, value = role === "writer" ? "read-write" : "prefer-standby"] = partOrParameter(
     given,
     "targetSessionAttrs",
     "target_session_attrs"
@@ -100,7 +101,7 @@ export const serverConfig = (
   role: "writer" | "reader",
   common: SharedOptions
 ): ServerConfig & { readonly isPooled: boolean } => {
-  const given = read(setting, input)
+  const given = readInput(setting, input)
   const { parameter, parameters, part, parts } = given
   const value = (name: string) => parameters?.get(name) || undefined
   checkSsl(part("ssl"), parts.ssl)
@@ -108,12 +109,12 @@ export const serverConfig = (
   const hosts = endpointsOf(given, ssl)
   const [first] = hosts
   if (first === undefined) throw new Invalid(part("host"), "an empty list", "one host or more")
-  const [bindingSetting, givenBinding] = either(given, "channelBinding", "channel_binding")
+  const [bindingSetting, givenBinding] = partOrParameter(given, "channelBinding", "channel_binding")
   const binding = oneOf(bindingSetting, givenBinding, "prefer", "disable", "require")
   if (binding === "require") requireTls(bindingSetting, "require", hosts)
   const negotiation = oneOf(parameter("sslnegotiation"), value("sslnegotiation"), "postgres", "direct")
   if (negotiation === "direct") requireTls(parameter("sslnegotiation"), "direct", hosts)
-  const balance = oneOf(...either(given, "loadBalanceHosts", "load_balance_hosts"), "disable", "random")
+  const balance = oneOf(...partOrParameter(given, "loadBalanceHosts", "load_balance_hosts"), "disable", "random")
   if (parts.password !== undefined && parts.passwordFile !== undefined) {
     throw new Invalid(part("passwordFile"), "given beside a password", "one of the two")
   }

@@ -1,5 +1,5 @@
 /**
- * The settings of sessions and connects in a connection string.
+ * The parameters of a connection string for its sessions, and for the time of a connect.
  */
 
 import type { SessionParameters } from "../../ServerConfig.js"
@@ -21,7 +21,7 @@ export const sessionParameters = ({ parameter, parameters }: ServerParts): Sessi
   return {
     ...(applicationName === undefined ? {} : { applicationName }),
     ...(startupOptions === undefined ? {} : { startupOptions }),
-    // zero means that no time is given
+    // libpq reads zero as no value
     ...(isKept && idle > 0 ? { keepAlive: keepAlive(idle * 1000, parameter("keepalives_idle")) } : {}),
     ...(isKept ? {} : { keepAlive: undefined })
   }

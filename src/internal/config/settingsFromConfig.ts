@@ -1,9 +1,11 @@
 /**
- * Settings that come from `Config` or are plain values.
+ * Settings that are plain values or a `Config` each, combined into one `Config`.
  */
 import * as Config from "effect/Config"
 
-/** The deepest nesting of settings: a reader of the list, its TLS, the certificates of its TLS. */
+/**
+ * The deepest nesting of settings: the readers, the TLS of a reader, the certificates of its TLS.
+ */
 const maxDepth = 3
 
 const isRecord = (value: unknown): value is Readonly<Record<string, unknown>> =>
@@ -16,14 +18,15 @@ const holdsConfig = (value: unknown, depth: number): boolean => {
   return isRecord(value) && Object.values(value).some((member) => holdsConfig(member, depth - 1))
 }
 
-const all = (value: unknown, depth: number): Config.Config<unknown> => {
+const combine = (value: unknown, depth: number): Config.Config<unknown> => {
   if (Config.isConfig(value)) return value
   // a value without a `Config` is not copied: TLS options have members that a copy would lose
   if (!holdsConfig(value, depth)) return Config.succeed(value)
-  if (Array.isArray(value)) return Config.all(value.map((member) => all(member, depth - 1)))
+  if (Array.isArray(value)) return Config.all(value.map((member) => combine(member, depth - 1)))
   const members = Object.entries(value as Readonly<Record<string, unknown>>)
-  return Config.all(Object.fromEntries(members.map(([name, member]) => [name, all(member, depth - 1)])))
+  return Config.all(Object.fromEntries(members.map(([name, member]) => [name, combine(member, depth - 1)])))
 }
 
-/** Combines settings into one `Config`. `A` is the type of the settings when it is read. */
-export const configured = <A>(settings: unknown): Config.Config<A> => all(settings, maxDepth + 1) as Config.Config<A>
+/** Combines settings into one `Config`. `A` is the type of the settings that it reads. */
+export const configured = <A>(settings: unknown): Config.Config<A> =>
+  combine(settings, maxDepth + 1) as Config.Config<A>

@@ -1,5 +1,5 @@
 /**
- * The option `ssl`.
+ * The check of the option `ssl`.
  */
 import type { ConnectionOptions } from "node:tls"
 import type { Ssl } from "../../ServerConfig.js"
@@ -55,8 +55,8 @@ const nodeOptions: KnownNames<ConnectionOptions> & Readonly<Record<string, true>
 }
 
 /**
- * Refuses a value that is no TLS setting, such as a word, or options with a name that Node does not
- * have.
+ * Refuses a value that is neither a boolean nor an object, and an object with a name that is no TLS
+ * option of Node.
  */
 export const checkSsl = (setting: string, ssl: Ssl | undefined): void => {
   if (ssl === undefined || typeof ssl === "boolean") return

@@ -50,7 +50,7 @@ export const tlsParameters = (given: ServerParts, host: Host): Ssl => {
   }
   const options: ConnectionOptions = {
     ...(mode === "no-verify" ? { rejectUnauthorized: false } : {}),
-    // this mode checks the chain and not the name
+    // this mode verifies the chain of certificates and not the name
     ...(mode === "verify-ca" ? { checkServerIdentity: () => undefined } : {}),
     ...(minVersion === undefined ? {} : { minVersion }),
     ...(maxVersion === undefined ? {} : { maxVersion })
@@ -71,7 +71,7 @@ export const tlsFilesOf = ({ parameter, parameters }: ServerParts): TlsFiles | u
     throw new Invalid(parameter(missing), "missing", "both sslcert and sslkey, or none of them")
   }
   const files: TlsFiles = {
-    // without a file Node trusts the certificates that it comes with
+    // without a file Node trusts its bundled certificates
     sslrootcert: sslrootcert === "system" ? undefined : sslrootcert,
     sslcert,
     sslkey,

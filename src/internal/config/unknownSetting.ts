@@ -1,5 +1,5 @@
 /**
- * The names of settings: a mistyped name is refused and not ignored.
+ * The refusal of settings with unknown names, such as a mistyped one, which must not be ignored.
  */
 import { nearestName } from "./nearestName.js"
 import { Invalid } from "./optionParsers.js"

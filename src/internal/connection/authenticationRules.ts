@@ -1,7 +1,7 @@
 /**
- * Rules for the authentication requests of a server: `require_auth`, `channel_binding=require`, and
- * no password in plain text to a remote host. Without these rules the server decides how much of
- * the password it receives.
+ * The rules for the authentication requests of a server: `require_auth`, `channel_binding=require`,
+ * and no password in plain text to a remote host. Without these rules a server could request the
+ * password itself in place of a proof.
  */
 import type { EventEmitter } from "node:events"
 import type { AuthMethod, ServerConfig } from "../../DatabaseConfig.js"
@@ -22,7 +22,7 @@ const boundMechanism = "SCRAM-SHA-256-PLUS"
 const refusalOf = (server: Destination, method: AuthMethod, mechanisms: ReadonlyArray<string>): string | undefined => {
   if (server.requireAuth?.has(method) === false) return `it asks for ${method}, which require_auth does not allow`
   if (server.bindsChannel && !mechanisms.includes(boundMechanism)) {
-    return `it does not offer ${boundMechanism}, which channel_binding=require asks for: TLS may end before the server does`
+    return `it does not offer ${boundMechanism}, which channel_binding=require needs: the TLS connection may end at another machine`
   }
   if (method !== "scram-sha-256" && method !== "none" && isExposed(server)) {
     return `it asks for the password by ${method}, over a connection without TLS to a remote host: use TLS, or scram-sha-256 on the server`
@@ -31,8 +31,7 @@ const refusalOf = (server: Destination, method: AuthMethod, mechanisms: Readonly
 }
 
 /**
- * Checks if the messages can be read on the network. A stream of the program is secured by the
- * program.
+ * Checks if others can read the messages on the network. A stream of the program counts as secure.
  */
 const isExposed = (server: Destination): boolean =>
   server.ssl === false && server.dial === undefined && !isLocal(server)

@@ -16,8 +16,8 @@ import type { BackendState } from "./watchdog.js"
 const stepTimeout = 5000
 
 /**
- * Returns the query. A process that sends or receives a message is active too, although it waits
- * for the client.
+ * Returns the query. The state of a process is `active` even while it waits for the client to send
+ * or read a message, so the wait event decides first.
  */
 const activityQuery = (processId: number): string =>
   `SELECT CASE WHEN state LIKE 'idle%' OR wait_event IN ('ClientRead', 'ClientWrite') THEN 'waiting'
@@ -43,15 +43,16 @@ const runQuery = (client: Client, processId: number, callback: (state: BackendSt
   }
   const cancelTimeout = clock.later(stepTimeout, () => settle("unknown"))
   const request = new ExchangeRequest(
-    () => messages.simple(activityQuery(processId)),
+    () => messages.encodeSimple(activityQuery(processId)),
     (_, { results }) => {
       const state: unknown = Object.values(results[0]?.rows[0] ?? {})[0]
-      // a pooler reports a process number of its own, and another server has other processes
+      // there may be no row: a pooler has reported a number of its own, or this session is on
+      // another server
       settle(isState(state) ? state : "unknown")
     }
   )
   request.asArrays = true
-  request.simple = true
+  request.isSimple = true
   const exchange = new Exchange(client, request, () => settle("unknown"))
   stream.unref()
   client.on("end", () => settle("unknown"))

@@ -1,5 +1,6 @@
 /**
- * A logged-in session and its socket: the reports of the server, and the end of the connection.
+ * A session that has logged in, and its socket: the settings that the server has reported, and the
+ * end of the connection.
  */
 
 import type { SessionConfig } from "../../DatabaseConfig.js"
@@ -8,10 +9,10 @@ import * as clock from "../concurrency/clock.js"
 import * as messages from "../protocol/messages.js"
 import type { Client } from "../protocol/pgDriver.js"
 import type { SearchPath } from "../sql/searchPath.js"
-import { type SecondSocket, secondSocket, sendCancel } from "./cancelRequest.js"
 import type { Login } from "./credentials.js"
 import { lostError } from "./exchangeFailure.js"
 import type { Destination } from "./preparedEndpoint.js"
+import { type SecondSocket, secondSocket, sendCancel } from "./secondSocket.js"
 import type { RoleSettings } from "./writerRoleCheck.js"
 
 /** A session that has logged in, and its settings. */
@@ -39,7 +40,7 @@ export abstract class BaseConnection {
    * cancel requests only.
    */
   readonly processId: number
-  /** True if the connection leads to a pooler, which shares the sessions of the server. */
+  /** True if the connection leads to a pooler, whose clients share the sessions of the server. */
   readonly isPooled: boolean
   /** @internal The address of the same server, for another socket. */
   readonly secondSocket: SecondSocket
@@ -94,7 +95,7 @@ export abstract class BaseConnection {
   }
 
   /**
-   * Returns a setting that the server reports, such as `in_hot_standby` or `server_version`. A
+   * Returns a setting that the server has reported, such as `in_hot_standby` or `server_version`. A
    * pooler reports settings from its memory.
    */
   parameter(name: string): string | undefined {
@@ -102,14 +103,14 @@ export abstract class BaseConnection {
   }
 
   /**
-   * Checks if the server has reported this search path for the session, as PostgreSQL 18 does. The
-   * report of a pooler is not used.
+   * Checks if the server has reported this search path for the session. PostgreSQL reports it since
+   * version 18. The report of a pooler is not used.
    */
-  looksUpIn(path: SearchPath): boolean {
+  hasSearchPath(path: SearchPath): boolean {
     return !this.isPooled && this.parameters.get("search_path") === path.text
   }
 
-  /** Checks if the server is a standby, or the session is read-only by default. */
+  /** Checks if the server has reported that it is a standby, or that the session is read-only. */
   get takesNoWrites(): boolean {
     return (
       this.parameters.get("in_hot_standby") === "on" || this.parameters.get("default_transaction_read_only") === "on"
@@ -138,7 +139,7 @@ export abstract class BaseConnection {
     this.isEnding = true
     this.markBroken(reason)
     const stream = this.client.connection.stream
-    // the socket is closed soon, also if the server does not read the message
+    // the socket is closed within a second, even if the server does not read the message
     stream.once(
       "close",
       clock.later(1000, () => stream.destroy())
@@ -168,7 +169,7 @@ export abstract class BaseConnection {
   sendCancelRequest(timeout: number, callback: (isReceived: boolean) => void): void {
     const { processID, secretKey } = this.client
     if (processID === null || secretKey === null) return
-    sendCancel(this.server, this.secondSocket, timeout, messages.cancel(processID, secretKey), callback)
+    sendCancel(this.server, this.secondSocket, timeout, messages.encodeCancel(processID, secretKey), callback)
   }
 
   protected lose(error: Error): void {

@@ -1,12 +1,12 @@
 /**
  * The cancellation of the exchange in progress. The connection is kept if no cancel request can hit
- * a later statement, and closed otherwise.
+ * a later statement. Otherwise it is closed.
  */
 import type { CloseReason } from "../../Observation.js"
 import { isCancelled } from "../../SqlState.js"
 import * as clock from "../concurrency/clock.js"
 import type { Exchange, Failure, OnExchange } from "../protocol/exchange.js"
-import { CancelAttempts } from "./cancelRequests.js"
+import { CancelRequests } from "./cancelRequests.js"
 
 /** The time that a pooler has to pass on a cancel request, in ms: PgBouncer gives up after 10 s. */
 const pooledCancelTimeout = 15_000
@@ -15,15 +15,15 @@ const pooledCancelTimeout = 15_000
 const cancelTimeout = 1000
 
 /**
- * The pause before the second cancel request, in ms: once if the server has received the first one,
- * twice if it has not.
+ * The pause before the second cancel request, in ms. There are two such pauses if the server has
+ * not received the first request after one.
  */
 const repeatDelay = 250
 
 /** The largest process number on Linux; those of macOS and Windows are smaller. */
 const maxProcessId = 4_194_304
 
-/** Connection, as far as a cancellation needs it. */
+/** Members of a connection that a cancellation uses. */
 export interface CancellableConnection {
   readonly broken: CloseReason | undefined
   /** The exchange in progress. */
@@ -49,10 +49,10 @@ export interface CancellableConnection {
 /** Cancellation of the exchanges of one connection, one at a time. */
 export class Cancellation {
   /**
-   * The cancel requests for the exchange in progress; if the connection is not kept, those of the
-   * last exchange.
+   * The cancel requests of the exchange in progress. They stay after its end if the connection is
+   * not kept.
    */
-  private attempts: CancelAttempts | undefined = undefined
+  private attempts: CancelRequests | undefined = undefined
   /**
    * True if the exchange in progress is answered, and only a cancel request may still be pending.
    */
@@ -66,20 +66,20 @@ export class Cancellation {
 
   constructor(private readonly connection: CancellableConnection) {}
 
-  /** Checks if an exchange was cancelled, and it is unknown yet if the connection can be kept. */
+  /** Checks if an exchange was cancelled, and the connection is not known to be usable again. */
   get isActive(): boolean {
     return this.attempts !== undefined
   }
 
   /**
-   * Sends a cancel request, unless one was sent. If the connection is not kept within a second, it
-   * is closed.
+   * Sends a cancel request, unless one was sent. The connection is closed if it is not usable again
+   * within a second.
    */
   start(reason: CloseReason): void {
     if (this.attempts !== undefined) return
     const { connection } = this
     connection.resume()
-    const attempts = new CancelAttempts(
+    const attempts = new CancelRequests(
       (timeout, callback) => connection.sendCancelRequest(timeout, callback),
       () => this.settle()
     )
@@ -88,8 +88,7 @@ export class Cancellation {
     if (connection.isPooled) this.sendThroughPooler(reason, false)
     else {
       attempts.request(cancelTimeout)
-      // on a busy server a request can overtake its statement, and cancel nothing; or it may be
-      // lost
+      // on a busy server a request can overtake its statement and cancel nothing, or it may be lost
       const repeat = (isLast: boolean) =>
         clock.later(repeatDelay, () => {
           if (this.attempts !== attempts || connection.exchange === undefined || this.isHeldBack) return
@@ -107,7 +106,8 @@ export class Cancellation {
   }
 
   /**
-   * Holds back the end of a cancelled exchange, because a pending request would hit the next one.
+   * Holds back the end of a cancelled exchange, because a pending request could hit the next
+   * exchange.
    */
   holdBack(): void {
     this.isHeldBack = true
@@ -133,9 +133,9 @@ export class Cancellation {
   }
 
   /**
-   * Checks if the process of the session can be one of PostgreSQL. A pooler, in session mode too,
-   * reports a random number in its place. It may pass a request on after it has closed the socket
-   * of the request, which would then hit the next statement.
+   * Checks if the process number of the session can be one of PostgreSQL. A pooler, even in session
+   * mode, reports a random number instead. It may pass a cancel request on after it has closed the
+   * socket of the request, and the request would then hit the next statement.
    */
   private get isOnServer(): boolean {
     const { processId } = this.connection
@@ -143,12 +143,12 @@ export class Cancellation {
   }
 
   /**
-   * Awaits one more answer after a request that may have cancelled nothing: the statement had ended
-   * before, or the server reports the reason in another language. By then the session has received
-   * the signal, which it ignores while it waits for a command. So the signal cannot hit a statement
-   * after that answer.
+   * Sends a Sync after a request that may have cancelled nothing: the statement had ended before,
+   * or the server reports the reason in another language. Before it answers the Sync, the session
+   * receives the signal and ignores it, as it does between commands. So the signal cannot hit a
+   * statement after the Sync.
    */
-  private probe(attempts: CancelAttempts, exchange: Exchange, failure: Failure | undefined): void {
+  private probe(attempts: CancelRequests, exchange: Exchange, failure: Failure | undefined): void {
     const { connection } = this
     attempts.isProbing = true
     exchange.isStopped = true

@@ -1,12 +1,12 @@
 /**
- * Opens a physical connection: requests credentials, connects and, if the server refuses them,
- * requests them once more.
+ * The opening of a physical connection: requests credentials, and connects with them. If the server
+ * refuses the credentials, they are requested once more.
  */
 
 import type { ServerConfig, SessionConfig } from "../../DatabaseConfig.js"
 import * as clock from "../concurrency/clock.js"
 import type { ConnectFailure, Connection, Owner } from "./connection.js"
-import { connectFirst } from "./connectToFirst.js"
+import { connectToFirstHost } from "./connectToFirstHost.js"
 import type { CredentialSource, OnLogin } from "./credentials.js"
 
 export interface ConnectOptions {
@@ -43,28 +43,28 @@ export const connect = (
     const onLogin: OnLogin = (login, failure) => {
       clock.clear(timer)
       if (login === undefined) return callback(failure, undefined)
-      // credentials that were requested before a rotation are not tried
+      // credentials from before a rotation are not tried
       if (login.generation < credentials.generation) return start(wasRefused)
       const timeout = Math.max(1, deadline - clock.now())
       const hostOptions = { timeout, readOnly, owner, credentials: login }
-      cancel = connectFirst(destination, session, hostOptions, (failure, connection) => {
+      cancel = connectToFirstHost(destination, session, hostOptions, (failure, connection) => {
         if (failure?.reason === "authentication" && credentials.isDynamic && !wasRefused) return start(true)
         callback(failure, connection)
       })
     }
-    // the answer may come within this call, and has then set its own `cancel`
+    // the source may answer within this call; `onLogin` has then set `cancel` already
     let isAnswered = false
-    const cancelRequest = credentials.request((login, failure) => {
+    const cancelCredentials = credentials.request((login, failure) => {
       isAnswered = true
       onLogin(login, failure)
     })
     if (isAnswered) return
     cancel = () => {
       clock.clear(timer)
-      cancelRequest()
+      cancelCredentials()
     }
   }
-  // a provider may fail at once
+  // a provider may fail at once, and the callback must not be called before this function returns
   queueMicrotask(() => {
     if (!isCancelled) start(false)
   })

@@ -9,9 +9,7 @@ import type { ErrorLocation } from "./statementFailure.js"
 export interface ConnectFailure {
   readonly reason: ConnectReason
   readonly error: Error
-  /**
-   * True if another attempt would fail as well, although failures of this reason may be temporary.
-   */
+  /** True if another attempt would fail too, although failures of this reason may be temporary. */
   readonly isPermanent?: boolean | undefined
 }
 

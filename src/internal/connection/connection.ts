@@ -37,7 +37,7 @@ export interface Owner {
    * or the tag of the error if the server gave none.
    */
   readonly operated?: ((millis: number, error: string | undefined) => void) | undefined
-  /** The refused writes on the connections of the owner. */
+  /** The count of refused writes on the connections of the owner. */
   readonly refusedWrites?: RefusedWrites | undefined
   /** A connection cannot be used any more, or can be used again after an interruption. */
   readonly usabilityChanged?: (() => void) | undefined
@@ -49,18 +49,18 @@ export interface Owner {
 export class Connection extends ExchangeConnection {
   /** The time of the last checkout; 0 before the first. */
   checkedOutAt = 0
-  /** The time from which the connection is not checked out any more. */
+  /** The time after which the connection is not checked out any more. */
   retireAt = Number.POSITIVE_INFINITY
-  /** The reason of the retirement at that time. */
+  /** The reason for the retirement at that time. */
   retireAs: CloseReason = "aged"
   /**
-   * The position of the server when it was last queried. The position of a server goes back only if
-   * its connections are lost.
+   * The position of the server at the last query. It stays a lower bound, because the position of a
+   * server goes back only if its connections are lost.
    */
   position: Position | undefined = undefined
   private readonly statements: StatementCache
   /** The number of portals so far. */
-  private portals = 0
+  private portalCount = 0
 
   /** @internal */
   constructor(
@@ -79,8 +79,8 @@ export class Connection extends ExchangeConnection {
   }
 
   /**
-   * Checks if a failure means only that the server takes no writes, so that nothing has run. It is
-   * meant for a statement with no other statement before it.
+   * Checks if a failure means only that the server takes no writes, so that nothing has run. The
+   * check is for the failure of a statement without a statement before it in the transaction.
    */
   hasWrongRole(failure: Failure): boolean {
     return this.role.explains(failure)
@@ -99,19 +99,19 @@ export class Connection extends ExchangeConnection {
     if (request.simple) return this.runSimple(request, callback)
     const path = request.path?.text
     const prepared = request.prepare ? this.statements.getOrAdd(text, path) : undefined
-    const parse = prepared === undefined || !prepared.parsed
+    const needsParse = prepared === undefined || !prepared.parsed
     const decoder = prepared?.decoder
     const exchangeRequest = new ExchangeRequest(
       () =>
-        messages.exchange(
+        messages.encodeExchange(
           before,
           {
-            text: parse ? sendableText(text) : text,
+            text: needsParse ? sendableText(text) : text,
             values,
             name: prepared?.name ?? "",
-            parse,
-            describe: decoder === undefined,
-            close: () => this.statements.drainToClose()
+            needsParse,
+            needsDescribe: decoder === undefined,
+            drainToClose: () => this.statements.drainToClose()
           },
           after
         ),
@@ -128,12 +128,12 @@ export class Connection extends ExchangeConnection {
             this.types?.clear()
           }
         } else if (failure._tag === "refused" && isStalePlan(failure.error.code ?? "", failure.error.message)) {
-          // If the statement was refused before its bind, nothing of it has run, and the change may
+          // Without a bind nothing of the statement has run, and the change of the schema may
           // concern all other statements.
           if (exchange.bound === before.length) this.statements.removeAll()
           else this.statements.remove(text, path)
-          // without a transaction it can be prepared again at once
-          if (exchange.bound === 0 && this.status === "I" && !parse && !exchange.isStopped)
+          // outside of a transaction the statement can be prepared again at once
+          if (exchange.bound === 0 && this.status === "I" && !needsParse && !exchange.isStopped)
             return this.run(before, request, after, callback)
         }
         callback(failure, exchange)
@@ -152,9 +152,9 @@ export class Connection extends ExchangeConnection {
 
   /** Sends several commands in one text. */
   private runSimple(request: Request, callback: OnExchange): void {
-    const exchangeRequest = new ExchangeRequest(() => messages.simple(sendableText(request.text)), callback)
+    const exchangeRequest = new ExchangeRequest(() => messages.encodeSimple(sendableText(request.text)), callback)
     exchangeRequest.asArrays = request.rows === "array"
-    exchangeRequest.simple = true
+    exchangeRequest.isSimple = true
     exchangeRequest.statement = request
     this.send(exchangeRequest)
   }
@@ -165,10 +165,10 @@ export class Connection extends ExchangeConnection {
     const exchangeRequest = new ExchangeRequest(
       () => {
         const text = sendableText(request.text)
-        if (request.simple) return messages.simple(text)
-        return messages.exchange(
+        if (request.simple) return messages.encodeSimple(text)
+        return messages.encodeExchange(
           before,
-          { text, values: none, name: "", parse: true, describe: false, close: () => none },
+          { text, values: none, name: "", needsParse: true, needsDescribe: false, drainToClose: () => none },
           none
         )
       },
@@ -208,7 +208,7 @@ export class Connection extends ExchangeConnection {
 
   private sendSteps(all: ReadonlyArray<messages.Step>, isUndo: boolean, callback: OnExchange): void {
     if (this.needsProof) return this.prove(callback, () => this.sendSteps(all, isUndo, callback))
-    const exchangeRequest = new ExchangeRequest(() => messages.steps(all), callback)
+    const exchangeRequest = new ExchangeRequest(() => messages.encodeSteps(all), callback)
     exchangeRequest.before = all.length - 1
     exchangeRequest.isDescribed = false
     exchangeRequest.isUndo = isUndo
@@ -226,7 +226,7 @@ export class Connection extends ExchangeConnection {
 
   /** Returns a new name for a portal of this connection. */
   nextPortal(): string {
-    return `p${++this.portals}`
+    return `p${++this.portalCount}`
   }
 
   /**
@@ -244,7 +244,7 @@ export class Connection extends ExchangeConnection {
     }
     request.served?.(this.server)
     const exchangeRequest = new ExchangeRequest(
-      () => messages.openPortal(before, portal, sendableText(request.text), request.values, size),
+      () => messages.encodeOpenPortal(before, portal, sendableText(request.text), request.values, size),
       callback
     )
     exchangeRequest.statement = request
@@ -260,7 +260,7 @@ export class Connection extends ExchangeConnection {
     size: number,
     callback: OnExchange
   ): void {
-    const exchangeRequest = new ExchangeRequest(() => messages.fetchPortal(before, portal, size), callback)
+    const exchangeRequest = new ExchangeRequest(() => messages.encodeFetchPortal(before, portal, size), callback)
     exchangeRequest.statement = opened.request.statement
     exchangeRequest.before = before.length
     exchangeRequest.decoder = opened.decoder
@@ -269,7 +269,7 @@ export class Connection extends ExchangeConnection {
 
   /** Closes a portal. */
   closePortal(portal: string, callback: OnExchange): void {
-    const exchangeRequest = new ExchangeRequest(() => messages.closePortal(portal), callback)
+    const exchangeRequest = new ExchangeRequest(() => messages.encodeClosePortal(portal), callback)
     exchangeRequest.main = 0
     this.send(exchangeRequest)
   }
@@ -292,19 +292,19 @@ export class Connection extends ExchangeConnection {
   }
 
   /**
-   * Checks if the next exchange must prove the role of the server. Inside of a transaction it is
-   * too late for that.
+   * Checks if the next exchange must prove the role of the server. Inside of a transaction a proof
+   * would be too late.
    */
   private get needsProof(): boolean {
     return this.role.isDoubted && this.status === "I"
   }
 
   private prove(callback: OnExchange, proceed: () => void): void {
-    this.send(this.role.proof(callback, proceed))
+    this.send(this.role.makeProof(callback, proceed))
   }
 
   /**
-   * Retires the connection if its server, or a setting of its session, takes no writes any more.
+   * Retires the connection if its server takes no writes any more, or its session is read-only now.
    * The statement in progress may end.
    */
   private onParameter(): void {

@@ -1,13 +1,14 @@
 /**
- * User and password of a server: fixed, or requested for each physical connection, with
- * generations.
+ * The user and password of a server, which are fixed or requested for each physical connection, and
+ * their generations.
  *
  * A generation begins when a provider gives other credentials than before. Answers may overtake
- * each other: an answer that differs from the answer to a later request is of an older generation.
+ * each other: if an answer differs from the answer to a later request, it is of an older
+ * generation.
  */
 import type { Secret } from "../protocol/secret.js"
 import type { ConnectFailure } from "./connectFailure.js"
-import type { DialOptions } from "./preparedEndpoint.js"
+import type { Dial } from "./preparedEndpoint.js"
 
 /** Credentials as a provider gives them. */
 export interface ProvidedCredentials {
@@ -32,12 +33,12 @@ export type OnLogin = OnAnswer<Login>
 
 /** Access to a server as a program provides it. It may run code of the program. */
 export interface CredentialProvider {
-  /** True if each request may have another answer. */
+  /** True if each request may give other credentials. */
   readonly isDynamic: boolean
   /** Requests credentials; the returned function cancels. */
   readonly request: (callback: OnAnswer<ProvidedCredentials>) => () => void
   /** Opens a stream to the server in place of a socket. */
-  readonly dial?: DialOptions | undefined
+  readonly dial?: Dial | undefined
 }
 
 const isSame = (a: ProvidedCredentials, b: ProvidedCredentials): boolean =>
@@ -51,20 +52,20 @@ export class CredentialSource {
   generation = 0
   private readonly followers = new Set<(generation: number) => void>()
   private current: ProvidedCredentials | undefined
-  /** The number of requests so far. */
-  private requested = 0
-  /** The last request that was answered. */
-  private answered = 0
+  /** The number of the last request. */
+  private lastRequest = 0
+  /** The number of the last request that was answered. */
+  private lastAnswered = 0
 
   constructor(private readonly provider: CredentialProvider) {}
 
-  /** True if each request may have another answer. */
+  /** Checks if each request may give other credentials. */
   get isDynamic(): boolean {
     return this.provider.isDynamic
   }
 
-  /** Opens a stream to the server in place of a socket, if the program provides streams. */
-  get dial(): DialOptions | undefined {
+  /** Returns the function that opens a stream in place of a socket, if the program has one. */
+  get dial(): Dial | undefined {
     return this.provider.dial
   }
 
@@ -78,16 +79,16 @@ export class CredentialSource {
 
   /** Requests credentials; the returned function cancels. */
   request(callback: OnLogin): () => void {
-    const request = ++this.requested
+    const request = ++this.lastRequest
     return this.provider.request((provided, failure) =>
-      callback(provided === undefined ? undefined : this.take(request, provided), failure)
+      callback(provided === undefined ? undefined : this.withGeneration(request, provided), failure)
     )
   }
 
-  private take(request: number, provided: ProvidedCredentials): Login {
+  private withGeneration(request: number, provided: ProvidedCredentials): Login {
     const isOther = this.current !== undefined && !isSame(this.current, provided)
-    if (isOther && request < this.answered) return { ...provided, generation: this.generation - 1 }
-    this.answered = Math.max(this.answered, request)
+    if (isOther && request < this.lastAnswered) return { ...provided, generation: this.generation - 1 }
+    this.lastAnswered = Math.max(this.lastAnswered, request)
     this.current = provided
     if (isOther) {
       this.generation++

@@ -7,14 +7,14 @@ import type { CloseReason } from "../../Observation.js"
 import * as clock from "../concurrency/clock.js"
 import { Exchange, ExchangeRequest, type Failure, type OnExchange } from "../protocol/exchange.js"
 import * as messages from "../protocol/messages.js"
-import { isByName, type TypeNames, typeNames } from "../protocol/parsersByName.js"
+import { isByName, type TypeNames, typeNamesOf } from "../protocol/parsersByName.js"
 import { ProtocolViolation } from "../protocol/protocolViolation.js"
 import { queryActivity } from "./backendActivity.js"
 import { BaseConnection, type OpenedSession } from "./baseConnection.js"
 import { type CancellableConnection, Cancellation } from "./cancellation.js"
-import { isAlive } from "./cancelRequest.js"
 import { errorType, failureOnClosing, isWriteRefused, lostError } from "./exchangeFailure.js"
-import { typeLookup } from "./typeLookup.js"
+import { checkAlive } from "./secondSocket.js"
+import { typeLookupRequest } from "./typeLookup.js"
 import { Watchdog } from "./watchdog.js"
 import { type CheckedConnection, RoleCheck } from "./writerRoleCheck.js"
 
@@ -23,7 +23,7 @@ export abstract class ExchangeConnection extends BaseConnection implements Cance
   /** Called with the error if the connection is lost while no exchange is in progress. */
   onLost: ((error: Error) => void) | undefined = undefined
   /**
-   * Called when the connection is idle again after an interruption. Set only while {@link
+   * Called when the connection is idle again after an interruption. It is set only while {@link
    * isStopping} is true.
    */
   onStopped: (() => void) | undefined = undefined
@@ -32,8 +32,8 @@ export abstract class ExchangeConnection extends BaseConnection implements Cance
   /** The time of the last answer. */
   lastAnswer = this.createdAt
   /**
-   * The open transaction, with the limit of its statements in ms: 0 is none, `undefined` that of
-   * the session.
+   * The open transaction, with the limit of its statements in ms: 0 for no limit, `undefined` for
+   * the limit of the session.
    */
   transaction: { readonly limit: number | undefined } | undefined = undefined
   protected readonly role: RoleCheck
@@ -51,12 +51,12 @@ export abstract class ExchangeConnection extends BaseConnection implements Cance
     this.refusesWrites = refusesWrites
     this.role = new RoleCheck(this, role)
     this.statementTimeout = session.statementTimeout
-    this.types = isByName(session.types) ? typeNames(session.types, `${server.name}/${server.database}`) : undefined
+    this.types = isByName(session.types) ? typeNamesOf(session.types, `${server.name}/${server.database}`) : undefined
     const { stream } = client.connection
     this.watchdog = new Watchdog({
-      // a long message that is still being sent is a sign of life, too
+      // the bytes of a long message that leave the process count as progress, too
       progress: () => stream.bytesRead - stream.writableLength,
-      checkAlive: (timeout, callback) => isAlive(server, this.secondSocket, timeout, callback),
+      checkAlive: (timeout, callback) => checkAlive(server, this.secondSocket, timeout, callback),
       queryActivity: (callback) => queryActivity(server, session, login, this.processId, callback),
       onDead: (error) => this.lose(error)
     })
@@ -81,22 +81,22 @@ export abstract class ExchangeConnection extends BaseConnection implements Cance
   }
 
   /**
-   * Checks if the statement was interrupted or is being undone, and it is unknown yet if the
-   * connection can be kept.
+   * Checks if the statement was interrupted or is being undone, so that the connection may be
+   * usable again later.
    */
   get isStopping(): boolean {
     return this.broken === undefined && (this.cancellation.isActive || this.exchange?.request.isUndo === true)
   }
 
   /**
-   * Checks if the connection can be used, now or after its statement: it is not closing, and will
-   * not be closed after an interruption.
+   * Checks if the connection can be used, now or after its statement. It cannot if it is closing or
+   * its statement was interrupted.
    */
   get isUsable(): boolean {
     return this.broken === undefined && !this.cancellation.isActive
   }
 
-  /** Sends a Sync alone, to which a server that is alive answers. */
+  /** Sends a Sync alone. The answer proves that the server is alive. */
   ping(callback: OnExchange): void {
     const request = new ExchangeRequest(() => messages.syncOnly, callback)
     request.main = 0
@@ -106,20 +106,20 @@ export abstract class ExchangeConnection extends BaseConnection implements Cance
 
   /**
    * Cancels the statement in progress, for a caller that was interrupted. The exchange ends when
-   * the server has answered and no cancel request can hit a later statement; then the connection
+   * the server has answered and no cancel request can hit a later statement. Then the connection
    * can be used again. If that takes longer than a second, the connection is closed. Behind a
-   * pooler it is always closed, because a pooler may pass a request on to the statement of another
-   * client.
+   * pooler it is always closed, because the pooler may pass the request on to the statement of
+   * another client.
    */
   cancel(): void {
-    // an undo has a timeout of its own, and is still needed
+    // an undo is not cancelled: the connection needs it, and it has a timeout of its own
     if (this.exchange === undefined || this.exchange.request.isUndo || this.cancellation.isHeldBack) return
     if (this.isPooled) this.abort("cancelled")
     else this.cancellation.start("cancelled")
   }
 
   /**
-   * Cancels the statement in progress and closes the connection: when the server has answered, or
+   * Cancels the statement in progress, and closes the connection when the server has answered, or
    * after a second.
    */
   abort(reason: CloseReason): void {
@@ -150,8 +150,8 @@ export abstract class ExchangeConnection extends BaseConnection implements Cance
   protected send(request: ExchangeRequest): void {
     const exchange = new Exchange(this.client, request, this.onExchangeLost, this.types)
     const failure = this.refusalOf(exchange)
-    // not before this call has returned: the callback may assign the connection to the next waiter,
-    // and its exchange may fail in the same way
+    // in a microtask, because a call would recurse: the callback may assign the connection to the
+    // next waiter, whose exchange may fail in the same way
     if (failure !== undefined) return queueMicrotask(() => request.onDone(failure, exchange))
     this.exchange = exchange
     this.awaitServer()
@@ -225,21 +225,21 @@ export abstract class ExchangeConnection extends BaseConnection implements Cance
     this.report(exchange, this.lastAnswer, failure)
     exchange.request.onDone(failure, exchange)
     const { onStopped } = this
-    // the steps around the statement may be undone in an exchange of their own, and a lost
-    // connection is checked in by its owner
+    // if the callback has begun an exchange that undoes the statement, the end of that exchange
+    // calls `onStopped`; a lost connection is checked in by its owner
     if (onStopped === undefined || this.exchange !== undefined) return
     this.onStopped = undefined
     onStopped()
   }
 
   /**
-   * Looks up the names of types before the rows of an exchange are decoded. Until then its caller
-   * waits for the exchange.
+   * Looks up the names of types before the rows of an exchange are decoded. The caller of the
+   * exchange waits for the lookup, too.
    */
   private lookUpTypes(oids: ReadonlyArray<number>, types: TypeNames, exchange: Exchange): void {
-    // an autocommit statement of a writer remains stored, whatever the result of the lookup
+    // the effects of an autocommit statement remain stored even if the lookup fails
     const isStored = this.status === "I" && exchange.request.statement?.kind !== "reader"
-    this.send(typeLookup(oids, types, exchange, isStored, (failure) => this.settle(exchange, failure)))
+    this.send(typeLookupRequest(oids, types, exchange, isStored, (failure) => this.settle(exchange, failure)))
   }
 
   private report(exchange: Exchange, now: number, failure: Failure | undefined): void {

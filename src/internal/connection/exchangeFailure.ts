@@ -1,5 +1,5 @@
 /**
- * Failures of exchanges, and their meaning for the connection.
+ * The meaning of a failed exchange for its connection, and its name in the metrics.
  */
 import type { CloseReason } from "../../Observation.js"
 import { meaning } from "../../SqlState.js"
@@ -20,13 +20,13 @@ export const isWriteRefused = (failure: Failure): failure is Refusal =>
 
 /**
  * Returns the failure of a statement on a connection that will be closed. A statement that this
- * side has cancelled counts as a loss of the connection, and not as a timeout of the server.
+ * library has cancelled counts as lost with its connection, and not as timed out by the server.
  */
 export const failureOnClosing = (failure: Failure, reason: CloseReason): Failure =>
   failure._tag === "refused" && meaningOf(failure) === "StatementTimeout"
     ? {
         _tag: "lost",
-        error: new Error(`it was cancelled, for its connection is to be closed (${reason})`),
+        error: new Error(`it was cancelled, because its connection is to be closed (${reason})`),
         sent: true,
         undone: true,
         acknowledged: failure.acknowledged,

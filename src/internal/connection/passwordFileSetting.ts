@@ -1,20 +1,20 @@
 /**
- * Files that hold a password.
+ * The file of the setting `passwordFile`, which holds one password.
  */
 import { readTextFile } from "./textFile.js"
 
 /**
- * Error of a password file without a usable password. Unlike the error of a provider of the
- * program, it has no secret in it.
+ * Error of a password file without a usable password. It never has a secret in it, unlike the error
+ * of a provider of the program, which may have one.
  */
 export class PasswordFileError extends Error {
   constructor(
     file: string,
-    why: string,
+    reason: string,
     /** The error of reading the file. */
     override readonly cause?: unknown
   ) {
-    super(`the password file ${file} cannot be used: ${why}`)
+    super(`the password file ${file} cannot be used: ${reason}`)
   }
 }
 

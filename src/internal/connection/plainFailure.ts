@@ -23,7 +23,7 @@ export type PlainFailure<Tag extends PlainTag = PlainTag> = PlainFailures[Tag]
 /** Failure of a statement. */
 export type StatementFailure = PlainFailure
 
-/** Failure of a checkout from a pool. Nothing of the caller's work has been sent. */
+/** Failure of a checkout from a pool. No statement of the caller was sent. */
 export type CheckoutFailure = PlainFailure<"ConnectFailed" | "PoolExhausted" | "PoolSelfDeadlock" | "DatabaseClosed">
 
 /** Failure of a checkout from a source of connections, such as a replica selection. */

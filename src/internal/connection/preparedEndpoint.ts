@@ -1,6 +1,6 @@
 /**
- * One host of a server, prepared for a connect: with its certificates, keys and password read from
- * files.
+ * One host of a server, prepared for a connect: its certificates, keys and password are read from
+ * their files.
  */
 
 import type * as Net from "node:net"
@@ -18,12 +18,12 @@ import { PasswordFileError } from "./passwordFileSetting.js"
 import { isLasting, readTextFile } from "./textFile.js"
 
 /** Function that opens a stream of the program; the returned function cancels. */
-export type DialOptions = (callback: (error: Error | undefined, stream: Net.Socket | undefined) => void) => () => void
+export type Dial = (callback: (error: Error | undefined, stream: Net.Socket | undefined) => void) => () => void
 
 /** Server at one of its hosts. */
 export interface Destination extends ServerConfig {
   /** Opens a stream to the server in place of a socket. */
-  readonly dial?: DialOptions | undefined
+  readonly dial?: Dial | undefined
 }
 
 /** Returns the address of a destination, or the path of its socket. */
@@ -55,8 +55,8 @@ const readTls = async (parameter: string, file: string | undefined): Promise<str
   try {
     return (await readTextFile(file, maxFileSize)).text
   } catch (cause) {
-    const why = cause instanceof Error ? cause.message : String(cause)
-    throw new UnusableFile("tls", new Error(`the file of ${parameter}, ${file}, cannot be used: ${why}`, { cause }))
+    const reason = cause instanceof Error ? cause.message : String(cause)
+    throw new UnusableFile("tls", new Error(`the file of ${parameter}, ${file}, cannot be used: ${reason}`, { cause }))
   }
 }
 
@@ -87,15 +87,15 @@ const withFiles = async (
 
 /** Finds the password of a host in a password file of libpq, if the file exists. */
 const passwordIn = async (file: string, server: Destination, username: string): Promise<string | undefined> => {
-  const unusable = (why: string, isPermanent: boolean) =>
-    new UnusableFile("credentials", new PasswordFileError(file, why), isPermanent)
+  const unusable = (reason: string, isPermanent: boolean) =>
+    new UnusableFile("credentials", new PasswordFileError(file, reason), isPermanent)
   const { database, host, port } = server
   const found = await readTextFile(file, maxFileSize).catch((cause: NodeJS.ErrnoException) => {
     if (isMissingFile(cause.code)) return undefined
     throw unusable(cause.message, isLasting(cause))
   })
   if (found === undefined) return undefined
-  // Windows has no such permissions
+  // Windows has no permissions of this kind
   if (process.platform !== "win32" && (found.mode & 0o077) !== 0) {
     throw unusable("others may read it; make it yours alone (chmod 0600)", true)
   }
@@ -121,7 +121,7 @@ const readFiles = async (destination: Destination, credentials: Login): Promise<
 
 /**
  * Prepares a connect to one host of a server, within `timeout` ms. Calls back once, unless the
- * returned function cancels; at once if no file is needed.
+ * returned function cancels. If no file is needed, it calls back before it returns.
  */
 export const prepareDestination = (
   server: Destination,

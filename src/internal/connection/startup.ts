@@ -1,5 +1,5 @@
 /**
- * The login: from the address of a server to a session.
+ * The login: opens a socket to the address of a server, and starts a session.
  */
 
 import type { Socket } from "node:net"
@@ -10,24 +10,24 @@ import { isByName } from "../protocol/parsersByName.js"
 import { type Client, makeClient, type Notice, toError } from "../protocol/pgDriver.js"
 import { ProtocolViolation } from "../protocol/protocolViolation.js"
 import { socketTo } from "../protocol/socket.js"
-import { settings } from "../sql/limits.js"
+import { settingsOf } from "../sql/limits.js"
 import { watchAuthentication } from "./authenticationRules.js"
 import type { ConnectFailure } from "./connectFailure.js"
 import type { ProvidedCredentials } from "./credentials.js"
-import { addressOf, type Destination, type DialOptions } from "./preparedEndpoint.js"
+import { addressOf, type Destination, type Dial } from "./preparedEndpoint.js"
 
-/** The number of notices of a login that are passed on: a server may send any number. */
+/** The largest number of notices of a login that are kept: a server may send any number. */
 const maxNotices = 20
 
 /**
- * Returns the settings of a session at login. A pooler gets only those of the URL: it refuses the
- * others, because it cannot apply them.
+ * Returns the settings of a session at login. A pooler receives only the settings of the URL,
+ * because it refuses settings that it cannot apply.
  */
 const sessionOptions = (session: SessionConfig, readOnly: boolean): string => {
   const given = session.startupOptions ?? ""
   if (session.mode === "transactionPooler") return given
   // the last value of a setting counts
-  const all = [given, ...settings(session).map(([name, value]) => `-c ${name}=${value}`)].filter((one) => one !== "")
+  const all = [given, ...settingsOf(session).map(([name, value]) => `-c ${name}=${value}`)].filter((one) => one !== "")
   if (readOnly) all.push("-c default_transaction_read_only=on")
   return all.join(" ")
 }
@@ -64,17 +64,17 @@ const failureOf = (error: Error): ConnectFailure => {
   }
   const iterations = tooManyIterations.exec(error.message)?.[1]
   if (iterations !== undefined) {
-    const message = `its SCRAM takes ${iterations} iterations, more than maxScramIterations allows: raise that, if the server is yours`
+    const message = `its SCRAM takes ${iterations} iterations, more than maxScramIterations allows: raise maxScramIterations if the server is yours`
     return { reason: "authentication", error: new Error(message, { cause: error }) }
   }
-  // if all addresses of a host refuse, Node reports one error with a code and without a message
+  // if all addresses of a host refuse, the error of Node has a code and no message
   const code = "code" in error && typeof error.code === "string" ? error.code : ""
   return { reason: connectReason(code, error.message), error: error.message === "" ? new Error(code) : error }
 }
 
 /**
- * Logs in; the returned function cancels. `callback` is called once, in the same turn as the last
- * message of the server and not before this function has returned, unless the login was cancelled.
+ * Logs in; the returned function cancels. Unless the login is cancelled, `callback` is called once:
+ * after this function has returned, in the same turn as the last message of the server.
  */
 export const startup = (
   server: Destination,
@@ -97,7 +97,7 @@ const nothing = () => {}
  * function cancels this step, or the next one.
  */
 const dial = (
-  open: DialOptions,
+  open: Dial,
   timeout: number,
   onOpened: (failure: ConnectFailure | undefined, stream: Socket | undefined, left: number) => () => void
 ): (() => void) => {
@@ -191,17 +191,19 @@ const logIn = (
     if (notices.length < maxNotices) notices.push(notice)
   }
   client.on("notice", onNotice)
-  /** The size of the reported settings, which are kept as long as the connection. */
+  /**
+   * The length of the reported settings, which are kept as long as the connection, in characters.
+   */
   let parameterBytes = 0
-  let isSettled = false
+  let isOver = false
   let isAccepted = false
   const settle = () => {
-    isSettled = true
+    isOver = true
     clock.clear(timer)
     client.off("notice", onNotice)
   }
   const fail = (failure: ConnectFailure) => {
-    if (isSettled) return
+    if (isOver) return
     settle()
     client.connection.stream.destroy()
     callback(failure, undefined)
@@ -224,10 +226,10 @@ const logIn = (
     isAccepted = true
   })
   watchAuthentication(client.connection, server, (error) => fail({ reason: "authentication", error }))
-  // after the login the connection has listeners of its own; until then errors need this one
+  // until the connection has listeners of its own, after the login, errors need this one
   client.on("error", (error: Error) => fail(failureOf(error)))
   const onConnected = (error: Error | null | undefined) => {
-    if (isSettled) return
+    if (isOver) return
     if (error) return fail(failureOf(error))
     settle()
     callback(undefined, { client, notices, parameters })
@@ -235,11 +237,12 @@ const logIn = (
   try {
     client.connect(onConnected)
   } catch (cause) {
-    // the address is invalid; the callback must not be called before this function has returned
+    // the address is invalid; in a microtask, because the callback must not be called before this
+    // function has returned
     queueMicrotask(() => onConnected(toError(cause)))
   }
   return () => {
-    if (isSettled) return
+    if (isOver) return
     settle()
     client.connection.stream.destroy()
   }

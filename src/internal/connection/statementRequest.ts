@@ -6,13 +6,13 @@ import type { DisplayedStatement } from "../protocol/inlinedText.js"
 import type { SearchPath } from "../sql/searchPath.js"
 import type { Destination } from "./preparedEndpoint.js"
 
-/** A statement to send. */
+/** Statement to send. */
 export interface Request {
   /** The call site, if call sites are recorded. */
   readonly site?: CallSite | undefined
   /** The handle that the program has used, for errors. */
   readonly kind?: "reader" | "writer" | undefined
-  /** Called with the server that the statement is sent to, if a span names it. */
+  /** Called with the server that the statement is sent to, if a span shows it. */
   readonly served?: ((server: Destination) => void) | undefined
   readonly text: string
   /** The form that errors show in place of the text, if values are written into the text. */
@@ -25,9 +25,9 @@ export interface Request {
   readonly rows: "object" | "array" | "raw"
   /** True if the server may keep the statement prepared under a name. */
   readonly prepare: boolean
-  /** True for several commands in one text: the simple protocol, without parameters. */
+  /** True for several commands in one text, which the simple protocol sends without parameters. */
   readonly simple: boolean
-  /** The search path of the statement; without one, that of the session holds. */
+  /** The search path of the statement; `undefined` for the search path of the session. */
   readonly path?: SearchPath | undefined
 }
 

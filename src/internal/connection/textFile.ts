@@ -11,18 +11,18 @@ export interface TextFile {
   readonly mode: number
 }
 
-/** Error of a file that cannot be a file of the settings. */
+/** Error of a file that is not regular or too large. */
 class UnfitFile extends Error {}
 
-/** Checks if the error of reading a file is permanent, so that a person must correct the file. */
+/** Checks if the error of reading a file stays until the file is changed. */
 export const isLasting = (cause: unknown): boolean =>
   cause instanceof UnfitFile ||
   (cause instanceof Error && "code" in cause && typeof cause.code === "string" && isLastingFile(cause.code))
 
 /** Reads a regular file of at most `maxSize` bytes. */
 export const readTextFile = async (file: string, maxSize: number): Promise<TextFile> => {
-  // opening a named pipe would wait for a writer, in one of the few threads of Node; Windows has
-  // neither
+  // without O_NONBLOCK, opening a named pipe would block one of the few threads of Node until a
+  // program writes to it; Windows has no such flag
   const handle = await fs.open(file, constants.O_RDONLY | (constants.O_NONBLOCK ?? 0))
   try {
     const stat = await handle.stat()

@@ -1,5 +1,5 @@
 /**
- * The lookup of the names of types that the rows of an exchange have, before the rows are decoded.
+ * The lookup of the names of the types of columns, before the rows of an exchange are decoded.
  */
 import { type Exchange, ExchangeRequest, type Failure } from "../protocol/exchange.js"
 import * as messages from "../protocol/messages.js"
@@ -12,9 +12,10 @@ const none: ReadonlyArray<never> = []
  * must not be reported as refused, undone or not sent.
  */
 const unreadable = ({ _tag, error }: Failure, { acknowledged, request: { statement } }: Exchange): Failure => {
-  const why = "the statement was done, but its rows cannot be read, for the names of their types could not be looked up"
-  // without the code of the cause, which would have another meaning here
-  const unread = new Error(`${why}: ${error.message}`, { cause: error })
+  const reason =
+    "the statement has run, but its rows cannot be read, because the names of their types could not be looked up"
+  // without the code of the cause, which would be taken for a code of the statement
+  const unread = new Error(`${reason}: ${error.message}`, { cause: error })
   return _tag === "lost"
     ? { _tag, error: unread, sent: true, acknowledged, statement }
     : { _tag: "unsendable", error: unread, acknowledged, statement }
@@ -24,7 +25,7 @@ const unreadable = ({ _tag, error }: Failure, { acknowledged, request: { stateme
  * Builds the request of a lookup for the rows of `exchange`. `isStored` is true if its statement
  * remains stored even if the lookup fails. `callback` receives the failure of the statement.
  */
-export const typeLookup = (
+export const typeLookupRequest = (
   oids: ReadonlyArray<number>,
   types: TypeNames,
   exchange: Exchange,
@@ -32,16 +33,16 @@ export const typeLookup = (
   callback: (failure: Failure | undefined) => void
 ): ExchangeRequest => {
   const bytes = () =>
-    messages.exchange(
+    messages.encodeExchange(
       none,
-      { text: lookupSql, values: [oids], name: "", parse: true, describe: false, close: () => none },
+      { text: lookupSql, values: [oids], name: "", needsParse: true, needsDescribe: false, drainToClose: () => none },
       none
     )
   const request = new ExchangeRequest(bytes, (failure, { result }) => {
     if (failure !== undefined) {
       return callback(isStored ? unreadable(failure, exchange) : { ...failure, acknowledged: exchange.acknowledged })
     }
-    // rows of a raw exchange are as the server has written them
+    // the rows of a raw exchange are arrays of texts
     types.addLookup(oids, result.rows as Array<ReadonlyArray<string | null>>)
     exchange.decodePending()
     callback(exchange.failure())

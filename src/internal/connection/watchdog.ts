@@ -1,6 +1,7 @@
 /**
- * The watch over a server that has a limit for statements and is silent for longer. On a dead
- * network the error of the limit never arrives, and TCP reports the loss only after minutes.
+ * The watchdog of a connection. It acts when the server is silent for longer than its limit for
+ * statements. On a dead network the error of the limit never arrives, and TCP reports the loss only
+ * after minutes.
  *
  * A silence after the limit is no proof of a dead server. Code on the server can change the limit
  * without a report, and a COMMIT, which has no limit, may wait for a standby. So before the
@@ -10,8 +11,8 @@
 import * as clock from "../concurrency/clock.js"
 
 /**
- * Activity of a server process: `working` on a statement, or `waiting` for the client, so that a
- * message in either direction is lost. `unknown` if the server does not report it.
+ * Activity of a server process: `working` on a statement, or `waiting` for the client. If an answer
+ * is due from a waiting process, a message was lost. `unknown` if the server does not report it.
  */
 export type BackendState = "working" | "waiting" | "unknown"
 
@@ -24,11 +25,11 @@ interface AwaitedAnswer {
   progress: number
   /** The time of the next check. */
   due: number
-  /** True if the process of the server was found waiting for the client. */
-  isMissed: boolean
+  /** True if the last query has found the server process waiting for the client. */
+  isBackendWaiting: boolean
 }
 
-/** Connection, as far as the watchdog needs it. */
+/** Members of a connection that the watchdog uses. */
 export interface MonitoredConnection {
   /** Returns a number that changes when bytes arrive or leave. */
   readonly progress: () => number
@@ -43,17 +44,17 @@ export interface MonitoredConnection {
 }
 
 /**
- * The time that a server without a sign of life has after its limit, in ms: its error may be on its
- * way.
+ * The time after the limit until a server without progress is given up, in ms. Its error may still
+ * arrive in that time.
  */
 const grace = 1000
 
-/** The part of that time before the server is checked, in ms. */
+/** The part of that time until the server is checked, in ms. */
 const checkDelay = 250
 
 /**
- * The shortest interval between two queries of the activity, in ms. The interval is as long as the
- * process has worked since the limit, if that is longer.
+ * The shortest interval between two queries of the activity, in ms. If the process has worked for
+ * longer than that since the limit, the interval is as long as that work.
  */
 const minInterval = 10_000
 
@@ -70,13 +71,12 @@ export class Watchdog {
   constructor(private readonly connection: MonitoredConnection) {}
 
   /**
-   * Begins to await an answer. `limit` is the server's limit for a statement in ms, as far as it is
-   * known.
+   * Begins to await an answer. `limit` is the known limit of the server for a statement, in ms.
    */
   onSent(limit: number): void {
     const since = clock.now()
     const due = since + limit + checkDelay
-    const awaited: AwaitedAnswer = { limit, since, progress: this.connection.progress(), due, isMissed: false }
+    const awaited: AwaitedAnswer = { limit, since, progress: this.connection.progress(), due, isBackendWaiting: false }
     this.awaited = awaited
     this.schedule(awaited)
   }
@@ -89,7 +89,7 @@ export class Watchdog {
   }
 
   private schedule({ due }: AwaitedAnswer): void {
-    // a timer that fires earlier checks the answer that is awaited then
+    // a timer that fires earlier is kept: it checks the answer that is awaited when it fires
     if (this.cancelTimer !== undefined && this.timerDue <= due) return
     this.cancelTimer?.()
     this.timerDue = due
@@ -103,8 +103,8 @@ export class Watchdog {
     const { awaited } = this
     if (awaited === undefined) return
     if (this.hasProgress(awaited) || clock.now() < awaited.due) return this.schedule(awaited)
-    // the lost answer has had its time to arrive
-    if (awaited.isMissed) return this.giveUp(awaited)
+    // the process waits for the client, and the answer has not arrived within `grace` either
+    if (awaited.isBackendWaiting) return this.giveUp(awaited)
     this.connection.checkAlive(grace - checkDelay, (isAlive) => {
       if (this.awaited !== awaited) return
       if (this.hasProgress(awaited)) return this.schedule(awaited)
@@ -121,9 +121,9 @@ export class Watchdog {
     if (!this.hasProgress(awaited)) {
       const silence = now - awaited.since - awaited.limit
       if (state === "unknown" && silence >= maxUnknownSilence) return this.giveUp(awaited)
-      awaited.isMissed = state === "waiting"
+      awaited.isBackendWaiting = state === "waiting"
       awaited.due =
-        now + (awaited.isMissed ? grace : state === "working" ? Math.max(minInterval, silence) : minInterval)
+        now + (awaited.isBackendWaiting ? grace : state === "working" ? Math.max(minInterval, silence) : minInterval)
     }
     this.schedule(awaited)
   }
@@ -139,7 +139,7 @@ export class Watchdog {
     if (awaited.progress === before) return false
     awaited.since = clock.now()
     awaited.due = awaited.since + awaited.limit + checkDelay
-    awaited.isMissed = false
+    awaited.isBackendWaiting = false
     return true
   }
 }

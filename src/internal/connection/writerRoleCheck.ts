@@ -15,7 +15,7 @@ const roleProof = messages.constantStep(
   OPERATOR(pg_catalog.=) 'on' THEN '${takesNoWrites}' ELSE '1' END::pg_catalog.int4`
 )
 
-/** Connection, as far as the check needs it. */
+/** Members of a connection that the check uses. */
 export interface CheckedConnection {
   readonly broken: CloseReason | undefined
   readonly isPooled: boolean
@@ -24,8 +24,8 @@ export interface CheckedConnection {
 }
 
 /**
- * Refused writes on the connections of one pool, each right after a proof of the role. They are
- * counted for the pool, because a transaction that was refused its first write is run again on
+ * Count of the writes that were refused right after a proof of the role, on the connections of one
+ * pool. It is kept for the pool, because a transaction whose first write was refused runs again on
  * another connection.
  */
 export interface RefusedWrites {
@@ -36,7 +36,7 @@ export interface RefusedWrites {
 export interface RoleSettings {
   /** True if the connection is for writes, so that its server must take writes. */
   readonly isForWrites: boolean
-  /** True if the login has not reported the role of the server. */
+  /** True if the server has not reported its role at login. */
   readonly isDoubted: boolean
   readonly refused: RefusedWrites
 }
@@ -63,20 +63,20 @@ export class RoleCheck {
   }
 
   /**
-   * Checks if a failure means only that the server takes no writes, so that nothing has run. It is
-   * meant for a statement with no other statement before it. Behind a pooler this is only likely,
-   * and the next exchange proves it.
+   * Checks if a failure means only that the server takes no writes, so that nothing has run. The
+   * check is for the failure of a statement without a statement before it in the transaction.
+   * Behind a pooler the result is only likely, and the next exchange proves it.
    */
   explains(failure: Failure): boolean {
     return this.isForWrites && (this.connection.broken === "wrongRole" || (this.isDoubted && isWriteRefused(failure)))
   }
 
   /**
-   * Builds the request of a proof, which is an exchange of its own: after a BEGIN it would be the
-   * first query of the transaction, and an isolation level must be set before that. `proceed` is
-   * called after a successful proof, `callback` after a failed one.
+   * Builds the request of a proof. The proof is an exchange of its own: after a BEGIN it would be
+   * the first query of the transaction, and an isolation level must be set before the first query.
+   * `proceed` is called after a successful proof, `callback` after a failed one.
    */
-  proof(callback: OnExchange, proceed: () => void): ExchangeRequest {
+  makeProof(callback: OnExchange, proceed: () => void): ExchangeRequest {
     const request = new ExchangeRequest(
       () => roleProof.simple,
       (failure, exchange) => {

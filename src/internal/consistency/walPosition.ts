@@ -1,6 +1,6 @@
 /**
- * WAL positions of servers, the tokens that are made of them, and the check of a position against
- * tokens.
+ * The query of a server's WAL position, the tokens that are made of positions, and the check of a
+ * position against tokens.
  */
 
 import type { Session, Token } from "../../Consistency.js"
@@ -14,8 +14,8 @@ import { isLsn, type Position, parseLsn } from "../sql/lsn.js"
  * The query of a server's position, on a primary or a standby. The timeline is read after the
  * position, never before: a standby may switch to another timeline in between, and the new position
  * would then be taken for a part of the old timeline. `OFFSET 0` keeps the planner from merging the
- * two. A WAL receiver that does not stream reports the timeline that it was on, while the server
- * may replay another from an archive, so only a streaming receiver counts.
+ * two reads. Only a streaming WAL receiver counts: another one reports the timeline that it was on,
+ * while the server may replay another timeline from an archive.
  *
  * `pg_last_wal_replay_lsn` alone is no proof: after a failover another history may have reached the
  * same position.
@@ -38,17 +38,18 @@ FROM (SELECT r.standby, CASE WHEN r.standby THEN pg_catalog.pg_last_wal_replay_l
 }
 
 /**
- * The step before COMMIT that records `synchronous_commit`, which COMMIT resets if it was SET
- * LOCAL, and the transaction's id. Without an id there is nothing to commit.
+ * The step before COMMIT that saves `synchronous_commit` and the id of the transaction. COMMIT
+ * resets `synchronous_commit` if it was SET LOCAL. A transaction without an id has nothing to
+ * commit.
  */
-const commitNoteStep: Step = constantStep(
+const commitInfoStep: Step = constantStep(
   `SELECT pg_catalog.set_config('effect_db.commit', pg_catalog.concat(pg_catalog.current_setting('synchronous_commit'), ' ',
   pg_catalog.pg_current_xact_id_if_assigned()), false)`
 )
 
 /**
- * Returns the end of the last record, given the start of the next: at the start of a page, the page
- * header is between the two.
+ * Returns the end of the last WAL record, given the start of the next. If the next record is the
+ * first of a page, the header of the page is between the two.
  */
 const recordEnd = (lsn: bigint, pageSize: number): bigint => {
   if (!(pageSize > 0)) return lsn
@@ -59,13 +60,13 @@ const recordEnd = (lsn: bigint, pageSize: number): bigint => {
 /** Returns the timeline: the first eight digits of the name of a WAL file. */
 const timelineOf = (walFile: string): number => Number.parseInt(walFile.slice(0, 8), 16)
 
-/** The answer of a server to the position query. */
+/** Answer of a server to the position query. */
 export interface WalStatus {
   readonly position: Position
   /** The position up to which its WAL is on disk. */
   readonly flushed: bigint | undefined
-  /** The last note of {@link commitNoteStep}. */
-  readonly commitNote: string
+  /** The text that {@link commitInfoStep} has saved last in the session. */
+  readonly commitInfo: string
   readonly pageSize: number
 }
 
@@ -76,7 +77,7 @@ const toText = (text: unknown): string => (typeof text === "string" ? text : "")
 
 const decodeStatus = (exchange: Exchange): WalStatus | undefined => {
   const row = exchange.result.rows[0]
-  const [systemId, lsnText, walFile, receivedTimeline, flushed, commitNote, pageSize]: ReadonlyArray<unknown> =
+  const [systemId, lsnText, walFile, receivedTimeline, flushed, commitInfo, pageSize]: ReadonlyArray<unknown> =
     Array.isArray(row) ? row : []
   const lsn = toLsn(lsnText)
   if (typeof systemId !== "string" || lsn === undefined) return undefined
@@ -89,18 +90,18 @@ const decodeStatus = (exchange: Exchange): WalStatus | undefined => {
   return {
     position: { systemId, lsn, timeline },
     flushed: toLsn(flushed),
-    commitNote: toText(commitNote),
+    commitInfo: toText(commitInfo),
     pageSize: Number(toText(pageSize))
   }
 }
 
-/** Queries the position on a connection; `callback` receives `undefined` without an answer. */
+/** Queries the position on a connection; `callback` receives `undefined` if the query fails. */
 export const queryPosition = (connection: Connection, callback: (status: WalStatus | undefined) => void): void =>
   connection.run(none, positionQuery, none, (failure, exchange) =>
     callback(failure === undefined ? decodeStatus(exchange) : undefined)
   )
 
-/** The timeout of a position query with an optional result, in ms. */
+/** The timeout of a position query, in ms. */
 export const positionTimeout = 1000
 
 /**
@@ -130,18 +131,16 @@ export const queryPositionWithin = (
 
 const none: ReadonlyArray<never> = []
 
-/**
- * The result of a COMMIT with a position query: if it was committed and not rolled back, and the
- * server's status after it.
- */
+/** Result of a COMMIT with a position query, with the status of the server after the COMMIT. */
 export interface CommitResult {
+  /** False if the server has rolled back instead. */
   readonly isCommitted: boolean
   readonly status: WalStatus | undefined
 }
 
-const commitSteps = [commitNoteStep, constantStep("COMMIT")]
+const commitSteps = [commitInfoStep, constantStep("COMMIT")]
 
-/** The steps that leave nothing in a session which other clients share behind a pooler. */
+/** The steps that reset the session for other clients, which share it behind a pooler. */
 const resetSteps = [constantStep("RESET effect_db.commit")]
 
 /**
@@ -163,9 +162,10 @@ export const commitAndQueryPosition = (
 type TokenFields = Pick<Token, "database" | "systemId" | "timeline" | "lsn">
 
 /**
- * Returns a token that covers a write. A COMMIT that has waited for its flush is on disk, so a
- * replica may have received it. Any other write is only known to be before the start of the next
- * record, which may be far beyond the WAL that the server sends before another commit.
+ * Returns a token that covers a write. A COMMIT that has waited for its flush is covered by the
+ * position on disk, and WAL on disk is sent to replicas. Any other write is only known to be before
+ * the start of the next record, and the server may not send the WAL up to there before another
+ * commit.
  */
 const tokenOf = (
   database: string,
@@ -179,45 +179,45 @@ const tokenOf = (
 }
 
 /**
- * Recorder of tokens for causal sessions. The answer to a query counts from the construction of the
- * recorder.
+ * Recorder of tokens for causal sessions. It is created before its position query, because the
+ * answer counts from the creation.
  */
 export class TokenRecorder {
-  private readonly sessions: ReadonlyArray<readonly [session: Session, askedAt: number]>
+  private readonly sessions: ReadonlyArray<readonly [session: Session, queriedAt: number]>
 
   constructor(
     private readonly database: string,
     sessions: Iterable<Session>
   ) {
-    this.sessions = Array.from(sessions, (session) => [session, session.ask()] as const)
+    this.sessions = Array.from(sessions, (session) => [session, session.beginQuery()] as const)
   }
 
   /**
-   * Records the token of a COMMIT, unless it had nothing to commit. Without a status its position
-   * counts as unknown.
+   * Records the token of a COMMIT, unless the COMMIT had nothing to commit. Without a status the
+   * position counts as unknown.
    */
   recordCommit(status: WalStatus | undefined): void {
-    const [synchronous = "", xid = ""] = status?.commitNote.split(" ") ?? []
+    const [synchronous = "", xid = ""] = status?.commitInfo.split(" ") ?? []
     if (status !== undefined && synchronous !== "" && xid === "") return
     const isOnDisk = synchronous !== "" && synchronous !== "off"
     this.record(status === undefined ? undefined : tokenOf(this.database, status, isOnDisk))
   }
 
   /**
-   * Records a token after a write that was not observed. Without a status its position counts as
-   * unknown.
+   * Records a token after a write whose COMMIT was not observed. Without a status the position
+   * counts as unknown.
    */
   recordWrite(status: WalStatus | undefined): void {
     this.record(status === undefined ? undefined : tokenOf(this.database, status, false))
   }
 
   private record(token: TokenFields | undefined): void {
-    for (const [session, askedAt] of this.sessions) session.note(this.database, token, askedAt)
+    for (const [session, queriedAt] of this.sessions) session.record(this.database, token, queriedAt)
   }
 }
 
 /**
- * The relation of a server to a token.
+ * Relation of a server to a token.
  *
  * - `caughtUp`: the server has the writes that the token covers.
  * - `behind`: the server is in the same history, or an earlier part of it, and has not reached the

@@ -13,7 +13,7 @@ import type { Connector, Credentials, DatabaseConfig, ServerConfig } from "../..
 import type { ConnectFailure } from "../connection/connectFailure.js"
 import { type CredentialProvider, CredentialSource, type ProvidedCredentials } from "../connection/credentials.js"
 import { PasswordFileError, readPassword } from "../connection/passwordFileSetting.js"
-import type { DialOptions } from "../connection/preparedEndpoint.js"
+import type { Dial } from "../connection/preparedEndpoint.js"
 import { isLasting } from "../connection/textFile.js"
 import { toError } from "../protocol/pgDriver.js"
 import { Secret } from "../protocol/secret.js"
@@ -90,7 +90,7 @@ const failureOf = (cause: unknown, isDynamic: boolean): ConnectFailure => {
  * Opens streams by an effect of the program. Its failures are concealed like those of a provider.
  */
 const dialBy =
-  (connector: Connector, run: Run): DialOptions =>
+  (connector: Connector, run: Run): Dial =>
   (callback) =>
     run(connector, (stream, cause) => {
       if (cause !== undefined) {

@@ -8,7 +8,7 @@ import Pg from "pg"
 import { isolateDriver } from "../protocol/pgDriver.js"
 import { withRealClock } from "./realClock.js"
 
-/** The application name of these sessions, by which `terminateBackends` spares them. */
+/** The application name of these sessions, which `terminateBackends` does not end. */
 export const applicationName = "effect-db/EmbeddedPostgres"
 
 export class SqlFailed extends Data.TaggedError("SqlFailed")<{ readonly reason: string; readonly cause: unknown }> {}
@@ -33,7 +33,7 @@ const attempt = <A>(run: () => Promise<A>): Effect.Effect<A, SqlFailed> =>
  * Runs an effect with a session of the superuser in the database `postgres`. The session is closed
  * afterwards.
  */
-export const adminSession = <A, E, R>(
+export const withAdminSession = <A, E, R>(
   target: Target,
   use: (query: Query) => Effect.Effect<A, E, R>
 ): Effect.Effect<A, E | SqlFailed, R> =>
@@ -53,7 +53,7 @@ export const adminSession = <A, E, R>(
         stream: () => socket
       })
       isolateDriver(client, { user: "postgres", options: "" })
-      // the running query fails with the same error; an event without a listener would end the
+      // the running query reports the same error; without a listener, the event would end the
       // process
       client.on("error", () => {})
       return { client, socket }
@@ -81,4 +81,4 @@ export const adminSession = <A, E, R>(
   )
 
 /** Quotes a name as an identifier. */
-export const identifier = (name: string): string => `"${name.replaceAll('"', '""')}"`
+export const quoteIdentifier = (name: string): string => `"${name.replaceAll('"', '""')}"`

@@ -8,7 +8,8 @@ import type { Server } from "./server.js"
 const currentPosition = (primary: Server) =>
   primary.session("awaitReplicas", (query) =>
     Effect.gen(function* () {
-      // `local` waits for the disk, earlier commits that did not wait included, and for no standby
+      // `local`: the commit waits until the WAL is on disk, that of earlier commits included, and
+      // does not wait for a standby
       yield* query("SET synchronous_commit = local")
       yield* query("SELECT pg_logical_emit_message(true, 'effect-db', '')")
       const [row] = yield* query("SELECT pg_current_wal_lsn()::text AS lsn")
@@ -16,8 +17,8 @@ const currentPosition = (primary: Server) =>
     })
   )
 
-// polled: a standby does not announce its replay position; a promoted one has no primary and is
-// done
+// The position is polled, because a standby does not announce its replay. A replica that was
+// promoted has no primary any more, and counts as done.
 const awaitReplayed = (replica: Server, lsn: unknown) =>
   replica.session("awaitReplicas", (query) =>
     query("SELECT NOT pg_is_in_recovery() OR coalesce(pg_last_wal_replay_lsn() >= $1::pg_lsn, false) AS done", [

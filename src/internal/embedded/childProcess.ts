@@ -28,8 +28,8 @@ export class CommandFailed extends Data.TaggedError("CommandFailed")<{
   readonly cause?: unknown
 }> {}
 
-// Only these are inherited: PG* and LC_* variables would change the behaviour of the server, and
-// others may be secrets.
+// Only these variables are inherited: PG* and LC_* would change the behaviour of the server, and
+// other variables may be secrets.
 const inherited = ["PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"]
 
 const environment = (): Record<string, string> => {
@@ -45,7 +45,7 @@ const lines = (text: string): ReadonlyArray<string> => text.split(/\r?\n/).filte
 
 /**
  * Starts a process in a session of its own, so that the terminal's Ctrl-C does not reach it.
- * `attach` runs before any event of the process, so it misses none.
+ * `attach` runs before the first event of the process, so its listeners miss none.
  */
 export const launch = <A>(
   file: string,
@@ -79,7 +79,8 @@ export const launch = <A>(
   }).pipe(Effect.uninterruptible)
 
 /**
- * Sends a signal, or with 0 only checks the process; returns `false` if there is no such process.
+ * Sends a signal, or checks for the process if `name` is 0. Returns false if there is no such
+ * process.
  */
 export const signal = (pid: number, name: NodeJS.Signals | 0): boolean => {
   try {

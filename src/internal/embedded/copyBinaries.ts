@@ -19,9 +19,10 @@ const isLink = (u: unknown): u is Link =>
   "target" in u &&
   typeof u.target === "string"
 
-// A hard link costs no space, but shares owner and mode with the original, which must not change.
-const linkOrCopy = async (from: string, to: string, program: boolean) => {
-  const needed = program ? 0o555 : 0o444
+// A hard link takes no space. But it shares its mode with the original, which must not change, so a
+// file that needs another mode is copied.
+const linkOrCopy = async (from: string, to: string, isProgram: boolean) => {
+  const needed = isProgram ? 0o555 : 0o444
   const { mode } = await fs.stat(from)
   if ((mode & needed) === needed) {
     try {
@@ -35,16 +36,16 @@ const linkOrCopy = async (from: string, to: string, program: boolean) => {
   await fs.chmod(to, mode | needed)
 }
 
-const copy = async (from: string, to: string, program: boolean): Promise<void> => {
+const copy = async (from: string, to: string, isProgram: boolean): Promise<void> => {
   await fs.mkdir(to)
-  // set afterwards, since the umask changes the mode of mkdir
+  // by chmod, because the umask changes the mode of mkdir
   await fs.chmod(to, 0o755)
   for (const entry of await fs.readdir(from, { withFileTypes: true })) {
     const source = path.join(from, entry.name)
     const target = path.join(to, entry.name)
-    if (entry.isDirectory()) await copy(source, target, program || entry.name === "bin")
+    if (entry.isDirectory()) await copy(source, target, isProgram || entry.name === "bin")
     else if (entry.isSymbolicLink()) await fs.symlink(await fs.readlink(source), target)
-    else await linkOrCopy(source, target, program)
+    else await linkOrCopy(source, target, isProgram)
   }
 }
 
@@ -68,5 +69,6 @@ export const copyBinaries = (native: string, to: string): Effect.Effect<void, Co
       await makeSymlinks(to)
     },
     catch: (cause) => new CommandFailed({ reason: `it could not be copied: ${cause}`, output: [], cause })
-    // uninterruptible, because the promise would go on while the folder is removed
+    // uninterruptible, because an interruption would not stop the copy, and the folder is removed
+    // afterwards
   }).pipe(Effect.uninterruptible)

@@ -8,7 +8,7 @@ import { type CommandFailed, type Identity, run } from "./childProcess.js"
 import { OperationFailed } from "./error.js"
 import * as Folder from "./tempDirectory.js"
 
-/** Files, user and password that the servers of a cluster share. */
+/** Files, user and password that all servers of a cluster have in common. */
 export interface Cluster {
   readonly folder: string
   readonly binaries: Binaries
@@ -39,18 +39,19 @@ export const initialize = Effect.fnUntraced(function* (cluster: Cluster, data: s
           "--auth=scram-sha-256",
           "--encoding=UTF8",
           "--locale=C",
-          // the Unicode rules of the server itself, which do not depend on the locales of the
-          // machine
+          // the Unicode rules of the server, which are the same on every machine
           "--locale-provider=builtin",
           "--builtin-locale=C.UTF-8",
-          // also for the server that initdb runs: if killed, it would leave a segment in /dev/shm
+          // for the server that initdb runs: if that is killed, other types of shared memory leave
+          // a segment in /dev/shm
           "--set=dynamic_shared_memory_type=mmap",
           "--no-sync",
           "--no-instructions"
         ],
         { cwd: cluster.folder, user: cluster.user }
       ).pipe(Effect.mapError(initializeError("the data folder could not be created"))),
-    // the whole folder is removed with the server, and the file is readable by its user alone
+    // a failure to remove it is ignored: only its user can read the file, and it is removed with
+    // the folder of the cluster
     () => Effect.ignore(Folder.remove(pwfile))
   )
   yield* Folder.append(path.join(data, "postgresql.conf"), configuration, cluster.user)

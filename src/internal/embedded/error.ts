@@ -1,6 +1,5 @@
 /**
- * The failure of an operation inside of this folder; `EmbeddedPostgres` turns it into its public
- * error.
+ * The failure of an operation on embedded servers. `EmbeddedPostgres` makes its public error of it.
  */
 import * as Data from "effect/Data"
 import type { EmbeddedPostgresError } from "../../EmbeddedPostgres.js"

@@ -16,9 +16,9 @@ const listen = (port: number): Effect.Effect<number, Error> =>
   })
 
 /**
- * Returns a port that is free now, from below the range of outgoing connections. Inside that range,
- * a client that retries a stopped server may get the port of that server as its own, and the server
- * could not start on it again.
+ * Returns a port that is free now, below the range of outgoing connections. Inside of that range, a
+ * client that connects again and again to a stopped server may get the port of the server for its
+ * own side, and the server could not start on the port again.
  */
 export const freePort: Effect.Effect<number, Error> = Effect.sync(() => randomInt(15_000, 32_000)).pipe(
   Effect.flatMap(listen),

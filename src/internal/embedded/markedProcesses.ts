@@ -1,9 +1,10 @@
 /**
  * The processes of an embedded server, and signals to all of them.
  *
- * They carry the mark of the server in their command lines: the postmaster as its data folder, the
- * children as `cluster_name` in their titles. Unlike the parent's id, the mark stays after the end
- * of the postmaster. Unlike the working directory, it can be read by every user.
+ * Their command lines have the mark of the server in them: that of the postmaster in the path of
+ * its data folder, those of the children in `cluster_name`, which is a part of their titles. Unlike
+ * the id of the parent, the mark stays after the end of the postmaster. Unlike the working
+ * directory, every user can read it.
  */
 import { execFileSync } from "node:child_process"
 import * as fs from "node:fs"
@@ -14,7 +15,7 @@ import { withRealClock } from "./realClock.js"
 /** Returns the mark of a server, for its `cluster_name`; its data folder ends in it too. */
 export const mark = (data: string): string => data.split("/").slice(-2).join("/")
 
-/** Process of a server. */
+/** Process of an embedded server. */
 interface Member {
   readonly pid: number
   readonly state: string
@@ -28,7 +29,7 @@ const fromProc = (pid: string): ReadonlyArray<Member> => {
     const state = stat.slice(stat.lastIndexOf(")") + 2)
     return [{ pid: Number(pid), state, command: fs.readFileSync(`/proc/${pid}/cmdline`, "utf8") }]
   } catch {
-    // it ended between the listing and the reading
+    // the process has ended since the listing
     return []
   }
 }
@@ -57,17 +58,17 @@ export const members = (data: string): ReadonlyArray<Member> => {
   return all.filter((member) => marked.test(member.command))
 }
 
-// stopped, or a zombie that its parent has not reaped yet
-const isStopped = (member: Member): boolean => /^[TtZX]/.test(member.state)
+// A zombie, which its parent has not reaped yet, counts as suspended.
+const isSuspended = (member: Member): boolean => /^[TtZX]/.test(member.state)
 
 /**
- * Stops all processes, the postmaster first so that it starts no child meanwhile. Returns true when
- * all are stopped, or false if some were not within about a second.
+ * Suspends all processes, the postmaster first, so that it starts no child meanwhile. Returns true
+ * when all are suspended, or false if some are not within about a second.
  */
 export const freeze = (postmaster: number, data: string, tries = 500): Effect.Effect<boolean> =>
   Effect.suspend(() => {
     signal(postmaster, "SIGSTOP")
-    const running = members(data).filter((member) => !isStopped(member))
+    const running = members(data).filter((member) => !isSuspended(member))
     for (const member of running) signal(member.pid, "SIGSTOP")
     if (running.length === 0 || tries === 0) return Effect.succeed(running.length === 0)
     // polled: a process stops when it next enters the kernel, and only its state shows that
@@ -85,7 +86,7 @@ export const thaw = (postmaster: number, data: string): Effect.Effect<void> =>
 const isGone = (pid: number): boolean => {
   if (process.platform !== "linux") return !signal(pid, 0)
   try {
-    // a zombie that stays: containers often have no init that reaps orphans
+    // a zombie counts as gone: containers often have no init that reaps orphans
     return /\) [ZX]/.test(fs.readFileSync(`/proc/${pid}/stat`, "utf8"))
   } catch {
     return true
@@ -102,12 +103,11 @@ const awaitGone = (pids: ReadonlyArray<number>): Effect.Effect<void> =>
 /** Kills all processes, frozen and orphaned ones too, and waits for their end, up to a timeout. */
 export const kill = (postmaster: number, data: string): Effect.Effect<void> =>
   Effect.suspend(() => {
-    // stopped first: a postmaster starts other children when one dies
+    // the postmaster is suspended first, because it starts other children when one dies
     for (const { pid } of members(data)) if (pid === postmaster) signal(pid, "SIGSTOP")
     const pids = members(data).map((member) => member.pid)
-    // the whole group of each: it may contain a command that the process runs
+    // the process group of each, because the process may run a command
     for (const pid of pids) if (!signal(-pid, "SIGKILL")) signal(pid, "SIGKILL")
-    // the processes have been killed, so the caller does not wait longer if the kernel needs more
-    // time
+    // the caller does not wait longer: the processes are killed, and the kernel may need more time
     return awaitGone(pids).pipe(Effect.interruptible, Effect.timeout("5 seconds"), Effect.ignore, withRealClock)
   })

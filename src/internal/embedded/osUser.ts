@@ -11,8 +11,8 @@ const lookup = (name: string) =>
   }).pipe(Effect.map(([uid, gid]): Identity => ({ name, uid: Number(uid), gid: Number(gid) })))
 
 /**
- * Finds the user that runs PostgreSQL: an existing unprivileged one if Node runs as root, because
- * PostgreSQL refuses to run as root, or else `undefined` for the current user.
+ * Finds the user that runs PostgreSQL: `undefined` for the current user, or an existing
+ * unprivileged user if Node runs as root, because PostgreSQL refuses to run as root.
  */
 export const unprivilegedUser: Effect.Effect<Identity | undefined, OperationFailed> = Effect.suspend(() =>
   process.getuid?.() === 0

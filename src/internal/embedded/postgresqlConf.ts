@@ -1,15 +1,12 @@
 /**
- * The settings of an embedded server.
+ * The settings of an embedded server, as text for postgresql.conf and for the command line.
  */
 import * as Either from "effect/Either"
 
 /** Settings of a server by name, as in postgresql.conf. */
 export type Settings = Readonly<Record<string, string | number | boolean>>
 
-/**
- * Returns the default settings of a server for tests. Those of the program come later and override
- * them.
- */
+/** Returns the default settings of a server for tests, which those of the program override. */
 export const defaults = (replicas: number): Settings => ({
   listen_addresses: "127.0.0.1",
   unix_socket_directories: "",
@@ -25,7 +22,10 @@ export const defaults = (replicas: number): Settings => ({
   log_timezone: "UTC"
 })
 
-/** Returns the settings that this library depends on, as arguments, which no file can override. */
+/**
+ * Returns the settings that this library depends on. They are arguments, because a file cannot
+ * override arguments.
+ */
 export const fixed = (port: number, name: string): ReadonlyArray<string> =>
   [
     `port=${port}`,
@@ -43,9 +43,7 @@ const quote = (value: string | number | boolean): string =>
       : "off"
     : `'${String(value).replaceAll("\\", "\\\\").replaceAll("'", "''").replaceAll("\n", "\\n").replaceAll("\r", "\\r")}'`
 
-/**
- * Returns the text of a configuration file, or as the left side the first setting that is invalid.
- */
+/** Returns the text of a configuration file, or on the left the name of an invalid setting. */
 export const render = (settings: Settings): Either.Either<string, string> => {
   const invalid = Object.entries(settings).find(
     ([name, value]) => !/^[A-Za-z_][\w$]*(\.[A-Za-z_][\w$]*)*$/.test(name) || String(value).includes("\0")

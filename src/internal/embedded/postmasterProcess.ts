@@ -9,22 +9,19 @@ import * as Exit from "effect/Exit"
 import * as FiberId from "effect/FiberId"
 import { type CommandFailed, launch, type ProcessLocation } from "./childProcess.js"
 
-/** Failure of a wait for a server that has ended. */
+/** The failure of a wait for a server that has ended. */
 export const Ended = "Ended"
 
-/** Running server: its first process, and its state as its output and exit show it. */
+/** The first process of a server, and the state of the server by its output and exit. */
 export interface Postmaster {
   readonly pid: number
   /** Done when the server listens on its port. */
   readonly listening: Deferred.Deferred<void, typeof Ended>
   /** Done when the server accepts connections. */
   readonly ready: Deferred.Deferred<void, typeof Ended>
-  /**
-   * Done when all processes that share its standard error have ended: the postmaster and its
-   * children.
-   */
+  /** Done when the postmaster and its children have ended, because they share a standard error. */
   readonly ended: Deferred.Deferred<void>
-  readonly alive: () => boolean
+  readonly isAlive: () => boolean
 }
 
 /** Starts `postgres`. Each line of its output goes to `onLine` before it changes the state. */
@@ -52,9 +49,9 @@ export const start = (
       Deferred.unsafeDone(ready, Exit.fail(Ended))
       Deferred.unsafeDone(ended, Exit.void)
     })
-    // a program that does not close its scope must be able to end; the watchdog then stops the
-    // server
+    // the server does not keep Node alive; the watchdog stops it if the scope is not closed before
+    // Node ends
     child.unref()
     if (stderr instanceof net.Socket) stderr.unref()
-    return { pid, listening, ready, ended, alive: () => child.exitCode === null && child.signalCode === null }
+    return { pid, listening, ready, ended, isAlive: () => child.exitCode === null && child.signalCode === null }
   })

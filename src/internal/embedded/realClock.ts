@@ -10,16 +10,15 @@ import * as Option from "effect/Option"
 const clock = Clock.make()
 
 /**
- * Runs an effect on the real clock. Processes run in real time, so their timeouts and polls need
- * the real clock also under a `TestClock`.
+ * Runs an effect on the real clock, even under a `TestClock`: processes run in real time, and so do
+ * their timeouts and polls.
  */
 export const withRealClock = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
   Effect.withClock(self, clock)
 
 /**
- * Waits for `deferred`; returns true if it was done in time. The wait is interruptible even if the
- * caller is not. Otherwise `bound` would have no effect, because `timeout` waits until the loser is
- * interrupted.
+ * Waits for `deferred`, and returns true if it is done within `bound`. The wait is interruptible
+ * even if the caller is not, because the timeout works by interrupting the wait.
  */
 export const withinRealTime = <A, E>(
   deferred: Deferred.Deferred<A, E>,

@@ -7,7 +7,7 @@ import * as Redacted from "effect/Redacted"
 import * as Sql from "./adminSession.js"
 import { signal } from "./childProcess.js"
 import type { Operation, OperationFailed } from "./error.js"
-import * as ProcessGroup from "./markedProcesses.js"
+import * as Processes from "./markedProcesses.js"
 import { withinRealTime, withRealClock } from "./realClock.js"
 import * as Instance from "./serverProcess.js"
 
@@ -15,14 +15,15 @@ import * as Instance from "./serverProcess.js"
 export type Server = Effect.Effect.Success<ReturnType<typeof open>>
 
 /**
- * Starts a server and returns it when it has its port; it accepts connections when `ready` ends.
+ * Starts a server, and returns it when it listens on its port. It accepts connections when `ready`
+ * succeeds.
  */
 export const open = Effect.fnUntraced(function* (options: Instance.Options) {
   const { cluster, data, name } = options
   const instance = yield* Instance.make(options)
   const { fail, port, refuse } = instance
   const lock = yield* Effect.makeSemaphore(1)
-  let frozen = false
+  let isFrozen = false
 
   const url = (database = "postgres") =>
     Redacted.make(`postgres://postgres:${cluster.password}@127.0.0.1:${port}/${encodeURIComponent(database)}`)
@@ -43,10 +44,10 @@ export const open = Effect.fnUntraced(function* (options: Instance.Options) {
   ): Effect.Effect<A, OperationFailed> =>
     running(operation).pipe(
       Effect.filterOrFail(
-        () => !frozen,
+        () => !isFrozen,
         () => refuse(operation, "the server is frozen: thaw it first")
       ),
-      Effect.zipRight(Sql.adminSession({ port, password: cluster.password }, use)),
+      Effect.zipRight(Sql.withAdminSession({ port, password: cluster.password }, use)),
       Effect.catchTag("SqlFailed", (failed) => Effect.fail(fail(operation, failed.reason, failed.cause))),
       Effect.timeoutFail({
         duration: options.startTimeout,
@@ -57,14 +58,14 @@ export const open = Effect.fnUntraced(function* (options: Instance.Options) {
 
   const start = Effect.suspend(() => {
     if (instance.running() !== undefined) return Effect.void
-    frozen = false
+    isFrozen = false
     return instance.start
   })
 
   const thaw = Effect.suspend(() => {
     const process = instance.running()
-    frozen = false
-    return process === undefined ? Effect.void : ProcessGroup.thaw(process.pid, data)
+    isFrozen = false
+    return process === undefined ? Effect.void : Processes.thaw(process.pid, data)
   })
 
   const stop = Effect.suspend(() => {
@@ -73,8 +74,8 @@ export const open = Effect.fnUntraced(function* (options: Instance.Options) {
     signal(process.pid, "SIGINT")
     return thaw.pipe(
       Effect.zipRight(withinRealTime(process.ended, "10 seconds")),
-      // a primary waits until its standbys have received all of its WAL, and a standby may be
-      // frozen
+      // a primary does not end before its standbys have received all of its WAL, and a standby may
+      // be frozen
       Effect.flatMap((ended) => (ended ? Effect.void : instance.halt)),
       Effect.filterOrFail(
         () => instance.running() === undefined,
@@ -85,7 +86,7 @@ export const open = Effect.fnUntraced(function* (options: Instance.Options) {
   })
 
   const kill = Effect.suspend(() => {
-    frozen = false
+    isFrozen = false
     return instance.destroy.pipe(
       Effect.filterOrFail(
         () => instance.running() === undefined,
@@ -98,12 +99,12 @@ export const open = Effect.fnUntraced(function* (options: Instance.Options) {
   const freeze = running("freeze").pipe(
     Effect.tap(() =>
       Effect.sync(() => {
-        frozen = true
+        isFrozen = true
       })
     ),
-    Effect.flatMap((process) => ProcessGroup.freeze(process.pid, data)),
+    Effect.flatMap((process) => Processes.freeze(process.pid, data)),
     Effect.filterOrFail(
-      (isFrozen) => isFrozen,
+      (areSuspended) => areSuspended,
       () => fail("freeze", "some of its processes could not be suspended")
     ),
     Effect.asVoid

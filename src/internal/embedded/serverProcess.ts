@@ -8,7 +8,7 @@ import { signal } from "./childProcess.js"
 import type { Cluster } from "./dataDirectory.js"
 import { type Operation, OperationFailed } from "./error.js"
 import * as Ports from "./freePort.js"
-import * as ProcessGroup from "./markedProcesses.js"
+import * as Processes from "./markedProcesses.js"
 import * as Settings from "./postgresqlConf.js"
 import * as Postmaster from "./postmasterProcess.js"
 import { withinRealTime } from "./realClock.js"
@@ -22,23 +22,23 @@ export interface Options {
   readonly startTimeout: Duration.DurationInput
 }
 
-/** The number of lines of its output that are kept. */
+/** The number of lines of the server's output that are kept. */
 const keptLines = 200
-/** The number of lines in an error. */
+/** The number of lines that an error shows. */
 const reportedLines = 20
 
 /**
- * Creates the process of a server and restarts it on demand: at most one process, and none after
- * the scope.
+ * Starts the process of a server, and restarts it on demand. There is one process at a time, and
+ * none after the scope is closed.
  */
 export const make = Effect.fnUntraced(function* (options: Options) {
   const { cluster, data, name } = options
   const lines: Array<string> = []
   let current: Postmaster.Postmaster | undefined
-  let portTaken = false
-  let released = false
+  let isPortTaken = false
+  let isReleased = false
 
-  /** Creates the error of an invalid call, which needs no lines of the server. */
+  /** Creates the error of an invalid call, without lines of the server. */
   const refuse = (operation: Operation, reason: string, cause?: unknown) =>
     new OperationFailed({ operation, server: name, reason, logs: [], cause })
 
@@ -51,14 +51,14 @@ export const make = Effect.fnUntraced(function* (options: Options) {
   const onLine = (line: string) => {
     lines.push(line.replaceAll(cluster.password, "<redacted>"))
     if (lines.length > keptLines) lines.shift()
-    if (/could not bind .*Address already in use/.test(line)) portTaken = true
+    if (/could not bind .*Address already in use/.test(line)) isPortTaken = true
   }
 
   const spawn = (port: number): Effect.Effect<Postmaster.Postmaster, OperationFailed> =>
     Effect.suspend(() => {
-      if (released) return Effect.fail(refuse("start", "the cluster has been released"))
-      portTaken = false
-      const args = ["-D", data, ...Settings.fixed(port, ProcessGroup.mark(data))]
+      if (isReleased) return Effect.fail(refuse("start", "the cluster has been released"))
+      isPortTaken = false
+      const args = ["-D", data, ...Settings.fixed(port, Processes.mark(data))]
       return Postmaster.start(cluster.binaries.postgres, args, { cwd: data, user: cluster.user }, onLine).pipe(
         Effect.mapBoth({
           onFailure: (failed) => fail("start", failed.reason, failed.cause),
@@ -75,7 +75,7 @@ export const make = Effect.fnUntraced(function* (options: Options) {
       Effect.mapError(() =>
         fail(
           "start",
-          portTaken
+          isPortTaken
             ? `port ${port} is in use by another program: choose another port`
             : "the server ended before it was ready: the last lines of its log show the reason"
         )
@@ -89,7 +89,7 @@ export const make = Effect.fnUntraced(function* (options: Options) {
   const destroy = Effect.suspend(() =>
     current === undefined
       ? Effect.void
-      : Effect.zipRight(ProcessGroup.kill(current.pid, data), withinRealTime(current.ended, "5 seconds"))
+      : Effect.zipRight(Processes.kill(current.pid, data), withinRealTime(current.ended, "5 seconds"))
   )
 
   /**
@@ -99,8 +99,8 @@ export const make = Effect.fnUntraced(function* (options: Options) {
   const halt = Effect.suspend(() => {
     if (current === undefined) return Effect.void
     const postmaster = current
-    if (postmaster.alive()) signal(postmaster.pid, "SIGQUIT")
-    return ProcessGroup.thaw(postmaster.pid, data).pipe(
+    if (postmaster.isAlive()) signal(postmaster.pid, "SIGQUIT")
+    return Processes.thaw(postmaster.pid, data).pipe(
       Effect.zipRight(withinRealTime(postmaster.ended, "3 seconds")),
       Effect.flatMap((ended) => (ended ? Effect.void : destroy))
     )
@@ -112,14 +112,14 @@ export const make = Effect.fnUntraced(function* (options: Options) {
     Effect.flatMap(spawn(port), (postmaster) => Effect.as(awaitStep(port, postmaster.listening), port)).pipe(
       // another program has taken the port since the check that it was free
       Effect.catchIf(
-        () => portTaken && retries > 0,
+        () => isPortTaken && retries > 0,
         () => Effect.flatMap(freePort, (next) => startOn(next, retries - 1))
       )
     )
 
   yield* Effect.addFinalizer(() =>
     Effect.suspend(() => {
-      released = true
+      isReleased = true
       return halt
     })
   )
@@ -136,10 +136,10 @@ export const make = Effect.fnUntraced(function* (options: Options) {
     refuse,
     fail,
     logs: Effect.sync(() => [...lines]),
-    /** Returns the process, while it runs. */
-    running: () => (current?.alive() === true ? current : undefined),
+    /** Returns the process if it is running. */
+    running: () => (current?.isAlive() === true ? current : undefined),
     ready,
-    // `destroy` first: children of a postmaster that has crashed may still run
+    // `destroy` first, because children of a postmaster that has crashed may still run
     start: destroy.pipe(
       Effect.zipRight(spawn(port)),
       Effect.zipRight(ready),

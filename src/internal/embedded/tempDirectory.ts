@@ -11,7 +11,8 @@ import type { Identity } from "./childProcess.js"
 import { OperationFailed } from "./error.js"
 import { guard } from "./watchdog.js"
 
-// Uninterruptible, because the promise would go on while the folder is removed.
+// Uninterruptible, because an interruption would not stop the promise, and the folder is removed
+// afterwards.
 const attempt = <A>(failed: string, run: () => Promise<A>): Effect.Effect<A, OperationFailed> =>
   Effect.tryPromise({
     try: run,
@@ -24,12 +25,12 @@ const attempt = <A>(failed: string, run: () => Promise<A>): Effect.Effect<A, Ope
       })
   }).pipe(Effect.uninterruptible)
 
-// In a folder of its own, the server's user may replace a file with a link before root writes the
-// file.
+// The server's user may replace a file of its own folder with a link before root writes the file.
+// So root writes by a handle that follows no link.
 
 /**
- * Writes a new file that only the server's user can read. Its owner changes, by handle, after the
- * write.
+ * Writes a new file that only the server's user can read. The file gets its owner after the write,
+ * by the same handle.
  */
 export const create = (file: string, text: string, user: Identity | undefined) =>
   attempt(`${file} could not be written`, async () => {
@@ -69,7 +70,7 @@ export const makeData = (folder: string, user: Identity | undefined) =>
 /** Removes a file, if it is there. */
 export const remove = (file: string) => attempt(`${file} could not be removed`, () => fs.rm(file, { force: true }))
 
-/** Checks that a user may replace the files of a folder. */
+/** Checks if a user can replace the files of a folder. */
 const isChangedBy = (user: Identity, { gid, mode, uid }: Stats): boolean => {
   if (uid === user.uid) return true
   const isSticky = (mode & 0o1000) !== 0
@@ -77,7 +78,8 @@ const isChangedBy = (user: Identity, { gid, mode, uid }: Stats): boolean => {
 }
 
 /**
- * Checks that the server's user cannot change any folder above, because files are written by path.
+ * Checks that the server's user cannot change a folder or any folder above it. Otherwise a path may
+ * lead elsewhere when root writes a file.
  */
 const checkAbove = async (folder: string, user: Identity): Promise<void> => {
   if (isChangedBy(user, await fs.stat(folder))) {
@@ -87,8 +89,8 @@ const checkAbove = async (folder: string, user: Identity): Promise<void> => {
 }
 
 /**
- * Creates a folder in `parent` that is removed with the scope, or with Node, whichever ends first.
- * It keeps its owner: `user` may only enter it, and has folders of its own inside.
+ * Creates a folder in `parent` that is removed when the scope is closed or Node ends. The folder
+ * belongs to the current user. `user` may only enter it, and has folders of its own inside.
  */
 export const make = (parent: string, user: Identity | undefined): Effect.Effect<string, OperationFailed, Scope.Scope> =>
   Effect.gen(function* () {

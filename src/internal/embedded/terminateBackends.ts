@@ -1,13 +1,13 @@
 /**
- * The end of the client connections of embedded servers.
+ * The termination of the client connections of embedded servers.
  */
 import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
 import * as Sql from "./adminSession.js"
 import type { Server } from "./server.js"
 
-// The MATERIALIZED list comes first: the planner could otherwise call pg_terminate_backend for
-// every process of the server.
+// The list is MATERIALIZED, because the planner could otherwise call pg_terminate_backend for every
+// process of the server.
 const terminate = `
   WITH chosen AS MATERIALIZED (
     SELECT pid, backend_start::text AS since FROM pg_stat_activity
@@ -23,7 +23,7 @@ const terminateOn = (server: Server, database: string | undefined) =>
   server.session("terminateBackends", (query) =>
     Effect.gen(function* () {
       const terminated = yield* query(terminate, [Sql.applicationName, database ?? null])
-      // polled: pg_terminate_backend sends the signal and does not wait for the end
+      // polled, because pg_terminate_backend sends a signal and does not wait for the end
       yield* query(remaining, [terminated.map((row) => row.pid), terminated.map((row) => row.since)]).pipe(
         Effect.repeat({ until: ([row]) => row?.n === 0, schedule: Schedule.spaced("3 millis") })
       )
@@ -31,7 +31,7 @@ const terminateOn = (server: Server, database: string | undefined) =>
     })
   )
 
-/** Ends the connections of clients on all running servers; returns their number. */
+/** Ends the connections of clients on all running servers, and returns their number. */
 export const terminateBackends = (servers: ReadonlyArray<Server>, database: string | undefined) =>
   Effect.gen(function* () {
     const running = yield* Effect.filter(servers, (server) => server.isRunning)

@@ -1,5 +1,6 @@
 /**
- * The watchdog of a cluster, which removes it also after a crash of Node.
+ * The watchdog of a cluster: a shell that ends the servers and removes the files, even after a
+ * crash of Node.
  */
 import * as net from "node:net"
 import * as Deferred from "effect/Deferred"
@@ -10,7 +11,7 @@ import { type Identity, launch, signal } from "./childProcess.js"
 import { OperationFailed } from "./error.js"
 import { withinRealTime } from "./realClock.js"
 
-// Both scripts read the end of their input when Node has ended, however it ended.
+// The input of both scripts ends with Node, even if Node is killed.
 const wait = `
 trap '' HUP INT TERM
 read -r _
@@ -18,9 +19,9 @@ read -r _
 `
 
 // The processes of the cluster are found by the name of its folder in their command lines (see
-// processGroup.ts), so another process with a recycled id is never signalled. A server ends by
-// itself after QUIT; other programs are killed, since initdb would first remove the pid file that
-// names the shared memory of its own server. Then the data folders are emptied.
+// markedProcesses.ts), so another process with a recycled id is never signalled. A server ends by
+// itself after QUIT. Other programs are killed: after another signal, initdb would remove the pid
+// file that names the shared memory of its own server. Then the data folders are emptied.
 const end = `
 marker=\${1##*/}
 members() {
@@ -62,7 +63,8 @@ for data in "$1"/*; do
 done
 `
 
-// The files of a data folder are left to the other script: root would follow the links of its user.
+// The other script removes the files of the data folders, because root would follow the links that
+// the server's user has made there.
 const sweep = `
 tries=0
 while [ -d "$1" ] && [ $tries -lt 100 ]; do
@@ -90,8 +92,8 @@ const watch = (
         // without this the pipe alone would keep Node alive
         if (child.stdin instanceof net.Socket) child.stdin.unref()
         child.stdin?.on("error", () => {
-          // another program has killed the shell; that matters only if Node also ends without
-          // closing its scope
+          // another program has killed the shell, which matters only if Node ends without closing
+          // its scope
         })
         return { end: Effect.sync(() => child.stdin?.end()), ended, pid }
       }

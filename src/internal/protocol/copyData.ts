@@ -1,13 +1,13 @@
 /**
- * The data of a COPY, which is sent between the messages of its exchange, as fast as the slower
- * side reads it.
+ * The data of a COPY, which is sent between the messages of its exchange. A side that reads slowly
+ * slows the other side down.
  */
 
 import type { Socket } from "node:net"
 import * as clock from "../concurrency/clock.js"
 import * as messages from "./messages.js"
 
-/** Connection, as far as a COPY needs it. */
+/** Members of a connection that a COPY uses. */
 export interface CopySocket {
   readonly stream: Socket
   /** Called when the server must send or read next, so that the watchdog counts its silence. */
@@ -69,7 +69,7 @@ export class CopyIn {
     stream.cork()
     for (let at = 0; at < bytes.length; at += blockSize) {
       const part = bytes.subarray(at, at + blockSize)
-      stream.write(messages.copyHead(part.length))
+      stream.write(messages.encodeCopyHeader(part.length))
       stream.write(part)
     }
     stream.uncork()
@@ -104,12 +104,12 @@ export class CopyIn {
   }
 
   /**
-   * Sends the message that makes the server store none of the data, at once or when the server
-   * waits for data.
+   * Sends the message that makes the server store none of the data. If the server does not wait for
+   * data yet, the message is sent when it does.
    */
   fail(reason: string): void {
     this.failReason = reason
-    this.writeLast(messages.copyFail(reason))
+    this.writeLast(messages.encodeCopyFail(reason))
   }
 
   private writeLast(message: Buffer): void {
@@ -148,7 +148,7 @@ export class CopyOut {
     // copied, because the parser reuses its buffer
     this.blocks.push(Buffer.from(part))
     this.size += part.length
-    // later, so that the reader gets all messages of a chunk at once
+    // in a microtask, so that the reader gets all messages of a chunk in one block
     if (this.blocks.length === 1 && this.reader !== undefined) queueMicrotask(() => this.deliver())
     if (this.size < blockSize || this.isPaused || this.isEnded) return
     this.isPaused = true
@@ -156,7 +156,10 @@ export class CopyOut {
     this.connection?.awaitProgram()
   }
 
-  /** Resumes reading after the answer to the exchange, also while data waits for the reader. */
+  /**
+   * Resumes reading after the answer to the exchange, even if data waits for the reader: the
+   * connection may be used for other exchanges.
+   */
   onAnswered(): void {
     this.isEnded = true
     if (!this.isPaused) return

@@ -41,12 +41,12 @@ export interface RequestedStatement {
 }
 
 /**
- * Failure of an exchange. `acknowledged` counts the commands that the server had completed before,
- * `statement` is the statement that failed, or `undefined` if a step around it did.
+ * Failure of an exchange. `acknowledged` counts the commands that the server had completed before.
+ * `statement` is the statement that failed, or `undefined` if a step before or after it failed.
  *
  * - `refused`: the server has sent an error; the connection is usable.
- * - `lost`: the connection is lost. `sent` is true if anything was written to the socket, `undone`
- *   if the server has reported that it kept no effect.
+ * - `lost`: the connection is lost. `sent` is true if anything was written to the socket. `undone`
+ *   is true if the server has reported that it kept no effect.
  * - `unsendable`: the statement could not be written, or its rows could not be read, because the
  *   conversion of a parameter or the parser of a type threw.
  */
@@ -81,16 +81,16 @@ export type Failure =
 export type OnExchange = (failure: Failure | undefined, exchange: Exchange) => void
 
 /**
- * Request of an exchange: the messages to send, and the way to read the answer. It refers to the
- * whole operation, so it is a class and no object literal, for the reason that `cancellable` gives.
- * V8 also reads objects faster if all have one shape.
+ * Request of an exchange: the messages to send, and the way to read the answer. It lives as long as
+ * the operation, so it is a class and no object literal (see "Performance rules" in
+ * CONTRIBUTING.md). V8 also reads objects faster if all have one shape.
  */
 export class ExchangeRequest {
-  /** The number of steps before the statement; their rows are discarded. */
+  /** The number of steps before the statement. Their rows are discarded. */
   before = 0
   /** The number of steps after the statement. */
   after = 0
-  /** The number of commands between these two: 0 for a Sync alone. */
+  /** The number of commands between the steps: 1, or 0 for a Sync alone. */
   main = 1
   /**
    * True if the server describes the rows. The rows of a step are not described, and are discarded.
@@ -100,13 +100,13 @@ export class ExchangeRequest {
   /** True if rows keep the texts of the server, regardless of the parsers of the program. */
   isRaw = false
   /** True for a text with several commands, by the simple protocol. */
-  simple = false
+  isSimple = false
   prepared: PreparedStatement | undefined = undefined
   /** The decoder of the rows, if the columns are known and the server does not describe them. */
   decoder: RowDecoder | undefined = undefined
   /** The data of a COPY, in either direction. */
   copy: Copy | undefined = undefined
-  /** True if the exchange is one of the pool and not of the program. */
+  /** True if the pool or the connection has begun the exchange, and not the program. */
   isMaintenance = false
   /** True if the exchange rolls back after a failure. */
   isUndo = false
@@ -146,10 +146,10 @@ export class Exchange implements Query {
   /** The command tag of the last step before the statement. */
   precedingTag = ""
   /** True if a portal has more rows. */
-  suspended = false
+  isSuspended = false
   /**
-   * True if it was interrupted and its cancel had no visible effect; further steps must not be
-   * sent.
+   * True if the exchange was interrupted and its cancel request had no visible effect. Further
+   * steps of the operation must not be sent.
    */
   isStopped = false
   /** The result of the statement; of a text with several commands, that of the last. */
@@ -205,13 +205,13 @@ export class Exchange implements Query {
   }
 
   /**
-   * Checks that every command has an answer. If the server is ready before, its later answers would
-   * be taken for those of the next exchange.
+   * Checks that every command has an answer. If the server is ready before that, its later answers
+   * would be taken for answers to the next exchange.
    */
   get isAnswered(): boolean {
-    const { after, before, main, simple } = this.request
-    const answered = this.acknowledged + (this.suspended ? 1 : 0)
-    return simple ? answered > 0 : answered === before + main + after
+    const { after, before, isSimple, main } = this.request
+    const answered = this.acknowledged + (this.isSuspended ? 1 : 0)
+    return isSimple ? answered > 0 : answered === before + main + after
   }
 
   submit(protocol: Protocol): null {
@@ -222,7 +222,7 @@ export class Exchange implements Query {
   /** Returns the OIDs of the types that must be looked up before the rows can be decoded. */
   get unknownTypes(): ReadonlyArray<number> {
     const fields = this.undecoded?.flatMap(({ fields }) => fields) ?? noFields
-    return this.types === undefined ? noFields : [...new Set(this.types.unknown(fields))]
+    return this.types === undefined ? noFields : [...new Set(this.types.unknownIn(fields))]
   }
 
   /** Decodes the rows that waited for the names of their types. */
@@ -240,7 +240,7 @@ export class Exchange implements Query {
 
   handleRowDescription(message: { readonly fields: ReadonlyArray<Field> }): void {
     if (this.request.isRaw) return
-    if (this.types !== undefined && this.types.unknown(message.fields).length > 0) {
+    if (this.types !== undefined && this.types.unknownIn(message.fields).length > 0) {
       this.undecoded ??= []
       this.undecoded.push({ result: this.result, fields: message.fields })
     } else this.describe(message.fields)
@@ -264,16 +264,16 @@ export class Exchange implements Query {
   }
 
   private decode(result: Result, values: ReadonlyArray<string | null>): void {
-    const shape = this.decoder
-    if (this.localError !== undefined || (shape === undefined && !this.request.isDescribed)) return
+    const { decoder } = this
+    if (this.localError !== undefined || (decoder === undefined && !this.request.isDescribed)) return
     // a row that is decoded by the columns of another result would be a wrong answer
-    if (shape?.fields.length !== values.length) {
-      const expected = shape === undefined ? "none" : shape.fields.length
+    if (decoder?.fields.length !== values.length) {
+      const expected = decoder === undefined ? "none" : decoder.fields.length
       this.localError = new ProtocolViolation(`sent a row of ${values.length} columns; ${expected} were due`)
       return this.onLost(this, this.localError)
     }
     try {
-      result.rows.push(this.request.asArrays ? shape.array(values) : shape.object(values))
+      result.rows.push(this.request.asArrays ? decoder.array(values) : decoder.object(values))
     } catch (cause) {
       this.localError = toError(cause)
     }
@@ -295,7 +295,7 @@ export class Exchange implements Query {
         if (!Number.isNaN(rows)) result.rowCount = rows
       }
       if (this.decoder !== undefined) result.fields = this.decoder.fields
-      if (this.request.simple) {
+      if (this.request.isSimple) {
         this.completedResults ??= []
         this.completedResults.push(result)
         this.result = blankResult()
@@ -310,11 +310,12 @@ export class Exchange implements Query {
   }
 
   handlePortalSuspended(): void {
-    this.suspended = true
+    this.isSuspended = true
   }
 
   handleReadyForQuery(): void {
-    // the connection handles this event of the protocol itself, which covers rejected exchanges too
+    // the connection listens to this message itself, because the driver does not call this method
+    // after an error of the server
   }
 
   handleCopyInResponse(protocol: Protocol): void {
@@ -327,7 +328,7 @@ export class Exchange implements Query {
     if (this.request.after > 0) return this.onLost(this, this.localError)
     protocol.sendCopyFail(this.localError.message)
     // in copy mode the server ignores the Sync that an extended exchange has sent already
-    if (!this.request.simple) protocol.sync()
+    if (!this.request.isSimple) protocol.sync()
   }
 
   /** Rejects the data of a COPY that was sent as a statement. */
@@ -342,7 +343,7 @@ export class Exchange implements Query {
     this.droppedBytes += chunk.length
     // a long COPY is not read to its end
     if (this.droppedBytes > maxDroppedBytes)
-      this.onLost(this, this.localError ?? new Error("data of a COPY came unasked"))
+      this.onLost(this, this.localError ?? new Error("the server sent the data of a COPY that was not requested"))
   }
 
   handleError(error: Error): void {
@@ -351,6 +352,6 @@ export class Exchange implements Query {
   }
 
   private isStatement(): boolean {
-    return this.request.simple || this.acknowledged === this.request.before
+    return this.request.isSimple || this.acknowledged === this.request.before
   }
 }

@@ -1,17 +1,21 @@
 /**
- * The check of all bytes that a server sends, before the parser of the driver reads them: which
- * messages are due, the length of each, and the structure of its body. It makes one pass over the
- * headers of each chunk, and copies nothing but small messages that arrive in several chunks.
+ * The check of all bytes that a server sends, before the parser of the driver reads them. Each
+ * message must be due, and its length and the structure of its body must be valid. The check makes
+ * one pass over the headers of each chunk, and copies only small messages that arrive in several
+ * chunks.
  */
 
 import type { ProtocolLimits } from "../../ServerConfig.js"
 import { isWellFormed, letters, PartialRow } from "./messageStructure.js"
 import { ProtocolViolation } from "./protocolViolation.js"
 
-/** The size of the letter and the length of a message, in bytes. */
+/** The size of a header, which is the letter and the length of a message, in bytes. */
 const header = 5
 
-/** The bounds of each length, which includes itself; those of rows and notices are settings. */
+/**
+ * The bounds of the length of each message. The length includes its own four bytes. Rows and
+ * notices have other upper bounds, which are settings.
+ */
 const bounds: ReadonlyArray<readonly [type: keyof typeof letters, least: number, most: number]> = [
   ["authentication", 8, 65_536],
   ["parameterStatus", 6, Number.POSITIVE_INFINITY],
@@ -64,8 +68,8 @@ const headerOf = (type: number, length: number): string => {
 }
 
 /**
- * Checks if a message is no part of an answer, such as a notice. The total size of such messages is
- * limited until the server is ready.
+ * Checks for a notice, an error or the report of a setting. The total size of these messages is
+ * limited until the server is ready, because a server may send any number of them.
  */
 const countsAsNotice = (type: number): boolean =>
   type === letters.notice || type === letters.error || type === letters.parameterStatus
@@ -75,15 +79,15 @@ const nothing = Buffer.alloc(0)
 /** The smallest length that four printable characters form. */
 const minTextLength = 0x20202020
 
-/** Checks if a first message belongs to another protocol. */
+/** Checks if the first message belongs to another protocol. */
 const isOtherProtocol = (type: number, length: number): boolean =>
   !loginMessages.has(type) || length > (most[type] ?? 0) || length >= minTextLength
 
-/** The first bytes of an answer by HTTP, as many as a header has. */
+/** The first bytes of an HTTP answer, as many as a header has. */
 const http = Buffer.from("HTTP/")
 
 /** Check of one connection, beginning with its login. */
-export class FrameCheck {
+export class MessageCheck {
   /** The violation in the last chunk; nothing after it may be read. */
   violation: ProtocolViolation | undefined = undefined
   private hasBegun = false
@@ -107,7 +111,8 @@ export class FrameCheck {
   }
 
   /**
-   * Checks a chunk; returns the number of bytes that may be read: those before the faulty message.
+   * Checks a chunk, and returns the number of bytes that may be read: the bytes before a faulty
+   * message, or all.
    */
   check(chunk: Buffer): number {
     const end = chunk.length
@@ -251,8 +256,8 @@ export class FrameCheck {
     return at
   }
 
-  private reject(what: string): false {
-    this.violation = new ProtocolViolation(this.hasBegun ? `sent ${what}` : what)
+  private reject(violation: string): false {
+    this.violation = new ProtocolViolation(this.hasBegun ? `sent ${violation}` : violation)
     return false
   }
 }

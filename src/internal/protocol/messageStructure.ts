@@ -1,6 +1,7 @@
 /**
- * Checks of the body of a message by its type. The parser of node-postgres trusts the structure: if
- * a text has no end, it reads on into the next message, or for ever.
+ * Checks of the body of a message by its type. The parser of node-postgres does not check the
+ * structure: after a text without an end it reads the next message as a part of the text, or never
+ * stops.
  */
 
 /** The letters of the server's messages. */
@@ -74,7 +75,9 @@ const isRowDescription = (bytes: Buffer, from: number, to: number): boolean => {
   return at === to
 }
 
-/** Checks a whole row. This runs for every row, so only lengths are read. */
+/**
+ * Checks a row that has arrived as a whole. The check runs for every row, so it reads only lengths.
+ */
 const isDataRow = (bytes: Buffer, from: number, to: number): boolean => {
   const columns = int16(bytes, from)
   if (columns > mostColumns) return false
@@ -94,9 +97,9 @@ const isDataRow = (bytes: Buffer, from: number, to: number): boolean => {
 /** Row that arrives in parts. No part is kept, because a row may be large. */
 export class PartialRow {
   /** The number of columns that are still to come; -1 before it is known. */
-  private columns = -1
+  private columnsLeft = -1
   /** The number of bytes of the current value that are still to come. */
-  private value = 0
+  private valueBytesLeft = 0
   private word = 0
   private wordBytes = 0
 
@@ -104,35 +107,35 @@ export class PartialRow {
   add(bytes: Buffer, from: number, to: number): boolean {
     let at = from
     while (at < to) {
-      if (this.value > 0) {
-        const taken = Math.min(this.value, to - at)
-        this.value -= taken
+      if (this.valueBytesLeft > 0) {
+        const taken = Math.min(this.valueBytesLeft, to - at)
+        this.valueBytesLeft -= taken
         at += taken
-      } else if (this.columns === 0) return false
+      } else if (this.columnsLeft === 0) return false
       else if (!this.addByte(bytes[at++] ?? 0)) return false
     }
     return true
   }
 
   get isWhole(): boolean {
-    return this.columns === 0 && this.value === 0
+    return this.columnsLeft === 0 && this.valueBytesLeft === 0
   }
 
   private addByte(byte: number): boolean {
     this.word = (this.word << 8) | byte
     this.wordBytes++
     const { word } = this
-    if (this.columns < 0) {
+    if (this.columnsLeft < 0) {
       if (this.wordBytes < 2) return true
-      this.columns = word
+      this.columnsLeft = word
     } else {
       if (this.wordBytes < 4) return true
-      if (word > 0) this.value = word
-      this.columns--
+      if (word > 0) this.valueBytesLeft = word
+      this.columnsLeft--
     }
     this.word = 0
     this.wordBytes = 0
-    return this.columns <= mostColumns && word >= -1
+    return this.columnsLeft <= mostColumns && word >= -1
   }
 }
 

@@ -2,7 +2,7 @@
  * The messages for the server, as buffers, so that all messages of an exchange are one write.
  */
 import { serialize } from "pg-protocol"
-import { parameter } from "./parameterEncoder.js"
+import { encodeParameter } from "./parameterEncoder.js"
 
 /** Command without parameters and rows, ready to send. */
 export interface Step {
@@ -19,7 +19,7 @@ const execute = serialize.execute()
 const executeAndSync = Buffer.concat([execute, sync])
 const describePortal = serialize.describe({ type: "P", name: "" })
 
-/** @internal */
+/** @internal The message to which a server answers that it is ready. */
 export const syncOnly: Buffer = sync
 
 const constants = new Map<string, Step>()
@@ -43,7 +43,7 @@ export const step = (text: string): Step => ({
 const bind = (statement: string, portal: string, values: ReadonlyArray<unknown>): Buffer => {
   if (values.length > 65_535) throw new Error(`${values.length} parameters; the protocol allows 65535`)
   // the types of the serializer demand a mutable array, which it only reads
-  return serialize.bind({ statement, portal, values: values as Array<unknown>, valueMapper: parameter })
+  return serialize.bind({ statement, portal, values: values as Array<unknown>, valueMapper: encodeParameter })
 }
 
 /** Statement of an exchange, with the messages that it needs. */
@@ -52,24 +52,28 @@ export interface MainStatement {
   readonly values: ReadonlyArray<unknown>
   /** The name of the prepared statement on the server, empty for none. */
   readonly name: string
-  readonly parse: boolean
-  readonly describe: boolean
-  /** Returns the names of prepared statements to close first. */
-  readonly close: () => ReadonlyArray<string>
+  readonly needsParse: boolean
+  readonly needsDescribe: boolean
+  /** Removes and returns the names of the prepared statements to close first. */
+  readonly drainToClose: () => ReadonlyArray<string>
 }
 
 /** Encodes an exchange with one Sync at its end: if a step fails, the server skips the rest. */
-export const exchange = (before: ReadonlyArray<Step>, main: MainStatement, after: ReadonlyArray<Step>): Buffer => {
+export const encodeExchange = (
+  before: ReadonlyArray<Step>,
+  main: MainStatement,
+  after: ReadonlyArray<Step>
+): Buffer => {
   const bound = bind(main.name, "", main.values)
-  if (before.length === 0 && after.length === 0 && !main.parse && !main.describe) {
+  if (before.length === 0 && after.length === 0 && !main.needsParse && !main.needsDescribe) {
     return Buffer.concat([bound, executeAndSync])
   }
   const parts: Array<Buffer> = []
-  for (const name of main.close()) parts.push(serialize.close({ type: "S", name }))
+  for (const name of main.drainToClose()) parts.push(serialize.close({ type: "S", name }))
   for (const { extended } of before) parts.push(extended)
-  if (main.parse) parts.push(serialize.parse({ text: main.text, name: main.name }))
+  if (main.needsParse) parts.push(serialize.parse({ text: main.text, name: main.name }))
   parts.push(bound)
-  if (main.describe) parts.push(describePortal)
+  if (main.needsDescribe) parts.push(describePortal)
   if (after.length === 0) parts.push(executeAndSync)
   else {
     parts.push(execute)
@@ -80,7 +84,7 @@ export const exchange = (before: ReadonlyArray<Step>, main: MainStatement, after
 }
 
 /** Encodes steps alone: a BEGIN, a COMMIT, a ROLLBACK TO with its RELEASE. */
-export const steps = (all: ReadonlyArray<Step>): Buffer => {
+export const encodeSteps = (all: ReadonlyArray<Step>): Buffer => {
   const [only] = all
   return all.length === 1 && only !== undefined
     ? only.simple
@@ -88,7 +92,7 @@ export const steps = (all: ReadonlyArray<Step>): Buffer => {
 }
 
 /** Encodes the opening of a named portal and the fetch of its first rows. */
-export const openPortal = (
+export const encodeOpenPortal = (
   before: ReadonlyArray<Step>,
   portal: string,
   text: string,
@@ -105,18 +109,18 @@ export const openPortal = (
   ])
 
 /** Encodes the fetch of the next rows of an open portal. */
-export const fetchPortal = (before: ReadonlyArray<Step>, portal: string, rows: number): Buffer =>
+export const encodeFetchPortal = (before: ReadonlyArray<Step>, portal: string, rows: number): Buffer =>
   Buffer.concat([...before.map(({ extended }) => extended), serialize.execute({ portal, rows }), sync])
 
 /** Encodes the closing of a portal; the server reports no error if it is closed already. */
-export const closePortal = (portal: string): Buffer =>
+export const encodeClosePortal = (portal: string): Buffer =>
   Buffer.concat([serialize.close({ type: "P", name: portal }), sync])
 
 /** Encodes a text with several commands, by the simple protocol. */
-export const simple = (text: string): Buffer => serialize.query(text)
+export const encodeSimple = (text: string): Buffer => serialize.query(text)
 
 /** Encodes the header of a message with data of a COPY. */
-export const copyHead = (length: number): Buffer => {
+export const encodeCopyHeader = (length: number): Buffer => {
   const head = Buffer.allocUnsafe(5)
   head[0] = 0x64
   head.writeUInt32BE(length + 4, 1)
@@ -127,10 +131,10 @@ export const copyHead = (length: number): Buffer => {
 export const copyDone: Buffer = serialize.copyDone()
 
 /** Encodes the message that fails a COPY, so that the server stores none of its data. */
-export const copyFail = (reason: string): Buffer => serialize.copyFail(reason)
+export const encodeCopyFail = (reason: string): Buffer => serialize.copyFail(reason)
 
 /** Encodes the request, on a socket of its own, to cancel the command of a backend. */
-export const cancel = (processId: number, secretKey: number): Buffer => serialize.cancel(processId, secretKey)
+export const encodeCancel = (processId: number, secretKey: number): Buffer => serialize.cancel(processId, secretKey)
 
 /** The request for TLS, the first message on a socket. */
 export const sslRequest: Buffer = serialize.requestSsl()

@@ -1,8 +1,8 @@
 /**
  * The encoder of the values of a statement.
  *
- * Secrets are revealed only here, in the bytes of a message, so that no statement, error or span
- * that shows its parameters shows a secret.
+ * Secrets are revealed only here, in the bytes of a message. Statements, errors and spans hold the
+ * values as the program has given them, so they show no secret.
  */
 import { isDate } from "node:util/types"
 import { prepareValue } from "./pgDriver.js"
@@ -10,7 +10,7 @@ import { isSecret, mayHaveSecret, reveal } from "./secret.js"
 
 const isObject = (value: unknown): value is object => typeof value === "object" && value !== null
 
-/** Checks that a value is an object without a class, as JSON has them. */
+/** Checks that a value is a plain object, without a class. */
 export const isPlain = (value: unknown): value is Readonly<Record<string, unknown>> => {
   if (!isObject(value)) return false
   const prototype: unknown = Object.getPrototypeOf(value)
@@ -21,7 +21,7 @@ const hasJson = (value: unknown): value is { readonly toJSON: (key: string) => u
   isObject(value) && "toJSON" in value && typeof value.toJSON === "function"
 
 /** Returns an object with renamed keys, and with values mapped by `map`. */
-export const renamed = (
+export const renameKeys = (
   value: Readonly<Record<string, unknown>>,
   rename: (key: string) => string,
   map: (value: unknown) => unknown
@@ -48,12 +48,12 @@ const stringify = (value: unknown, rename?: ((key: string) => string) | undefine
   const plain = JSON.stringify(value)
   if (plain === undefined) throw new Error(`a ${typeof value} has no JSON`)
   if (rename === undefined && !mayHaveSecret(plain)) return plain
-  // `this` has the original value; `json` is the result of its `toJSON`, which has run already
+  // `this` has the original value; `json` is the result of its `toJSON`
   return JSON.stringify(value, function (this: Readonly<Record<string, unknown>>, key: string, json: unknown) {
-    const held = this[key]
-    const revealed = isSecret(held) ? reveal(held) : json
+    const original = this[key]
+    const revealed = isSecret(original) ? reveal(original) : json
     const shown = revealed !== json && hasJson(revealed) ? revealed.toJSON(key) : revealed
-    return rename !== undefined && isPlain(shown) ? renamed(shown, rename, itself) : shown
+    return rename !== undefined && isPlain(shown) ? renameKeys(shown, rename, itself) : shown
   })
 }
 
@@ -81,7 +81,7 @@ export class Json {
   }
 }
 
-/** Placeholder of a value that cannot be sent: sending the statement fails with the reason. */
+/** Placeholder of a value that cannot be sent. A statement with it fails with the reason. */
 export class Unsendable {
   constructor(private readonly reason: string) {}
 
@@ -117,23 +117,24 @@ const hasOwnForm = (value: object): value is { readonly toPostgres: (write: (val
   "toPostgres" in value && typeof value.toPostgres === "function"
 
 const encodeObject = (value: object): unknown => {
-  if (isSecret(value)) return parameter(reveal(value))
-  if (Array.isArray(value)) return prepareValue(value.some(isObject) ? value.map(element) : value)
+  if (isSecret(value)) return encodeParameter(reveal(value))
+  if (Array.isArray(value)) return prepareValue(value.some(isObject) ? value.map(encodeElement) : value)
   if (isDate(value)) return dateText(value)
-  if (hasOwnForm(value)) return parameter(value.toPostgres(parameter))
+  if (hasOwnForm(value)) return encodeParameter(value.toPostgres(encodeParameter))
   return ArrayBuffer.isView(value) ? prepareValue(value) : stringify(value)
 }
 
 /** Encodes an element of an array; node-postgres puts it into the text of the array. */
-const element = (value: unknown): unknown => {
+const encodeElement = (value: unknown): unknown => {
   if (!isObject(value)) return value
-  if (isSecret(value)) return element(reveal(value))
-  if (Array.isArray(value)) return value.map(element)
+  if (isSecret(value)) return encodeElement(reveal(value))
+  if (Array.isArray(value)) return value.map(encodeElement)
   if (fragmentId in value && !hasOwnForm(value)) {
     throw new Error("a part of a statement cannot be an element of an array")
   }
-  return parameter(value)
+  return encodeParameter(value)
 }
 
 /** Encodes a value as the text or bytes of a parameter. */
-export const parameter = (value: unknown): unknown => (isObject(value) ? encodeObject(value) : prepareValue(value))
+export const encodeParameter = (value: unknown): unknown =>
+  isObject(value) ? encodeObject(value) : prepareValue(value)

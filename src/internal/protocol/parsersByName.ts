@@ -1,7 +1,7 @@
 /**
- * Parsers of types by name. A server assigns an OID when it creates a type. So the OID of a name
- * differs between servers, and changes if a type is dropped and created again. The name of an OID
- * is looked up when it occurs for the first time.
+ * Parsers of types by name. A server assigns an OID when it creates a type. So the OID of a type
+ * differs between servers, and changes if the type is dropped and created again. The name of an OID
+ * is looked up when the OID occurs for the first time.
  */
 
 import type { Field } from "./pgDriver.js"
@@ -47,8 +47,8 @@ export class TypeNames {
 
   constructor(private readonly byName: ParsersByName) {}
 
-  /** Returns the OIDs of these columns that have not been looked up. */
-  unknown(fields: ReadonlyArray<Field>): ReadonlyArray<number> {
+  /** Returns the OIDs that have not been looked up, of the types of these columns. */
+  unknownIn(fields: ReadonlyArray<Field>): ReadonlyArray<number> {
     return fields.map((field) => field.dataTypeID).filter((oid) => !this.known.has(oid))
   }
 
@@ -58,7 +58,7 @@ export class TypeNames {
   }
 
   /**
-   * Adds the result of a lookup. A type that was not found has been dropped, and gets no parser.
+   * Adds the result of a lookup. A type that was not found has been dropped, so it has no parser.
    */
   addLookup(oids: ReadonlyArray<number>, rows: ReadonlyArray<TypeRow>): void {
     for (const oid of oids) this.known.set(oid, undefined)
@@ -69,7 +69,7 @@ export class TypeNames {
     }
   }
 
-  /** Removes all types, because names may mean other types from now on. */
+  /** Removes all types: an OID may belong to another type from now on. */
   clear(): void {
     this.known.clear()
   }
@@ -83,8 +83,8 @@ export class TypeNames {
 
 const servers = new WeakMap<ParsersByName, Map<string, TypeNames>>()
 
-/** Returns the types of a server, by its name, which all connections to it share. */
-export const typeNames = (byName: ParsersByName, server: string): TypeNames => {
+/** Returns the types of the server of this name, which all connections to it share. */
+export const typeNamesOf = (byName: ParsersByName, server: string): TypeNames => {
   const all = servers.get(byName) ?? new Map<string, TypeNames>()
   servers.set(byName, all)
   const known = all.get(server) ?? new TypeNames(byName)

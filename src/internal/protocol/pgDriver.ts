@@ -7,7 +7,7 @@ import type { Socket } from "node:net"
 import type { ConnectionOptions } from "node:tls"
 import pg from "pg"
 import type { ProtocolLimits } from "../../ServerConfig.js"
-import { FrameCheck } from "./messageCheck.js"
+import { MessageCheck } from "./messageCheck.js"
 import { type TlsSettings, tlsOptions } from "./tlsOptions.js"
 
 /** Protocol object below a client, which emits one event per message of the server. */
@@ -88,9 +88,9 @@ export interface ClientOptions {
   readonly stream: Socket
   /** The name that the certificate of the server must have. */
   readonly host: string
-  /** The beginning of TLS. */
+  /** The settings of the start of TLS. */
   readonly tls: TlsSettings
-  /** True if the server must prove by channel binding that TLS ends at it. */
+  /** True if the server must prove by channel binding that TLS ends at the server itself. */
   readonly bindsChannel: boolean
   readonly database: string
   readonly user: string
@@ -105,7 +105,7 @@ export interface ClientOptions {
   readonly limits: ProtocolLimits
 }
 
-/** Throws the error of a client that has no password, if the server asks for one. */
+/** Throws the error for a server that requests a password, if there is none. */
 const noPassword = () => {
   throw new Error("it asks for a password, and none was given")
 }
@@ -142,7 +142,8 @@ export const makeClient = (given: ClientOptions): Client => {
   const { host, keepAlive, limits, options, password, ssl, stream, tls, types, user } = given
   // the published type lacks `scramMaxIterations`
   const config: pg.ClientConfig & { readonly scramMaxIterations: number } = {
-    // an address, because the driver would use a name in place of the name that TLS must check
+    // an address and no name: the driver would put a name into the TLS options, over the name that
+    // the certificate must have
     host: "0.0.0.0",
     port: 1,
     stream: () => stream,
@@ -170,25 +171,25 @@ export const makeClient = (given: ClientOptions): Client => {
 }
 
 /**
- * Checks messages before the driver reads them. A message that breaks the protocol, or cannot be
- * read, becomes an error of its socket. Otherwise the driver would read on for ever, or throw in
- * the event of the socket, which would end the process.
+ * Checks messages before the driver reads them. A message that breaks the protocol, or that the
+ * driver cannot read, becomes an error of the socket. Without the check the driver would never stop
+ * reading, or would throw in an event of the socket, which would end the process.
  */
 const checkMessages = (protocol: Protocol, limits: ProtocolLimits): void => {
   const attach = protocol.attachListeners
   protocol.attachListeners = (stream) => {
     const reader = new EventEmitter()
     attach.call(protocol, reader)
-    const frames = new FrameCheck(limits)
+    const messageCheck = new MessageCheck(limits)
     stream.on("data", (chunk: Buffer) => {
-      const valid = frames.check(chunk)
+      const valid = messageCheck.check(chunk)
       try {
         // the messages before the faulty one are answers, such as that to a COMMIT
         if (valid > 0) reader.emit("data", valid === chunk.length ? chunk : chunk.subarray(0, valid))
       } catch (cause) {
         return void protocol.stream.destroy(toError(cause))
       }
-      if (frames.violation !== undefined) protocol.stream.destroy(frames.violation)
+      if (messageCheck.violation !== undefined) protocol.stream.destroy(messageCheck.violation)
     })
   }
 }

@@ -1,6 +1,6 @@
 /**
- * The decoder of rows: the columns of a statement and the parsers of their types, made once per
- * prepared statement.
+ * The decoder of rows, with the columns of a statement and the parsers of their types. It is
+ * created once per prepared statement.
  */
 
 import type { TypeNames } from "./parsersByName.js"
@@ -17,8 +17,8 @@ export interface RowDecoder {
 }
 
 /**
- * Creates the decoder of rows with these columns. It uses the parsers by the names of types, or
- * else those of the client.
+ * Creates the decoder of rows with these columns. It uses the parsers by the names of types, and
+ * the parsers of the client for the other types.
  */
 export const makeRowDecoder = (
   client: Client,

@@ -1,5 +1,5 @@
 /**
- * Secrets: those of the settings, and those among the values of statements.
+ * The secrets of the settings, and the secrets among the values of statements.
  */
 
 /** Text that is not shown by a log, by JSON, or by an error that prints its fields. */
@@ -35,6 +35,7 @@ export const setSecretType = (type: SecretType): void => {
   secretType = type
 }
 
+/** Checks if a value is a secret of the program. */
 export const isSecret = (value: unknown): boolean => secretType?.isSecret(value) === true
 
 /** Returns the value of a secret, and any other value as it is. */

@@ -2,8 +2,8 @@
  * The stream of a connection: a socket that is connected here, or a stream of the program.
  *
  * The driver calls `connect` with the host of its settings. The streams here ignore that host and
- * have a target of their own, so that the host in the settings stays the name that a certificate is
- * compared with.
+ * have a target of their own, so that an address can be dialled while the certificate is compared
+ * with the host in the settings.
  */
 
 import * as Net from "node:net"
@@ -20,9 +20,7 @@ export const socketTo = (target: SocketTarget): Net.Socket => {
   return Object.assign(socket, { connect: () => connect(target) })
 }
 
-/**
- * Creates a `connect` that reports an open stream as connected, as a socket does after connecting.
- */
+/** Creates a `connect` for an open stream. It reports the stream as connected, like a socket. */
 const connectAtOnce = (stream: Duplex) => () => {
   queueMicrotask(() => stream.emit("connect"))
   return stream
@@ -34,7 +32,7 @@ class StreamSocket extends Duplex {
   bytesRead = 0
 
   constructor(private readonly inner: Duplex) {
-    // when the other side ends, the connection is closed
+    // the connection is closed when the server ends its side
     super({ allowHalfOpen: false })
     inner.on("data", (chunk: Buffer) => {
       this.bytesRead += chunk.length
@@ -60,8 +58,8 @@ class StreamSocket extends Duplex {
 
   override _destroy(error: Error | null, callback: (error: Error | null) => void): void {
     this.inner.destroy()
-    // TLS over this stream reports its own error, such as a wrong name, in the turn after it has
-    // destroyed the stream
+    // TLS over this stream first destroys the stream and reports its own error, such as a wrong
+    // name, one turn later
     clock.immediate(() => callback(error))
   }
 
@@ -74,18 +72,18 @@ class StreamSocket extends Duplex {
   }
 
   ref(): this {
-    call(this.inner, "ref")
+    callIfPresent(this.inner, "ref")
     return this
   }
 
   unref(): this {
-    call(this.inner, "unref")
+    callIfPresent(this.inner, "unref")
     return this
   }
 }
 
-/** Calls a method of a socket that a stream of the program may have. */
-const call = (stream: Duplex, name: "ref" | "unref"): void => {
+/** Calls a method of a socket if a stream of the program has it. */
+const callIfPresent = (stream: Duplex, name: "ref" | "unref"): void => {
   const member: unknown = Reflect.get(stream, name)
   if (typeof member === "function") member.call(stream)
 }

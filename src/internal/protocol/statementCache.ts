@@ -15,7 +15,7 @@ export interface PreparedStatement {
   lastUse: number
 }
 
-/** The length of a text from which it is unlikely to be used again, in characters. */
+/** The longest text that is cached, in characters. A longer one is unlikely to be used again. */
 const maxTextLength = 16_384
 
 /**
@@ -39,14 +39,14 @@ export class StatementCache {
   constructor(private readonly limit: number) {}
 
   /**
-   * Returns the prepared statement of a text; `undefined` if the cache is disabled, or the text is
-   * so long that it is unlikely to be used again.
+   * Returns the prepared statement of a text; `undefined` if the cache is disabled or the text is
+   * too long for it.
    */
   getOrAdd(text: string, path: string | undefined): PreparedStatement | undefined {
     const known = this.inPath(path)?.get(text)
     if (known !== undefined) {
-      // a counter and no move to the end of the map: V8 copies a map again and again if entries are
-      // deleted and added all the time
+      // a counter, because a move to the end of the map would delete and add an entry for each use,
+      // and V8 copies a map when enough of its entries are deleted
       known.lastUse = ++this.uses
       return known
     }

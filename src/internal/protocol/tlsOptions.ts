@@ -8,9 +8,9 @@ import * as Tls from "node:tls"
 const secrets = ["key", "passphrase", "pfx"] as const
 
 /**
- * Copies options, so that a later change of the program's object has no effect. The copy has the
- * secrets, but does not list or print them. node-postgres hides the `key` of an object that it has
- * used in the same way.
+ * Copies options, so that a later change of the program's object has no effect. The secrets of the
+ * copy are not enumerable, so that no code lists or prints them. node-postgres does the same to the
+ * `key` of the object that it gets.
  */
 export const concealSecrets = <A extends boolean | Tls.ConnectionOptions | undefined>(ssl: A): A => {
   if (typeof ssl !== "object" || ssl === null) return ssl
@@ -21,7 +21,7 @@ export const concealSecrets = <A extends boolean | Tls.ConnectionOptions | undef
   return copy
 }
 
-/** Settings of the beginning of TLS. */
+/** Settings of the start of TLS. */
 export interface TlsSettings {
   /** True if TLS begins at once, without a request for it. */
   readonly isDirectTls?: boolean
@@ -39,8 +39,8 @@ export const tlsOptions = (
   host: string,
   { isDirectTls = false, sendsServerName = true }: TlsSettings = {}
 ): Tls.ConnectionOptions => {
-  const isKnown: unknown = ssl === true || (typeof ssl === "object" && ssl !== null)
-  if (!isKnown) throw unusableTls(`ssl is a ${typeof ssl}; give true, false or an object of TLS options`)
+  const isValid: unknown = ssl === true || (typeof ssl === "object" && ssl !== null)
+  if (!isValid) throw unusableTls(`ssl is a ${typeof ssl}; give true, false or an object of TLS options`)
   const given: Tls.ConnectionOptions = ssl === true ? {} : ssl
   const { key, passphrase, pfx, rejectUnauthorized = true, secureContext } = given
   return {

@@ -1,5 +1,5 @@
 /**
- * The commands of an SQL text, each as its first words.
+ * The commands in an SQL text, each by its first words.
  */
 
 /**
@@ -11,15 +11,15 @@ const token =
 
 const isWord = /^[A-Za-z_\x80-\uffff]/
 
-/** Returns the index after the next match, or the end of the text. */
-const after = (text: string, from: number, searched: string): number => {
+/** Returns the index after the next occurrence, or the end of the text. */
+const indexAfter = (text: string, from: number, searched: string): number => {
   const found = text.indexOf(searched, from)
   return found < 0 ? text.length : found + searched.length
 }
 
 /**
- * Returns the index after the string that `inside` is in. A backslash in it escapes the next
- * character.
+ * Returns the index after the string around the index `inside`. A backslash in the string escapes
+ * the next character.
  */
 const escapedEnd = (text: string, inside: number): number => {
   let at = inside
@@ -27,7 +27,7 @@ const escapedEnd = (text: string, inside: number): number => {
   return at + 1
 }
 
-/** Returns the index after a comment; comments nest in PostgreSQL. */
+/** Returns the index after the comment around the index `inside`; comments nest in PostgreSQL. */
 const commentEnd = (text: string, inside: number): number => {
   const mark = /\/\*|\*\//g
   mark.lastIndex = inside
@@ -45,34 +45,32 @@ const commentEnd = (text: string, inside: number): number => {
  * one string and the beginning of the next.
  */
 const tokenEnd = (text: string, piece: string, next: number): number => {
-  if (piece === "--") return after(text, next, "\n")
+  if (piece === "--") return indexAfter(text, next, "\n")
   if (piece === "/*") return commentEnd(text, next)
   if (piece === "e'" || piece === "E'") return escapedEnd(text, next)
   const isQuote = piece === "'" || piece === '"' || (piece.length > 1 && piece.startsWith("$"))
-  return isQuote ? after(text, next, piece) : next
+  return isQuote ? indexAfter(text, next, piece) : next
 }
 
-/** The number of words that distinguish commands: `ROLLBACK WORK TO SAVEPOINT` has the most. */
+/** The number of words that tell commands apart: `ROLLBACK WORK TO SAVEPOINT` needs the most. */
 const longestHead = 4
 
-/**
- * The commands that store nothing by themselves; a word of {@link writes} may make them store
- * something.
- */
-const reads = /^(SELECT|WITH|VALUES|TABLE|SHOW)\b/
-const writes = /\b(insert|update|delete|merge|into)\b/i
+/** The commands that store nothing, unless they have one of the {@link writeWords}. */
+const readCommand = /^(SELECT|WITH|VALUES|TABLE|SHOW)\b/
+const writeWords = /\b(insert|update|delete|merge|into)\b/i
 
 /**
  * Checks if a text only reads, apart from the effects of its functions. Returns false if that is
  * uncertain.
  */
 export const isReadOnly = (text: string): boolean =>
-  !writes.test(text) && commandsIn(text).every((command) => reads.test(command))
+  !writeWords.test(text) && commandsIn(text).every((command) => readCommand.test(command))
 
 /**
  * Returns the first words of each command in capitals, such as `["COMMIT AND CHAIN", "BEGIN"]`. A
- * semicolon inside of a body without quotes (`BEGIN ATOMIC`) begins a command here, too, so the
- * list may have more commands than the text, never fewer. Reads no further than `most` commands.
+ * semicolon inside of a body without quotes (`BEGIN ATOMIC`) begins a command here, too. So the
+ * list may have more commands than the text, but never fewer. Reads no further than `most`
+ * commands.
  */
 export const commandsIn = (text: string, most = Number.POSITIVE_INFINITY): ReadonlyArray<string> => {
   const commands: Array<string> = []

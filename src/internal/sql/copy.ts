@@ -1,11 +1,11 @@
 /**
- * The text of COPY commands. Options become text here, and the values of a query are written into
- * it, because COPY takes no parameters.
+ * The text of COPY commands. Its options and the values of its query are written into the text,
+ * because COPY takes no parameters.
  */
 
-import type { LineFormat } from "../protocol/copyRows.js"
+import type { LineFormat } from "../protocol/copyRowWriter.js"
 import { Inlined, plain } from "../protocol/inlinedText.js"
-import { parameter } from "../protocol/parameterEncoder.js"
+import { encodeParameter } from "../protocol/parameterEncoder.js"
 import { commandsIn } from "./commands.js"
 import { quoteIdentifier, quoteLiteral } from "./quote.js"
 
@@ -70,26 +70,26 @@ export const copyToSql = (query: Inlined, format: Format): Inlined =>
 
 /** Returns a value as a literal, with the same text that would be sent as a parameter. */
 export const inlined = (value: unknown): string => {
-  const encoded = parameter(value)
+  const encoded = encodeParameter(value)
   if (encoded === null || encoded === undefined) return "NULL"
   return quoteLiteral(Buffer.isBuffer(encoded) ? `\\x${encoded.toString("hex")}` : String(encoded))
 }
 
-/** Checks whether a statement is a COPY, which may request data in the middle of its exchange. */
+/** Checks if a statement is a COPY, which may request data in the middle of its exchange. */
 export const isCopy = (statement: string): boolean =>
   /\bcopy\b/i.test(statement) && commandsIn(statement).some((command) => /^COPY\b/.test(command))
 
-/** Line and column of a COPY at which the server has failed. */
+/** Line and column of the data at which a COPY has failed. */
 export interface ErrorPosition {
   readonly line: number
   readonly column: string | undefined
 }
 
 /**
- * Returns the position in its data at which a COPY has failed. The server reports it in a line of
- * the error's context, in its own language: `COPY item, line 3, column amount: "x"`.
+ * Returns the position in the data at which a COPY has failed. The server reports the position in a
+ * line of the error's context, in its own language: `COPY item, line 3, column amount: "x"`.
  */
-export const errorPosition = (
+export const errorPositionIn = (
   context: string,
   table: string,
   columns: ReadonlyArray<string>

@@ -18,8 +18,8 @@ const maxLineWidth = 100
 const maxTextLength = 200
 
 /**
- * The value after the word `password`: in quotes, in the doubled quotes of a text in a text, or
- * without quotes as in a connection string.
+ * The value after the word `password`: in quotes, in doubled quotes inside of a text, or without
+ * quotes as in a connection string.
  */
 const passwords = /(\bpassword\s*=?\s*(?:E|U&)?)(''[^']+''|'(?:''|\\.|[^'\\])*'|[^\s'$(),;][^\s'),;]*)/gi
 
@@ -46,7 +46,7 @@ const indexOf = (text: string, position: number): number => {
 const shortened = (text: string, from: number, to: number): string =>
   `${from > 0 ? "... " : ""}${text.slice(Math.max(0, from), to)}${to < text.length ? " ..." : ""}`
 
-/** Returns the line of a text that has a position in it, and a line below with a mark. */
+/** Returns the line of a statement with the position, and a second line with a mark below it. */
 const markedLine = (sql: string, position: number): ReadonlyArray<string> => {
   const at = indexOf(sql, position)
   const start = sql.lastIndexOf("\n", at - 1) + 1
@@ -82,7 +82,8 @@ export const statementLines = ({ location, position, sql, where }: FailedStateme
 }
 
 /**
- * The lines of a context that hold no values; other lines, and the rest of these, may show some.
+ * The lines of a context that are shown, without the rest of each line. Other lines, and the rest
+ * of these, may show values.
  */
 const contexts: ReadonlyArray<RegExp> = [
   /^(?:PL\/\w+|SQL) function .+ (?:line \d+ at .+|statement \d+|during \w+)$/,
@@ -93,9 +94,9 @@ const contexts: ReadonlyArray<RegExp> = [
 ]
 
 /**
- * Returns the context of an error on the server, the innermost first, without values. The full
- * context shows the line of a COPY, statements that a function has put together, and parameters if
- * the server is configured to log them.
+ * Returns the context of an error on the server without values, the innermost line first. The full
+ * context has values in the line of a COPY, in statements that a function has put together, and in
+ * parameters that the server is configured to log.
  */
 export const contextOf = (where: string | undefined): string | undefined => {
   const lines = (where ?? "")

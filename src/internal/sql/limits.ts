@@ -2,7 +2,7 @@
  * Timeouts that the server enforces, as settings of a session or of one transaction.
  */
 
-/** Timeouts in ms; the server's own setting holds for a missing one. */
+/** Timeouts in ms. For a missing timeout the server's own setting applies. */
 export interface Limits {
   readonly statementTimeout?: number | undefined
   readonly lockTimeout?: number | undefined
@@ -20,7 +20,7 @@ export const wholeMillis = (limit: number): number =>
   Number.isFinite(limit) ? Math.min(Math.ceil(limit), maxMillis) : 0
 
 /** Returns the timeouts as settings of the server. */
-export const settings = (limits: Limits): ReadonlyArray<readonly [name: string, millis: number]> => {
+export const settingsOf = (limits: Limits): ReadonlyArray<readonly [name: string, millis: number]> => {
   const all: Array<readonly [string, number]> = []
   const set = (name: string, limit: number | undefined) => {
     if (limit !== undefined) all.push([name, wholeMillis(limit)])
@@ -31,6 +31,6 @@ export const settings = (limits: Limits): ReadonlyArray<readonly [name: string, 
   return all
 }
 
-/** Returns the timeouts as commands inside of a transaction. */
+/** Returns the timeouts as commands that set them for one transaction. */
 export const setLocal = (limits: Limits): ReadonlyArray<string> =>
-  settings(limits).map(([name, millis]) => `SET LOCAL ${name} = ${millis}`)
+  settingsOf(limits).map(([name, millis]) => `SET LOCAL ${name} = ${millis}`)

@@ -6,8 +6,8 @@
 export interface Position {
   readonly systemId: string
   /**
-   * Unknown for a standby if its user may not see the primary, or if it does not stream from one
-   * now.
+   * The timeline; `undefined` for a standby whose WAL receiver does not stream now, or whose user
+   * may not read the status of the receiver.
    */
   readonly timeline: number | undefined
   readonly lsn: bigint
@@ -15,12 +15,15 @@ export interface Position {
 
 const form = /^[0-9A-Fa-f]{1,8}\/[0-9A-Fa-f]{1,8}$/
 
+/** Checks if a text is a position. */
 export const isLsn = (text: string): boolean => form.test(text)
 
+/** Parses the text of a position. */
 export const parseLsn = (text: string): bigint => {
   const [high = "", low = ""] = text.split("/")
   return (BigInt(`0x${high}`) << 32n) | BigInt(`0x${low}`)
 }
 
+/** Returns the text of a position. */
 export const formatLsn = (lsn: bigint): string =>
   `${(lsn >> 32n).toString(16).toUpperCase()}/${(lsn & 0xffff_ffffn).toString(16).toUpperCase()}`

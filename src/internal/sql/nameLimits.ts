@@ -2,12 +2,12 @@
  * Limits of texts that become names or messages on the server.
  */
 
-/** Returns the fault of a text that must have `least` to `most` bytes, if it has one. */
+/** Describes the fault of a text that must have `least` to `most` bytes, if there is a fault. */
 export const invalidNameReason = (text: string, least: number, most: number): string | undefined => {
   const bytes = Buffer.from(text)
   if (bytes.length < least) return "empty"
   if (bytes.length > most) return `${bytes.length} bytes long`
   if (text.includes("\0")) return "text with a NUL character"
-  // UTF-8 has no form for half of a surrogate pair, so another character would arrive
+  // UTF-8 cannot encode half of a surrogate pair, so the server would receive another character
   return bytes.toString() === text ? undefined : "text that is no Unicode"
 }

@@ -1,6 +1,6 @@
 /**
- * Limits of NOTIFY, checked before anything is sent. In LISTEN the server truncates a long name,
- * and the listener would receive no message.
+ * Limits of NOTIFY, which are checked before anything is sent. LISTEN truncates a long name on the
+ * server, so its listener would receive no message.
  */
 import { invalidNameReason } from "./nameLimits.js"
 
@@ -10,8 +10,8 @@ const longestChannel = 63
 const longestPayload = 7999
 
 /**
- * Part of a notification that the server rejects: descriptions of the given value and of the
- * expected one.
+ * Part of a notification that the server would reject, with descriptions of the given value and of
+ * valid values.
  */
 export interface InvalidPart {
   readonly part: "channel" | "payload"
@@ -19,13 +19,13 @@ export interface InvalidPart {
   readonly expected: string
 }
 
-/** Checks the name of a channel. */
+/** Checks the name of a channel; returns the invalid part, if there is one. */
 export const checkChannel = (channel: string): InvalidPart | undefined => {
   const given = invalidNameReason(channel, 1, longestChannel)
   return given === undefined ? undefined : { part: "channel", given, expected: `1 to ${longestChannel} bytes of text` }
 }
 
-/** Checks a message and the name of its channel. */
+/** Checks a message and the name of its channel; returns the invalid part, if there is one. */
 export const checkMessage = (channel: string, payload: string): InvalidPart | undefined => {
   const given = invalidNameReason(payload, 0, longestPayload)
   const expected = `at most ${longestPayload} bytes of text; put what is longer into a table and send its key`

@@ -1,5 +1,5 @@
 /**
- * The schema scopes of a fiber: those of single databases and those of a tenant.
+ * The schema scopes of a fiber: the scopes of single databases, and the scopes of a tenant.
  */
 import { SearchPath } from "./searchPath.js"
 
@@ -17,7 +17,8 @@ export class SchemaScopes {
   ) {}
 
   /**
-   * Returns the search path for the statements of a database; `undefined` leaves it to the session.
+   * Returns the search path for the statements of a database; `undefined` for the search path of
+   * the session.
    */
   find(database: string): SearchPath | undefined {
     return this.tenants.get(database) ?? this.tenant ?? this.schemas.get(database)
@@ -40,7 +41,7 @@ export const noScopes = new SchemaScopes(none, undefined, none)
 /** Function that derives scopes from those that are in force. */
 export type ScopeChange = (scopes: SchemaScopes) => SchemaScopes
 
-/** Makes the change by a scope of one database. */
+/** Returns the change that a schema scope of one database makes to the scopes in force. */
 export const schemaChange = (database: string, schemas: string | ReadonlyArray<string>): ScopeChange => {
   const path = new SearchPath(schemas)
   return (scopes) => scopes.withSchema(database, path)
@@ -52,8 +53,8 @@ interface TenantOptions {
 }
 
 /**
- * Returns the fault of options, which a program without types may mistype. If they were ignored,
- * names in statements on other databases would be looked up in the schema of the tenant.
+ * Describes the fault of options, if there is one: a program without types may mistype a name. If a
+ * mistyped `databases` were ignored, the schema of the tenant would apply to all databases.
  */
 const optionFault = (options: object): string | undefined => {
   const unknown = Object.keys(options).find((name) => name !== "databases")
@@ -65,7 +66,10 @@ const optionFault = (options: object): string | undefined => {
   return isValid ? undefined : "given with `databases` that are no list of classes of databases"
 }
 
-/** Makes the change by a tenant. With wrong options every statement in the scope is refused. */
+/**
+ * Returns the change that the scope of a tenant makes to the scopes in force. With invalid options
+ * every statement in the scope is refused.
+ */
 export const tenantChange = (schemas: string | ReadonlyArray<string>, options: TenantOptions): ScopeChange => {
   const fault = optionFault(options)
   const path = new SearchPath(schemas, fault)

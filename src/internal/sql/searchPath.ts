@@ -1,13 +1,13 @@
 /**
  * The `search_path` of a schema scope, as commands for the server.
  *
- * An autocommit statement has a transaction of its own, and the end of that resets a `SET LOCAL`.
- * In a transaction of several statements it is reset only by the end, or by the rollback of a
- * savepoint. The path before may be a setting of the session, or the program may have set it by
- * hand. So the server keeps that path itself: the command that sets the path of a scope saves the
- * current path in the variable `effect_db.search_path`, if that is empty, and a statement outside
- * of scopes restores it. A rollback undoes both together, so this library does not have to know the
- * path before.
+ * An autocommit statement has a transaction of its own, and the end of that transaction resets a
+ * `SET LOCAL`. In a transaction of several statements the path of a scope must be reset before the
+ * end, when a statement outside of the scope follows. The path from before the scope may be a
+ * setting of the session, or the program may have set it by hand. So the server keeps that path
+ * itself: the command that sets the path of a scope saves the current path in the variable
+ * `effect_db.search_path`, if that is empty, and a statement outside of scopes restores it. The
+ * rollback of a savepoint undoes both together, so this library does not have to know the path.
  */
 
 import { constantStep, type Step, step } from "../protocol/messages.js"
@@ -15,14 +15,14 @@ import { invalidNameReason } from "./nameLimits.js"
 import { quoteIdentifier, quoteLiteral } from "./quote.js"
 
 /**
- * The longest name, in bytes. The server truncates a longer name, and the rest may name another
- * schema.
+ * The longest name, in bytes. The server truncates a longer name, and the truncated name may be
+ * that of another schema.
  */
 const longestName = 63
 
 /**
- * Names that PostgreSQL replaces in a search path, also if they are quoted: by the schema of the
- * user or the temporary schema of the session.
+ * Names that PostgreSQL replaces in a search path, even if they are quoted. They become the schema
+ * of the user, or the temporary schema of the session.
  */
 const substituted = /^(\$user|pg_temp(_\d+)?)$/
 
@@ -33,7 +33,7 @@ const set = "pg_catalog.set_config"
 const searchPath = "'search_path'"
 const savedPath = "'effect_db.search_path'"
 
-/** The saved path, after a character that distinguishes an empty path from a missing one. */
+/** The saved path after the character `=`, which tells an empty path from a missing one. */
 const saved = `${get}(${savedPath}, true)`
 const isSaved = `pg_catalog.starts_with(${saved}, '=')`
 
@@ -54,14 +54,14 @@ export const restoreSearchPath: ReadonlyArray<Step> = [
 export class SearchPath {
   /** The value of the setting. */
   readonly text: string
-  /** The reason why it cannot be sent, if there is one. */
+  /** The reason why the search path cannot be sent, if there is one. */
   readonly rejectionReason: string | undefined
-  /** The words for valid arguments. */
+  /** A description of valid arguments. */
   readonly expected: string
   private autocommitStep: Step | undefined
   private transactionSteps: ReadonlyArray<Step> | undefined
 
-  /** `fault` is a reason for a rejection that is not in the names. */
+  /** `fault` is a reason for a rejection that has nothing to do with the names. */
   constructor(schemas: string | ReadonlyArray<string>, fault?: string) {
     this.rejectionReason = fault ?? rejectionReasonOf(schemas)
     this.expected =
@@ -86,8 +86,8 @@ export class SearchPath {
 }
 
 /**
- * Returns the fault of schemas. A program without types may pass any value, such as the `undefined`
- * of a missing header.
+ * Returns the reason to reject schemas, if there is one. A program without types may pass any
+ * value, such as the `undefined` of a missing header.
  */
 const rejectionReasonOf = (schemas: unknown): string | undefined => {
   const names: ReadonlyArray<unknown> = Array.isArray(schemas) ? schemas : [schemas]

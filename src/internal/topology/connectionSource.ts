@@ -1,14 +1,17 @@
-/** A source of connections: a pool, or a selection among several. */
+/**
+ * The source of the connection of a read or a transaction: a pool, or a selection among the pools
+ * of several servers.
+ */
 
 import type { Connection } from "../connection/connection.js"
 import type { SourceFailure } from "../connection/plainFailure.js"
 import type { Caller } from "../pool/caller.js"
 import type { PoolOptions } from "../pool/poolOptions.js"
 
-/** A callback that receives a connection or a failure, once, unless the checkout was cancelled. */
+/** Callback that receives a connection or a failure, once, unless the checkout was cancelled. */
 export type OnCheckout = (failure: SourceFailure | undefined, connection: Connection | undefined) => void
 
-/** Checkout and checkin, like those of a pool. */
+/** Source of connections, with the checkout and checkin of a pool. */
 export interface ConnectionSource {
   /** The options of the pool that has assigned the connection, after a checkout. */
   readonly options: PoolOptions

@@ -1,7 +1,7 @@
 /**
- * Selection of a replica that has the writes that a read must see. The position is queried on the
- * same connection that the read will use, because the server behind a connection never falls behind
- * a position that it has reported there.
+ * The selection of a replica that has the writes that a read must see. The position is queried on
+ * the connection that the read will use, because the server of a connection never falls behind a
+ * position that it has reported there.
  */
 
 import type { Session, Token } from "../../Consistency.js"
@@ -22,24 +22,24 @@ import type { PoolOptions } from "../pool/poolOptions.js"
 import type { ConnectionSource, OnCheckout } from "./connectionSource.js"
 import type { Server } from "./topology.js"
 
-/** The writes that a read must see, and the fallback if no replica has them. */
+/** Writes that a read must see, and the fallback if no replica has them. */
 export interface ReadRequirement {
   /**
-   * `undefined` if there was a write at an unknown position: only the primary is certain to have
-   * it.
+   * The tokens of the writes. `undefined` after a write at an unknown position, which only the
+   * primary is certain to have.
    */
   readonly tokens: readonly [Token, ...Array<Token>] | undefined
   /** The time that a replica has to reach the position, in ms. */
   readonly maxWait: number
   readonly otherwise: "primary" | "fail"
   /**
-   * The causal session. It gets a new token if it has none, or if its token is of a lost history,
-   * which no replica would ever reach.
+   * The causal session. The primary gives it a new token if it has none, or if its token is of a
+   * lost history, which no replica would ever reach.
    */
   readonly session: Session | undefined
 }
 
-/** The servers to select from, and the callback for the selected one. */
+/** Servers to select from, and the callback for the selected server. */
 export interface ReplicaCandidates {
   /** Returns one replica after the other, then the primary, and begins again. */
   readonly next: () => Server
@@ -47,8 +47,9 @@ export interface ReplicaCandidates {
   readonly onFound: (server: Server) => void
 }
 
-/** The shortest pause before the replicas are queried again, in ms. It is most often enough. */
+/** The pause before the second round of queries, in ms, which is most often the last one. */
 const minPause = 1
+/** The longest pause before a round of queries, in ms. */
 const maxPause = 100
 
 const nothing = () => {}
@@ -98,7 +99,7 @@ export class ReplicaSelection implements ConnectionSource {
     caller?: Caller | undefined
   ): () => void {
     const since = clock.now()
-    // the server that finally serves the read needs time, too
+    // the checkout of the server that finally serves the read needs time, too
     const until = since + Math.min(this.requirement.maxWait, (deadline - since) / 2)
     const finish: OnCheckout = (failure, connection) => {
       if (this.isDone) return
@@ -154,7 +155,7 @@ export class ReplicaSelection implements ConnectionSource {
     const { tokens } = this.requirement
     const { database, session } = server.reads.options
     if (tokens === undefined) return tryNext()
-    // behind a pooler, two servers may answer the position query and the read
+    // behind a pooler, the position query and the read may go to two servers
     if (session.mode !== "session") {
       this.passOver(server, "unproved")
       return tryNext()
@@ -173,7 +174,7 @@ export class ReplicaSelection implements ConnectionSource {
         judge()
       })
     }
-    // a replica without a connection in time counts like one that is behind
+    // a replica that has no connection in time is passed over without an observation
     checkOut(server, until, use, tryNext)
   }
 

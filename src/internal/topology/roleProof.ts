@@ -1,11 +1,13 @@
-/** The check that a server has the role that its pool requires. */
+/**
+ * The proof that a server has the role that its pool requires.
+ */
 
 import { type ConnectReason, connectReason } from "../../SqlState.js"
 import * as clock from "../concurrency/clock.js"
 import type { Connection } from "../connection/connection.js"
 import { codeOf } from "../connection/statementFailure.js"
 
-/** The reason why a server does not have the required role, or did not answer. */
+/** Reason why a server does not have the required role, or has not proved it. */
 export interface RoleMismatch {
   readonly reason: ConnectReason
   readonly cause?: Error

@@ -12,11 +12,11 @@ import { OutageWaiters } from "../pool/outageWaiters.js"
 import { Pool } from "../pool/pool.js"
 import type { SessionTasks } from "../pool/sessionTasks.js"
 
-/** One server of a database, with a pool for each purpose that it serves. */
+/** Server of a database, with its pools. */
 export class Server {
-  /** Connections for writes; of the writer only. */
+  /** The pool of connections for writes, if the server is the writer. */
   readonly writes: Pool | undefined
-  /** Connections with sessions that refuse writes. */
+  /** The pool of connections with sessions that refuse writes. */
   readonly reads: Pool
   private downUntil = 0
 
@@ -24,7 +24,7 @@ export class Server {
     private readonly config: DatabaseConfig,
     readonly server: ServerConfig,
     readonly role: Role,
-    /** The source of its users and passwords. */
+    /** The source of the user and password of each connection. */
     readonly credentials: CredentialSource,
     tasks: SessionTasks,
     private readonly observer: Observer,
@@ -38,8 +38,8 @@ export class Server {
     this.writes = role === "writer" ? new Pool({ ...common, pool, readOnly: false }) : undefined
     this.reads = new Pool({
       ...common,
-      // the read-only pool of the primary is used when there is no replica, so no connection is
-      // kept open for it
+      // no connection is kept open in the read-only pool of the primary, because it is used only
+      // when no replica can serve a read
       pool: role === "writer" ? { ...pool, minConnections: 0 } : pool,
       readOnly: true,
       onHealth: role === "reader" ? (healthy, message) => this.onHealth(healthy, message) : undefined
@@ -78,7 +78,7 @@ export class Server {
   }
 }
 
-/** The servers of one database. */
+/** Servers of one database. */
 export class Topology {
   readonly writer: Server
   readonly readers: ReadonlyArray<Server>

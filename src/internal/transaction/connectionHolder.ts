@@ -67,7 +67,7 @@ export class ConnectionHolder {
     if (path === undefined) return hasSearchPath ? restoreSearchPath : none
     this.hasSearchPath = true
     // the first one also saves the earlier setting, which may have the same text
-    return hasSearchPath && connection?.looksUpIn(path) === true ? none : path.forTransaction
+    return hasSearchPath && connection?.hasSearchPath(path) === true ? none : path.forTransaction
   }
 
   /** Adds a causal session that has written in the transaction. */

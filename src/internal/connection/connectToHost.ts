@@ -1,5 +1,5 @@
 /**
- * Opens one connection to one host with given credentials.
+ * The connect to one host with given credentials.
  */
 import type { SessionConfig } from "../../DatabaseConfig.js"
 import type { ConnectFailure } from "./connectFailure.js"
@@ -9,10 +9,10 @@ import type { Destination } from "./preparedEndpoint.js"
 import { startup } from "./startup.js"
 
 /**
- * Opens a connection; the returned function cancels. `callback` is called once, unless the connect
- * was cancelled before.
+ * Opens a connection. `callback` is called once, unless the returned function cancels the connect
+ * before.
  */
-export const openConnection = (
+export const connectToHost = (
   server: Destination,
   session: SessionConfig,
   options: { readonly timeout: number; readonly readOnly: boolean; readonly owner: Owner; readonly credentials: Login },
@@ -30,7 +30,7 @@ export const openConnection = (
       isDoubted: isForWrites && (isPooled || !parameters.has("in_hot_standby")),
       refused: owner.refusedWrites ?? { count: 0 }
     }
-    // the session of a pooler gets no settings
+    // the login through a pooler does not make the session refuse writes
     const refusesWrites = readOnly && session.mode === "session"
     const connection = new Connection({ client, server, session, parameters, refusesWrites, role, login }, owner)
     opened = connection

@@ -1,5 +1,5 @@
 /**
- * The connect to the first host of a server that has the required role.
+ * The connect to the hosts of a server, one after the other, until one has the required role.
  */
 
 import * as Dns from "node:dns"
@@ -7,20 +7,20 @@ import * as Net from "node:net"
 import type { Endpoint, SessionConfig } from "../../DatabaseConfig.js"
 import * as clock from "../concurrency/clock.js"
 import { isLocal } from "../config/localHost.js"
-import type { SecondSocket } from "./cancelRequest.js"
 import { mayPass } from "./connectFailure.js"
 import type { ConnectFailure, Connection, Owner } from "./connection.js"
+import { connectToHost } from "./connectToHost.js"
 import type { Login } from "./credentials.js"
-import { openConnection } from "./openConnection.js"
 import { type Destination, prepareDestination } from "./preparedEndpoint.js"
-import { checkTargetSession } from "./targetSession.js"
+import type { SecondSocket } from "./secondSocket.js"
+import { checkTargetSession } from "./targetSessionCheck.js"
 
 type OnConnected = (failure: ConnectFailure | undefined, connection: Connection | undefined) => void
 
 export interface HostOptions {
   /**
    * The timeout for all hosts together, in ms. Each host gets an equal part of the remaining time,
-   * up to the `hostTimeout` of its server.
+   * but no more than the `hostTimeout` of its server.
    */
   readonly timeout: number
   readonly readOnly: boolean
@@ -39,35 +39,35 @@ const shuffled = <A>(all: ReadonlyArray<A>): Array<A> =>
     .map(({ one }) => one)
 
 /**
- * Withholds the events of a connection from its owner until the connection is given to the owner. A
- * connection that does not fit is never given.
+ * Withholds the events of a connection from its owner until the connection is assigned to the
+ * owner. A connection to a server of the wrong role is never assigned.
  */
-const gate = (owner: Owner) => {
-  let isOpen = false
-  const gated: Owner = {
+const withholdEvents = (owner: Owner) => {
+  let isAssigned = false
+  const withheld: Owner = {
     ...owner,
-    lost: (connection, error) => isOpen && owner.lost(connection, error),
-    closed: (connection, reason) => isOpen && owner.closed(connection, reason)
+    lost: (connection, error) => isAssigned && owner.lost(connection, error),
+    closed: (connection, reason) => isAssigned && owner.closed(connection, reason)
   }
   return {
-    gated,
-    open: () => {
-      isOpen = true
+    withheld,
+    assign: () => {
+      isAssigned = true
     }
   }
 }
 
-/** Usable connection; `adopt` gives it to its owner. */
+/** Usable connection; `assign` assigns it to its owner. */
 interface Candidate {
   readonly connection: Connection
-  readonly adopt: () => void
+  readonly assign: () => void
 }
 
 /** Attempts to connect to the hosts of a server, one after the other. */
 class HostAttempts {
   private cancelStep = nothing
   private isOver = false
-  /** A connection that is used if no preferred one is found. */
+  /** A connection that is used if no host has the preferred role. */
   private fallback: Candidate | undefined
   private readonly queue: Array<Endpoint>
   private readonly failures: Array<readonly [name: string, failure: ConnectFailure]> = []
@@ -102,16 +102,16 @@ class HostAttempts {
   private attempt(endpoint: Endpoint, timeout: number): void {
     const until = clock.now() + timeout
     const { credentials, owner, readOnly } = this.options
-    const { gated, open } = gate(owner)
+    const { assign, withheld } = withholdEvents(owner)
     let isPrepared = false
     const cancelPreparation = prepareDestination(this.server, endpoint, credentials, timeout, (result) => {
       isPrepared = true
       if ("reason" in result) return this.onFailure(endpoint, result)
       const { credentials, destination } = result
-      const options = { timeout: Math.max(1, until - clock.now()), readOnly, owner: gated, credentials }
-      this.cancelStep = openConnection(destination, this.session, options, (failure, connection) => {
+      const options = { timeout: Math.max(1, until - clock.now()), readOnly, owner: withheld, credentials }
+      this.cancelStep = connectToHost(destination, this.session, options, (failure, connection) => {
         if (connection === undefined) return this.onFailure(endpoint, failure ?? unknown)
-        this.judge(endpoint, { connection, adopt: open }, until)
+        this.judge(endpoint, { connection, assign }, until)
       })
     })
     if (!isPrepared) this.cancelStep = cancelPreparation
@@ -120,8 +120,8 @@ class HostAttempts {
   private judge(endpoint: Endpoint, candidate: Candidate, until: number): void {
     const { connection } = candidate
     const { hosts, target } = this.server
-    // behind a pooler the default targets are not checked: its one address leads to any server that
-    // the pooler chooses
+    // the default targets are not checked behind a pooler with one address, because the pooler
+    // chooses the server
     const isDefault = target === "read-write" || target === "prefer-standby"
     const required = isDefault && hosts.length === 1 && connection.isPooled ? "any" : target
     this.cancelStep = () => connection.destroy("shutdown")
@@ -139,8 +139,8 @@ class HostAttempts {
   }
 
   /**
-   * Adds the other addresses of a host name to the queue: the socket has used the first one that
-   * answered.
+   * Adds the other addresses of a host name to the queue: the socket has connected to the first
+   * address that answered.
    */
   private addOtherAddresses(endpoint: Endpoint, current: SecondSocket, until: number, proceed: () => void): void {
     const { address, host } = endpoint
@@ -167,17 +167,17 @@ class HostAttempts {
   private onFailure(endpoint: Endpoint, failure: ConnectFailure): void {
     const { address, name } = endpoint
     this.failures.push([address === undefined ? name : `${name} (${address})`, failure])
-    // a permanent failure, such as a wrong password, would be the same on every host, and each
-    // attempt counts for a lockout
+    // a permanent failure, such as a wrong password, would be the same on every host, and a server
+    // may lock a user out after some attempts
     if (!mayPass(failure) && failure.reason !== "protocol") this.end()
     else this.next()
   }
 
-  private take({ adopt, connection }: Candidate): void {
+  private take({ assign, connection }: Candidate): void {
     if (this.fallback !== undefined && this.fallback.connection !== connection)
       this.fallback.connection.destroy("excess")
     this.isOver = true
-    adopt()
+    assign()
     this.callback(undefined, connection)
   }
 
@@ -185,15 +185,15 @@ class HostAttempts {
     if (this.fallback !== undefined && this.fallback.connection.broken === undefined) return this.take(this.fallback)
     this.fallback?.connection.destroy("invalid")
     this.isOver = true
-    this.callback(summary(this.failures), undefined)
+    this.callback(combine(this.failures), undefined)
   }
 }
 
 /**
- * Combines all failures. The failure of a host that is down comes before that of a host with
- * another role, because the first may have the required role.
+ * Combines the failures of all hosts. The failure of a host that is down takes precedence over the
+ * failure of a host with another role, because the host that is down may have the required role.
  */
-const summary = (failures: ReadonlyArray<readonly [name: string, failure: ConnectFailure]>): ConnectFailure => {
+const combine = (failures: ReadonlyArray<readonly [name: string, failure: ConnectFailure]>): ConnectFailure => {
   const [only] = failures
   if (only !== undefined && failures.length === 1) return only[1]
   const all = failures.map(([, failure]) => failure)
@@ -215,7 +215,7 @@ const summary = (failures: ReadonlyArray<readonly [name: string, failure: Connec
  * Connects to the first host of a server that has the required role. Calls back once, and not
  * before this function has returned, unless the returned function cancels.
  */
-export const connectFirst = (
+export const connectToFirstHost = (
   server: Destination,
   session: SessionConfig,
   options: HostOptions,

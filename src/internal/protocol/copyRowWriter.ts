@@ -2,9 +2,9 @@
  * A writer of rows as lines of a COPY.
  */
 import { blockSize } from "./copyData.js"
-import { parameter } from "./parameterEncoder.js"
+import { encodeParameter } from "./parameterEncoder.js"
 
-/** Format of lines; PostgreSQL's default holds for a missing option. */
+/** Format of lines; a missing option has PostgreSQL's default. */
 export interface LineFormat {
   readonly format?: "text" | "csv" | undefined
   readonly delimiter?: string | undefined
@@ -70,7 +70,7 @@ const isRecord = (row: unknown): row is Readonly<Record<string, unknown>> => typ
 
 /** Writer of the data of a COPY, from rows and from parts that are text already. */
 export class RowWriter {
-  /** The number of rows so far, without those in parts that were text already. */
+  /** The number of rows so far, without the rows in parts that were text already. */
   rows = 0
   private parts: Array<Uint8Array> = []
   private size = 0
@@ -160,7 +160,7 @@ export class RowWriter {
       throw new RowInvalid(
         this.rows,
         column,
-        `${JSON.stringify(text)} is what stands for NULL: choose another \`null\``
+        `${JSON.stringify(text)} is the text that stands for NULL: choose another \`null\``
       )
     }
     return written
@@ -169,7 +169,7 @@ export class RowWriter {
   private textOf(value: unknown, column: string | undefined): string | undefined {
     let encoded: unknown
     try {
-      encoded = parameter(value)
+      encoded = encodeParameter(value)
     } catch (cause) {
       throw new RowInvalid(this.rows, column, cause instanceof Error ? cause.message : String(cause))
     }

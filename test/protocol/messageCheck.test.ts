@@ -1,6 +1,6 @@
 /** The check of messages alone: its result does not depend on the cuts of a message. */
 import { describe, expect, it } from "vitest"
-import { FrameCheck } from "../../src/internal/protocol/messageCheck.js"
+import { MessageCheck } from "../../src/internal/protocol/messageCheck.js"
 import * as talk from "../support/conversation.js"
 
 const limits = { maxRowBytes: 65_536, maxNoticeBytes: 1024, maxStartupBytes: 4096, maxScramIterations: 4096 }
@@ -10,7 +10,7 @@ const limits = { maxRowBytes: 65_536, maxNoticeBytes: 1024, maxStartupBytes: 409
  * the rest.
  */
 const look = (pieces: ReadonlyArray<Buffer>) => {
-  const check = new FrameCheck(limits)
+  const check = new MessageCheck(limits)
   let sound = 0
   for (const piece of pieces) {
     sound += check.check(piece)

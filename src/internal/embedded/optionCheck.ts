@@ -8,7 +8,7 @@ import * as ParseResult from "effect/ParseResult"
 import * as Schema from "effect/Schema"
 import { OperationFailed } from "./error.js"
 
-/** Builds the failure for an option that is not valid. */
+/** Builds the failure of an option that is not valid. */
 export const misconfigured = (reason: string): OperationFailed =>
   new OperationFailed({ operation: "configure", reason, logs: [] })
 

@@ -16,10 +16,10 @@ interface SessionKind {
 }
 
 /**
- * Returns the reason to reject a session, if there is one. The sessions of a reader are read-only
- * by its own settings, so that this property does not describe the server.
+ * Returns the reason to reject a session, if there is one. The login of a reader makes its session
+ * read-only, so `isReadOnly` then says nothing about the server.
  */
-const misfit = (
+const rejectionOf = (
   target: TargetSessionAttrs,
   { isReadOnly, isStandby }: SessionKind,
   isReader: boolean
@@ -49,9 +49,9 @@ const kindQuery = {
 } as const
 
 /**
- * Checks a connection, and calls back with the failure if it does not fit. A server reports the
- * properties at login. A pooler reports them from its memory, for any of its servers, so a query is
- * sent through it, with a timeout in ms.
+ * Checks a connection, and calls back with a failure if its session is not of the target. A server
+ * reports the properties at login. A pooler reports them from its memory, for any of its servers,
+ * so a query is sent through it, with a timeout in ms.
  */
 export const checkTargetSession = (
   connection: Connection,
@@ -61,7 +61,7 @@ export const checkTargetSession = (
   callback: (failure: ConnectFailure | undefined) => void
 ): void => {
   const judge = (kind: SessionKind) => {
-    const reason = misfit(target, kind, isReader)
+    const reason = rejectionOf(target, kind, isReader)
     callback(reason === undefined ? undefined : { reason: "wrongRole", error: new Error(reason) })
   }
   if (target === "any") return callback(undefined)

@@ -1,6 +1,6 @@
 /**
- * A second socket to the server of a connection, for messages that cannot be sent on the connection
- * itself while it awaits an answer.
+ * A second socket to the server of a connection: for a cancel request, and for the check that the
+ * server is alive. Neither can be sent on the connection itself while it awaits an answer.
  */
 
 import * as Net from "node:net"
@@ -9,15 +9,15 @@ import * as clock from "../concurrency/clock.js"
 import * as messages from "../protocol/messages.js"
 import type { SocketTarget } from "../protocol/socket.js"
 import { tlsOptions } from "../protocol/tlsOptions.js"
-import { addressOf, type Destination, type DialOptions } from "./preparedEndpoint.js"
+import { addressOf, type Destination, type Dial } from "./preparedEndpoint.js"
 
 /**
- * Target of a second socket: the same server that a connection is on. The host name may lead to
- * another server by now, and its lookup takes time.
+ * Target of a second socket: the server that the connection is on. It has the address and not the
+ * host name, because the name may lead to another server by now and its lookup takes time.
  */
-export type SecondSocket = SocketTarget | { readonly dial: DialOptions }
+export type SecondSocket = SocketTarget | { readonly dial: Dial }
 
-/** Returns the target of a second socket, given the first one. */
+/** Returns the target of a second socket, given the socket of the connection. */
 export const secondSocket = (server: Destination, { remoteAddress, remotePort }: Net.Socket): SecondSocket => {
   if (server.dial !== undefined) return { dial: server.dial }
   const address = addressOf(server)
@@ -40,13 +40,8 @@ const open = (
   closeAfter(timeout, socket, onClosed)
 }
 
-const dial = (
-  dial: DialOptions,
-  timeout: number,
-  onConnected: (socket: Net.Socket) => void,
-  onClosed: () => void
-): void => {
-  const since = clock.now()
+const dial = (dial: Dial, timeout: number, onConnected: (socket: Net.Socket) => void, onClosed: () => void): void => {
+  const startedAt = clock.now()
   let isOver = false
   const end = () => {
     cancelTimeout()
@@ -61,7 +56,7 @@ const dial = (
     if (isOver) return void socket?.destroy()
     if (socket === undefined) return end()
     cancelTimeout()
-    closeAfter(timeout - (clock.now() - since), socket, onClosed)
+    closeAfter(timeout - (clock.now() - startedAt), socket, onClosed)
     onConnected(socket)
   })
 }
@@ -80,27 +75,27 @@ const closeAfter = (timeout: number, socket: Net.Socket, onClosed: () => void): 
 const yes = "S".charCodeAt(0)
 
 /**
- * Checks if the server accepts TLS. The server answers with one letter before any login, even if it
- * accepts no more connections.
+ * Requests TLS. The server answers with one letter before any login, even if it accepts no more
+ * connections.
  */
 const requestTls = (socket: Net.Socket, callback: (isAccepted: boolean) => void): void => {
-  // bytes after the letter were sent without TLS, but would be read as if they had come with TLS
+  // more bytes than the letter were sent without TLS, but would be read as if TLS had secured them
   socket.once("data", (answer) => callback(answer.length === 1 && answer[0] === yes))
   socket.write(messages.sslRequest)
 }
 
 /** Begins TLS on a socket in the same way as the driver. */
-const secured = (server: Destination, ssl: true | Tls.ConnectionOptions, socket: Net.Socket): Tls.TLSSocket => {
-  const secure = Tls.connect({ ...tlsOptions(ssl, server.host, server), socket })
-  secure.on("error", () => socket.destroy())
-  return secure
+const beginTls = (server: Destination, ssl: true | Tls.ConnectionOptions, socket: Net.Socket): Tls.TLSSocket => {
+  const tlsSocket = Tls.connect({ ...tlsOptions(ssl, server.host, server), socket })
+  tlsSocket.on("error", () => socket.destroy())
+  return tlsSocket
 }
 
 /**
- * Sends a message, with TLS if the connection has it, and waits for the other side to close the
+ * Sends a cancel request, with TLS if the connection has it, and waits for the server to close the
  * socket: PgBouncer 1.18 exits, with all its connections, if the client closes the socket of a
- * cancel request too early. `callback` is called when the socket is closed, with true if the other
- * side has closed it after the message.
+ * cancel request too early. `callback` is called when the socket is closed, with true if the server
+ * has closed it after the message.
  */
 export const sendCancel = (
   server: Destination,
@@ -118,19 +113,19 @@ export const sendCancel = (
     socket.write(message)
     socket.resume()
   }
-  const sendSecured = (ssl: true | Tls.ConnectionOptions, socket: Net.Socket) => {
-    const secure = secured(server, ssl, socket)
-    secure.once("secureConnect", () => send(secure))
+  const sendWithTls = (ssl: true | Tls.ConnectionOptions, socket: Net.Socket) => {
+    const tlsSocket = beginTls(server, ssl, socket)
+    tlsSocket.once("secureConnect", () => send(tlsSocket))
   }
   open(
     target,
     timeout,
     (socket) => {
       if (ssl === false) return send(socket)
-      if (server.isDirectTls) return sendSecured(ssl, socket)
+      if (server.isDirectTls) return sendWithTls(ssl, socket)
       requestTls(socket, (isAccepted) => {
-        // a message for TLS is not sent without it
-        if (isAccepted) sendSecured(ssl, socket)
+        // without TLS, the key of the cancel request could be read on the network
+        if (isAccepted) sendWithTls(ssl, socket)
         else socket.destroy()
       })
     },
@@ -138,8 +133,8 @@ export const sendCancel = (
   )
 }
 
-/** Checks if the server answers at all within `timeout` ms. */
-export const isAlive = (
+/** Checks if the server sends any answer within `timeout` ms. */
+export const checkAlive = (
   server: Destination,
   target: SecondSocket,
   timeout: number,
@@ -155,7 +150,7 @@ export const isAlive = (
         hasAnswered = true
         socket.destroy()
       }
-      if (isDirectTls && ssl !== false) secured(server, ssl, socket).once("secureConnect", onAnswer)
+      if (isDirectTls && ssl !== false) beginTls(server, ssl, socket).once("secureConnect", onAnswer)
       else requestTls(socket, onAnswer)
     },
     () => callback(hasAnswered)
