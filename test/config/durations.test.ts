@@ -65,10 +65,11 @@ describe("timers with a long or infinite duration", () => {
   it("a long queueTarget sheds load only after its time, and the pool does not spin until then", () => {
     const sent: Array<string> = []
     const overload = new LoadShedding(365 * day, 1)
-    const waiters = new WaitQueue<undefined>(overload, (waiter, why) => {
+    const reject = (waiter: Waiter<undefined>, why: string) => {
       waiters.remove(waiter)
       sent.push(why)
-    })
+    }
+    const waiters = new WaitQueue<undefined>(overload, reject, { setWaiting: () => {} })
     overload.isOverloaded = true
     const now = performance.now()
     waiters.add(new Waiter(now, Number.POSITIVE_INFINITY, [], undefined, undefined))

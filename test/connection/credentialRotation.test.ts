@@ -85,7 +85,7 @@ describe("credentials from a provider", () => {
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const { pool, session, writer: server } = Either.getOrThrow(DatabaseConfig.make("app", { writer }))
-      const stock = new Connections(pool)
+      const stock = new Connections(pool, { setConnections: () => {} })
       yield* Effect.addFinalizer(() => Effect.sync(() => stock.stop()))
       const make = (generation: number) =>
         Effect.acquireRelease(

@@ -1,14 +1,16 @@
 import { randomUUID } from "node:crypto"
+import { isDeepStrictEqual } from "node:util"
 import { assert, it } from "@effect/vitest"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Metric from "effect/Metric"
 import * as MetricState from "effect/MetricState"
 import * as Stream from "effect/Stream"
 import { DatabaseError, type Observation, RetryPolicy } from "effect-db"
 import { describe } from "vitest"
-import { makePoolMetrics, type PoolLevels } from "../../src/internal/observability/poolMetrics.js"
+import { makePoolMetrics } from "../../src/internal/observability/poolMetrics.js"
 import { Db, fresh, insert, Place, soon } from "../support/databases.js"
 import { makeProxy, sends } from "../support/proxy.js"
 import { freshDatabase } from "../support/server.js"
@@ -39,7 +41,7 @@ const value = ({ state }: Series): number =>
       : Number.NaN
 
 /** Returns the name of a series without the common part, and with its state. */
-const levelName = ({ name, tags }: Series): string =>
+const gaugeName = ({ name, tags }: Series): string =>
   [name.replace("db.client.connection.", ""), tags["db.client.connection.state"]].filter(Boolean).join(" ")
 
 /** Returns the number of operations, by their end. */
@@ -55,14 +57,13 @@ const operations = (namespace: string, purpose = "writes"): Effect.Effect<Readon
     )
   )
 
-const calm: PoolLevels = { max: 10, idle: 0, active: 0, waiting: 0 }
-
 const metered = (namespace: string, host = "db.example.com", port = 5432) => ({
   database: "app",
   purpose: "writes" as const,
   server: { host, port, database: namespace },
   idleMin: 2,
-  idleMax: 8
+  idleMax: 8,
+  max: 10
 })
 
 const unused = () => `unused_${randomUUID()}`
@@ -71,7 +72,7 @@ describe("meter", () => {
   it.effect("metrics have the names, units, buckets and attributes of OpenTelemetry's conventions", () =>
     Effect.gen(function* () {
       const namespace = unused()
-      const meter = makePoolMetrics(metered(namespace, "db.example.com", 6543), () => calm)
+      const meter = makePoolMetrics(metered(namespace, "db.example.com", 6543))
       meter.waited(0)
       meter.used(7)
       meter.created(30)
@@ -132,8 +133,8 @@ describe("meter", () => {
   it.effect("metrics omit the standard port, and name a socket by its path", () =>
     Effect.gen(function* () {
       const namespace = unused()
-      makePoolMetrics(metered(namespace), () => calm).operated(1, undefined)
-      makePoolMetrics(metered(namespace, "/run/postgresql"), () => calm).operated(1, undefined)
+      makePoolMetrics(metered(namespace)).operated(1, undefined)
+      makePoolMetrics(metered(namespace, "/run/postgresql")).operated(1, undefined)
       const places = (yield* series(namespace))
         .filter(({ name }) => name === "db.client.operation.duration")
         .map(({ tags }) => [tags["server.address"], tags["server.port"]])
@@ -144,17 +145,16 @@ describe("meter", () => {
     })
   )
 
-  it.effect("gauges are read when they are collected; pools of one name are added up, a closed one has none", () =>
+  it.effect("gauges have the values that a pool has set; pools of one name are added up, a closed one has none", () =>
     Effect.gen(function* () {
       const namespace = unused()
-      const levels = Effect.map(series(namespace), (all) =>
+      const gauges = Effect.map(series(namespace), (all) =>
         Object.fromEntries(
-          all.filter(({ name }) => name !== "db.client.connection.timeouts").map((one) => [levelName(one), value(one)])
+          all.filter(({ name }) => name !== "db.client.connection.timeouts").map((one) => [gaugeName(one), value(one)])
         )
       )
-      let now = calm
-      const first = makePoolMetrics(metered(namespace), () => now)
-      assert.deepStrictEqual(yield* levels, {
+      const first = makePoolMetrics(metered(namespace))
+      assert.deepStrictEqual(yield* gauges, {
         "count idle": 0,
         "count used": 0,
         "idle.max": 8,
@@ -162,9 +162,12 @@ describe("meter", () => {
         max: 10,
         pending_requests: 0
       })
-      now = { max: 10, idle: 3, active: 7, waiting: 5 }
-      const second = makePoolMetrics(metered(namespace), () => ({ max: 10, idle: 1, active: 0, waiting: 0 }))
-      assert.deepStrictEqual(yield* levels, {
+      first.setConnections(9, 1)
+      first.setConnections(3, 7)
+      first.setWaiting(5)
+      const second = makePoolMetrics(metered(namespace))
+      second.setConnections(1, 0)
+      assert.deepStrictEqual(yield* gauges, {
         "count idle": 4,
         "count used": 7,
         "idle.max": 16,
@@ -174,18 +177,18 @@ describe("meter", () => {
       })
       first.close()
       first.close()
-      assert.deepStrictEqual((yield* levels)["count idle"], 1)
+      assert.deepStrictEqual((yield* gauges)["count idle"], 1)
       second.close()
-      assert.deepStrictEqual([...new Set(Object.values(yield* levels))], [0])
+      assert.deepStrictEqual([...new Set(Object.values(yield* gauges))], [0])
     })
   )
 
   it.effect("the metrics of two pools are kept apart", () =>
     Effect.gen(function* () {
       const [namespace, other] = [unused(), unused()]
-      const one = makePoolMetrics(metered(namespace), () => calm)
-      const two = makePoolMetrics(metered(other), () => calm)
-      const reads = makePoolMetrics({ ...metered(namespace), purpose: "reads" }, () => calm)
+      const one = makePoolMetrics(metered(namespace))
+      const two = makePoolMetrics(metered(other))
+      const reads = makePoolMetrics({ ...metered(namespace), purpose: "reads" })
       one.timedOut()
       one.timedOut()
       two.timedOut()
@@ -202,7 +205,7 @@ describe("meter", () => {
   it.effect("any number of different errors creates a bounded number of series", () =>
     Effect.gen(function* () {
       const namespace = unused()
-      const meter = makePoolMetrics(metered(namespace), () => calm)
+      const meter = makePoolMetrics(metered(namespace))
       for (let n = 0; n < 1000; n++) meter.operated(1, `E${n.toString().padStart(4, "0")}`)
       meter.operated(1, "E0001")
       const counts = yield* operations(namespace)
@@ -291,11 +294,11 @@ describe("db.client.operation.duration", () => {
   it.scopedLive("the gauges are those of Db.status, and 0 when the database is closed", () =>
     Effect.gen(function* () {
       const { name, writer } = yield* freshDatabase
-      const levels = Effect.map(series(name), (all) =>
+      const gauges = Effect.map(series(name), (all) =>
         all
           .filter(({ tags }) => tags["db.client.connection.pool.name"]?.includes(" writes "))
           .filter((one) => MetricState.isCounterState(one.state))
-          .map((one) => [levelName(one), value(one)] as const)
+          .map((one) => [gaugeName(one), value(one)] as const)
       )
       yield* Effect.gen(function* () {
         const sql = yield* Db.writer
@@ -305,7 +308,7 @@ describe("db.client.operation.duration", () => {
             yield* sql`SELECT 1`
             const status = (yield* Db.status).servers[0]?.writes
             assert.deepStrictEqual([status?.idle, status?.active, status?.waiting], [1, 1, 0])
-            assert.deepStrictEqual(Object.fromEntries(yield* levels), {
+            assert.deepStrictEqual(Object.fromEntries(yield* gauges), {
               "count idle": status?.idle ?? -1,
               "count used": status?.active ?? -1,
               "idle.max": 3,
@@ -317,8 +320,57 @@ describe("db.client.operation.duration", () => {
           })
         )
       }).pipe(Effect.provide(Db.layer({ writer, startup: "lazy", maxConnections: 3, minConnections: 1 })))
-      assert.deepStrictEqual([...new Set((yield* levels).map(([, count]) => count))], [0])
+      assert.deepStrictEqual([...new Set((yield* gauges).map(([, count]) => count))], [0])
     })
+  )
+
+  it.scopedLive("the gauges are those of Db.status at any time, also after interruptions and lost connections", () =>
+    Effect.gen(function* () {
+      const { name } = yield* Place
+      const sql = yield* Db.writer
+      const status = Effect.map(Db.status, ({ servers }) => {
+        const { active, idle, waiting } = servers[0]?.writes ?? assert.fail("no pool for writes")
+        return { active, idle, waiting }
+      })
+      const gauges = Effect.map(series(name), (all) => {
+        const found = all.filter(({ tags }) => tags["db.client.connection.pool.name"]?.includes(" writes "))
+        const {
+          "count idle": idle,
+          "count used": active,
+          pending_requests: waiting
+        } = Object.fromEntries(found.map((one) => [gaugeName(one), value(one)]))
+        return { active, idle, waiting }
+      })
+      const seen = new Set<string>()
+      const compare = Effect.gen(function* () {
+        const [before, found, after] = yield* Effect.all([status, gauges, status])
+        seen.add(JSON.stringify(before))
+        if (isDeepStrictEqual(before, after)) assert.deepStrictEqual(found, before)
+      })
+      const storm = Effect.all(
+        [
+          sql`SELECT pg_sleep(0.01)`,
+          Effect.timeoutOption(sql`SELECT pg_sleep(60)`, "10 millis"),
+          Effect.exit(Db.withTransaction(Effect.zipRight(insert("never"), Effect.timeout(Effect.never, "5 millis")))),
+          Effect.exit(sql`SELECT pg_terminate_backend(pg_backend_pid())`),
+          Db.withTransaction(sql`SELECT 1`)
+        ].flatMap((work) => [work, work, work]),
+        { concurrency: 5 }
+      )
+      const comparing = yield* Effect.fork(Effect.forever(Effect.zipRight(compare, Effect.sleep("1 millis"))))
+      yield* Effect.repeat(storm, { times: 2 })
+      yield* Effect.repeat(status, { schedule: soon, until: (_) => _.active === 0 })
+      const { active, idle } = yield* gauges
+      const total = (yield* Db.status).servers[0]?.writes?.total
+      assert.deepStrictEqual([active, idle], [0, total])
+      assert.isAbove(seen.size, 4)
+      // a mismatch has ended the comparison
+      const exit = yield* Fiber.interrupt(comparing)
+      if (!Exit.isInterrupted(exit)) yield* exit
+    }).pipe(
+      Effect.provide(fresh({ startup: "lazy", readers: [], maxConnections: 3 })),
+      Effect.provide(RetryPolicy.layer(RetryPolicy.never))
+    )
   )
 })
 

@@ -6,11 +6,13 @@ import { Waiter, WaitQueue } from "../../src/internal/pool/waitQueue.js"
 /** Opens a queue, and returns a function that adds a waiter with so many ms. */
 const open = () => {
   const away: Array<string> = []
-  const waiters = new WaitQueue<string>(new LoadShedding(Number.POSITIVE_INFINITY, 1), (waiter) => {
+  const reject = (waiter: Waiter<string>) => {
     if (!waiters.remove(waiter)) return
     away.push(waiter.callback)
     assert.isAtLeast(performance.now(), waiter.deadline)
-  })
+  }
+  const loadShedding = new LoadShedding(Number.POSITIVE_INFINITY, 1)
+  const waiters = new WaitQueue<string>(loadShedding, reject, { setWaiting: () => {} })
   const come = (name: string, patience: number) => {
     const now = performance.now()
     const waiter = new Waiter(now, now + patience, [], undefined, name)

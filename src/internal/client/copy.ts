@@ -68,7 +68,7 @@ export const makeCopy = (
   const refusing =
     (fiber: Fiber.RuntimeFiber<unknown, unknown>, { site, text: sql }: Request, table: string): Refuse =>
     (cause, line, column, server = "") => {
-      const location = site?.place ?? locationOf(fiber)
+      const location = site?.location ?? locationOf(fiber)
       return toSqlError(
         new CopyFailed({
           database,

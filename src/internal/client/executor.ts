@@ -67,10 +67,10 @@ export class Executor extends TransactionOrigin {
     request: Request,
     held: ReadonlyArray<Connection>
   ): Start {
-    const borrower = this.borrower(fiber, request.site, work)
+    const caller = this.caller(fiber, request.site, work)
     const session = causalSessionOf(fiber.currentContext, ambient)
     return (callback, deadline) =>
-      runAutocommit(this.writes, deadline, held, request, "inDoubt", borrower, session, callback)
+      runAutocommit(this.writes, deadline, held, request, "inDoubt", caller, session, callback)
   }
 
   private onReader(
@@ -81,9 +81,8 @@ export class Executor extends TransactionOrigin {
     held: ReadonlyArray<Connection>
   ): Start {
     const pick = this.routing.picker(fiber, ambient, ambient?.readAffinity(this))
-    const borrower = this.borrower(fiber, request.site, work)
-    return (callback, deadline) =>
-      runAutocommit(pick(), deadline, held, request, "undone", borrower, undefined, callback)
+    const caller = this.caller(fiber, request.site, work)
+    return (callback, deadline) => runAutocommit(pick(), deadline, held, request, "undone", caller, undefined, callback)
   }
 }
 

@@ -8,14 +8,14 @@ import type { Connection } from "../connection/connection.js"
 import type { ErrorLocation } from "../connection/statementFailure.js"
 import { toDatabaseError } from "../edge/databaseError.js"
 import type { TransactionSpan } from "../observability/transactionSpan.js"
-import type { Borrower } from "../pool/borrower.js"
+import type { Caller } from "../pool/caller.js"
 import type { ConnectionSource } from "../topology/connectionSource.js"
 import type { ConnectionProvider } from "../transaction/connectionHolder.js"
 
 /** Registry of the transactions that hold a connection. Adding and removing take constant time. */
 export class OpenTransactions {
-  /** The connection sources of these transactions, in no order. */
-  private readonly lenders: Array<PoolLender> = []
+  /** The connection providers of these transactions, in no order. */
+  private readonly providers: Array<PoolConnectionProvider> = []
 
   constructor(
     readonly database: string,
@@ -25,30 +25,30 @@ export class OpenTransactions {
   /** Returns the transactions, the oldest first. */
   list(): ReadonlyArray<OpenTransaction> {
     const now = clock.now()
-    return this.lenders
+    return this.providers
       .map(({ label, location, since }) => ({ server: location.server, label, ageMillis: now - since }))
       .sort((a, b) => b.ageMillis - a.ageMillis)
   }
 
   /** Adds a transaction that has got its connection. */
-  add(lender: PoolLender): void {
-    lender.since = clock.now()
-    lender.index = this.lenders.push(lender) - 1
+  add(provider: PoolConnectionProvider): void {
+    provider.since = clock.now()
+    provider.index = this.providers.push(provider) - 1
   }
 
   /**
    * Removes a transaction that returns its connection. The last one of the list takes its index.
    */
-  remove(lender: PoolLender): void {
-    const last = this.lenders.pop()
-    if (last === undefined || last === lender) return
-    this.lenders[lender.index] = last
-    last.index = lender.index
+  remove(provider: PoolConnectionProvider): void {
+    const last = this.providers.pop()
+    if (last === undefined || last === provider) return
+    this.providers[provider.index] = last
+    last.index = provider.index
   }
 }
 
-/** Source of a transaction's connection: a server's pool. */
-export class PoolLender implements ConnectionProvider {
+/** Provider of a transaction's connection from a pool. */
+export class PoolConnectionProvider implements ConnectionProvider {
   /** The time of the checkout. */
   since = 0
   /** The index in the list of open transactions. */
@@ -61,7 +61,7 @@ export class PoolLender implements ConnectionProvider {
     private readonly pick: () => ConnectionSource,
     private readonly held: () => ReadonlyArray<Connection>,
     readonly label: string | undefined,
-    private readonly borrower: Borrower | undefined,
+    private readonly caller: Caller | undefined,
     private readonly span: TransactionSpan | undefined
   ) {}
 
@@ -89,7 +89,7 @@ export class PoolLender implements ConnectionProvider {
         }
         settle(failure === undefined ? undefined : toDatabaseError(failure), connection)
       },
-      this.borrower
+      this.caller
     )
   }
 

@@ -107,7 +107,7 @@ export const makeReserve = (
     const ambient = currentContext(fiber)
     const held = ambient?.held(executor) ?? none
     const pick = executor.picker(kind, fiber, ambient)
-    const borrower = executor.borrower(fiber, site, ambient?.work(fiber))
+    const caller = executor.caller(fiber, site, ambient?.work(fiber))
     const deadline = executor.retry.deadline()
     // the statements of a reserved connection are not observed, so their writes have no token
     const session = kind === "writer" ? causalSessionOf(fiber.currentContext, ambient) : undefined
@@ -123,7 +123,7 @@ export const makeReserve = (
           resume(Effect.succeed(taken))
         } else if (failure !== undefined) resume(Effect.fail(toDatabaseError(failure)))
       }
-      const cancel = pool.checkout(deadline, held, settle, borrower)
+      const cancel = pool.checkout(deadline, held, settle, caller)
       return Effect.sync(cancel)
     })
     const checkout = executor.retry.attemptCheckout(

@@ -183,7 +183,7 @@ export class StatementRetry {
 
 /** Returns the location in the program that a fiber is at, if it is known without a recorded site. */
 export const locationOf = ({ currentContext, currentSpan }: Fiber.RuntimeFiber<unknown, unknown>): string | undefined =>
-  Context.get(currentContext, CurrentSite)?.place ??
+  Context.get(currentContext, CurrentSite)?.location ??
   (currentSpan?._tag === "Span" ? `span "${currentSpan.name}"` : undefined)
 
 /** Returns the check for the statements of a fiber on the writer, outside of a transaction. */

@@ -12,10 +12,10 @@ import type { Policy } from "../../RetryPolicy.js"
 import type { Choose } from "../../Router.js"
 import type { Role } from "../../Topology.js"
 import type { Options, WorkLabel } from "../../Transaction.js"
-import { FiberBorrower } from "../edge/fiberBorrower.js"
+import { FiberCaller } from "../edge/fiberCaller.js"
 import { type CallSite, CurrentSite } from "../observability/callSite.js"
 import { type Attributes, beginSpan, type TransactionSpan } from "../observability/transactionSpan.js"
-import type { Borrower } from "../pool/borrower.js"
+import type { Caller } from "../pool/caller.js"
 import type { Pool } from "../pool/pool.js"
 import type { Limits } from "../sql/limits.js"
 import type { ConnectionSource } from "../topology/connectionSource.js"
@@ -24,7 +24,7 @@ import type { TransactionContext } from "../transaction/context.js"
 import { causalSessionOf } from "../transaction/slotScopes.js"
 import { begin, type Origin, type Transaction } from "../transaction/transaction.js"
 import { unitOf } from "../unitOfWork/unitOf.js"
-import { OpenTransactions, PoolLender } from "./openTransactions.js"
+import { OpenTransactions, PoolConnectionProvider } from "./openTransactions.js"
 import { ReadRouting } from "./readRouting.js"
 import { StatementRetry } from "./statementRetry.js"
 
@@ -115,9 +115,9 @@ export class TransactionOrigin implements Origin {
     const held = () => ambient?.held(this) ?? none
     const pick = this.picker(kind, fiber, ambient)
     const span = this.span(fiber, labeled.label, ambient)
-    const borrower = this.borrower(fiber, site, work)
-    const lender = new PoolLender(this.openTransactions, pick, held, labeled.label, borrower, span)
-    const transaction = begin(this, kind, lender, labeled, ambient)
+    const caller = this.caller(fiber, site, work)
+    const provider = new PoolConnectionProvider(this.openTransactions, pick, held, labeled.label, caller, span)
+    const transaction = begin(this, kind, provider, labeled, ambient)
     transaction.span = span
     return transaction
   }
@@ -165,15 +165,15 @@ export class TransactionOrigin implements Origin {
   }
 
   /** Returns the description of a caller, if reports name the callers. */
-  borrower(
+  caller(
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
     site: CallSite | undefined,
     work: WorkLabel | undefined
-  ): Borrower | undefined {
+  ): Caller | undefined {
     if (!this.isWatched && !this.observer.active) return undefined
     const span = fiber.currentSpan
     const known = site ?? Context.get(fiber.currentContext, CurrentSite)
-    return new FiberBorrower(fiber.id(), span?._tag === "Span" ? span.name : undefined, known, work?.label)
+    return new FiberCaller(fiber.id(), span?._tag === "Span" ? span.name : undefined, known, work?.label)
   }
 
   protected get writes(): Pool {

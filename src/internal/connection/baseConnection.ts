@@ -31,8 +31,6 @@ export interface OpenedSession {
 
 /** Physical connection without its exchanges. */
 export abstract class BaseConnection {
-  /** Set if the connection must not be used again. */
-  broken: CloseReason | undefined = undefined
   readonly server: Destination
   /** The generation of the credentials of the login. */
   readonly generation: number
@@ -50,6 +48,7 @@ export abstract class BaseConnection {
   protected readonly parameters: Map<string, string>
   /** The error that the connection was lost with. */
   protected lossError: Error | undefined = undefined
+  private brokenReason: CloseReason | undefined = undefined
   private isEnding = false
   protected isClosed = false
 
@@ -79,8 +78,16 @@ export abstract class BaseConnection {
    */
   protected abstract onLoss(error: Error, isFirst: boolean): void
 
+  /** Called when it may have changed if the connection can be used. */
+  abstract reportUsability(): void
+
   /** Called once, when the socket is closed. */
   protected abstract reportClose(reason: CloseReason): void
+
+  /** Returns the reason if the connection must not be used again. */
+  get broken(): CloseReason | undefined {
+    return this.brokenReason
+  }
 
   /** `I` idle, `T` in a transaction, `E` in a failed one. */
   get status(): "I" | "T" | "E" | null {
@@ -130,7 +137,7 @@ export abstract class BaseConnection {
     if (this.isClosing || this.isPassingPooler) return
     if (this.busy) return this.destroy(reason)
     this.isEnding = true
-    this.broken ??= reason
+    this.markBroken(reason)
     const stream = this.client.connection.stream
     // the socket is closed within a second, even if the server does not read the message
     stream.once(
@@ -142,8 +149,15 @@ export abstract class BaseConnection {
 
   /** Closes the socket: at once, unless a cancel request is on its way through a pooler. */
   destroy(reason: CloseReason): void {
-    this.broken ??= reason
+    this.markBroken(reason)
     if (!this.isPassingPooler) this.client.connection.stream.destroy()
+  }
+
+  /** @internal Marks the connection as not to be used again. The first reason counts. */
+  markBroken(reason: CloseReason): void {
+    if (this.brokenReason !== undefined) return
+    this.brokenReason = reason
+    this.reportUsability()
   }
 
   /** @internal */
@@ -160,7 +174,7 @@ export abstract class BaseConnection {
 
   protected lose(error: Error): void {
     const isFirst = this.broken === undefined
-    this.broken ??= "broken"
+    this.markBroken("broken")
     this.lossError ??= error
     this.onLoss(error, isFirst)
   }

@@ -25,7 +25,7 @@ const maxProcessId = 4_194_304
 
 /** Members of a connection that a cancellation uses. */
 export interface CancellableConnection {
-  broken: CloseReason | undefined
+  readonly broken: CloseReason | undefined
   /** The exchange in progress. */
   exchange: Exchange | undefined
   readonly processId: number
@@ -41,6 +41,9 @@ export interface CancellableConnection {
   readonly ping: (callback: OnExchange) => void
   readonly finish: (exchange: Exchange, failure: Failure | undefined) => void
   readonly destroy: (reason: CloseReason) => void
+  readonly markBroken: (reason: CloseReason) => void
+  /** Reports that the connection cannot be used, or can be used again. */
+  readonly reportUsability: () => void
 }
 
 /** Cancellation of the exchanges of one connection, one at a time. */
@@ -81,6 +84,7 @@ export class Cancellation {
       () => this.settle()
     )
     this.attempts = attempts
+    connection.reportUsability()
     if (connection.isPooled) this.sendThroughPooler(reason, false)
     else {
       attempts.request(cancelTimeout)
@@ -119,10 +123,12 @@ export class Cancellation {
     const isConfirmed =
       attempts.isProbing ||
       (failure?._tag === "refused" && isCancelled(failure.error.code ?? "", failure.error.message))
-    if (!attempts.isOver) connection.broken ??= "cancelled"
-    else if (isConfirmed) this.attempts = undefined
-    else if (this.isOnServer) return this.probe(attempts, exchange, failure)
-    else connection.broken ??= "cancelled"
+    if (!attempts.isOver) connection.markBroken("cancelled")
+    else if (isConfirmed) {
+      this.attempts = undefined
+      connection.reportUsability()
+    } else if (this.isOnServer) return this.probe(attempts, exchange, failure)
+    else connection.markBroken("cancelled")
     connection.finish(exchange, failure)
   }
 
@@ -149,7 +155,7 @@ export class Cancellation {
     connection.exchange = undefined
     this.isHeldBack = false
     connection.ping((pingFailure) => {
-      if (pingFailure !== undefined) connection.broken ??= "cancelled"
+      if (pingFailure !== undefined) connection.markBroken("cancelled")
       connection.finish(exchange, failure)
     })
   }

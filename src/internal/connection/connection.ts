@@ -39,6 +39,8 @@ export interface Owner {
   readonly operated?: ((millis: number, error: string | undefined) => void) | undefined
   /** The count of refused writes on the connections of the owner. */
   readonly refusedWrites?: RefusedWrites | undefined
+  /** A connection cannot be used any more, or can be used again after an interruption. */
+  readonly usabilityChanged?: (() => void) | undefined
   /** The server has sent a notice. */
   readonly noticed?: ((connection: Connection, notice: Notice) => void) | undefined
 }
@@ -270,6 +272,11 @@ export class Connection extends ExchangeConnection {
     const exchangeRequest = new ExchangeRequest(() => messages.encodeClosePortal(portal), callback)
     exchangeRequest.main = 0
     this.send(exchangeRequest)
+  }
+
+  /** @internal */
+  override reportUsability(): void {
+    this.owner.usabilityChanged?.()
   }
 
   protected override reportLoss(error: Error): void {

@@ -124,7 +124,7 @@ export abstract class ExchangeConnection extends BaseConnection implements Cance
    */
   abort(reason: CloseReason): void {
     if (this.isClosed) return
-    this.broken ??= reason
+    this.markBroken(reason)
     if (this.exchange === undefined) return this.destroy(reason)
     if (this.cancellation.isHeldBack) return this.finish(this.exchange, this.exchange.failure())
     this.cancellation.start(reason)
@@ -136,7 +136,7 @@ export abstract class ExchangeConnection extends BaseConnection implements Cance
     this.cancellation.isHeldBack = false
     const failure = this.role.record(exchange, this.failureOf(failed))
     if (this.refusesWrites && this.parameters.get("default_transaction_read_only") === "off") {
-      this.broken ??= "writable"
+      this.markBroken("writable")
     }
     if (failure === undefined && this.broken === undefined && this.types !== undefined) {
       const unknown = exchange.unknownTypes

@@ -57,7 +57,7 @@ export const textOf = ({ shown, text }: RequestedStatement): string => withoutPa
 const statementOf = ({ statement }: Failure) => {
   if (statement === undefined) return {}
   const sql = textOf(statement)
-  const location = statement.site?.place
+  const location = statement.site?.location
   return location === undefined ? { sql } : { sql, location }
 }
 

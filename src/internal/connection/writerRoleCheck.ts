@@ -17,9 +17,10 @@ const roleProof = messages.constantStep(
 
 /** Members of a connection that the check uses. */
 export interface CheckedConnection {
-  broken: CloseReason | undefined
+  readonly broken: CloseReason | undefined
   readonly isPooled: boolean
   readonly takesNoWrites: boolean
+  readonly markBroken: (reason: CloseReason) => void
 }
 
 /**
@@ -104,11 +105,11 @@ export class RoleCheck {
     if (failure?._tag !== "refused") return failure
     if (provesRole && isUnproved(failure.error.code ?? "")) {
       this.refused.count = 0
-      connection.broken ??= "wrongRole"
+      connection.markBroken("wrongRole")
       return { _tag: "lost", error: new Error(takesNoWrites), sent: false, acknowledged: 0 }
     }
     if (isWriteRefused(failure)) {
-      if (connection.takesNoWrites && !connection.isPooled) connection.broken ??= "wrongRole"
+      if (connection.takesNoWrites && !connection.isPooled) connection.markBroken("wrongRole")
       // The program may have made its own transaction read-only. A refusal right after two proofs
       // counts as such, although a pooler may have sent the proofs to other servers.
       else if (connection.isPooled && (!wasProved || this.refused.count < 2)) {

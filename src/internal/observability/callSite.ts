@@ -5,18 +5,18 @@
 import { fileURLToPath } from "node:url"
 import * as Context from "effect/Context"
 
-const ours = fileURLToPath(new URL("../..", import.meta.url))
+const ownFolder = fileURLToPath(new URL("../..", import.meta.url))
 
 const isForeign = (line: string): boolean =>
-  !line.includes(ours) && !/node_modules[\\/](@effect[\\/]|effect[\\/]|effect-db[\\/])|\(?node:/.test(line)
+  !line.includes(ownFolder) && !/node_modules[\\/](@effect[\\/]|effect[\\/]|effect-db[\\/])|\(?node:/.test(line)
 
-let followers = 0
+let recorderCount = 0
 
 /** Records call sites from now on, until the returned function is called. */
 export const recordCallSites = (): (() => void) => {
-  followers++
+  recorderCount++
   return () => {
-    followers--
+    recorderCount--
   }
 }
 
@@ -28,8 +28,8 @@ export class CallSite {
     Error.captureStackTrace(this, CallSite)
   }
 
-  /** Function, file, line and column of the nearest caller outside of libraries. */
-  get place(): string | undefined {
+  /** Returns function, file, line and column of the nearest caller outside of libraries. */
+  get location(): string | undefined {
     return this.stack
       .split("\n")
       .slice(1)
@@ -41,7 +41,7 @@ export class CallSite {
 }
 
 /** Returns the call site of the caller, if call sites are recorded. */
-export const callSite = (): CallSite | undefined => (followers === 0 ? undefined : new CallSite())
+export const callSite = (): CallSite | undefined => (recorderCount === 0 ? undefined : new CallSite())
 
 /**
  * Returns the call site of a part without a label, which names the part if it fails. It is always

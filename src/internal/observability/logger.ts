@@ -10,15 +10,15 @@ import { Observation } from "../../Observation.js"
 import { isWarning } from "../../SqlState.js"
 import { locationText } from "../errors/messageParts.js"
 
-/** Message of a log, with its level. */
+/** Message of a log, with its log level. */
 interface LogMessage {
-  readonly level: LogLevel.LogLevel
+  readonly logLevel: LogLevel.LogLevel
   readonly text: string
 }
 
-const debug = (text: string): LogMessage => ({ level: LogLevel.Debug, text })
-const info = (text: string): LogMessage => ({ level: LogLevel.Info, text })
-const warning = (text: string): LogMessage => ({ level: LogLevel.Warning, text })
+const debug = (text: string): LogMessage => ({ logLevel: LogLevel.Debug, text })
+const info = (text: string): LogMessage => ({ logLevel: LogLevel.Info, text })
+const warning = (text: string): LogMessage => ({ logLevel: LogLevel.Warning, text })
 
 const ms = (millis: number): string => `${millis < 10 ? millis.toFixed(1) : Math.round(millis)} ms`
 
@@ -92,19 +92,19 @@ const annotations = ({ _tag, ...facts }: Observation): Record<string, unknown> =
 })
 
 /**
- * Makes a function that logs observations of a level or above. It uses the loggers, the minimum
- * level and the annotations of the fiber that runs this effect. It logs at once, so that order and
+ * Makes a function that logs observations of a log level or above. It uses the loggers, the minimum
+ * log level and the annotations of the fiber that runs this effect. It logs at once, so that order and
  * times are right.
  */
-export const makeLogger = (from: LogLevel.LogLevel): Effect.Effect<(observation: Observation) => void> =>
+export const makeLogger = (lowest: LogLevel.LogLevel): Effect.Effect<(observation: Observation) => void> =>
   Effect.map(Effect.runtime<never>(), (runtime) => {
     // the span in which the database is opened ends long before most messages are logged
     const run = Runtime.runFork(Runtime.updateContext(runtime, Context.omit(Tracer.ParentSpan)))
     return (observation) => {
-      const { level, text } = messageOf(observation)
-      if (LogLevel.lessThan(level, from)) return
+      const { logLevel, text } = messageOf(observation)
+      if (LogLevel.lessThan(logLevel, lowest)) return
       run(
-        Effect.logWithLevel(level, `${locationText({ server: "", ...observation })}: ${text}`).pipe(
+        Effect.logWithLevel(logLevel, `${locationText({ server: "", ...observation })}: ${text}`).pipe(
           Effect.annotateLogs(annotations(observation)),
           // a message from the server may have led to the observation: the exception of a logger
           // must not reach the code of its socket

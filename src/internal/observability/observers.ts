@@ -21,7 +21,7 @@ export class Observers implements Observer {
   observe(given: Observation): void {
     // observations of the core are plain values, which are not equal by their fields
     const observation: Observation = Equal.isEqual(given) ? given : Data.struct(given)
-    for (const one of this.all) one(observation)
+    for (const subscriber of this.all) subscriber(observation)
     if (observation._tag === "Leaked") this.report(observation)
     if (observation._tag === "PassedOver" && observation.reason === "unproved") this.reportOnce(observation)
   }
@@ -33,10 +33,10 @@ export class Observers implements Observer {
   }
 
   /** Adds a subscriber; the returned function removes it. */
-  add(one: (observation: Observation) => void): () => void {
-    this.all.add(one)
+  add(subscriber: (observation: Observation) => void): () => void {
+    this.all.add(subscriber)
     return () => {
-      this.all.delete(one)
+      this.all.delete(subscriber)
     }
   }
 }

@@ -4,13 +4,11 @@
  *
  * They are always on, so each hook is looked up once, and a count is one call of it.
  */
-import { globalValue } from "effect/GlobalValue"
 import * as Metric from "effect/Metric"
 import * as MetricBoundaries from "effect/MetricBoundaries"
 import type * as MetricHook from "effect/MetricHook"
 import * as MetricKey from "effect/MetricKey"
 import * as MetricLabel from "effect/MetricLabel"
-import * as MetricState from "effect/MetricState"
 
 /** Pool that has metrics. */
 interface MeteredPool {
@@ -22,21 +20,19 @@ interface MeteredPool {
   readonly idleMin: number
   /** The limit for idle connections. */
   readonly idleMax: number
-}
-
-/** Figures of a pool at one moment. */
-export interface PoolLevels {
+  /** The limit for connections. */
   readonly max: number
-  readonly idle: number
-  readonly active: number
-  readonly waiting: number
 }
 
 /**
- * Functions that record the events of one pool. Times are in milliseconds here, and in seconds in
- * the metrics.
+ * Functions that set the gauges of one pool and record its events. Times are in milliseconds here,
+ * and in seconds in the metrics.
  */
 export interface PoolMetrics {
+  /** Sets the numbers of connections that are idle and in use. */
+  readonly setConnections: (idle: number, active: number) => void
+  /** Sets the number of callers in the wait queue. */
+  readonly setWaiting: (count: number) => void
   /** Records the time that a caller has waited for a checkout. */
   readonly waited: (millis: number) => void
   /** Records the time from a checkout to its checkin. */
@@ -50,12 +46,12 @@ export interface PoolMetrics {
    * the tag of its error.
    */
   readonly operated: (millis: number, error: string | undefined) => void
-  /** Removes the levels of a closed pool. Its counts and times stay. */
+  /** Sets the gauges of a closed pool to 0. Its counts and times stay. */
   readonly close: () => void
 }
 
-/** Function that makes the metrics of a pool. `levels` returns the current figures of the pool. */
-export type MakePoolMetrics = (pool: MeteredPool, levels: () => PoolLevels) => PoolMetrics
+/** Function that makes the metrics of a pool. */
+export type MakePoolMetrics = (pool: MeteredPool) => PoolMetrics
 
 type Labels = ReadonlyArray<MetricLabel.MetricLabel>
 
@@ -82,56 +78,43 @@ const idle = MetricLabel.make("db.client.connection.state", "idle")
 const used = MetricLabel.make("db.client.connection.state", "used")
 const system = MetricLabel.make("db.system.name", "postgresql")
 
-const level = (name: string, description: string) => MetricKey.counter(name, { description })
+const upDownCounter = (name: string, description: string) => MetricKey.counter(name, { description })
 
 const duration = (name: string, description: string) => MetricKey.histogram(name, boundaries, description)
 
-// a level is a counter that is not incremental: it is exported as an UpDownCounter, as the
+// a gauge is a counter that is not incremental: it is exported as an UpDownCounter, as the
 // conventions require
 const keys = {
-  count: level("db.client.connection.count", "Connections that are open, by state"),
-  idleMax: level("db.client.connection.idle.max", "Most connections that may be idle"),
-  idleMin: level("db.client.connection.idle.min", "Idle connections that are kept open"),
-  max: level("db.client.connection.max", "Most connections that may be open"),
-  pending: level("db.client.connection.pending_requests", "Callers who wait for a connection"),
+  count: upDownCounter("db.client.connection.count", "Connections that are open, by state"),
+  idleMax: upDownCounter("db.client.connection.idle.max", "Most connections that may be idle"),
+  idleMin: upDownCounter("db.client.connection.idle.min", "Idle connections that are kept open"),
+  max: upDownCounter("db.client.connection.max", "Most connections that may be open"),
+  pending: upDownCounter("db.client.connection.pending_requests", "Callers that wait for a connection"),
   timeouts: MetricKey.counter("db.client.connection.timeouts", {
-    description: "Callers who got no connection in time",
+    description: "Callers that got no connection in time",
     incremental: true
   }),
   create: duration("db.client.connection.create_time", "Time to open a connection"),
-  wait: duration("db.client.connection.wait_time", "Time from asking for a connection to having it"),
-  use: duration("db.client.connection.use_time", "Time from taking a connection to giving it back"),
+  wait: duration("db.client.connection.wait_time", "Time that a caller waits for a checkout"),
+  use: duration("db.client.connection.use_time", "Time from a checkout to its checkin"),
   operation: duration("db.client.operation.duration", "Time of one exchange with the server")
 }
 
 /**
- * The functions that read each level. They are global like the registry, so that two copies of this
- * module share them.
+ * Makes the share of a pool in a gauge, which is 0 at first; the returned function sets it. The
+ * gauge is the sum over all pools with the same attributes.
+ *
+ * It is set when the pool changes, because the registry has no metric that is computed when it is
+ * read.
  */
-const readings = globalValue(
-  "effect-db/internal/observability/poolMetrics",
-  () => new WeakMap<Count, Set<() => number>>()
-)
-
-/**
- * Registers a level of a pool; the returned function removes the pool from it. When the registry is
- * read, the level is the sum over all pools with the same attributes, or 0 without a pool. The
- * registry has no metric that is computed at that moment and never removes a hook, so this replaces
- * the `get` of the hook.
- */
-const live = (key: MetricKey.MetricKey.Counter<number>, labels: Labels, read: () => number): (() => void) => {
+const gauge = (key: MetricKey.MetricKey.Counter<number>, labels: Labels): ((value: number) => void) => {
   const hook: Count = Metric.globalMetricRegistry.get(MetricKey.taggedWithLabels(key, labels))
-  const all = readings.get(hook) ?? new Set()
-  if (!readings.has(hook)) {
-    readings.set(hook, all)
-    hook.get = () => {
-      let sum = 0
-      for (const one of all) sum += one()
-      return MetricState.counter(sum)
-    }
+  let current = 0
+  return (value) => {
+    if (value === current) return
+    hook.update(value - current)
+    current = value
   }
-  all.add(read)
-  return () => all.delete(read)
 }
 
 /**
@@ -155,57 +138,65 @@ const address = ({ host, port }: MeteredPool["server"]): Labels =>
         ...(port === 5432 ? [] : [MetricLabel.make("server.port", String(port))])
       ]
 
-const failure = (error: string): Labels => {
+/** Returns the attributes of an error. */
+const errorLabels = (error: string): Labels => {
   const type = MetricLabel.make("error.type", error)
   const isSqlState = /^[0-9A-Z]{5}$/.test(error)
   return isSqlState ? [type, MetricLabel.make("db.response.status_code", error)] : [type]
 }
 
 /**
- * Makes the metrics of a pool. `levels` is called when the metrics are read, until they are closed.
+ * Makes the metrics of a pool.
  *
  * The name of the pool, `db.client.connection.pool.name`, is `app writes localhost:5432/todos`: the name of
  * the database in the program, the purpose of the pool, the server, and the name of the database on
  * the server.
  */
-export const makePoolMetrics: MakePoolMetrics = (pool, levels) => {
-  const { database, idleMax, idleMin, purpose, server } = pool
+export const makePoolMetrics: MakePoolMetrics = (pool) => {
+  const { database, purpose, server } = pool
   const name = MetricLabel.make(
     "db.client.connection.pool.name",
     `${database} ${purpose} ${server.host}:${server.port}/${server.database}`
   )
-  const place = [seconds, name, system, MetricLabel.make("db.namespace", server.database), ...address(server)]
-  const stops = [
-    live(keys.count, [connections, name, idle], () => levels().idle),
-    live(keys.count, [connections, name, used], () => levels().active),
-    live(keys.idleMax, [connections, name], () => idleMax),
-    live(keys.idleMin, [connections, name], () => idleMin),
-    live(keys.max, [connections, name], () => levels().max),
-    live(keys.pending, [requests, name], () => levels().waiting)
-  ]
+  const setIdle = gauge(keys.count, [connections, name, idle])
+  const setUsed = gauge(keys.count, [connections, name, used])
+  const setIdleMax = gauge(keys.idleMax, [connections, name])
+  const setIdleMin = gauge(keys.idleMin, [connections, name])
+  const setMax = gauge(keys.max, [connections, name])
+  const setWaiting = gauge(keys.pending, [requests, name])
+  setIdleMax(pool.idleMax)
+  setIdleMin(pool.idleMin)
+  setMax(pool.max)
   // registered at once with the count 0, so that a rate includes the first timeout
   const timedOut: Count = Metric.globalMetricRegistry.get(MetricKey.taggedWithLabels(keys.timeouts, [timeouts, name]))
-  const succeeded = histogram(keys.operation, place)
+  const operation = [seconds, name, system, MetricLabel.make("db.namespace", server.database), ...address(server)]
+  const succeeded = histogram(keys.operation, operation)
   const failed = new Map<string, (millis: number) => void>()
-  const noteError = (error: string) => {
+  /** Returns the histogram of an error, or that of all others if there are too many. */
+  const failedWith = (error: string) => {
     const type = failed.size < mostErrors ? error : "_OTHER"
     const known = failed.get(type)
     if (known !== undefined) return known
-    const count = histogram(keys.operation, [...place, ...failure(type)])
+    const count = histogram(keys.operation, [...operation, ...errorLabels(type)])
     failed.set(type, count)
     return count
   }
   return {
+    setConnections: (idle, active) => {
+      setIdle(idle)
+      setUsed(active)
+    },
+    setWaiting,
     waited: histogram(keys.wait, [seconds, name]),
     used: histogram(keys.use, [seconds, name]),
     created: histogram(keys.create, [seconds, name]),
     timedOut: () => timedOut.update(1),
     operated: (millis, error) => {
       if (error === undefined) succeeded(millis)
-      else (failed.get(error) ?? noteError(error))(millis)
+      else (failed.get(error) ?? failedWith(error))(millis)
     },
     close: () => {
-      for (const stop of stops) stop()
+      for (const set of [setIdle, setUsed, setIdleMax, setIdleMin, setMax, setWaiting]) set(0)
     }
   }
 }

@@ -7,6 +7,7 @@ import type { PoolConfig } from "../../DatabaseConfig.js"
 import type { CloseReason } from "../../Observation.js"
 import * as clock from "../concurrency/clock.js"
 import type { Connection } from "../connection/connection.js"
+import type { PoolMetrics } from "../observability/poolMetrics.js"
 import { markForEviction } from "./eviction.js"
 
 /**
@@ -27,17 +28,29 @@ export class Connections {
   private readonly retired = new WeakSet<Connection>()
   private sweeper: clock.Timer | undefined
   private sweepAt = Number.POSITIVE_INFINITY
+  private usable = 0
 
-  constructor(private readonly config: PoolConfig) {}
+  constructor(
+    private readonly config: PoolConfig,
+    private readonly metrics: Pick<PoolMetrics, "setConnections">
+  ) {}
 
   /**
    * Returns the number of connections that can be used: neither closing, nor possibly closing after
    * an interruption.
    */
   get openCount(): number {
-    let count = 0
-    for (const connection of this.all) if (connection.isUsable) count++
-    return count
+    return this.usable
+  }
+
+  /**
+   * Counts the connections that can be used. Called when a connection is added, is closed or
+   * reports a change; a checkout or a checkin changes only how many of them are idle.
+   */
+  countUsable(): void {
+    this.usable = 0
+    for (const connection of this.all) if (connection.isUsable) this.usable++
+    this.updateGauges()
   }
 
   /** Checks if more connections than `limit` can be used. */
@@ -48,7 +61,15 @@ export class Connections {
   /** Adds a new connection. It counts as in use until {@link addIdle}. */
   add(connection: Connection): void {
     this.all.add(connection)
+    this.countUsable()
     connection.retireAt = connection.createdAt + this.config.maxLifetime * (1 - clock.random() * lifetimeJitter)
+  }
+
+  /** Deletes a connection that is closed. */
+  delete(connection: Connection): void {
+    this.remove(connection)
+    this.all.delete(connection)
+    this.countUsable()
   }
 
   /** Removes a connection from the idle ones. */
@@ -60,11 +81,13 @@ export class Connections {
       const i = idle.indexOf(connection)
       if (i >= 0) idle.splice(i, 1)
     }
+    this.updateGauges()
   }
 
   /** Adds a connection to the idle ones. */
   addIdle(connection: Connection): void {
     this.idle.push(connection)
+    this.updateGauges()
     if (this.config.idleExit) connection.keepProcess(false)
     if (this.sweeper === undefined || connection.retireAs !== "aged") {
       this.sweepWithin(Math.min(this.sweepInterval, connection.retireAt - clock.now()))
@@ -167,8 +190,22 @@ export class Connections {
     if (this.idle.length > 0) this.sweepWithin(spread / 4)
   }
 
+  /** Closes the idle connections of a pool that is closed. */
+  endIdle(): void {
+    for (const connection of this.idle.splice(0)) connection.end("shutdown")
+  }
+
+  /** Aborts all connections. */
+  abortAll(reason: CloseReason): void {
+    for (const connection of this.all) connection.abort(reason)
+  }
+
   stop(): void {
     clock.clear(this.sweeper)
+  }
+
+  private updateGauges(): void {
+    this.metrics.setConnections(this.idle.length, this.usable - this.idle.length)
   }
 
   /** Returns the interval between two sweeps of the idle connections. */

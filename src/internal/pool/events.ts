@@ -6,7 +6,7 @@ import type { PlainFailure } from "../connection/plainFailure.js"
 import type { ErrorLocation } from "../connection/statementFailure.js"
 import type { PoolMetrics } from "../observability/poolMetrics.js"
 import type { Notice } from "../protocol/pgDriver.js"
-import type { Borrower } from "./borrower.js"
+import type { Caller } from "./caller.js"
 
 export class PoolEvents {
   private hasConnected = false
@@ -68,14 +68,14 @@ export class PoolEvents {
   }
 
   /** Reports a leak, also without subscribers: the observer logs it. */
-  leaked({ processId }: Connection, held: number, borrower: Borrower | undefined): void {
+  leaked({ processId }: Connection, held: number, caller: Caller | undefined): void {
     this.observer.observe({
       _tag: "Leaked",
       ...this.location,
       processId,
       heldMillis: held,
-      fiber: borrower?.fiber,
-      location: borrower?.location
+      fiber: caller?.fiber,
+      location: caller?.location
     })
   }
 

@@ -28,8 +28,8 @@ export const exhaustedFailure = (
     : {
         longestCheckout: {
           heldMillis: clock.now() - oldest.since,
-          fiber: oldest.borrower?.fiber,
-          location: oldest.borrower?.location
+          fiber: oldest.caller?.fiber,
+          location: oldest.caller?.location
         }
       })
 })

@@ -3,14 +3,23 @@
  * `assertSingle`.
  */
 
+import type { PoolConfig } from "../../DatabaseConfig.js"
 import * as clock from "../concurrency/clock.js"
 import type { Connection } from "../connection/connection.js"
-import type { Borrower } from "./borrower.js"
+import type { Caller } from "./caller.js"
 
 export interface Checkout {
   readonly since: number
-  readonly borrower: Borrower | undefined
+  readonly caller: Caller | undefined
 }
+
+type OnLeak = (connection: Connection, held: number, caller: Caller | undefined) => void
+
+/** Makes the leak detection of a pool, if its settings need the open checkouts. */
+export const makeLeakDetection = (config: PoolConfig, onLeak: OnLeak): LeakDetection | undefined =>
+  Number.isFinite(config.leakThreshold) || config.strategy === "assertSingle"
+    ? new LeakDetection(config.leakThreshold, onLeak)
+    : undefined
 
 export class LeakDetection {
   /** Checkouts in the order in which they began. */
@@ -20,7 +29,7 @@ export class LeakDetection {
 
   constructor(
     private readonly threshold: number,
-    private readonly onLeak: (connection: Connection, held: number, borrower: Borrower | undefined) => void
+    private readonly onLeak: OnLeak
   ) {}
 
   get oldest(): Checkout | undefined {
@@ -29,8 +38,8 @@ export class LeakDetection {
     return undefined
   }
 
-  add(connection: Connection, now: number, borrower: Borrower | undefined): void {
-    this.checkouts.set(connection, { since: now, borrower })
+  add(connection: Connection, now: number, caller: Caller | undefined): void {
+    this.checkouts.set(connection, { since: now, caller })
     if (this.timer === undefined && Number.isFinite(this.threshold)) this.scheduleCheck(this.threshold)
   }
 
@@ -64,7 +73,7 @@ export class LeakDetection {
       const left = checkout.since + this.threshold - now
       if (left > 0) return this.scheduleCheck(Math.ceil(left))
       this.reported.add(connection)
-      this.onLeak(connection, now - checkout.since, checkout.borrower)
+      this.onLeak(connection, now - checkout.since, checkout.caller)
     }
     if (hasStopping) this.scheduleCheck(this.threshold)
   }

@@ -13,6 +13,16 @@ import type { Connection } from "../connection/connection.js"
  */
 export type SessionTask = (connection: Connection, callback: (failure: Error | undefined) => void) => () => void
 
+/** The tasks that the options define for points of a connection's life. */
+export interface SessionTasks {
+  /** Runs before a new connection is checked out for the first time. */
+  readonly onConnect?: SessionTask | undefined
+  /** Runs before each checkout. */
+  readonly onCheckout?: SessionTask | undefined
+  /** Runs after each checkin. */
+  readonly onReturn?: SessionTask | undefined
+}
+
 const nothing = () => {}
 
 export class ConnectionTasks {

@@ -3,6 +3,7 @@
  */
 
 import type { PoolConfig, SessionConfig } from "../../DatabaseConfig.js"
+import * as clock from "../concurrency/clock.js"
 import type { Connection } from "../connection/connection.js"
 import type { Connections } from "./connections.js"
 import type { ConnectionTasks, SessionTask } from "./sessionTasks.js"
@@ -19,14 +20,17 @@ const ping: SessionTask = (connection, callback) => {
 /** The result of a validation. */
 export type ValidationResult =
   | { readonly _tag: "valid" }
-  /** The connection did not answer the ping. */
-  | { readonly _tag: "dead" }
+  /** The connection did not answer the ping, or was retired meanwhile; it is closed. */
+  | { readonly _tag: "closed" }
+  /** `onCheckout` has failed; the connection must be closed. */
   | { readonly _tag: "vetoed"; readonly error: Error }
 
 const valid: ValidationResult = { _tag: "valid" }
-const dead: ValidationResult = { _tag: "dead" }
+const closed: ValidationResult = { _tag: "closed" }
 
 export class Validation {
+  /** The number of connections that are being validated for a waiter. */
+  count = 0
   /** The timeout of a ping, in ms. */
   private readonly pingTimeout: number
 
@@ -47,16 +51,35 @@ export class Validation {
     return this.onCheckout === undefined && (isNew || !this.connections.isSuspect(connection, now))
   }
 
+  /** Pings a connection if it may be dead, then runs `onCheckout`. */
   validate(connection: Connection, now: number, isNew: boolean, callback: (result: ValidationResult) => void): void {
+    this.count++
+    const finish = (result: ValidationResult) => {
+      this.count--
+      callback(result)
+    }
     const runOnCheckout = () => {
-      if (this.onCheckout === undefined) return callback(valid)
+      if (this.onCheckout === undefined) return finish(this.resultOf(connection))
       this.tasks.run(this.onCheckout, connection, this.config.connectTimeout, (error) =>
-        callback(error === undefined ? valid : { _tag: "vetoed", error })
+        finish(error === undefined ? this.resultOf(connection) : { _tag: "vetoed", error })
       )
     }
     if (isNew || !this.connections.isSuspect(connection, now)) return runOnCheckout()
-    this.tasks.run(ping, connection, this.pingTimeout, (failure) =>
-      failure === undefined ? runOnCheckout() : callback(dead)
-    )
+    this.tasks.run(ping, connection, this.pingTimeout, (failure) => {
+      if (failure === undefined) return runOnCheckout()
+      // a connection that was closed on request is no sign of a fault of the others
+      if (connection.broken === undefined || connection.broken === "broken") this.connections.discardSilent(now)
+      connection.destroy("invalid")
+      finish(closed)
+    })
+  }
+
+  /** Closes a validated connection that was invalidated meanwhile. */
+  private resultOf(connection: Connection): ValidationResult {
+    if (connection.broken !== undefined) return closed
+    const reason = this.connections.retirementReason(connection, clock.now())
+    if (reason === undefined) return valid
+    connection.end(reason)
+    return closed
   }
 }

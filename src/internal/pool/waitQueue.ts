@@ -5,7 +5,8 @@
 
 import * as clock from "../concurrency/clock.js"
 import type { Connection } from "../connection/connection.js"
-import type { Borrower } from "./borrower.js"
+import type { PoolMetrics } from "../observability/poolMetrics.js"
+import type { Caller } from "./caller.js"
 import type { LoadShedding } from "./loadShedding.js"
 
 /**
@@ -23,7 +24,7 @@ export class Waiter<Callback> {
     readonly deadline: number,
     readonly holding: ReadonlyArray<Connection>,
     /** The caller, if leaks, `assertSingle` or observers need it. */
-    readonly borrower: Borrower | undefined,
+    readonly caller: Caller | undefined,
     readonly callback: Callback
   ) {}
 }
@@ -46,7 +47,8 @@ export class WaitQueue<Callback> {
 
   constructor(
     private readonly loadShedding: LoadShedding,
-    private readonly rejectWaiter: (waiter: Waiter<Callback>, reason: WaiterRejection) => void
+    private readonly rejectWaiter: (waiter: Waiter<Callback>, reason: WaiterRejection) => void,
+    private readonly metrics: Pick<PoolMetrics, "setWaiting">
   ) {}
 
   get size(): number {
@@ -91,6 +93,7 @@ export class WaitQueue<Callback> {
     else this.last.next = waiter
     this.last = waiter
     this.count++
+    this.metrics.setWaiting(this.count)
     if (waiter.deadline < this.timerAt) this.scheduleTimeout(waiter.deadline, waiter.since)
     // a waiter keeps the process alive
     else if (this.count === 1) this.timer?.ref()
@@ -108,6 +111,7 @@ export class WaitQueue<Callback> {
     waiter.previous = undefined
     waiter.next = undefined
     this.count--
+    this.metrics.setWaiting(this.count)
     if (this.count === 0) this.timer?.unref()
     return true
   }

@@ -37,7 +37,7 @@ export interface RequestedStatement {
   /** The handle that the program has used. */
   readonly kind?: "reader" | "writer" | undefined
   /** The call site, if call sites are recorded. */
-  readonly site?: { readonly place: string | undefined } | undefined
+  readonly site?: { readonly location: string | undefined } | undefined
 }
 
 /**

@@ -6,7 +6,7 @@ import type { Connection, Exchange, Failure, OnExchange, Request } from "../conn
 import type { StatementFailure } from "../connection/plainFailure.js"
 import { codeOf, statementFailure, wrongRoleFailure } from "../connection/statementFailure.js"
 import { positionTimeout, queryPositionWithin, TokenRecorder } from "../consistency/walPosition.js"
-import type { Borrower } from "../pool/borrower.js"
+import type { Caller } from "../pool/caller.js"
 import type { ConnectionSource, OnCheckout } from "../topology/connectionSource.js"
 import { autocommitGuard, runGuarded } from "./autocommitSteps.js"
 
@@ -29,7 +29,7 @@ export const runAutocommit = (
   holding: ReadonlyArray<Connection>,
   request: Request,
   outcomeIfLost: "inDoubt" | "undone",
-  borrower: Borrower | undefined,
+  caller: Caller | undefined,
   session: Session | undefined,
   callback: OnStatement
 ): (() => void) => {
@@ -71,7 +71,7 @@ export const runAutocommit = (
     if (guard.length === 0) checkedOut.run(none, request, none, onExchange)
     else runGuarded(checkedOut, guard, request, () => !isAbandoned, onExchange)
   }
-  const cancelCheckout = pool.checkout(deadline, holding, onCheckout, borrower)
+  const cancelCheckout = pool.checkout(deadline, holding, onCheckout, caller)
   return () => {
     if (connection === undefined) return cancelCheckout()
     if (isFinished) return

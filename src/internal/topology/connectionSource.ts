@@ -5,8 +5,8 @@
 
 import type { Connection } from "../connection/connection.js"
 import type { SourceFailure } from "../connection/plainFailure.js"
-import type { Borrower } from "../pool/borrower.js"
-import type { PoolOptions } from "../pool/pool.js"
+import type { Caller } from "../pool/caller.js"
+import type { PoolOptions } from "../pool/poolOptions.js"
 
 /** Callback that receives a connection or a failure, once, unless the checkout was cancelled. */
 export type OnCheckout = (failure: SourceFailure | undefined, connection: Connection | undefined) => void
@@ -19,7 +19,7 @@ export interface ConnectionSource {
     deadline: number,
     holding: ReadonlyArray<Connection>,
     callback: OnCheckout,
-    borrower?: Borrower | undefined
+    caller?: Caller | undefined
   ) => () => void
   readonly checkin: (connection: Connection) => void
 }

@@ -16,8 +16,9 @@ import {
   queryPositionWithin,
   TokenRecorder
 } from "../consistency/walPosition.js"
-import type { Borrower } from "../pool/borrower.js"
-import type { Pool, PoolOptions } from "../pool/pool.js"
+import type { Caller } from "../pool/caller.js"
+import type { Pool } from "../pool/pool.js"
+import type { PoolOptions } from "../pool/poolOptions.js"
 import type { ConnectionSource, OnCheckout } from "./connectionSource.js"
 import type { Server } from "./topology.js"
 
@@ -95,7 +96,7 @@ export class ReplicaSelection implements ConnectionSource {
     deadline: number,
     holding: ReadonlyArray<Connection>,
     callback: OnCheckout,
-    borrower?: Borrower | undefined
+    caller?: Caller | undefined
   ): () => void {
     const since = clock.now()
     // the checkout of the server that finally serves the read needs time, too
@@ -116,7 +117,7 @@ export class ReplicaSelection implements ConnectionSource {
           if (connection !== undefined) use(connection)
           else fail(failure)
         },
-        borrower
+        caller
       )
       if (!hasResult) this.cancel = cancel
     }

@@ -9,7 +9,8 @@ import * as clock from "../concurrency/clock.js"
 import type { CredentialSource } from "../connection/credentials.js"
 import type { MakePoolMetrics } from "../observability/poolMetrics.js"
 import { OutageWaiters } from "../pool/outageWaiters.js"
-import { Pool, type SessionTasks } from "../pool/pool.js"
+import { Pool } from "../pool/pool.js"
+import type { SessionTasks } from "../pool/sessionTasks.js"
 
 /** Server of a database, with its pools. */
 export class Server {

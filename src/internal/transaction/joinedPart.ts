@@ -45,7 +45,7 @@ export class JoinedPart {
    * stored then.
    */
   undo(cause: unknown): void {
-    const part = this.name?.label ?? this.name?.site?.place ?? "without a label"
+    const part = this.name?.label ?? this.name?.site?.location ?? "without a label"
     this.undone = { part, ...(cause === undefined ? {} : { cause }) }
     // a transaction that was not begun after all has no work of the part
     for (const { level } of this.sent ?? []) if (!level.isUnsent) level.markUndone(this.undone)

@@ -96,7 +96,7 @@ export const exchangeIn = (
     if (isSettled || interruption !== undefined) return
     if (sentOn === undefined) return leave()
     level.isCallerGone = true
-    const callSite = request.site?.place
+    const callSite = request.site?.location
     interruption = new TransactionInterrupted({
       ...level.holder.location,
       statement: textOf(request),

@@ -3,13 +3,13 @@
  */
 import * as FiberId from "effect/FiberId"
 import type { CallSite } from "../observability/callSite.js"
-import type { Borrower } from "../pool/borrower.js"
+import type { Caller } from "../pool/caller.js"
 
 /**
  * Fiber as the caller of a checkout. Its fields are formatted only when they are read, because most
  * checkouts are never reported.
  */
-export class FiberBorrower implements Borrower {
+export class FiberCaller implements Caller {
   constructor(
     private readonly id: FiberId.FiberId,
     private readonly span: string | undefined,
@@ -25,6 +25,6 @@ export class FiberBorrower implements Borrower {
    * Returns the location in the program or, if call sites are not recorded, the name of the span.
    */
   get location(): string | undefined {
-    return this.site?.place ?? this.span
+    return this.site?.location ?? this.span
   }
 }

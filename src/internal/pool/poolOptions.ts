@@ -1,0 +1,41 @@
+/** The options of a pool. */
+
+import type { PoolConfig, ServerConfig, SessionConfig } from "../../DatabaseConfig.js"
+import type { Observer } from "../../Observation.js"
+import type { CredentialSource } from "../connection/credentials.js"
+import type { MakePoolMetrics, PoolMetrics } from "../observability/poolMetrics.js"
+import type { OutageWaiters } from "./outageWaiters.js"
+import type { SessionTasks } from "./sessionTasks.js"
+
+/** The options of a pool. */
+export interface PoolOptions {
+  readonly database: string
+  readonly server: ServerConfig
+  readonly pool: PoolConfig
+  readonly session: SessionConfig
+  readonly credentials: CredentialSource
+  readonly tasks: SessionTasks
+  /** True if the sessions refuse writes. */
+  readonly readOnly: boolean
+  readonly observer: Observer
+  /** Makes the metrics of the pool. */
+  readonly makeMetrics: MakePoolMetrics
+  /** @internal The callers of the database that wait while a server is away. */
+  readonly outageWaiters: OutageWaiters
+  /** Called after each successful or failed connect. */
+  readonly onHealth?: ((healthy: boolean, message: string) => void) | undefined
+}
+
+/** Returns the limit for the number of connections. */
+export const maxTotal = ({ maxConnections, maxOverflow }: PoolConfig): number => maxConnections + maxOverflow
+
+/** Makes the metrics of a pool with these options. */
+export const makeMetrics = ({ database, makeMetrics, pool, readOnly, server }: PoolOptions): PoolMetrics =>
+  makeMetrics({
+    database,
+    purpose: readOnly ? "reads" : "writes",
+    server,
+    idleMin: pool.minConnections,
+    idleMax: pool.strategy === "none" ? 0 : pool.maxConnections,
+    max: maxTotal(pool)
+  })

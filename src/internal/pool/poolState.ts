@@ -1,0 +1,24 @@
+/** The state of a pool, as its parts share it. */
+
+import type { ErrorLocation } from "../connection/statementFailure.js"
+import type { OnCheckout } from "./caller.js"
+import type { Connections } from "./connections.js"
+import type { PoolEvents } from "./events.js"
+import type { LeakDetection } from "./leakDetection.js"
+import type { PoolOptions } from "./poolOptions.js"
+import type { ConnectionTasks } from "./sessionTasks.js"
+import type { Validation } from "./validation.js"
+import type { WaitQueue } from "./waitQueue.js"
+
+/** State of a pool. */
+export interface PoolState {
+  readonly options: PoolOptions
+  readonly location: ErrorLocation
+  readonly connections: Connections
+  readonly waiters: WaitQueue<OnCheckout>
+  readonly tasks: ConnectionTasks
+  readonly validation: Validation
+  /** The open checkouts, if they are kept. */
+  readonly leakDetection: LeakDetection | undefined
+  readonly events: PoolEvents
+}

@@ -1,0 +1,18 @@
+/** The end of a pool. */
+
+import type { ConnectionOpener } from "./connectionOpener.js"
+import type { PoolState } from "./poolState.js"
+import { closedFailure } from "./rejection.js"
+
+/**
+ * Stops the work of a pool: opens no connection any more, fails the waiters, and closes the
+ * connections that have no caller.
+ */
+export const shutDown = (pool: PoolState, opener: ConnectionOpener): void => {
+  opener.stop()
+  pool.connections.stop()
+  pool.leakDetection?.stop()
+  for (const waiter of pool.waiters.clear()) waiter.callback(closedFailure(pool), undefined)
+  pool.tasks.shutDown()
+  pool.connections.endIdle()
+}
