@@ -9,6 +9,7 @@ import * as Stream from "effect/Stream"
 import { DatabaseError, type Observation } from "effect-db"
 import { describe } from "vitest"
 import { beginSql } from "../../src/internal/transaction/begin.js"
+import { inMillis } from "../../src/internal/transaction/plainOptions.js"
 import { active, Db, fresh, insert, Place, soon, stored } from "../support/databases.js"
 import { query, terminateBackends } from "../support/server.js"
 
@@ -25,13 +26,15 @@ describe("Transaction", () => {
   it("transaction options become data, then text", () => {
     assert.deepStrictEqual(beginSql({}), ["BEGIN"])
     assert.deepStrictEqual(
-      beginSql({
-        isolation: "serializable",
-        access: "read only",
-        deferrable: true,
-        statementTimeout: "1 second",
-        lockTimeout: 20
-      }),
+      beginSql(
+        inMillis({
+          isolation: "serializable",
+          access: "read only",
+          deferrable: true,
+          statementTimeout: "1 second",
+          lockTimeout: 20
+        })
+      ),
       [
         "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY DEFERRABLE",
         "SET LOCAL statement_timeout = 1000",

@@ -30,6 +30,7 @@ import { currentContext, type Retry, type TransactionContext } from "../transact
 import { endingStatementIn } from "../transaction/endingStatement.js"
 import type { JoinedPart } from "../transaction/joinedPart.js"
 import { runStatement } from "../transaction/levelStatement.js"
+import { inMillis } from "../transaction/plainOptions.js"
 import type { StatementIsolation } from "../transaction/savepoint.js"
 import { causalSessionOf, scoped } from "../transaction/slotScopes.js"
 import { begin, type Origin, type Transaction } from "../transaction/transaction.js"
@@ -164,7 +165,7 @@ export class Executor implements Origin {
     const span = this.span(fiber, labeled.label, ambient)
     const borrower = this.borrower(fiber, site, work)
     const lender = new PoolLender(this.openTransactions, pick, held, labeled.label, borrower, span)
-    const transaction = begin(this, kind, lender, labeled, ambient)
+    const transaction = begin(this, kind, lender, inMillis(labeled), ambient)
     transaction.span = span
     return transaction
   }

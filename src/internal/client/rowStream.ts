@@ -65,9 +65,9 @@ const portalStream = (
           transaction.level,
           request,
           batch,
-          (error, opened) => {
+          (failure, opened) => {
             portal = opened
-            done(error, opened?.first)
+            done(failure, opened?.first)
           },
           onSent
         ),

@@ -2,7 +2,6 @@
  * The messages of the errors of `DatabaseError`: what happened, on which database and server, and
  * what to do about it.
  */
-import * as Predicate from "effect/Predicate"
 import {
   type ConnectReason,
   cancelAdvice,
@@ -18,6 +17,7 @@ import {
   type Caused,
   causeText,
   failureText,
+  hasProperty,
   type Location,
   locationText,
   type Repeated
@@ -53,9 +53,9 @@ const connectAdvice: Readonly<Record<Exclude<ConnectReason, "tls">, string>> = {
  * several.
  */
 const codeOf = (cause: unknown): string | undefined => {
-  const inner = Predicate.hasProperty(cause, "cause") ? cause.cause : undefined
-  const coded = [cause, inner].find((error) => Predicate.hasProperty(error, "code"))
-  return Predicate.hasProperty(coded, "code") && typeof coded.code === "string" ? coded.code : undefined
+  const inner = hasProperty(cause, "cause") ? cause.cause : undefined
+  const coded = [cause, inner].find((error) => hasProperty(error, "code"))
+  return hasProperty(coded, "code") && typeof coded.code === "string" ? coded.code : undefined
 }
 
 export const connectFailed = (self: Caused & { readonly reason: ConnectReason }): string => {

@@ -6,6 +6,7 @@ import * as Effect from "effect/Effect"
 import { CommitVetoed, TransactionBusy, type TransactionError } from "../../DatabaseError.js"
 import { Observation } from "../../Observation.js"
 import { cancellableWithin, type Restore } from "../edge/cancellable.js"
+import { toDatabaseError } from "../edge/databaseError.js"
 import { runAfterHooks } from "./afterHooks.js"
 import type { TransactionContext } from "./context.js"
 import { checkLevel, commitLevel } from "./levelCommit.js"
@@ -58,8 +59,9 @@ const startCommit = (
 ): ((settled: (unknown: Effect.Effect<void, TransactionError>) => void, countsAsUndone: boolean) => void) => {
   transaction.span?.ends(transaction.outer === undefined ? "commit" : "savepoint")
   let ended: Effect.Effect<void, TransactionError> = Effect.void
-  const giveUp = commitLevel(transaction.level, (error) => {
+  const giveUp = commitLevel(transaction.level, (failure) => {
     const { state } = transaction.level
+    const error = failure === undefined ? undefined : toDatabaseError(failure)
     // a transaction that another caller has ended was observed then
     if (error === undefined || state === "failed" || state === "unknown") observe(transaction, error)
     ended = error === undefined ? Effect.void : Effect.fail(error)
@@ -75,8 +77,8 @@ const startCommit = (
  */
 export const checkConstraints = (transaction: Transaction): Effect.Effect<void, TransactionError> =>
   Effect.async((resume) => {
-    const giveUp = checkLevel(transaction.level, (error) =>
-      resume(error === undefined ? Effect.void : Effect.fail(error))
+    const giveUp = checkLevel(transaction.level, (failure) =>
+      resume(failure === undefined ? Effect.void : Effect.fail(toDatabaseError(failure)))
     )
     return Effect.sync(giveUp)
   })

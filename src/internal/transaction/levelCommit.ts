@@ -1,11 +1,11 @@
 /**
  * The end of a level that is kept: the check before a COMMIT, COMMIT, and RELEASE of a savepoint.
  */
-import { TransactionEnded, type TransactionError } from "../../DatabaseError.js"
 import * as clock from "../concurrency/clock.js"
 import type { Connection, Failure } from "../connection/connection.js"
+import type { TransactionFailure } from "../connection/plainFailure.js"
+import { statementFailure } from "../connection/statementFailure.js"
 import { commitAndQueryPosition } from "../consistency/walPosition.js"
-import { toStatementError } from "../edge/statementError.js"
 import * as wire from "../protocol/messages.js"
 import type { Level, LevelState } from "./level.js"
 import { commitFailure, rolledBackAtCommit } from "./levelFailure.js"
@@ -24,7 +24,7 @@ const commit = [wire.constantStep("COMMIT")]
 const checkConstraints = [wire.constantStep("SET CONSTRAINTS ALL IMMEDIATE")]
 const nothing = () => {}
 
-type OnEnd = (error: TransactionError | undefined) => void
+type OnEnd = (failure: TransactionFailure | undefined) => void
 
 /**
  * Makes the server check the deferred constraints now, and not at COMMIT. A savepoint has no such
@@ -34,14 +34,14 @@ export const checkLevel = (level: Level, done: OnEnd): (() => void) => {
   const { holder } = level
   let isSent = false
   let isSettled = false
-  const refuse: OnEnd = (error) => {
+  const refuse: OnEnd = (failure) => {
     isSettled = true
-    done(error)
+    done(failure)
   }
-  const finish: OnEnd = (error) => {
+  const finish: OnEnd = (failure) => {
     isSettled = true
     level.lock.release()
-    done(error)
+    done(failure)
   }
   const leave = acquireForEnd(level, refuse, () => {
     const { blockedBy } = level
@@ -54,7 +54,7 @@ export const checkLevel = (level: Level, done: OnEnd): (() => void) => {
     connection.steps(checkConstraints, (failure) => {
       if (failure === undefined) return finish(undefined)
       holder.noteFailure(failure)
-      finish(failure._tag === "lost" ? toStatementError(location, failure, "undone") : commitFailure(level, failure)[1])
+      finish(failure._tag === "lost" ? statementFailure(location, failure, "undone") : commitFailure(level, failure)[1])
     })
   })
   return () => {
@@ -76,18 +76,18 @@ export const commitLevel = (level: Level, done: OnEnd): ((settled: () => void, c
   let isAnswered = false
   let isUndoneForCaller = false
   let onAnswer = nothing
-  const finish: OnCommitted = (state, error) => {
+  const finish: OnCommitted = (state, failure) => {
     level.state = state
     isAnswered = true
     // before the lock is released, because a COMMIT may wait for the lock
     if (isUndoneForCaller) level.undoReleased()
     level.release()
-    done(error)
+    done(failure)
     onAnswer()
   }
-  const refuse: OnEnd = (error) => {
+  const refuse: OnEnd = (failure) => {
     isAnswered = true
-    done(error)
+    done(failure)
   }
   const leaveQueue = acquireForEnd(level, refuse, () => {
     const { blockedBy, savepoint } = level
@@ -96,7 +96,7 @@ export const commitLevel = (level: Level, done: OnEnd): ((settled: () => void, c
     if (level.state !== "open") {
       isAnswered = true
       level.lock.release()
-      return done(new TransactionEnded(holder.location))
+      return done({ _tag: "TransactionEnded", ...holder.location })
     }
     isSent = blockedBy !== undefined || level.isBegun
     if (blockedBy !== undefined) return revert(level, level, () => finish("failed", blockedBy))
@@ -123,15 +123,15 @@ export const commitLevel = (level: Level, done: OnEnd): ((settled: () => void, c
   }
 }
 
-type OnCommitted = (state: LevelState, error: TransactionError | undefined) => void
+type OnCommitted = (state: LevelState, failure: TransactionFailure | undefined) => void
 
 const sendCommit = (level: Level, connection: Connection, finish: OnCommitted): void => {
   // an aborted transaction stores nothing
   const recorder = level.readOnly || connection.status === "E" ? undefined : level.holder.recordTokens()
   const refused = (failure: Failure) => {
-    const [state, error] = commitFailure(level, failure)
+    const [state, reported] = commitFailure(level, failure)
     if (state === "unknown") recorder?.recordCommit(undefined)
-    finish(state, error)
+    finish(state, reported)
   }
   const ended = (isKept: boolean) =>
     finish(isKept ? "committed" : "failed", isKept ? undefined : rolledBackAtCommit(level))

@@ -2,18 +2,14 @@
  * One exchange of a level with its server, from the lock of the level to the consequences of a
  * failure.
  */
-import { type StatementError, TransactionInterrupted } from "../../DatabaseError.js"
 import type { Connection, Exchange, Failure, Request } from "../connection/connection.js"
-import { textOf } from "../connection/statementFailure.js"
-import { wrongRole } from "../edge/statementError.js"
-import type { Level } from "./level.js"
+import { textOf, wrongRoleFailure } from "../connection/statementFailure.js"
+import type { OnStatement } from "../statement/autocommit.js"
+import type { Interrupted, Level } from "./level.js"
 import { judge } from "./levelFailure.js"
 import { acquireLevel } from "./levelLock.js"
 import { beginsTransaction, markBegun, type PendingBegin, releaseUnbegun } from "./pendingBegin.js"
 import type { StatementIsolation } from "./savepoint.js"
-
-/** Callback of a statement. */
-export type OnStatement = (error: StatementError | undefined, exchange: Exchange | undefined) => void
 
 /**
  * Part of an exchange that was undone on the server after the statement had failed: nothing, the
@@ -50,11 +46,11 @@ export const exchangeIn = (
 ): (() => void) => {
   let sentOn: Connection | undefined
   let isSettled = false
-  let interruption: TransactionInterrupted | undefined
-  const leave = acquireLevel(level, (error, connection, pending) => {
-    if (error !== undefined || connection === undefined) {
+  let interruption: Interrupted | undefined
+  const leave = acquireLevel(level, (refusal, connection, pending) => {
+    if (connection === undefined) {
       isSettled = true
-      return done(error, undefined)
+      return done(refusal, undefined)
     }
     sentOn = connection
     level.isCallerGone = false
@@ -75,8 +71,8 @@ export const exchangeIn = (
       const begins = pending.length > 0
       if (begins) markBegun(pending, isUnused || undone === "begun" ? 0 : exchange.acknowledged)
       const isAborted = connection.status === "E" && undone === "nothing"
-      const error = isUnused
-        ? wrongRole(holder.location, failure)
+      const reported = isUnused
+        ? wrongRoleFailure(holder.location, failure)
         : judge(
             level,
             hasWrongRole && connection.broken !== undefined ? undoneWith(failure) : failure,
@@ -89,7 +85,7 @@ export const exchangeIn = (
           )
       if (begins) releaseUnbegun(pending)
       level.lock.release()
-      done(error, error === undefined ? exchange : undefined)
+      done(reported, reported === undefined ? exchange : undefined)
     })
   })
   return () => {
@@ -97,11 +93,12 @@ export const exchangeIn = (
     if (sentOn === undefined) return leave()
     level.isCallerGone = true
     const callSite = request.site?.place
-    interruption = new TransactionInterrupted({
+    interruption = {
+      _tag: "TransactionInterrupted",
       ...level.holder.location,
       statement: textOf(request),
       ...(callSite === undefined ? {} : { callSite })
-    })
+    }
     if (isolation === "none") level.interrupt(interruption)
     sentOn.cancel()
   }

@@ -1,7 +1,6 @@
 /**
  * The end of a level that is undone.
  */
-import { TransactionEnded } from "../../DatabaseError.js"
 import * as clock from "../concurrency/clock.js"
 import type { Level } from "./level.js"
 
@@ -39,7 +38,7 @@ export const rollbackLevel = (
   rollbackNested(level)
   // a statement that was not sent yet may wait for long, for example for the turn of its part, and
   // must not run any more
-  level.cancelBegin?.(new TransactionEnded(holder.location))
+  level.cancelBegin?.({ _tag: "TransactionEnded", ...holder.location })
   stop = clock.later(clock.rollbackTimeout[pace], () => {
     // the holder of the lock, a statement or a nested level, loses its connection
     holder.abort("ROLLBACK was not possible in time", level.interrupted)

@@ -2,11 +2,12 @@
  * Portals: the rows of a statement in batches, while other statements of the transaction run in
  * between.
  */
-import type { StatementError } from "../../DatabaseError.js"
 import * as clock from "../concurrency/clock.js"
 import type { Connection, Exchange, Request } from "../connection/connection.js"
+import type { StatementFailure } from "../connection/plainFailure.js"
+import type { OnStatement } from "../statement/autocommit.js"
 import type { Level } from "./level.js"
-import { exchangeIn, type OnStatement } from "./levelExchange.js"
+import { exchangeIn } from "./levelExchange.js"
 import { withOwnSteps } from "./pendingBegin.js"
 
 const nothing = () => {}
@@ -19,7 +20,7 @@ export const openPortal = (
   level: Level,
   request: Request,
   size: number,
-  done: (error: StatementError | undefined, portal: Portal | undefined) => void,
+  done: (failure: StatementFailure | undefined, portal: Portal | undefined) => void,
   onSent: () => void
 ): (() => void) => {
   let name = ""
@@ -27,8 +28,8 @@ export const openPortal = (
     level,
     request,
     "none",
-    (error, exchange) =>
-      done(error, exchange === undefined ? undefined : new Portal(level, name, exchange, size, request)),
+    (failure, exchange) =>
+      done(failure, exchange === undefined ? undefined : new Portal(level, name, exchange, size, request)),
     onSent,
     (connection, pending, settle) => {
       name = connection.nextPortal()

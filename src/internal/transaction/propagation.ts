@@ -6,6 +6,7 @@
 import * as Duration from "effect/Duration"
 import { OptionsConflict, PropagationRefused, type TransactionError } from "../../DatabaseError.js"
 import type { Isolation, Options, Settings } from "../../Transaction.js"
+import { inMillis } from "./plainOptions.js"
 import { mergeSettings } from "./settingsByDatabase.js"
 import type { Origin, Transaction } from "./transaction.js"
 
@@ -113,7 +114,7 @@ export const retryRefused = (database: string): OptionsConflict =>
 /** Makes a transaction take the settings of a part, which do not conflict. */
 export const raiseIsolation = (outer: Transaction, options: Options, joins: boolean): void => {
   const { isolation, rest } = taken(outer, options, joins)
-  if (rest !== undefined) outer.raise(rest)
+  if (rest !== undefined) outer.raise(inMillis(rest))
   if (isolation !== undefined) rootOf(outer).raise({ isolation })
 }
 

@@ -4,11 +4,12 @@
  */
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
-import { OptionsConflict, type StatementError, type TransactionBusy } from "../../DatabaseError.js"
+import { OptionsConflict, type TransactionBusy } from "../../DatabaseError.js"
 import type { Role } from "../../Topology.js"
 import type { Options, Settings, WorkLabel } from "../../Transaction.js"
 import { FifoLock } from "../concurrency/fifoLock.js"
 import type { Connection } from "../connection/connection.js"
+import type { StatementFailure } from "../connection/plainFailure.js"
 import type { Describe } from "../statement/workLabel.js"
 import { type Demanded, type ReadAffinity, type Retry, TransactionContext } from "../transaction/context.js"
 import type { Hook } from "../transaction/hook.js"
@@ -282,7 +283,7 @@ export class Unit extends TransactionContext {
   }
 
   /** The failures of statements that may have undone the transactions of the unit. */
-  get failures(): ReadonlyArray<StatementError> {
+  get failures(): ReadonlyArray<StatementFailure> {
     return this.begun.flatMap(({ failures }) => failures)
   }
 
