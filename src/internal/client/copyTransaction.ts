@@ -134,8 +134,9 @@ export const startCopy = (
       (exchange) => exchange.result.rowCount ?? 0,
       isNotSent
     )
-    const noted = Effect.sync(() => {
-      if (around !== undefined && kind === "writer" && transaction.level.touched) ambient?.part(around)?.note(around)
+    const recorded = Effect.sync(() => {
+      if (around !== undefined && kind === "writer" && transaction.level.touched)
+        ambient?.part(around)?.recordSent(around)
     })
     return Effect.map(Effect.forkDaemon(Effect.interruptible(attempt)), (copying) => ({
       transaction,
@@ -144,7 +145,7 @@ export const startCopy = (
         // a reader's settings for its statement are undone with the savepoint
         kind === "reader" && transaction.level.parent !== undefined
           ? rollback(transaction, restore)
-          : Effect.zipRight(commit(transaction, data, restore), noted)
+          : Effect.zipRight(commit(transaction, data, restore), recorded)
     }))
   })
 

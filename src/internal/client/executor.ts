@@ -189,7 +189,7 @@ export class Executor implements Origin {
     transaction: Transaction
   ): void {
     const session = causalSessionOf(fiber.currentContext, ambient)
-    if (session !== undefined && this.sandbox === undefined) transaction.level.holder.addSession(session)
+    if (session !== undefined && this.sandbox === undefined) transaction.level.connectionHolder.addSession(session)
   }
 
   /**
@@ -300,5 +300,5 @@ const inTransaction =
       request,
       isolation,
       callback,
-      part === undefined ? undefined : () => part.note(transaction)
+      part === undefined ? undefined : () => part.recordSent(transaction)
     )

@@ -149,7 +149,7 @@ export const makeStream =
           if (kind === "writer") executor.recordCausalSession(fiber, ambient, found)
           if (kind === "writer" || found.readOnly) {
             const part = kind === "writer" ? ambient?.part(found) : undefined
-            return portalStream(executor, found, request, transformRows, "shared", () => part?.note(found))
+            return portalStream(executor, found, request, transformRows, "shared", () => part?.recordSent(found))
           }
           // this read has a read-only savepoint of its own, and no other statement could run before
           // its end: so all rows are read at once

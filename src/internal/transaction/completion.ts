@@ -46,7 +46,7 @@ export const sendCommit = (
 ): Effect.Effect<void, TransactionError> =>
   cancellableWithin(restore, (resume) => {
     const giveUp = startCommit(transaction, resume)
-    return () => Effect.async((settled) => giveUp((unknown) => settled(unknown), countsAsUndone))
+    return () => Effect.async((onEnded) => giveUp((unknown) => onEnded(unknown), countsAsUndone))
   })
 
 /**
@@ -56,7 +56,7 @@ export const sendCommit = (
 const startCommit = (
   transaction: Transaction,
   resume: (ended: Effect.Effect<void, TransactionError>) => void
-): ((settled: (unknown: Effect.Effect<void, TransactionError>) => void, countsAsUndone: boolean) => void) => {
+): ((onEnded: (unknown: Effect.Effect<void, TransactionError>) => void, countsAsUndone: boolean) => void) => {
   transaction.span?.ends(transaction.outer === undefined ? "commit" : "savepoint")
   let ended: Effect.Effect<void, TransactionError> = Effect.void
   const giveUp = commitLevel(transaction.level, (failure) => {
@@ -67,8 +67,8 @@ const startCommit = (
     ended = error === undefined ? Effect.void : Effect.fail(error)
     resume(ended)
   })
-  return (settled, countsAsUndone) =>
-    giveUp(() => settled(transaction.level.state === "unknown" ? ended : Effect.void), countsAsUndone)
+  return (onEnded, countsAsUndone) =>
+    giveUp(() => onEnded(transaction.level.state === "unknown" ? ended : Effect.void), countsAsUndone)
 }
 
 /**
@@ -96,7 +96,7 @@ export const commitUninterruptibly = (
     const giveUp = startCommit(transaction, resume)
     giveUp(() => {
       if (level.state === "open")
-        resume(Effect.fail(new TransactionBusy({ ...level.holder.location, waitedMillis: 0 })))
+        resume(Effect.fail(new TransactionBusy({ ...level.connectionHolder.location, waitedMillis: 0 })))
     }, countsAsUndone)
   })
 
@@ -160,7 +160,7 @@ const observe = (transaction: Transaction, error?: TransactionError | undefined)
   const { level, options, origin } = transaction
   transaction.span?.end(outcomes[level.state], error)
   if (!origin.observer.active || level.parent !== undefined) return
-  const { database, server } = level.holder.location
+  const { database, server } = level.connectionHolder.location
   origin.observer.observe(
     Observation.TransactionEnded({
       database,
@@ -198,7 +198,9 @@ export const runBeforeCommitHooks = (
           (cause) =>
             Cause.isInterruptedOnly(cause)
               ? Effect.interrupt
-              : Effect.fail(new CommitVetoed({ ...transaction.level.holder.location, cause: Cause.squash(cause) }))
+              : Effect.fail(
+                  new CommitVetoed({ ...transaction.level.connectionHolder.location, cause: Cause.squash(cause) })
+                )
         ),
       { discard: true }
     )

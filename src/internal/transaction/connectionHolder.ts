@@ -91,12 +91,12 @@ export class ConnectionHolder {
   /**
    * Records the failure that has aborted a level, if it is a collision with another transaction.
    */
-  noteConflict(failure: StatementFailure): void {
+  recordConflict(failure: StatementFailure): void {
     if (failure._tag === "SerializationFailure" || failure._tag === "DeadlockDetected") this.conflict ??= failure
   }
 
   /** Records a lost connection, so that later statements fail with its reason. */
-  noteFailure(failure: Failure): void {
+  recordLoss(failure: Failure): void {
     if (failure._tag === "lost") this.markLost(statementFailure(this.location, failure, "undone"))
   }
 
@@ -122,7 +122,7 @@ export class ConnectionHolder {
   /** Holds a connection that was checked out. */
   hold(connection: Connection): void {
     this.connection = connection
-    connection.onLost = (error) => this.noteFailure({ _tag: "lost", error, sent: true, acknowledged: 0 })
+    connection.onLost = (error) => this.recordLoss({ _tag: "lost", error, sent: true, acknowledged: 0 })
   }
 
   /** Gives the transaction up: its statement is cancelled and the connection closed. */

@@ -72,7 +72,7 @@ export class Level {
   readonly savepoint: Savepoint | undefined
 
   constructor(
-    readonly holder: ConnectionHolder,
+    readonly connectionHolder: ConnectionHolder,
     readonly parent: Level | undefined,
     /** Replaced if a part requires other settings before anything of the level was sent. */
     public settings: LevelSettings
@@ -107,12 +107,12 @@ export class Level {
 
   /** The connections that it holds. */
   get held(): ReadonlyArray<Connection> {
-    return this.holder.connection === undefined ? none : [this.holder.connection]
+    return this.connectionHolder.connection === undefined ? none : [this.connectionHolder.connection]
   }
 
   /** The failure of every further statement, if none can be executed. */
   get blockedBy(): StatementFailure | undefined {
-    return this.holder.lost ?? this.interrupted
+    return this.connectionHolder.lost ?? this.interrupted
   }
 
   /** The steps that undo it on the server. */
@@ -130,7 +130,7 @@ export class Level {
    * transaction.
    */
   interrupt(failure: Interrupted): void {
-    if (this.savepoint === undefined) this.holder.markLost(failure)
+    if (this.savepoint === undefined) this.connectionHolder.markLost(failure)
     else this.interrupted ??= failure
   }
 
@@ -139,9 +139,9 @@ export class Level {
    * alone any more, and its caller takes it for undone.
    */
   undoReleased(): void {
-    const { holder, parent, state } = this
+    const { connectionHolder, parent, state } = this
     if (state !== "committed" || !this.touched || this.readOnly) return
-    parent?.interrupt({ _tag: "TransactionInterrupted", ...holder.location, statement: "RELEASE SAVEPOINT" })
+    parent?.interrupt({ _tag: "TransactionInterrupted", ...connectionHolder.location, statement: "RELEASE SAVEPOINT" })
   }
 
   /** Releases its lock and, if it had begun, the connection or the lock of the level around it. */
@@ -149,7 +149,7 @@ export class Level {
     const wasBegun = this.isBegun
     if (wasBegun) this.presence = "ended"
     this.lock.release()
-    if (this.parent === undefined) this.holder.checkIn()
+    if (this.parent === undefined) this.connectionHolder.checkIn()
     else if (wasBegun) this.parent.releaseNested()
   }
 

@@ -31,21 +31,21 @@ type OnEnd = (failure: TransactionFailure | undefined) => void
  * checks. The returned function gives up.
  */
 export const checkLevel = (level: Level, done: OnEnd): (() => void) => {
-  const { holder } = level
+  const { connectionHolder } = level
   let isSent = false
-  let isSettled = false
+  let isFinished = false
   const refuse: OnEnd = (failure) => {
-    isSettled = true
+    isFinished = true
     done(failure)
   }
   const finish: OnEnd = (failure) => {
-    isSettled = true
+    isFinished = true
     level.lock.release()
     done(failure)
   }
   const leave = acquireForEnd(level, refuse, () => {
     const { blockedBy } = level
-    const { connection, location } = holder
+    const { connection, location } = connectionHolder
     if (blockedBy !== undefined) return finish(blockedBy)
     if (!level.isBegun || connection === undefined) return finish(undefined)
     if (connection.status === "E" || level.undone !== undefined) return finish(rolledBackAtCommit(level))
@@ -53,13 +53,13 @@ export const checkLevel = (level: Level, done: OnEnd): (() => void) => {
     isSent = true
     connection.steps(checkConstraints, (failure) => {
       if (failure === undefined) return finish(undefined)
-      holder.noteFailure(failure)
+      connectionHolder.recordLoss(failure)
       finish(failure._tag === "lost" ? statementFailure(location, failure, "undone") : commitFailure(level, failure)[1])
     })
   })
   return () => {
-    if (isSettled) return
-    if (isSent) holder.abort("a check before COMMIT was interrupted")
+    if (isFinished) return
+    if (isSent) connectionHolder.abort("a check before COMMIT was interrupted")
     else leave()
   }
 }
@@ -69,16 +69,16 @@ export const checkLevel = (level: Level, done: OnEnd): (() => void) => {
  * not sent, else it waits for the answer, up to a timeout. It calls back when `state` is known.
  * With `countsAsUndone` the caller takes a savepoint for undone, also if it is released.
  */
-export const commitLevel = (level: Level, done: OnEnd): ((settled: () => void, countsAsUndone: boolean) => void) => {
-  const { holder } = level
+export const commitLevel = (level: Level, done: OnEnd): ((onEnded: () => void, countsAsUndone: boolean) => void) => {
+  const { connectionHolder } = level
   level.isEnding = true
   let isSent = false
-  let isAnswered = false
+  let isFinished = false
   let isUndoneForCaller = false
   let onAnswer = nothing
   const finish: OnCommitted = (state, failure) => {
     level.state = state
-    isAnswered = true
+    isFinished = true
     // before the lock is released, because a COMMIT may wait for the lock
     if (isUndoneForCaller) level.undoReleased()
     level.release()
@@ -86,17 +86,17 @@ export const commitLevel = (level: Level, done: OnEnd): ((settled: () => void, c
     onAnswer()
   }
   const refuse: OnEnd = (failure) => {
-    isAnswered = true
+    isFinished = true
     done(failure)
   }
   const leaveQueue = acquireForEnd(level, refuse, () => {
     const { blockedBy, savepoint } = level
-    const { connection } = holder
+    const { connection } = connectionHolder
     // another caller has ended it, perhaps in another way
     if (level.state !== "open") {
-      isAnswered = true
+      isFinished = true
       level.lock.release()
-      return done({ _tag: "TransactionEnded", ...holder.location })
+      return done({ _tag: "TransactionEnded", ...connectionHolder.location })
     }
     isSent = blockedBy !== undefined || level.isBegun
     if (blockedBy !== undefined) return revert(level, level, () => finish("failed", blockedBy))
@@ -105,20 +105,20 @@ export const commitLevel = (level: Level, done: OnEnd): ((settled: () => void, c
     if (savepoint === undefined) sendCommit(level, connection, finish)
     else sendRelease(level, savepoint, connection, finish)
   })
-  return (settled, countsAsUndone) => {
+  return (onEnded, countsAsUndone) => {
     isUndoneForCaller = countsAsUndone
-    if (isAnswered) {
+    if (isFinished) {
       if (countsAsUndone) level.undoReleased()
-      return settled()
+      return onEnded()
     }
     if (!isSent) {
       leaveQueue()
-      return settled()
+      return onEnded()
     }
-    const stop = clock.later(interruptedCommitTimeout, () => holder.connection?.destroy("broken"))
+    const stop = clock.later(interruptedCommitTimeout, () => connectionHolder.connection?.destroy("broken"))
     onAnswer = () => {
       stop()
-      settled()
+      onEnded()
     }
   }
 }
@@ -127,7 +127,7 @@ type OnCommitted = (state: LevelState, failure: TransactionFailure | undefined) 
 
 const sendCommit = (level: Level, connection: Connection, finish: OnCommitted): void => {
   // an aborted transaction stores nothing
-  const recorder = level.readOnly || connection.status === "E" ? undefined : level.holder.recordTokens()
+  const recorder = level.readOnly || connection.status === "E" ? undefined : level.connectionHolder.recordTokens()
   const refused = (failure: Failure) => {
     const [state, reported] = commitFailure(level, failure)
     if (state === "unknown") recorder?.recordCommit(undefined)
@@ -151,13 +151,13 @@ const sendCommit = (level: Level, connection: Connection, finish: OnCommitted): 
 }
 
 const sendRelease = (level: Level, { release }: Savepoint, connection: Connection, finish: OnCommitted): void => {
-  const { holder, parent } = level
+  const { connectionHolder, parent } = level
   connection.steps([release, ...level.settings.restore], (failure) => {
     if (failure === undefined) {
       if (parent !== undefined) parent.hasOwnWork = true
       return finish("committed", undefined)
     }
-    holder.noteFailure(failure)
-    revert(level, level, () => finish("failed", holder.lost ?? rolledBackAtCommit(level)))
+    connectionHolder.recordLoss(failure)
+    revert(level, level, () => finish("failed", connectionHolder.lost ?? rolledBackAtCommit(level)))
   })
 }

@@ -18,7 +18,7 @@ import type { StatementIsolation } from "./savepoint.js"
 type UndonePart = "nothing" | "statement" | "begun"
 
 /** Callback of the exchange itself. */
-export type Settle = (failure: Failure | undefined, exchange: Exchange, undone?: UndonePart) => void
+export type FinishExchange = (failure: Failure | undefined, exchange: Exchange, undone?: UndonePart) => void
 
 /**
  * Builds the failure of a transaction that gives up its connection: another server may execute it.
@@ -42,14 +42,14 @@ export const exchangeIn = (
   isolation: StatementIsolation,
   done: OnStatement,
   onSent: () => void,
-  send: (connection: Connection, pending: ReadonlyArray<PendingBegin>, settle: Settle) => void
+  send: (connection: Connection, pending: ReadonlyArray<PendingBegin>, finish: FinishExchange) => void
 ): (() => void) => {
   let sentOn: Connection | undefined
-  let isSettled = false
+  let isFinished = false
   let interruption: Interrupted | undefined
   const leave = acquireLevel(level, (refusal, connection, pending) => {
     if (connection === undefined) {
-      isSettled = true
+      isFinished = true
       return done(refusal, undefined)
     }
     sentOn = connection
@@ -58,11 +58,11 @@ export const exchangeIn = (
     onSent()
     connection.transaction = level
     send(connection, pending, (failure, exchange, undone = "nothing") => {
-      isSettled = true
-      const { holder } = level
+      isFinished = true
+      const { connectionHolder } = level
       // a statement that has ended the transaction may have begun another one
       if (exchange.result.command === "COMMIT" || exchange.results.length > 0)
-        holder.recordTokens()?.recordCommit(undefined)
+        connectionHolder.recordTokens()?.recordCommit(undefined)
       // in a read-only transaction, a refused write does not show that the server has a wrong role
       const expectsRefusal = level.readOnly || (isolation === "readOnly" && connection.broken === undefined)
       const hasWrongRole = failure !== undefined && !expectsRefusal && connection.hasWrongRole(failure)
@@ -72,7 +72,7 @@ export const exchangeIn = (
       if (begins) markBegun(pending, isUnused || undone === "begun" ? 0 : exchange.acknowledged)
       const isAborted = connection.status === "E" && undone === "nothing"
       const reported = isUnused
-        ? wrongRoleFailure(holder.location, failure)
+        ? wrongRoleFailure(connectionHolder.location, failure)
         : judge(
             level,
             hasWrongRole && connection.broken !== undefined ? undoneWith(failure) : failure,
@@ -89,13 +89,13 @@ export const exchangeIn = (
     })
   })
   return () => {
-    if (isSettled || interruption !== undefined) return
+    if (isFinished || interruption !== undefined) return
     if (sentOn === undefined) return leave()
     level.isCallerGone = true
     const callSite = request.site?.place
     interruption = {
       _tag: "TransactionInterrupted",
-      ...level.holder.location,
+      ...level.connectionHolder.location,
       statement: textOf(request),
       ...(callSite === undefined ? {} : { callSite })
     }

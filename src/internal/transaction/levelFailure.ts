@@ -23,33 +23,36 @@ export const judge = (
   connection: Connection,
   interruption: Interrupted | undefined
 ): StatementFailure | undefined => {
-  const { holder } = level
+  const { connectionHolder } = level
   if (interruption !== undefined) markInterrupted(level, interruption, connection, isAborted)
   // before the answer to BEGIN nothing of the transaction exists, so that no work can be lost or
   // done twice
   const outermost = pending[0]?.level
   const hasTransaction = outermost === undefined || outermost.parent !== undefined || outermost.isBegun
   if (!hasTransaction)
-    return interruption ?? (failure === undefined ? undefined : statementFailure(holder.location, failure, "notSent"))
+    return (
+      interruption ??
+      (failure === undefined ? undefined : statementFailure(connectionHolder.location, failure, "notSent"))
+    )
   const ending = endingStatementOf(exchange, text)
   const isLost = failure?._tag === "lost"
   if (ending !== undefined || (!isLost && connection.status === "I")) {
     // commands that follow a ROLLBACK in one text run outside of the transaction
-    holder.mayHaveStored ||= exchange.results.length > 1
+    connectionHolder.mayHaveStored ||= exchange.results.length > 1
     return markEnded(level, ending, failure)
   }
   if (failure === undefined) return interruption
   // its COMMIT may have been executed before its answer was lost
   const isInDoubt = isLost && failure.sent && !failure.undone && mayCommit(text)
-  holder.mayHaveStored ||= isInDoubt
+  connectionHolder.mayHaveStored ||= isInDoubt
   const reported =
     interruption ??
-    afterFirst(statementFailure(holder.location, failure, isInDoubt ? "inDoubt" : "undone"), level.failedBy)
-  // the holder has recorded if this side has closed the lost connection
-  if (isLost) holder.markLost(reported)
+    afterFirst(statementFailure(connectionHolder.location, failure, isInDoubt ? "inDoubt" : "undone"), level.failedBy)
+  // if this side has closed the connection, the reason is recorded already
+  if (isLost) connectionHolder.markLost(reported)
   else if (isAborted) {
     level.failedBy ??= reported
-    holder.noteConflict(reported)
+    connectionHolder.recordConflict(reported)
   }
   return reported
 }
@@ -59,7 +62,7 @@ export const judge = (
  * has aborted.
  */
 const markInterrupted = (level: Level, interruption: Interrupted, connection: Connection, isAborted: boolean): void => {
-  if (connection.broken !== undefined) return level.holder.markLost(interruption)
+  if (connection.broken !== undefined) return level.connectionHolder.markLost(interruption)
   if (!isAborted) return
   let begun = level
   while (!begun.isBegun && begun.parent !== undefined) begun = begun.parent
@@ -71,28 +74,28 @@ const markInterrupted = (level: Level, interruption: Interrupted, connection: Co
  * a transaction nor in another one that began at once.
  */
 const markEnded = (
-  { holder }: Level,
+  { connectionHolder }: Level,
   by: EndingStatement | undefined,
   failure: Failure | undefined
 ): StatementFailure | undefined => {
   // without a tag the statement is PREPARE TRANSACTION, and a COMMIT PREPARED may store the work
-  holder.mayHaveStored ||= by !== "ROLLBACK"
-  holder.recordTokens()?.recordCommit(undefined)
-  holder.markLost({
+  connectionHolder.mayHaveStored ||= by !== "ROLLBACK"
+  connectionHolder.recordTokens()?.recordCommit(undefined)
+  connectionHolder.markLost({
     _tag: "TransactionEnded",
-    ...holder.location,
+    ...connectionHolder.location,
     ...(by === undefined ? {} : { by }),
-    ...(failure === undefined ? {} : { earlier: statementFailure(holder.location, failure, "undone") })
+    ...(failure === undefined ? {} : { earlier: statementFailure(connectionHolder.location, failure, "undone") })
   })
-  return holder.lost
+  return connectionHolder.lost
 }
 
 /** Returns the state of a level after a failed COMMIT, and the failure to report. */
 export const commitFailure = (
-  { holder, readOnly }: Level,
+  { connectionHolder, readOnly }: Level,
   failure: Failure
 ): readonly [LevelState, TransactionFailure] => {
-  const { location } = holder
+  const { location } = connectionHolder
   if (failure._tag === "lost") {
     return failure.sent && !failure.undone && !readOnly
       ? ["unknown", { _tag: "CommitOutcomeUnknown", ...location, cause: failure.error }]
@@ -104,8 +107,12 @@ export const commitFailure = (
 }
 
 /** Builds the failure of an end that has rolled back. */
-export const rolledBackAtCommit = ({ failedBy, holder, undone }: Level): PlainFailure<"RolledBackAtCommit"> => ({
+export const rolledBackAtCommit = ({
+  failedBy,
+  connectionHolder,
+  undone
+}: Level): PlainFailure<"RolledBackAtCommit"> => ({
   _tag: "RolledBackAtCommit",
-  ...holder.location,
+  ...connectionHolder.location,
   ...(undone ?? (failedBy === undefined ? {} : { earlier: failedBy }))
 })

@@ -44,11 +44,11 @@ export const acquireLevel = (level: Level, acquired: OnAcquired, nested?: Level)
       releaseUnused(level)
       acquired(failure, undefined, none)
     }
-    const { blockedBy, holder } = level
-    if (level.isEnding) return fail({ _tag: "TransactionEnded", ...holder.location })
+    const { blockedBy, connectionHolder } = level
+    if (level.isEnding) return fail({ _tag: "TransactionEnded", ...connectionHolder.location })
     if (blockedBy !== undefined) return fail(blockedBy)
     level.nested = nested
-    if (level.isBegun) return acquired(undefined, holder.connection, none)
+    if (level.isBegun) return acquired(undefined, connectionHolder.connection, none)
     const above: OnAcquired = (failure, connection, pending) => {
       if (failure !== undefined) return fail(failure)
       level.cancelBegin = undefined
@@ -106,7 +106,7 @@ export const acquireForEnd = (
     refuse(failure)
   }
   stop = watchEnd(level, fail)
-  const { lost } = level.holder
+  const { lost } = level.connectionHolder
   // a statement that holds the lock may keep it until the connection is closed
   if (lost !== undefined) fail(lost)
   return () => {
@@ -122,8 +122,8 @@ const releaseUnused = (level: Level): void => {
 }
 
 const checkOut = (level: Level, acquired: OnAcquired): (() => void) =>
-  level.holder.provider.checkout((failure, connection) => {
-    if (connection !== undefined) level.holder.hold(connection)
+  level.connectionHolder.provider.checkout((failure, connection) => {
+    if (connection !== undefined) level.connectionHolder.hold(connection)
     acquired(failure, connection, none)
   })
 
@@ -162,12 +162,12 @@ const passGate = (
  * Fails a waiter after `busyTimeout`, or when the connection is lost. The returned function stops
  * that.
  */
-const watchEnd = ({ holder }: Level, fail: (failure: StatementFailure) => void): (() => void) => {
-  const { busyTimeout } = holder.provider
+const watchEnd = ({ connectionHolder }: Level, fail: (failure: StatementFailure) => void): (() => void) => {
+  const { busyTimeout } = connectionHolder.provider
   const timer = clock.timer(busyTimeout, () =>
-    fail({ _tag: "TransactionBusy", ...holder.location, waitedMillis: busyTimeout })
+    fail({ _tag: "TransactionBusy", ...connectionHolder.location, waitedMillis: busyTimeout })
   )
-  const unwatch = holder.onLost(fail)
+  const unwatch = connectionHolder.onLost(fail)
   return () => {
     clock.clear(timer)
     unwatch()
@@ -179,14 +179,14 @@ const watchEnd = ({ holder }: Level, fail: (failure: StatementFailure) => void):
  * `busyTimeout`; if a statement holds it, the wait goes on. The returned function stops that.
  */
 const watchQueue = (level: Level, fail: (failure: StatementFailure) => void): (() => void) => {
-  const { location, provider } = level.holder
+  const { location, provider } = level.connectionHolder
   const { busyTimeout } = provider
   const check = () => {
     if (level.nested !== undefined) fail({ _tag: "TransactionBusy", ...location, waitedMillis: busyTimeout })
     else timer = clock.timer(busyTimeout, check)
   }
   let timer = clock.timer(busyTimeout, check)
-  const unwatch = level.holder.onLost(fail)
+  const unwatch = level.connectionHolder.onLost(fail)
   return () => {
     clock.clear(timer)
     unwatch()

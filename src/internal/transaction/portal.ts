@@ -31,10 +31,10 @@ export const openPortal = (
     (failure, exchange) =>
       done(failure, exchange === undefined ? undefined : new Portal(level, name, exchange, size, request)),
     onSent,
-    (connection, pending, settle) => {
+    (connection, pending, finish) => {
       name = connection.nextPortal()
-      const first = withOwnSteps(pending, level.holder.searchPathSteps(request.path))
-      connection.openPortal(first, name, request, size, settle)
+      const first = withOwnSteps(pending, level.connectionHolder.searchPathSteps(request.path))
+      connection.openPortal(first, name, request, size, finish)
     }
   )
 }
@@ -53,9 +53,9 @@ export class Portal {
   /** Fetches more rows. */
   next(done: OnStatement): () => void {
     const { first, level, name, request, size } = this
-    return exchangeIn(level, request, "none", done, nothing, (connection, _, settle) =>
+    return exchangeIn(level, request, "none", done, nothing, (connection, _, finish) =>
       // the types of the columns may be looked up as late as now
-      connection.fetchPortal(level.holder.searchPathSteps(request.path), name, first, size, settle)
+      connection.fetchPortal(level.connectionHolder.searchPathSteps(request.path), name, first, size, finish)
     )
   }
 
@@ -77,9 +77,9 @@ export class Portal {
       stop()
       done()
     }
-    const leave = exchangeIn(level, request, "none", closed, nothing, (connection, _, settle) => {
+    const leave = exchangeIn(level, request, "none", closed, nothing, (connection, _, finish) => {
       sentOn = connection
-      connection.closePortal(name, settle)
+      connection.closePortal(name, finish)
     })
   }
 }

@@ -104,8 +104,8 @@ export class Transaction {
 
   /** The failures of statements that may have undone the transaction. */
   get failures(): ReadonlyArray<StatementFailure> {
-    const { failedBy, holder } = this.level
-    return failedBy === undefined ? holder.failures : [failedBy, ...holder.failures]
+    const { failedBy, connectionHolder } = this.level
+    return failedBy === undefined ? connectionHolder.failures : [failedBy, ...connectionHolder.failures]
   }
 
   addHook(hook: Hook): void {
@@ -200,7 +200,7 @@ export const nest = (
 ): Transaction => {
   const { applicationName, lockTimeout, statementTimeout } = around.options
   const effective = { applicationName, lockTimeout, statementTimeout, ...options }
-  const level = new Level(around.level.holder, around.level, savepointSettings(around, options))
+  const level = new Level(around.level.connectionHolder, around.level, savepointSettings(around, options))
   return new Transaction(origin, kind, level, outer, effective, around)
 }
 

@@ -53,7 +53,7 @@ const withPartialCommit = (
   const error = Cause.failureOption(cause)
   const failure = Cause.fail(
     new PartialCommit({
-      ...failed.level.holder.location,
+      ...failed.level.connectionHolder.location,
       ...(error._tag === "None" ? {} : { cause: error.value }),
       committed: namesOf(stored),
       failed: failed.origin.database,
@@ -80,7 +80,7 @@ const checkAll = (
     Effect.forEach(storing.slice(1), (_) => Effect.exit(checkConstraints(_)), { concurrency: "unbounded" }),
     (exits) => {
       // a transaction that has passed may have lost its connection while another was still checked
-      const lost = storing.map(({ level }) => level.holder.lost).find((failure) => failure !== undefined)
+      const lost = storing.map(({ level }) => level.connectionHolder.lost).find((failure) => failure !== undefined)
       return exits.find(Exit.isFailure) ?? (lost === undefined ? Effect.void : Effect.fail(toDatabaseError(lost)))
     }
   )

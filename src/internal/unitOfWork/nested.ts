@@ -99,7 +99,7 @@ export class NestedUnit extends Unit {
    */
   noteKept(): void {
     for (const { level, outer } of this.begun) {
-      if (outer !== undefined && level.touched) this.outside.part(outer)?.note(outer)
+      if (outer !== undefined && level.touched) this.outside.part(outer)?.recordSent(outer)
     }
   }
 
