@@ -28,12 +28,13 @@ if [ -n "$soak" ]; then
     files=(test/{chaos/storm,pool/outage,chaos/outage,chaos/requests,chaos/consistency,protocol/frames}.test.ts)
   fi
 elif [ $# -eq 0 ]; then
-  for file in client/{database,copy,migrations,readers,tenant} config/connectionString connection/{connection,hosts,pooler,stalePlans} \
-    consistency/consistency ecosystem/{knownFailures,plainClient,sql} listen/notification pool/pool service/page topology/serverRole \
-    transaction/{transaction,interrupted} unitOfWork/unitOfWork chaos/{storm,outage,consistency}; do
+  for file in client/{database,copy,copyFrom,copyTo,migrations,readers,tenant,tenantNames,tenantSessions} config/connectionString \
+    connection/{connection,hosts,pooler,poolerFaults,stalePlans} consistency/consistency ecosystem/{knownFailures,plainClient,sql} \
+    listen/{listeners,lostConnection,notification,replacement} pool/pool service/page topology/serverRole \
+    transaction/{transaction,streams,interrupted} unitOfWork/unitOfWork chaos/{storm,outage,consistency}; do
     files+=("test/$file.test.ts")
   done
-  for file in transaction/{transaction,commit} unitOfWork/unitOfWork http/requestTransaction client/testDatabase ecosystem/sql; do
+  for file in transaction/{transaction,streams,commit} unitOfWork/unitOfWork http/requestTransaction client/testDatabase ecosystem/sql; do
     pooled+=("test/$file.test.ts")
   done
 fi

@@ -11,7 +11,7 @@ import * as Either from "effect/Either"
 import * as Layer from "effect/Layer"
 import { Consistency, DatabaseError, type EmbeddedPostgres, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
-import { Cluster, cluster } from "../support/cluster.js"
+import { Cluster, cluster, insertId } from "../support/cluster.js"
 import { Db, idle } from "../support/databases.js"
 import { randoms } from "../support/random.js"
 import { query } from "../support/server.js"
@@ -21,15 +21,13 @@ const rounds = process.env.EFFECT_DB_CHAOS === "full" ? 500 : 50
 /** The number of writes between two disasters. */
 const pace = 20
 
-const insert = (id: number) => Effect.flatMap(Db.writer, (sql) => sql`INSERT INTO item (id) VALUES (${id})`)
-
 /** The ways in which a client writes, one after the other. */
 const ways: ReadonlyArray<(id: number) => Effect.Effect<unknown, unknown, Db>> = [
-  insert,
-  (id) => Db.withTransaction(insert(id)),
-  (id) => UnitOfWork.run(insert(id)),
-  (id) => UnitOfWork.run(Effect.zipLeft(insert(id), Db.commit)),
-  (id) => Db.withTransaction(insert(id), { retry: true })
+  insertId,
+  (id) => Db.withTransaction(insertId(id)),
+  (id) => UnitOfWork.run(insertId(id)),
+  (id) => UnitOfWork.run(Effect.zipLeft(insertId(id), Db.commit)),
+  (id) => Db.withTransaction(insertId(id), { retry: true })
 ]
 
 describe("a storm of causal sessions", () => {
@@ -67,7 +65,7 @@ describe("a storm of causal sessions", () => {
             const stored: Array<number> = []
             for (let i = 0; i < rounds; i++) {
               const id = n * 10_000 + i
-              const way = ways[i % ways.length] ?? insert
+              const way = ways[i % ways.length] ?? insertId
               const written = yield* Effect.either(Consistency.withSession(way(id), session))
               if (Either.isRight(written)) stored.push(id)
               else failed(written.left)

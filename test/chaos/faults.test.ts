@@ -12,6 +12,7 @@ import * as Layer from "effect/Layer"
 import type * as Redacted from "effect/Redacted"
 import { type Database, DatabaseError, UnitOfWork } from "effect-db"
 import { Audit, Db, soon } from "../support/databases.js"
+import { turn } from "../support/eventually.js"
 import { randoms } from "../support/random.js"
 import { freshDatabase, query } from "../support/server.js"
 
@@ -44,11 +45,6 @@ const into = (database: typeof Db | typeof Audit, row: string) =>
 
 const kill = Effect.flatMap(Db.writer, (sql) => sql`SELECT pg_terminate_backend(pg_backend_pid())`)
 const refused = Effect.flatMap(Db.writer, (sql) => sql`SELECT 1 / 0`)
-
-/** One more turn of the event loop. */
-const turn = Effect.async<void>((resume) => {
-  setImmediate(() => resume(Effect.void))
-})
 
 const operation = (world: World, random: () => number) => {
   const chance = (p: number) => random() < p

@@ -10,6 +10,7 @@ import type * as Tracer from "effect/Tracer"
 import { type Database, DatabaseError, DatabaseRuntime } from "effect-db"
 import { Db, fresh, Place } from "../support/databases.js"
 import { query } from "../support/server.js"
+import { waysToRun } from "../support/waysToRun.js"
 
 const open = (options: Partial<Database.Options> = {}) => fresh({ readers: [], ...options })
 
@@ -89,17 +90,7 @@ describe("sql.insert", () => {
       const all: ReadonlyArray<ReadonlyArray<Record<string, unknown>>> = [[], [{}, {}], [null as never]]
       for (const rows of all) {
         const statement = sql`INSERT INTO thing ${sql.insert(rows)}`
-        const runs = [
-          statement,
-          statement.raw,
-          statement.values,
-          statement.withoutTransform,
-          statement.unprepared,
-          Stream.runDrain(statement.stream),
-          sql.withTransaction(statement),
-          Db.withTransaction(statement)
-        ]
-        for (const run of runs) {
+        for (const run of [...waysToRun(sql, statement), Db.withTransaction(statement)]) {
           const [tag, message] = yield* refusal<unknown, Db>(run)
           assert.strictEqual(tag, "QueryFailed")
           assert.include(message, "sql.insert")

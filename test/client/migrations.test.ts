@@ -10,7 +10,7 @@ import * as Redacted from "effect/Redacted"
 import { type Database, DatabaseError, Migrations, Tenant, TestDatabase } from "effect-db"
 import { behindBouncer, hasBouncer, makeBouncer } from "../support/bouncer.js"
 import { startChild } from "../support/child.js"
-import { Audit, Db, fresh, Place } from "../support/databases.js"
+import { Audit, Db, fresh, look, Place } from "../support/databases.js"
 import { at, freshDatabase, query } from "../support/server.js"
 
 const statement = (text: string) => Effect.flatMap(SqlClient, (sql) => sql.unsafe(text))
@@ -20,9 +20,6 @@ const loaderOf = (migrations: Readonly<Record<string, string>>) =>
 
 const ran = "CREATE TABLE ran (n int)"
 const add = (n: number) => `INSERT INTO ran VALUES (${n})`
-
-const look = <Row extends Record<string, unknown>>(text: string) =>
-  Effect.flatMap(Place, ({ writer }) => query<Row>(writer, text))
 
 /** The rows that the migrations have written, in the order of the writes. */
 const written = Effect.map(look<{ n: number }>("SELECT n FROM ran ORDER BY ctid"), (rows) => rows.map(({ n }) => n))

@@ -7,7 +7,7 @@ import { DatabaseError, EmbeddedPostgres, RetryPolicy } from "effect-db"
 import { Db, fresh, Place, soon } from "../support/databases.js"
 import { directory } from "../support/directory.js"
 import { query } from "../support/server.js"
-import { only, watch } from "../support/suites/pooling/way.js"
+import { only, watch } from "../support/suites/pooling/observations.js"
 
 it.scopedLive(
   "a single read that a replica cancels for a conflict with recovery is answered by another server",

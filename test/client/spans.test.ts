@@ -9,6 +9,7 @@ import * as Tracer from "effect/Tracer"
 import { TestDatabase, UnitOfWork } from "effect-db"
 import { Audit, Db, fresh, freshTable, insert, Place } from "../support/databases.js"
 import { query } from "../support/server.js"
+import { waysToRun } from "../support/waysToRun.js"
 
 interface Seen {
   readonly span: Tracer.Span
@@ -248,15 +249,7 @@ describe("the span of a statement", () => {
       const { reader } = yield* Place
       const sql = yield* Db.reader
       const statement = sql`SELECT 1 AS n`
-      for (const effect of [
-        statement,
-        statement.raw,
-        statement.values,
-        statement.withoutTransform,
-        statement.unprepared,
-        Stream.runDrain(statement.stream),
-        sql.withTransaction(statement)
-      ]) {
+      for (const effect of waysToRun(sql, statement)) {
         const all = named(yield* traced(effect), "sql.execute")
         assert.lengthOf(all, 1)
         for (const span of all) assert.deepInclude(attributesOf(span), endpoint(reader))

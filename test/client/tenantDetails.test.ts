@@ -11,7 +11,8 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { Consistency, type Database, DatabaseError, DatabaseRuntime, Tenant, TestDatabase } from "effect-db"
 import { describe } from "vitest"
-import { Db, Place, soon } from "../support/databases.js"
+import { Db, Place, run, soon } from "../support/databases.js"
+import { failure } from "../support/failures.js"
 import { freshDatabase, query } from "../support/server.js"
 
 const schemas = ["public", "a", "b", "c"]
@@ -43,11 +44,8 @@ const fresh = (options: Partial<Database.Options> = {}) =>
 const here = Effect.flatMap(Db.writer, (sql) =>
   Effect.map(sql<{ name: string }>`SELECT name FROM mark`, ([row]) => row?.name ?? "none")
 )
-const run = (text: string) => Effect.flatMap(Db.writer, (sql) => sql.unsafe(text))
 const a = Db.withSchema("a")
 const b = Db.withSchema("b")
-const failure = <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.flip(DatabaseError.refine(self))
-
 /** A runtime on a new database, for plain code. */
 const opened = Effect.gen(function* () {
   const { writer } = yield* place

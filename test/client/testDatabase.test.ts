@@ -5,7 +5,7 @@ import * as Stream from "effect/Stream"
 import { DatabaseError, TestDatabase, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
 import { audit, event, events } from "../support/audit.js"
-import { Audit, Db, fresh, insert, type Place, stored } from "../support/databases.js"
+import { Audit, collide, Db, fresh, insert, type Place, stored } from "../support/databases.js"
 
 const names = Effect.flatMap(Db.reader, (sql) =>
   Effect.map(sql<{ name: string }>`SELECT name FROM item ORDER BY name`, (rows) => rows.map((row) => row.name))
@@ -176,10 +176,6 @@ describe("TestDatabase", () => {
       Effect.gen(function* () {
         const log: Array<string> = []
         const note = (text: string) => Effect.sync(() => void log.push(text))
-        const collide = Effect.flatMap(
-          Db.writer,
-          (sql) => sql`DO $$ BEGIN RAISE EXCEPTION 'collision' USING ERRCODE = 'serialization_failure'; END $$`
-        )
         const early = Effect.all([
           Effect.all([insert("early"), event("early"), Db.afterCommit(note("early is kept")), UnitOfWork.commit]),
           Effect.all([insert("late"), Db.afterCommit(note("never")), Db.afterRollback(note("late is gone"))]),

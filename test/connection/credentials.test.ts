@@ -1,15 +1,9 @@
-/**
- * Users and passwords that change while a database is open: they are requested for each physical
- * connection, from a provider or a file.
- */
-import { execFileSync } from "node:child_process"
 import { Console } from "node:console"
 import * as fs from "node:fs"
 import * as os from "node:os"
 import * as path from "node:path"
 import { Writable } from "node:stream"
 import { inspect } from "node:util"
-import type { PgClient } from "@effect/sql-pg/PgClient"
 import { assert, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
 import * as Config from "effect/Config"
@@ -17,7 +11,6 @@ import * as ConfigProvider from "effect/ConfigProvider"
 import * as Context from "effect/Context"
 import * as DefaultServices from "effect/DefaultServices"
 import * as Deferred from "effect/Deferred"
-import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import * as Exit from "effect/Exit"
@@ -29,113 +22,14 @@ import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
 import * as Tracer from "effect/Tracer"
-import { type Database, DatabaseConfig, DatabaseError, type Observation, RetryPolicy } from "effect-db"
+import { type Database, DatabaseConfig, DatabaseError, RetryPolicy } from "effect-db"
 import { describe } from "vitest"
-import type { Connection } from "../../src/internal/connection/connection.js"
-import { openConnection } from "../../src/internal/connection/openConnection.js"
-import { Connections } from "../../src/internal/pool/connections.js"
-import { Secret } from "../../src/internal/protocol/secret.js"
 import { Audit, Db, soon } from "../support/databases.js"
+import { taggedFailure } from "../support/failures.js"
+import { fill, given, holder, open, session, users } from "../support/providedCredentials.js"
 import { makeProxy } from "../support/proxy.js"
-import { anonymous, freshRole, Provider, type Role } from "../support/roles.js"
+import type { Role } from "../support/roles.js"
 import { freshDatabase, query, terminateBackends } from "../support/server.js"
-
-/** A database, two roles, and a provider that returns the first of them. */
-const given = Effect.gen(function* () {
-  const { name, writer } = yield* freshDatabase
-  const a = yield* freshRole(writer)
-  const b = yield* freshRole(writer)
-  return { name, admin: writer, writer: anonymous(writer), a, b, provider: new Provider(a) }
-})
-
-/** Opens the database and records its observations from its first connection on. */
-const open = (options: Database.Options) =>
-  Effect.gen(function* () {
-    const context = yield* Layer.build(Db.layer({ startup: "lazy", ...options }))
-    const facts: Array<Observation.Observation> = []
-    const hearing = Stream.runForEach(Db.observations, (fact) => Effect.sync(() => void facts.push(fact)))
-    yield* Effect.forkScoped(Effect.provide(hearing, context))
-    yield* Effect.yieldNow()
-    const sql = yield* Effect.provide(Db.writer, context)
-    return {
-      context,
-      sql,
-      facts,
-      /** The figures of its pool. */
-      figures: Effect.map(Effect.provide(Db.status, context), ({ servers }) => {
-        const { active, connecting, idle, total, waiting } = servers[0]?.writes ?? assert.fail("no writer")
-        return { active, connecting, idle, total, waiting }
-      }),
-      /** Waits until an event was observed so many times. */
-      heard: (tag: Observation.Observation["_tag"], times = 1) =>
-        Effect.repeat(
-          Effect.sync(() => facts.filter((fact) => fact._tag === tag).length),
-          { schedule: soon, until: (n) => n >= times }
-        )
-    }
-  })
-
-const closed = (facts: ReadonlyArray<Observation.Observation>) =>
-  facts.flatMap((fact) => (fact._tag === "Closed" ? [fact.reason] : []))
-
-const session = (sql: PgClient) =>
-  Effect.map(
-    sql<{ user: string; pid: number }>`SELECT current_user AS user, pg_backend_pid() AS pid`,
-    ([row]) => row ?? assert.fail("no row")
-  )
-
-/**
- * Runs a transaction that holds its connection until it is released; returns its session at its
- * beginning and its end.
- */
-const holder = (sql: PgClient) =>
-  Effect.gen(function* () {
-    const held = yield* Deferred.make<void>()
-    const release = yield* Deferred.make<void>()
-    const fiber = yield* Effect.forkScoped(
-      sql.withTransaction(
-        Effect.gen(function* () {
-          const first = yield* session(sql)
-          yield* Deferred.succeed(held, undefined)
-          yield* Deferred.await(release)
-          return [first, yield* session(sql)] as const
-        })
-      )
-    )
-    yield* Effect.raceFirst(Deferred.await(held), Fiber.join(fiber))
-    return Effect.zipRight(Deferred.succeed(release, undefined), Fiber.join(fiber))
-  })
-
-/** Opens that many connections and leaves them idle. */
-const fill = (sql: PgClient, count: number) =>
-  Effect.flatMap(Effect.all(Array.from({ length: count }, () => holder(sql))), Effect.all)
-
-/**
- * Returns the users of the sessions that a server has for a database, without its own and this one.
- */
-const users = (admin: Redacted.Redacted<string>, name: string) =>
-  Effect.map(
-    query<{ user: string }>(
-      admin,
-      "SELECT usename AS user FROM pg_stat_activity WHERE datname = $1 AND pid <> pg_backend_pid() ORDER BY 1",
-      [name]
-    ),
-    (rows) => rows.map(({ user }) => user)
-  )
-
-/** Returns the one typed failure of an effect. */
-const failure = <A, E, R>(self: Effect.Effect<A, E, R>) =>
-  Effect.map(Effect.exit(DatabaseError.refine(self)), (exit) => {
-    if (Exit.isFailure(exit) && Cause.isFailType(exit.cause) && DatabaseError.isDatabaseError(exit.cause.error)) {
-      return exit.cause.error
-    }
-    return assert.fail(`no typed failure, but ${Exit.isSuccess(exit) ? "a success" : Cause.pretty(exit.cause)}`)
-  })
-
-const connectFailure = <A, E, R>(self: Effect.Effect<A, E, R>) =>
-  Effect.map(failure(self), (error) =>
-    error._tag === "ConnectFailed" ? error : assert.fail(`no ConnectFailed, but ${error.message}`)
-  )
 
 class Refused extends Error {
   readonly _tag = "Refused"
@@ -188,213 +82,6 @@ describe("credentials from a provider", () => {
     })
   )
 
-  it.scopedLive("credentials may alternate: no used connection is cut, and in the end all use the new ones", () =>
-    Effect.gen(function* () {
-      const { a, admin, b, name, provider, writer } = yield* given
-      const { facts, figures, heard, sql } = yield* open({
-        writer,
-        credentials: provider.credentials,
-        maxConnections: 40,
-        minConnections: 4,
-        // old ones are replaced within 2.5 % of that
-        maxLifetime: "4 seconds",
-        idleTimeout: Duration.infinity
-      })
-      yield* fill(sql, 4)
-      for (const [i, role] of [b, a, b].entries()) {
-        const busy = yield* holder(sql)
-        yield* role.rotate
-        provider.use(role)
-        // a rotation is detected with the next connection
-        yield* fill(sql, (yield* figures).total)
-        yield* heard("CredentialsRotated", i + 1)
-        yield* Effect.repeat(users(admin, name), {
-          schedule: soon,
-          until: (all) => all.filter((user) => user !== role.name).length === 1
-        })
-        const [before, after] = yield* busy
-        assert.notStrictEqual(before.user, role.name)
-        assert.deepStrictEqual(after, before)
-        yield* Effect.repeat(users(admin, name), {
-          schedule: soon,
-          until: (all) => all.length >= 4 && all.every((user) => user === role.name)
-        })
-      }
-      assert.deepStrictEqual(
-        facts.flatMap((fact) => (fact._tag === "CredentialsRotated" ? [fact.generation] : [])),
-        [1, 2, 3]
-      )
-      assert.isEmpty(facts.filter((fact) => fact._tag === "ConnectFailed" || fact._tag === "Lost"))
-      assert.isAtLeast(closed(facts).filter((reason) => reason === "oldCredentials").length, 3 * 4)
-    })
-  )
-
-  it.scopedLive("a connection that was in use at the rotation and then stays idle is replaced as well", () =>
-    Effect.gen(function* () {
-      const { admin, b, name, provider, writer } = yield* given
-      const { sql } = yield* open({
-        writer,
-        credentials: provider.credentials,
-        // so that no idle connection is examined before the test is over
-        maxLifetime: "2 minutes",
-        idleTimeout: Duration.infinity
-      })
-      const busy = yield* Effect.all([holder(sql), holder(sql)])
-      provider.use(b)
-      yield* Effect.flatten(holder(sql))
-      yield* Effect.all(busy)
-      yield* Effect.repeat(users(admin, name), { schedule: soon, until: (all) => all.join() === b.name })
-    })
-  )
-
-  it.scopedLive("connections with retired credentials end one by one, over a stretch of time", () =>
-    Effect.gen(function* () {
-      const { writer } = yield* freshDatabase
-      const { pool, session, writer: server } = Either.getOrThrow(DatabaseConfig.make("app", { writer }))
-      const stock = new Connections(pool)
-      yield* Effect.addFinalizer(() => Effect.sync(() => stock.stop()))
-      const make = (generation: number) =>
-        Effect.acquireRelease(
-          Effect.async<Connection>((resume) => {
-            const owner = { lost: () => {}, closed: () => {} }
-            const { password, username } = server
-            const secret = password && new Secret(Redacted.value(password))
-            const credentials = { username, password: secret, generation }
-            openConnection(
-              server,
-              session,
-              { timeout: 5000, readOnly: false, owner, credentials },
-              (error, connection) => resume(connection === undefined ? Effect.die(error) : Effect.succeed(connection))
-            )
-          }),
-          (connection) => Effect.sync(() => connection.destroy("shutdown"))
-        )
-      const old = yield* Effect.forEach([0, 0, 0, 0, 1, 1, 1, 1], make, { concurrency: 4 })
-      const current = yield* make(2)
-      for (const connection of [...old, current]) stock.add(connection)
-      const aged = current.retireAt
-      const before = performance.now()
-      stock.retireOldCredentials(2)
-      const after = performance.now()
-      const ends = old.map((connection) => connection.retireAt).sort((x, y) => x - y)
-      assert.strictEqual(new Set(ends).size, old.length)
-      for (const end of ends) {
-        assert.isAtLeast(end, before)
-        assert.isBelow(end, after + 30_000)
-      }
-      // eight ends at random in half a minute: that all are within a second is as likely as six wins in a lottery
-      assert.isAbove((ends.at(-1) ?? 0) - (ends[0] ?? 0), 1000)
-      for (const [i, end] of ends.entries()) {
-        assert.strictEqual(old.filter((connection) => stock.retirementReason(connection, end) !== undefined).length, i)
-      }
-      assert.deepStrictEqual([current.retireAt, current.retireAs], [aged, "aged"])
-      // a further rotation extends no deadline
-      stock.retireOldCredentials(3)
-      assert.deepStrictEqual(
-        old.map((connection) => connection.retireAt).sort((x, y) => x - y),
-        ends
-      )
-      assert.isBelow(current.retireAt, after + 30_000)
-    })
-  )
-
-  it.scopedLive("a connect that is under way during a rotation does not join with the old credentials", () =>
-    Effect.gen(function* () {
-      const { a, admin, b, name, provider } = yield* given
-      const proxy = yield* makeProxy(admin)
-      const { facts, figures, heard, sql } = yield* open({
-        writer: anonymous(proxy.url),
-        credentials: provider.credentials
-      })
-      const loggedIn = yield* proxy.when(({ from, type }) => from === "server" && type === "Z", "freeze")
-      const waiting = yield* Effect.fork(session(sql))
-      yield* loggedIn
-      provider.use(b)
-      // the next credentials are requested by another caller, and serve the first waiter
-      const second = yield* Effect.fork(session(sql))
-      yield* heard("Connected")
-      assert.strictEqual((yield* Fiber.join(waiting)).user, b.name)
-      assert.strictEqual((yield* Fiber.join(second)).user, b.name)
-      assert.isEmpty(closed(facts))
-      yield* proxy.thaw
-      yield* heard("Closed")
-      assert.deepStrictEqual(closed(facts), ["oldCredentials"])
-      // the server lists a session for a moment after its socket is closed
-      yield* Effect.repeat(users(admin, name), { schedule: soon, until: (all) => all.join() === b.name })
-      assert.deepStrictEqual(yield* figures, { active: 0, connecting: 0, idle: 1, total: 1, waiting: 0 })
-      assert.strictEqual(provider.asked, 2)
-      assert.isAbove(a.name.length, 0)
-    })
-  )
-
-  it.scopedLive("credentials that arrive after those of a later request are outdated, and are not even tried", () =>
-    Effect.gen(function* () {
-      const { a, b, writer } = yield* given
-      const questions: Array<Deferred.Deferred<Role>> = []
-      const credentials = Effect.flatMap(Deferred.make<Role>(), (question) => {
-        questions.push(question)
-        return Effect.map(Deferred.await(question), (role) => role.credentials)
-      })
-      const asked = (times: number) =>
-        Effect.repeat(
-          Effect.sync(() => questions.length),
-          { schedule: soon, until: (n) => n === times }
-        )
-      const answer = (question: number, role: Role) =>
-        Deferred.succeed(questions[question - 1] ?? assert.fail("not asked"), role)
-      const { facts, heard, sql } = yield* open({ writer, credentials })
-      const holders = yield* Effect.fork(Effect.all([holder(sql), holder(sql)], { concurrency: 2 }))
-      yield* asked(2)
-      yield* answer(2, b)
-      yield* heard("Connected")
-      yield* answer(1, a)
-      yield* asked(3)
-      yield* answer(3, b)
-      const seen = yield* Effect.flatMap(Fiber.join(holders), Effect.all)
-      assert.deepStrictEqual(
-        seen.map(([{ user }]) => user),
-        [b.name, b.name]
-      )
-      assert.isEmpty(facts.filter((fact) => fact._tag === "CredentialsRotated" || fact._tag === "Closed"))
-
-      // an earlier answer does not undo the credentials that a later one confirmed either
-      const busy = yield* Effect.fork(
-        Effect.all([holder(sql), holder(sql), holder(sql), holder(sql)], { concurrency: 4 })
-      )
-      yield* asked(5)
-      yield* answer(5, b)
-      yield* heard("Connected", 3)
-      yield* answer(4, a)
-      yield* asked(6)
-      yield* answer(6, b)
-      yield* Effect.flatMap(Fiber.join(busy), Effect.all)
-      assert.isEmpty(facts.filter((fact) => fact._tag === "CredentialsRotated" || fact._tag === "Closed"))
-      assert.lengthOf(questions, 6)
-    })
-  )
-
-  it.scopedLive("credentials with the same version are the same: connections made with the others remain", () =>
-    Effect.gen(function* () {
-      const { a, b, provider, writer } = yield* given
-      const { facts, sql } = yield* open({
-        writer,
-        credentials: Effect.map(provider.credentials, (credentials) => ({ ...credentials, version: 7 }))
-      })
-      const first = yield* holder(sql)
-      provider.use(b)
-      const second = yield* holder(sql)
-      const seen = yield* Effect.all([first, second])
-      assert.deepStrictEqual(
-        seen.map(([{ user }]) => user),
-        [a.name, b.name]
-      )
-      assert.deepStrictEqual(
-        facts.map((fact) => fact._tag).filter((tag) => tag === "CredentialsRotated"),
-        []
-      )
-    })
-  )
-
   it.scopedLive("credentials that the server refuses are requested once more, and the caller does not notice", () =>
     Effect.gen(function* () {
       const { a, admin, b, provider, writer } = yield* given
@@ -424,7 +111,7 @@ describe("credentials from a provider", () => {
       const { a, provider, writer } = yield* given
       const { figures, sql } = yield* open({ writer, credentials: provider.credentials })
       provider.answer = Effect.succeed({ username: a.name, password: Redacted.make("of yesterday") })
-      const error = yield* connectFailure(sql`SELECT 1`)
+      const error = yield* taggedFailure("ConnectFailed", sql`SELECT 1`)
       assert.strictEqual(error.reason, "authentication")
       assert.strictEqual(provider.asked, 2)
       provider.use(a)
@@ -447,7 +134,7 @@ describe("credentials from a provider", () => {
           password: Redacted.make("wrong")
         }
       })
-      assert.strictEqual((yield* connectFailure(sql`SELECT 1`)).reason, "authentication")
+      assert.strictEqual((yield* taggedFailure("ConnectFailed", sql`SELECT 1`)).reason, "authentication")
       assert.strictEqual(proxy.accepted, 1)
     })
   )
@@ -484,7 +171,7 @@ describe("credentials from a provider", () => {
         yield* terminateBackends(name)
         const once = sql`SELECT 1`.pipe(RetryPolicy.with(RetryPolicy.never))
         // within connectTimeout, and a second
-        const error = yield* connectFailure(Effect.timeout(once, "1300 millis"))
+        const error = yield* taggedFailure("ConnectFailed", Effect.timeout(once, "1300 millis"))
         assert.strictEqual(error.reason, "credentials")
         const told = error.cause instanceof Error ? error.cause.cause : undefined
         if (cause !== undefined) assert.strictEqual(Redacted.isRedacted(told) && Redacted.value(told), cause)
@@ -500,7 +187,10 @@ describe("credentials from a provider", () => {
           credentials: answer,
           connectTimeout: "300 millis"
         })
-        const atStart = yield* connectFailure(Effect.timeout(Effect.scoped(Layer.build(closedAtStart)), "1300 millis"))
+        const atStart = yield* taggedFailure(
+          "ConnectFailed",
+          Effect.timeout(Effect.scoped(Layer.build(closedAtStart)), "1300 millis")
+        )
         assert.strictEqual(atStart.reason, "credentials")
       })
     )
@@ -531,7 +221,7 @@ describe("credentials from a provider", () => {
           provider.answer = answer
           const cause = yield* Effect.flip(Effect.sandbox(sql`SELECT 1`.pipe(RetryPolicy.with(RetryPolicy.never))))
           yield* Effect.logError("no", cause)
-          const error = yield* connectFailure(Effect.failCause(cause))
+          const error = yield* taggedFailure("ConnectFailed", Effect.failCause(cause))
           printed(Cause.pretty(cause, { renderErrorCause: true }), cause, error, error.cause)
           assert.isTrue(error.cause instanceof Error && Redacted.isRedacted(error.cause.cause))
         }
@@ -626,7 +316,7 @@ describe("credentials from a provider", () => {
         password: Config.redacted("EFFECT_DB_TEST_PASSWORD")
       })
       const { sql } = yield* open({ writer, credentials })
-      const missing = yield* connectFailure(sql`SELECT 1`.pipe(RetryPolicy.with(RetryPolicy.never)))
+      const missing = yield* taggedFailure("ConnectFailed", sql`SELECT 1`.pipe(RetryPolicy.with(RetryPolicy.never)))
       assert.strictEqual(missing.reason, "credentials")
       use(a)
       assert.strictEqual((yield* session(sql)).user, a.name)
@@ -732,124 +422,6 @@ describe("credentials from a provider", () => {
     const error = Either.getOrElse(Either.flip(DatabaseConfig.make("app", options)), () => assert.fail("accepted"))
     assert.strictEqual(error.setting, "passwordFile")
   })
-})
-
-describe("the password file of a connection", () => {
-  /** A folder of its own, and a database with a role whose password is in a file there. */
-  const givenFile = Effect.gen(function* () {
-    const { admin, a, b, name } = yield* given
-    const folder = yield* Effect.acquireRelease(
-      Effect.sync(() => fs.mkdtempSync(path.join(os.tmpdir(), "effect-db-password-"))),
-      (folder) => Effect.sync(() => fs.rmSync(folder, { recursive: true }))
-    )
-    const { hostname, port } = new URL(Redacted.value(admin))
-    const server = { host: hostname, port: Number(port), database: name, username: a.name }
-    const url = new URL(Redacted.value(anonymous(admin)))
-    url.username = a.name
-    const inFolder = (file: string) => path.join(folder, file)
-    const passwordOf = ({ credentials: { password } }: Role) => (password === undefined ? "" : Redacted.value(password))
-    return { a, admin, b, folder, inFolder, name, passwordOf, server, url: Redacted.make(url.href) }
-  })
-
-  it.scopedLive("a password file, for one server or for all without a password, is read for each connection", () =>
-    Effect.gen(function* () {
-      const { a, inFolder, name, passwordOf, server, url } = yield* givenFile
-      const file = inFolder("password")
-      for (const end of ["", "\n", "\r\n"]) {
-        for (const options of [{ writer: { ...server, passwordFile: file } }, { writer: url, passwordFile: file }]) {
-          yield* Effect.scoped(
-            Effect.gen(function* () {
-              fs.writeFileSync(file, passwordOf(a) + end)
-              const { facts, sql } = yield* open(options)
-              const release = yield* holder(sql)
-              yield* a.rotate
-              fs.writeFileSync(file, passwordOf(a) + end)
-              const other = yield* session(sql)
-              const [busy] = yield* release
-              assert.notStrictEqual(other.pid, busy.pid)
-              assert.deepStrictEqual(
-                facts.flatMap(({ _tag }) => (_tag === "CredentialsRotated" || _tag === "ConnectFailed" ? [_tag] : [])),
-                ["CredentialsRotated"]
-              )
-            })
-          )
-          yield* terminateBackends(name)
-        }
-      }
-    })
-  )
-
-  it.scopedLive("a password file may be replaced by a move into its place, as Kubernetes does with links", () =>
-    Effect.gen(function* () {
-      const { a, folder, inFolder, name, passwordOf, server } = yield* givenFile
-      const publish = (version: string) => {
-        fs.mkdirSync(inFolder(version))
-        fs.writeFileSync(path.join(inFolder(version), "password"), passwordOf(a))
-        fs.symlinkSync(version, inFolder("..next"))
-        fs.renameSync(inFolder("..next"), inFolder("..data"))
-      }
-      publish("..1")
-      fs.symlinkSync(path.join("..data", "password"), inFolder("password"))
-      const { sql } = yield* open({ writer: { ...server, passwordFile: inFolder("password") } })
-      const first = yield* session(sql)
-      yield* a.rotate
-      publish("..2")
-      fs.rmSync(path.join(folder, "..1"), { recursive: true })
-      yield* terminateBackends(name)
-      assert.notStrictEqual((yield* session(sql)).pid, first.pid)
-    })
-  )
-
-  it.scopedLive("a password file that is missing, empty, too long or no file is ConnectFailed with the reason", () =>
-    Effect.gen(function* () {
-      const { a, inFolder, passwordOf, server } = yield* givenFile
-      fs.writeFileSync(inFolder("empty"), "")
-      fs.writeFileSync(inFolder("newline"), "\n")
-      fs.writeFileSync(inFolder("long"), "x".repeat(100_000))
-      fs.mkdirSync(inFolder("folder"))
-      fs.symlinkSync("loop", inFolder("loop"))
-      // without a writer
-      execFileSync("mkfifo", [inFolder("pipe")])
-      const cases = [
-        ["missing", "ENOENT"],
-        ["empty", "it is empty"],
-        ["newline", "it is empty"],
-        ["long", "it is longer than"],
-        ["folder", "it is not a regular file"],
-        ["loop", "ELOOP"],
-        ["pipe", "it is not a regular file"],
-        [path.join("empty", "password"), "ENOTDIR"]
-      ] as const
-      for (const [file, why] of cases) {
-        const passwordFile = inFolder(file)
-        const { sql } = yield* open({ writer: { ...server, passwordFile } })
-        const error = yield* connectFailure(sql`SELECT 1`.pipe(RetryPolicy.with(RetryPolicy.never)))
-        assert.strictEqual(error.reason, "credentials")
-        assert.include(error.message, `the password file ${passwordFile} cannot be used: ${why}`)
-        if (file.includes("/")) continue
-        // with a retry
-        fs.rmSync(passwordFile, { recursive: true, force: true })
-        fs.writeFileSync(passwordFile, passwordOf(a))
-        assert.strictEqual((yield* session(sql)).user, a.name)
-      }
-    })
-  )
-
-  it.scopedLive("a password file that is a pipe without a writer blocks nothing else in the process", () =>
-    Effect.gen(function* () {
-      const { inFolder, server } = yield* givenFile
-      execFileSync("mkfifo", [inFolder("pipe")])
-      const { sql } = yield* open({ writer: { ...server, passwordFile: inFolder("pipe") } })
-      // more often than Node has threads for files and names
-      yield* Effect.forEach(
-        Array.from({ length: 10 }),
-        () => failure(sql`SELECT 1`.pipe(RetryPolicy.with(RetryPolicy.never))),
-        { concurrency: "unbounded" }
-      )
-      const text = yield* Effect.promise(() => fs.promises.readFile("/dev/null", "utf8"))
-      assert.strictEqual(text, "")
-    })
-  )
 })
 
 describe("secrets", () => {

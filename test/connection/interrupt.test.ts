@@ -14,7 +14,7 @@ import * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
 import { type Database, UnitOfWork } from "effect-db"
 import * as EmbeddedPostgres from "effect-db/EmbeddedPostgres"
-import { Audit, active, Db, soon } from "../support/databases.js"
+import { Audit, active, Db, run, soon } from "../support/databases.js"
 import { directory } from "../support/directory.js"
 import { type Message, makeProxy, sends } from "../support/proxy.js"
 import { query } from "../support/server.js"
@@ -61,12 +61,10 @@ const dead: ReadonlyArray<Network> = ["half-open", "frozen server"]
 /** A server that stands still does not come to the end of a COPY. */
 const copying: ReadonlyArray<Network> = ["half-open", "slow"]
 
-const statement = (text: string) => Effect.flatMap(Db.writer, (sql) => sql.unsafe(text))
-
 /** Goes into trouble with a statement that takes long. */
 const slow = ({ at, long }: Trouble) =>
-  Effect.zipRight(at(sends("long")), statement(`INSERT INTO item SELECT 'slow' FROM pg_sleep(${long}) AS long`))
-const insert = statement("INSERT INTO item VALUES ('row')")
+  Effect.zipRight(at(sends("long")), run(`INSERT INTO item SELECT 'slow' FROM pg_sleep(${long}) AS long`))
+const insert = run("INSERT INTO item VALUES ('row')")
 const rows = (text: string) => Stream.unwrap(Effect.map(Db.writer, (sql) => sql.unsafe(text).stream))
 const copyIn = (name: string) => Effect.flatMap(Db.writer, (sql) => sql.copyFrom("item", ["name"], Stream.make([name])))
 const copyOut = Stream.unwrap(Effect.map(Db.writer, (sql) => sql.copyTo(sql`SELECT 1 FROM generate_series(1, 3)`)))
@@ -122,8 +120,7 @@ const ways: ReadonlyArray<Way> = [
   },
   {
     name: "COMMIT",
-    run: ({ at }) =>
-      Db.withTransaction(Effect.all([statement("INSERT INTO item VALUES ('late')"), at(sends("COMMIT"))])),
+    run: ({ at }) => Db.withTransaction(Effect.all([run("INSERT INTO item VALUES ('late')"), at(sends("COMMIT"))])),
     inDoubt: true
   },
   {
@@ -131,7 +128,7 @@ const ways: ReadonlyArray<Way> = [
     run: ({ at }) =>
       UnitOfWork.run(
         Effect.gen(function* () {
-          yield* statement("INSERT INTO item VALUES ('late')")
+          yield* run("INSERT INTO item VALUES ('late')")
           yield* Effect.flatMap(Audit.writer, (sql) => sql`SELECT txid_current()`)
           yield* at(sends("COMMIT"))
         }),
@@ -144,7 +141,7 @@ const ways: ReadonlyArray<Way> = [
     run: ({ at }) =>
       UnitOfWork.run(
         Effect.gen(function* () {
-          yield* statement("INSERT INTO item VALUES ('late')")
+          yield* run("INSERT INTO item VALUES ('late')")
           yield* Effect.flatMap(Audit.writer, (sql) => sql`SELECT txid_current()`)
           yield* at(sends("SET CONSTRAINTS"))
         }),
@@ -342,7 +339,7 @@ const cell = (way: Way, network: Network) =>
       const release = way.held === true ? yield* holder : Effect.void
       // another caller on another connection of the same pool
       const bystander = yield* way.options === undefined
-        ? Effect.fork(Effect.forever(statement("SELECT pg_sleep(0.02)")))
+        ? Effect.fork(Effect.forever(run("SELECT pg_sleep(0.02)")))
         : Effect.fork(Effect.never)
 
       const stuck = yield* Deferred.make<void>()
@@ -373,7 +370,7 @@ const cell = (way: Way, network: Network) =>
 
       yield* mend
       yield* release
-      assert.deepStrictEqual(yield* statement("SELECT 1 AS n"), [{ n: 1 }])
+      assert.deepStrictEqual(yield* run("SELECT 1 AS n"), [{ n: 1 }])
       const hit = yield* Fiber.poll(bystander)
       assert.strictEqual(hit._tag, "None", "another caller's statement has failed")
       yield* Fiber.interrupt(bystander)

@@ -1,86 +1,19 @@
-/**
- * `mode: "transactionPooler"`, behind a real PgBouncer: nothing relies on a session, and nothing is
- * left behind in the sessions that all clients share.
- */
 import { assert, it } from "@effect/vitest"
-import * as Cause from "effect/Cause"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
-import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
-import * as Redacted from "effect/Redacted"
-import * as Schedule from "effect/Schedule"
-import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import { Consistency, type Database, DatabaseError, RetryPolicy, UnitOfWork } from "effect-db"
+import { Consistency, type Database, DatabaseError, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
-import { type Bouncer, behindBouncer, freshPooled, hasBouncer, makeBouncer, pooled } from "../support/bouncer.js"
+import { behindBouncer, freshPooled, hasBouncer, makeBouncer, pooled } from "../support/bouncer.js"
 import { active, Db, freshTable, insert, Place, soon, stored } from "../support/databases.js"
-import { makeProxy, sends } from "../support/proxy.js"
-import { freshDatabase, query, terminateBackends } from "../support/server.js"
+import { taggedFailure } from "../support/failures.js"
+import { behindPooler, refusal, settings } from "../support/pooler.js"
+import { makeProxy } from "../support/proxy.js"
+import { freshDatabase, query } from "../support/server.js"
 import * as KnownFailures from "../support/suites/knownFailures.js"
-import { identityFiles, makeIdentity } from "../support/tlsGate.js"
-
-/** Runs a test with a new database, open as `Db`, behind a PgBouncer of its own. */
-const behind = <A, E>(
-  settings: Readonly<Record<string, string | number>>,
-  options: Partial<Database.Options>,
-  body: (bouncer: Bouncer) => Effect.Effect<A, E, Db | Place | Scope.Scope>
-) =>
-  Effect.gen(function* () {
-    const place = yield* freshTable
-    const bouncer = yield* makeBouncer(place.writer, settings)
-    const database = Db.layer({ writer: bouncer.url, mode: "transactionPooler", ...options })
-    return yield* Effect.provide(body(bouncer), Layer.merge(database, Layer.succeed(Place, place)))
-  })
-
-/** Returns the failure of an effect, which must have this tag. */
-const failure = <Tag extends DatabaseError.DatabaseError["_tag"], A, E, R>(tag: Tag, self: Effect.Effect<A, E, R>) =>
-  Effect.map(Effect.exit(DatabaseError.refine(self)), (exit) => {
-    const isIt = (u: unknown): u is Extract<DatabaseError.DatabaseError, { readonly _tag: Tag }> =>
-      DatabaseError.isDatabaseError(u) && u._tag === tag
-    if (Exit.isFailure(exit) && Cause.isFailType(exit.cause) && isIt(exit.cause.error)) return exit.cause.error
-    return assert.fail(`no ${tag}, but ${Exit.isSuccess(exit) ? "a success" : Cause.pretty(exit.cause)}`)
-  })
-
-/** Returns the failure of opening a database. */
-const refusal = (options: Database.Options) =>
-  failure("ConnectFailed", Effect.scoped(Layer.build(Db.layer({ mode: "transactionPooler", ...options }))))
-
-const once = RetryPolicy.with(RetryPolicy.never)
-
-/** Waits until the server of a database runs so many matching statements. */
-const running = (count: number, like: string) =>
-  Effect.flatMap(Place, ({ writer }) =>
-    Effect.repeat(
-      query(
-        writer,
-        "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND state = 'active' AND query LIKE $1",
-        [like]
-      ),
-      { schedule: soon, until: (rows) => rows.length === count }
-    )
-  )
-
-/** Waits until so many clients of a PgBouncer wait for a server. */
-const waiting = (bouncer: Bouncer, count: number) =>
-  Effect.repeat(bouncer.admin("SHOW CLIENTS"), {
-    schedule: soon,
-    until: (clients) => clients.filter(({ state }) => state === "waiting").length === count
-  })
-
-/** Waits until a client of a PgBouncer has a server. */
-const held = (bouncer: Bouncer) =>
-  Effect.repeat(bouncer.admin("SHOW SERVERS"), {
-    schedule: soon,
-    until: (servers) => servers.some(({ state }) => state === "active")
-  })
-
-/** The settings of the server for one transaction. */
-const settings = `SELECT current_setting('statement_timeout') AS statement, current_setting('lock_timeout') AS lock,
-  current_setting('idle_in_transaction_session_timeout') AS idle, current_setting('transaction_read_only') AS "readOnly"`
+import { batches, batchesKeptApart } from "../support/suites/requestBatches.js"
 
 describe.skipIf(!hasBouncer)(behindBouncer, () => {
   describe("the round trips behind PgBouncer", () => {
@@ -163,7 +96,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
           const sql = yield* Db.reader
           const read = sql`SELECT count(*)::int AS n FROM item`
           const strict = Consistency.AtLeast({ token, maxWait: "5 seconds", otherwise: "fail" })
-          const error = yield* failure("NoReplicaCaughtUp", Db.withConsistency(read, strict))
+          const error = yield* taggedFailure("NoReplicaCaughtUp", Db.withConsistency(read, strict))
           assert.include(error.message, "pooler")
           const lenient = Consistency.AtLeast({ token, maxWait: "5 seconds" })
           assert.deepStrictEqual(yield* Db.withConsistency(read, lenient), [{ n: 1 }])
@@ -240,7 +173,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
     it.scopedLive(
       "limits hold for a statement, a transaction and a savepoint, and do not reach the next client of the session",
       () =>
-        behind({ default_pool_size: 1 }, { statementTimeout: "7 seconds", lockTimeout: "6 seconds" }, ({ url }) =>
+        behindPooler({ default_pool_size: 1 }, { statementTimeout: "7 seconds", lockTimeout: "6 seconds" }, ({ url }) =>
           Effect.gen(function* () {
             const sql = yield* Db.writer
             const reader = yield* Db.reader
@@ -278,14 +211,14 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
     )
 
     it.scopedLive("the server's own limits for a statement and an idle transaction are typed errors", () =>
-      behind({}, { statementTimeout: "300 millis", idleInTransactionTimeout: "100 millis" }, () =>
+      behindPooler({}, { statementTimeout: "300 millis", idleInTransactionTimeout: "100 millis" }, () =>
         Effect.gen(function* () {
           const { name, writer } = yield* Place
           const sql = yield* Db.writer
-          yield* failure("StatementTimeout", sql`SELECT pg_sleep(20)`)
-          yield* failure("StatementTimeout", sql`SELECT 1; SELECT pg_sleep(20)`)
-          yield* failure("StatementTimeout", Db.withTransaction(sql`SELECT pg_sleep(20)`))
-          yield* failure(
+          yield* taggedFailure("StatementTimeout", sql`SELECT pg_sleep(20)`)
+          yield* taggedFailure("StatementTimeout", sql`SELECT 1; SELECT pg_sleep(20)`)
+          yield* taggedFailure("StatementTimeout", Db.withTransaction(sql`SELECT pg_sleep(20)`))
+          yield* taggedFailure(
             "IdleTransactionTimeout",
             Db.withTransaction(
               Effect.gen(function* () {
@@ -306,12 +239,12 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
 
     // the holder of the lock idles meanwhile, so this has no limit for that
     it.scopedLive("the server's own limit for a lock is a typed error", () =>
-      behind({}, { lockTimeout: "50 millis" }, () =>
+      behindPooler({}, { lockTimeout: "50 millis" }, () =>
         Effect.gen(function* () {
           const sql = yield* Db.writer
           yield* insert("locked")
           const update = sql`UPDATE item SET amount = 1`
-          yield* Db.withTransaction(Effect.zipRight(update, failure("LockTimeout", Db.independent(update))))
+          yield* Db.withTransaction(Effect.zipRight(update, taggedFailure("LockTimeout", Db.independent(update))))
           assert.deepStrictEqual(yield* stored, ["locked"])
           assert.strictEqual(yield* active, 0)
         })
@@ -319,10 +252,10 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
     )
 
     it.scopedLive("PgBouncer's limits for an idle transaction and for a statement are typed errors", () =>
-      behind({ idle_transaction_timeout: 1, query_timeout: 2 }, {}, (bouncer) =>
+      behindPooler({ idle_transaction_timeout: 1, query_timeout: 2 }, {}, (bouncer) =>
         Effect.gen(function* () {
           const sql = yield* Db.writer
-          yield* failure(
+          yield* taggedFailure(
             "IdleTransactionTimeout",
             Db.withTransaction(
               Effect.gen(function* () {
@@ -335,7 +268,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
               })
             )
           )
-          const error = yield* failure("Disconnected", sql`SELECT pg_sleep(20)`)
+          const error = yield* taggedFailure("Disconnected", sql`SELECT pg_sleep(20)`)
           assert.strictEqual(error.outcome, "inDoubt")
           assert.deepStrictEqual(yield* stored, [])
           yield* insert("next")
@@ -347,13 +280,13 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
   describe("readers behind PgBouncer", () => {
     const refusesWrites = Effect.gen(function* () {
       const reader = yield* Db.reader
-      const refused = <A, E>(self: Effect.Effect<A, E>) => failure("ReadOnlyViolation", self)
+      const refused = <A, E>(self: Effect.Effect<A, E>) => taggedFailure("ReadOnlyViolation", self)
       const write = reader`INSERT INTO item (name) VALUES ('x')`
       yield* refused(write)
       yield* refused(reader`WITH x AS (INSERT INTO item (name) VALUES ('x') RETURNING *) SELECT * FROM x`)
       yield* refused(Stream.runDrain(reader`INSERT INTO item (name) VALUES ('x') RETURNING *`.stream))
       yield* refused(reader.withTransaction(write))
-      const escape = yield* failure("QueryFailed", reader.withTransaction(reader`SET TRANSACTION READ WRITE`))
+      const escape = yield* taggedFailure("QueryFailed", reader.withTransaction(reader`SET TRANSACTION READ WRITE`))
       assert.strictEqual(escape.sqlState, "25001")
       assert.deepStrictEqual(yield* stored, [])
       assert.strictEqual(yield* active, 0)
@@ -368,7 +301,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
            $$ BEGIN SET transaction_read_only = off; INSERT INTO item (name) VALUES ('x'); END $$`
         )
         const reader = yield* Db.reader
-        yield* failure("QueryFailed", reader`SELECT sly()`)
+        yield* taggedFailure("QueryFailed", reader`SELECT sly()`)
         // the settings that it makes itself end before its next statement
         yield* reader`SET TRANSACTION READ WRITE`
         yield* refusesWrites
@@ -407,7 +340,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
           assert.deepStrictEqual(yield* where, { standby: true })
           yield* bouncer.aim(place.writer)
           assert.deepStrictEqual(yield* where, { standby: false })
-          yield* failure("ReadOnlyViolation", reader`INSERT INTO item (name) VALUES ('x')`)
+          yield* taggedFailure("ReadOnlyViolation", reader`INSERT INTO item (name) VALUES ('x')`)
         }).pipe(Effect.provide(database))
       })
     )
@@ -415,7 +348,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
 
   describe("transactions behind PgBouncer", () => {
     it.scopedLive("eight streams, inside and outside of a transaction, share two sessions", () =>
-      behind({ default_pool_size: 2 }, { maxConnections: 8 }, () =>
+      behindPooler({ default_pool_size: 2 }, { maxConnections: 8 }, () =>
         Effect.gen(function* () {
           const sql = yield* Db.writer
           const reader = yield* Db.reader
@@ -443,17 +376,10 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
     it.scopedLive("batches of requests stay in their transactions", () =>
       Effect.gen(function* () {
         const place = yield* KnownFailures.freshTables
-        const { statements, transactions } = yield* Effect.flatMap(Db.writer, KnownFailures.batches).pipe(
+        const seen = yield* Effect.flatMap(Db.writer, batches).pipe(
           Effect.provide(Db.layer({ writer: (pooled(place.name) ?? place).writer, mode: "transactionPooler" }))
         )
-        assert.strictEqual(statements, 2)
-        for (const { names, own, seen } of transactions) {
-          assert.deepStrictEqual(
-            seen,
-            names.map((name) => ({ name, pid: own }))
-          )
-        }
-        assert.lengthOf(yield* KnownFailures.stored(place), 6)
+        yield* batchesKeptApart(seen, place)
       })
     )
   })
@@ -467,7 +393,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
       const direct = yield* Effect.flatMap(listener, (context) => Effect.provide(Db.writer, context))
       yield* Effect.forkScoped(Stream.runForEach(direct.listen("news"), (_) => Deferred.succeed(heard, _)))
       for (const refused of [Stream.runDrain(sql.listen("news")), Effect.scoped(sql.reserve)]) {
-        const error = yield* failure("ConfigInvalid", refused)
+        const error = yield* taggedFailure("ConfigInvalid", refused)
         assert.strictEqual(error.setting, "mode")
         assert.match(error.message, /"session" for (listen|reserve)/)
       }
@@ -475,316 +401,4 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
       assert.strictEqual(yield* Deferred.await(heard), "heard")
     }).pipe(Effect.provide(freshPooled()))
   )
-
-  describe("interruption behind PgBouncer", () => {
-    it.scopedLive("an interruption of many statements at once harms neither the others nor PgBouncer", () =>
-      behind({ default_pool_size: 4 }, { maxConnections: 40 }, (bouncer) =>
-        Effect.gen(function* () {
-          const sql = yield* Db.writer
-          const sleepers = yield* Effect.forEach(Array.from({ length: 30 }), () =>
-            Effect.fork(sql`SELECT pg_sleep(20)`)
-          )
-          yield* running(4, "SELECT pg_sleep%")
-          yield* waiting(bouncer, 26)
-          const bystander = yield* Effect.fork(insert("bystander"))
-          yield* waiting(bouncer, 27)
-          yield* Effect.timeout(Fiber.interruptAll(sleepers), "1300 millis")
-          yield* Effect.timeout(Fiber.join(bystander), "2 seconds")
-          assert.deepStrictEqual(yield* stored, ["bystander"])
-        })
-      )
-    )
-
-    it.scopedLive("an interruption of a statement that waits for a server prevents it from ever running", () =>
-      behind({ default_pool_size: 1 }, {}, (bouncer) =>
-        Effect.gen(function* () {
-          const released = yield* Deferred.make<void>()
-          const holder = yield* Effect.fork(
-            Db.withTransaction(Effect.zipLeft(insert("held"), Deferred.await(released)))
-          )
-          yield* held(bouncer)
-          const statement = yield* Effect.fork(insert("interrupted"))
-          yield* waiting(bouncer, 1)
-          yield* Effect.timeout(Fiber.interrupt(statement), "1300 millis")
-          // PgBouncer detects only when it has a server that the client is gone
-          yield* Effect.repeat(Db.status, { schedule: soon, until: ({ servers }) => servers[0]?.writes?.total === 1 })
-          yield* Deferred.succeed(released, undefined)
-          yield* Fiber.join(holder)
-          yield* insert("next")
-          assert.deepStrictEqual(yield* stored, ["held", "next"])
-        })
-      )
-    )
-
-    it.scopedLive(
-      "a cancel that overtakes its statement, at the end of a layer, is sent once more, and the statement is undone",
-      () =>
-        Effect.gen(function* () {
-          const { writer } = yield* freshTable
-          const proxy = yield* makeProxy(writer)
-          const bouncer = yield* makeBouncer(proxy.url)
-          const scope = yield* Scope.make()
-          const options = { writer: bouncer.url, mode: "transactionPooler", shutdownTimeout: "50 millis" } as const
-          const context = yield* Layer.buildWithScope(Db.layer(options), scope)
-          const sql = yield* Effect.provide(Db.writer, context)
-          yield* sql`SELECT 1`
-          const { accepted, connections } = proxy
-          const sent = yield* proxy.when(sends("pg_sleep"), "freeze")
-          const fiber = yield* Effect.fork(DatabaseError.refine(sql`SELECT pg_sleep(60)`).pipe(Effect.flip))
-          yield* sent
-          const isCancelled = Effect.repeat(Effect.void, {
-            schedule: soon,
-            until: () => proxy.accepted > accepted && proxy.connections === connections
-          })
-          yield* Effect.fork(Effect.zipRight(isCancelled, proxy.thaw))
-          yield* Scope.close(scope, Exit.void)
-          const error = yield* Fiber.join(fiber)
-          assert.strictEqual(error._tag === "Disconnected" && error.outcome, "undone")
-        })
-    )
-
-    it.scopedLive("a cancel sends the client's certificate where PgBouncer demands one", () =>
-      Effect.gen(function* () {
-        const place = yield* freshTable
-        const identity = makeIdentity("localhost", "open sesame")
-        const files = yield* identityFiles(identity, "open sesame")
-        const bouncer = yield* makeBouncer(place.writer, {
-          client_tls_sslmode: "verify-full",
-          client_tls_ca_file: files.cert,
-          client_tls_cert_file: files.cert,
-          client_tls_key_file: files.key
-        })
-        const { password, pathname, port, username } = new URL(Redacted.value(bouncer.url))
-        const writer = {
-          host: "localhost",
-          port: Number(port),
-          database: pathname.slice(1),
-          username,
-          password: Redacted.make(decodeURIComponent(password)),
-          ssl: { ca: identity.cert, ...identity, passphrase: "open sesame" }
-        }
-        yield* Effect.gen(function* () {
-          const sql = yield* Db.writer
-          const fiber = yield* Effect.fork(sql`SELECT 1 FROM pg_sleep(60) AS long`)
-          yield* running(1, "%AS long")
-          yield* Fiber.interrupt(fiber)
-          yield* running(0, "%AS long")
-        }).pipe(
-          Effect.provide(Layer.merge(Db.layer({ writer, mode: "transactionPooler" }), Layer.succeed(Place, place)))
-        )
-      })
-    )
-
-    it.scopedLive("a connection is not closed before its cancel is done, because PgBouncer 1.18 might end itself", () =>
-      Effect.gen(function* () {
-        const place = yield* freshTable
-        const proxy = yield* makeProxy((pooled(place.name) ?? place).writer)
-        const database = Db.layer({ writer: proxy.url, mode: "transactionPooler", startup: "lazy" })
-        yield* Effect.gen(function* () {
-          const sql = yield* Db.writer
-          const sleeper = yield* Effect.fork(sql`SELECT pg_sleep(20)`)
-          yield* running(1, "SELECT pg_sleep%")
-          const cancelled = yield* proxy.when(({ type }) => type === "cancel", "freeze")
-          const answered = yield* proxy.when(({ from, type }) => from === "server" && type === "E", "pass")
-          yield* Fiber.interrupt(sleeper)
-          yield* cancelled
-          yield* query(
-            place.writer,
-            `SELECT pg_cancel_backend(pid) FROM pg_stat_activity
-             WHERE datname = current_database() AND pid <> pg_backend_pid() AND query LIKE 'SELECT pg_sleep%'`
-          )
-          yield* answered
-          yield* Effect.repeat(
-            Effect.sync(() => assert.strictEqual(proxy.connections, 2)),
-            Schedule.intersect(Schedule.spaced("2 millis"), Schedule.recurs(20))
-          )
-          yield* proxy.thaw
-          yield* Effect.repeat(
-            Effect.sync(() => proxy.connections),
-            { schedule: soon, until: (n) => n === 0 }
-          )
-        }).pipe(Effect.provide(Layer.merge(database, Layer.succeed(Place, place))))
-      })
-    )
-  })
-
-  describe("outages behind PgBouncer", () => {
-    it.scopedLive(
-      "a server that is lost in a transaction is Disconnected, undone; the loss of an unused one is not noticed",
-      () =>
-        behind({ default_pool_size: 1 }, {}, (bouncer) =>
-          Effect.gen(function* () {
-            const sql = yield* Db.writer
-            const { name } = yield* Place
-            yield* sql`SELECT 1`
-            assert.strictEqual(yield* terminateBackends(name), 1)
-            yield* insert("kept")
-            const error = yield* failure(
-              "Disconnected",
-              Db.withTransaction(Effect.all([insert("undone"), terminateBackends(name), insert("late")]))
-            )
-            assert.strictEqual(error.outcome, "undone")
-            yield* bouncer.admin("RECONNECT")
-            yield* insert("next")
-            assert.deepStrictEqual(yield* stored, ["kept", "next"])
-            assert.strictEqual(yield* active, 0)
-          })
-        )
-    )
-
-    it.scopedLive("RECONNECT and PAUSE are not noticed, but for the time they take", () =>
-      behind({ default_pool_size: 3 }, {}, (bouncer) =>
-        Effect.gen(function* () {
-          const rows = (from: number) => Array.from({ length: 50 }, (_, i) => `row ${from + i}`)
-          const load = (from: number) =>
-            Effect.forEach(rows(from), (name) => Db.withTransaction(insert(name)), {
-              concurrency: 10,
-              discard: true
-            })
-          yield* Effect.all([load(0), Effect.repeatN(bouncer.admin("RECONNECT"), 5)], { concurrency: 2 })
-          yield* bouncer.admin("PAUSE")
-          const paused = yield* Effect.fork(load(100))
-          yield* waiting(bouncer, 10)
-          yield* bouncer.admin("RESUME")
-          yield* Fiber.join(paused)
-          assert.lengthOf(yield* stored, 100)
-        })
-      )
-    )
-
-    it.scopedLive("KILL ends open work with typed errors, and work goes on after RESUME", () =>
-      behind({}, {}, (bouncer) =>
-        Effect.gen(function* () {
-          const { name } = yield* Place
-          const sql = yield* Db.writer
-          const statement = yield* Effect.fork(failure("Disconnected", sql`SELECT pg_sleep(20)`))
-          yield* running(1, "SELECT pg_sleep%")
-          const error = yield* failure(
-            "Disconnected",
-            Db.withTransaction(Effect.all([insert("undone"), bouncer.admin(`KILL ${name}`), insert("late")]))
-          )
-          assert.strictEqual(error.outcome, "undone")
-          assert.strictEqual((yield* Fiber.join(statement)).outcome, "inDoubt")
-          yield* bouncer.admin(`RESUME ${name}`)
-          yield* insert("next")
-          assert.deepStrictEqual(yield* stored, ["next"])
-          assert.strictEqual(yield* active, 0)
-        })
-      )
-    )
-
-    it.scopedLive("PgBouncer may end in the middle and come back: all errors are typed, and work goes on", () =>
-      behind({}, {}, (bouncer) =>
-        Effect.gen(function* () {
-          const sql = yield* Db.writer
-          const statement = yield* Effect.fork(failure("Disconnected", sql`SELECT pg_sleep(20)`))
-          yield* running(1, "SELECT pg_sleep%")
-          const error = yield* failure(
-            "Disconnected",
-            Db.withTransaction(Effect.all([insert("undone"), bouncer.stop, insert("late")]))
-          )
-          assert.strictEqual(error.outcome, "undone")
-          assert.strictEqual((yield* Fiber.join(statement)).outcome, "inDoubt")
-          assert.strictEqual((yield* failure("ConnectFailed", once(insert("down")))).reason, "unreachable")
-          yield* bouncer.start
-          yield* insert("next")
-          assert.deepStrictEqual(yield* stored, ["next"])
-          assert.strictEqual(yield* active, 0)
-        })
-      )
-    )
-
-    it.scopedLive("a statement that got no server within PgBouncer's time was not sent, and is retried", () =>
-      behind({ default_pool_size: 1, query_wait_timeout: 1 }, {}, (bouncer) =>
-        Effect.gen(function* () {
-          const holding = yield* Deferred.make<void>()
-          const holder = yield* Effect.fork(Db.withTransaction(Effect.zipLeft(insert("held"), Deferred.await(holding))))
-          yield* Effect.repeat(bouncer.admin("SHOW SERVERS"), {
-            schedule: soon,
-            until: (servers) => servers.some(({ state }) => state === "active")
-          })
-          for (const refused of [once(insert("refused")), once(Db.withTransaction(insert("refused")))]) {
-            assert.strictEqual((yield* failure("Disconnected", refused)).outcome, "notSent")
-          }
-          const patient = yield* Effect.fork(insert("patient"))
-          yield* waiting(bouncer, 1)
-          yield* waiting(bouncer, 0)
-          yield* Deferred.succeed(holding, undefined)
-          yield* Fiber.joinAll([holder, patient])
-          assert.deepStrictEqual(yield* stored, ["held", "patient"])
-        })
-      )
-    )
-  })
-
-  describe("failed connects behind PgBouncer", () => {
-    const changed = (url: Redacted.Redacted<string>, change: (url: URL) => void) => {
-      const changed = new URL(Redacted.value(url))
-      change(changed)
-      return Redacted.make(changed.href)
-    }
-
-    it.scopedLive("a failed connect reports the reason: the password, the user, the database, the role", () =>
-      Effect.gen(function* () {
-        const place = yield* freshDatabase
-        const { reader, writer } = pooled(place.name) ?? place
-        const cases = {
-          authentication: changed(writer, (url) => {
-            url.password = "wrong"
-          }),
-          noSuchDatabase: changed(writer, (url) => {
-            url.pathname = "/nowhere"
-          }),
-          wrongRole: reader
-        }
-        for (const [reason, url] of Object.entries(cases)) {
-          assert.strictEqual((yield* refusal({ writer: url })).reason, reason)
-        }
-        const unknown = changed(writer, (url) => {
-          url.username = "nobody"
-        })
-        assert.strictEqual((yield* refusal({ writer: unknown })).reason, "authentication")
-      })
-    )
-
-    it.scopedLive("a failed connect reports too many clients, and a disabled database", () =>
-      behind({ max_client_conn: 2 }, {}, (bouncer) =>
-        Effect.gen(function* () {
-          const { name } = yield* Place
-          const options = { writer: bouncer.url, mode: "transactionPooler", startup: "lazy" } as const
-          const another = Effect.flatMap(Layer.build(Db.layer(options)), (context) =>
-            Effect.provide(insert("x"), context)
-          )
-          yield* bouncer.admin(`DISABLE ${name}`)
-          assert.strictEqual((yield* failure("ConnectFailed", once(another))).reason, "startingUp")
-          yield* bouncer.admin(`ENABLE ${name}`)
-          yield* another
-          assert.strictEqual((yield* failure("ConnectFailed", once(another))).reason, "tooManyConnections")
-        })
-      )
-    )
-
-    it.scopedLive("a failed connect reports that PgBouncer has no server behind it, or one that does not answer", () =>
-      Effect.gen(function* () {
-        const place = yield* freshTable
-        const proxy = yield* makeProxy(place.writer)
-        const bouncer = yield* makeBouncer(proxy.url)
-        const options = { writer: bouncer.url, connectTimeout: "500 millis" } as const
-        yield* proxy.refuse
-        assert.strictEqual((yield* refusal(options)).reason, "unresponsive")
-        yield* proxy.accept
-        // the database opens once there is a server
-        yield* Effect.repeat(
-          Effect.exit(Effect.scoped(Layer.build(Db.layer({ ...options, mode: "transactionPooler" })))),
-          {
-            schedule: soon,
-            until: Exit.isSuccess
-          }
-        )
-        // PgBouncer accepts every client now, because it knows the server's answer
-        yield* proxy.freeze
-        assert.strictEqual((yield* refusal(options)).reason, "unresponsive")
-      })
-    )
-  })
 })

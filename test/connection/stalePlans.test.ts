@@ -6,10 +6,11 @@ import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
-import { DatabaseError, RetryPolicy, TestDatabase, UnitOfWork } from "effect-db"
+import { RetryPolicy, TestDatabase, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
 import { behind } from "../support/behind.js"
 import { Db, fresh, insert, Place, stored } from "../support/databases.js"
+import { failure } from "../support/failures.js"
 import { sends } from "../support/proxy.js"
 import { query } from "../support/server.js"
 
@@ -31,9 +32,6 @@ const addColumn = Effect.gen(function* () {
   )
   return String(row?.names)
 })
-
-const errorOf = <A, E, R>(self: Effect.Effect<A, E, R>) =>
-  Effect.catchAll(Effect.flip(DatabaseError.refine(self)), () => Effect.dieMessage("it has not failed"))
 
 describe("stale plans", () => {
   const firsts = {
@@ -156,7 +154,7 @@ describe("stale plans", () => {
       yield* remake
       assert.strictEqual(yield* Db.withTransaction(cast), "glad")
       yield* remake
-      const error = yield* errorOf(Db.withTransaction(Effect.zipRight(insert("a"), cast)))
+      const error = yield* failure(Db.withTransaction(Effect.zipRight(insert("a"), cast)))
       assert.isTrue(RetryPolicy.isReplayable(error))
       assert.strictEqual(yield* cast, "glad")
       let runs = 0
@@ -176,7 +174,7 @@ describe("stale plans", () => {
       yield* columns()
       const now = yield* addColumn
       const middle = Db.withTransaction(Effect.zipRight(insert("b"), columns()))
-      const error = yield* errorOf(middle)
+      const error = yield* failure(middle)
       assert.strictEqual(error._tag === "QueryFailed" && error.sqlState, "0A000")
       assert.include(error.message, "changed since the statement was prepared")
       assert.include(error.message, "run the whole transaction again, or set its option `retry`")

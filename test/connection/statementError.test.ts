@@ -7,24 +7,11 @@ import * as Fiber from "effect/Fiber"
 import * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
 import { type Database, DatabaseError, DatabaseRuntime } from "effect-db"
-import { Db, fresh, Place, soon } from "../support/databases.js"
+import { Db, fresh, Place, run, soon } from "../support/databases.js"
+import { failure, taggedFailure } from "../support/failures.js"
 import { freshDatabase, query } from "../support/server.js"
 
 const open = (options: Partial<Database.Options> = {}) => fresh({ readers: [], ...options })
-
-const failure = <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.flip(DatabaseError.refine(self))
-
-type Tag = DatabaseError.DatabaseError["_tag"]
-
-/** Returns a failure that must have a tag. */
-const failureOf = <const T extends Tag, A, E, R>(tag: T, self: Effect.Effect<A, E, R>) =>
-  Effect.map(failure(self), (error) => {
-    assert(DatabaseError.isDatabaseError(error))
-    assert.strictEqual<Tag>(error._tag, tag)
-    return error as Extract<DatabaseError.DatabaseError, { readonly _tag: T }>
-  })
-
-const run = (text: string) => Effect.flatMap(Db.writer, (sql) => sql.unsafe(text))
 
 const secret = "correct horse battery"
 
@@ -32,7 +19,7 @@ describe("the text of a statement in its error", () => {
   it.scopedLive("an error is marked in the line in which the server found it", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
-      const error = yield* failureOf("QueryFailed", sql`SELECT *\nFROM item, absent\nWHERE id = ${1}`)
+      const error = yield* taggedFailure("QueryFailed", sql`SELECT *\nFROM item, absent\nWHERE id = ${1}`)
       assert.strictEqual(error.sql, "SELECT *\nFROM item, absent\nWHERE id = $1")
       assert.strictEqual(error.position, 21)
       assert.deepStrictEqual(error.message.split("\n").slice(1), [
@@ -45,13 +32,13 @@ describe("the text of a statement in its error", () => {
 
   it.scopedLive("characters outside the first plane count as one, and a long line is cut around the mark", () =>
     Effect.gen(function* () {
-      const wide = yield* failureOf("QueryFailed", run("SELECT '🐎🐎', absent"))
+      const wide = yield* taggedFailure("QueryFailed", run("SELECT '🐎🐎', absent"))
       assert.deepStrictEqual(wide.message.split("\n").slice(1), [
         "  LINE 1: SELECT '🐎🐎', absent",
         "                       ^"
       ])
       const columns = Array.from({ length: 200 }, (_, i) => `${i} AS c${i}`).join(", ")
-      const long = yield* failureOf("QueryFailed", run(`SELECT ${columns}, absent, ${columns}`))
+      const long = yield* taggedFailure("QueryFailed", run(`SELECT ${columns}, absent, ${columns}`))
       const [line = "", mark = ""] = long.message.split("\n").slice(1)
       assert.isBelow(line.length, 130)
       assert.strictEqual(line.slice(mark.length - 1, mark.length + 5), "absent")
@@ -81,7 +68,7 @@ describe("the text of a statement in its error", () => {
           [Effect.scoped(Effect.flatMap(sql.reserve, (_) => _.execute(wrong, [], undefined))), 8]
         ]
         for (const [effect, position] of all) {
-          const error = yield* failureOf("QueryFailed", effect)
+          const error = yield* taggedFailure("QueryFailed", effect)
           assert.isTrue(error.sql?.endsWith(wrong), error.sql)
           assert.strictEqual(error.position, position)
           assert.include(error.message, "^")
@@ -93,12 +80,12 @@ describe("the text of a statement in its error", () => {
     Effect.gen(function* () {
       const sql = yield* Db.writer
       yield* sql`INSERT INTO item ${sql.insert({ name: secret })}`
-      const error = yield* failureOf("UniqueViolation", sql`INSERT INTO item\n ${sql.insert({ name: secret })}`)
+      const error = yield* taggedFailure("UniqueViolation", sql`INSERT INTO item\n ${sql.insert({ name: secret })}`)
       assert.strictEqual(error.sql, 'INSERT INTO item\n ("name") VALUES ($1)')
       assert.isTrue(error.message.endsWith('\n  in: INSERT INTO item ("name") VALUES ($1)'), error.message)
       assert.notInclude(error.message, secret)
       const rows = Array.from({ length: 300 }, () => ({ name: "a" }))
-      const long = yield* failureOf("UniqueViolation", sql`INSERT INTO item ${sql.insert(rows)}`)
+      const long = yield* taggedFailure("UniqueViolation", sql`INSERT INTO item ${sql.insert(rows)}`)
       assert.isBelow(long.message.length, 400)
       assert.isTrue(long.message.endsWith(" ..."), long.message)
     }).pipe(Effect.provide(open()))
@@ -109,12 +96,12 @@ describe("the text of a statement in its error", () => {
     () =>
       Effect.gen(function* () {
         const sql = yield* Db.writer
-        const ended = yield* failureOf("Disconnected", sql`SELECT pg_terminate_backend(pg_backend_pid())`)
+        const ended = yield* taggedFailure("Disconnected", sql`SELECT pg_terminate_backend(pg_backend_pid())`)
         assert.strictEqual(ended.sql, "SELECT pg_terminate_backend(pg_backend_pid())")
-        const unsendable = yield* failureOf("QueryFailed", sql`SELECT ${sql.json(1n)}`)
+        const unsendable = yield* taggedFailure("QueryFailed", sql`SELECT ${sql.json(1n)}`)
         assert.strictEqual(unsendable.sql, "SELECT $1")
         yield* run("ALTER TABLE item ADD CONSTRAINT late UNIQUE (amount) DEFERRABLE INITIALLY DEFERRED")
-        const commit = yield* failureOf(
+        const commit = yield* taggedFailure(
           "CommitFailed",
           Db.withTransaction(run("INSERT INTO item (name, amount) VALUES ('a', 1), ('b', 1)"))
         )
@@ -153,7 +140,7 @@ describe("the server's fields in an error", () => {
     Effect.gen(function* () {
       const sql = yield* Db.writer
       yield* run(raise)
-      const error = yield* failureOf("QueryFailed", sql`SELECT refuse(${secret})`)
+      const error = yield* taggedFailure("QueryFailed", sql`SELECT refuse(${secret})`)
       const { column, constraint, dataType, detail, hint, schema, sqlState, table, where } = error
       assert.deepStrictEqual(
         { column, constraint, dataType, detail, hint, schema, sqlState, table, where },
@@ -171,7 +158,7 @@ describe("the server's fields in an error", () => {
       )
       assert.include(error.message, "where: PL/pgSQL function refuse(text) line 3 at RAISE")
       yield* run("CREATE DOMAIN positive AS int CHECK (VALUE > 0)")
-      const domain = yield* failureOf("CheckViolation", sql`SELECT ${-1}::positive`)
+      const domain = yield* taggedFailure("CheckViolation", sql`SELECT ${-1}::positive`)
       assert.strictEqual(domain.dataType, "positive")
     }).pipe(Effect.provide(open()))
   )
@@ -195,7 +182,7 @@ describe("the server's fields in an error", () => {
         const error = yield* failure(statement)
         assert.notInclude(inspect(error, { depth: 9 }) + JSON.stringify(error), secret)
       }
-      const dynamic = yield* failureOf("QueryFailed", sql`SELECT dynamic(${secret})`)
+      const dynamic = yield* taggedFailure("QueryFailed", sql`SELECT dynamic(${secret})`)
       assert.strictEqual(dynamic.where, "PL/pgSQL function dynamic(text) line 2 at EXECUTE")
     }).pipe(Effect.provide(open({ startup: "lazy" })))
   )
@@ -205,7 +192,7 @@ describe("the call site in an error", () => {
   it.scopedLive("the call site is named when it is recorded for leak detection", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
-      const error = yield* failureOf("QueryFailed", sql`SELECT absent`)
+      const error = yield* taggedFailure("QueryFailed", sql`SELECT absent`)
       assert.match(error.location ?? "", /statementError\.test\.ts:\d+:\d+/)
       assert.include(error.message, `\n  at: ${error.location}`)
     }).pipe(Effect.provide(open({ leakThreshold: "1 hour" })))
@@ -213,9 +200,9 @@ describe("the call site in an error", () => {
 
   it.scopedLive("the call site is otherwise the span around it, if there is one", () =>
     Effect.gen(function* () {
-      const error = yield* failureOf("QueryFailed", Effect.withSpan(run("SELECT absent"), "adding"))
+      const error = yield* taggedFailure("QueryFailed", Effect.withSpan(run("SELECT absent"), "adding"))
       assert.strictEqual(error.location, 'span "adding"')
-      assert.strictEqual((yield* failureOf("QueryFailed", run("SELECT absent"))).location, undefined)
+      assert.strictEqual((yield* taggedFailure("QueryFailed", run("SELECT absent"))).location, undefined)
     }).pipe(Effect.provide(open()))
   )
 
@@ -288,7 +275,7 @@ describe("errors after a failed transaction", () => {
         }).pipe(Effect.scoped)
       ]
       for (const effect of refused) {
-        const error = yield* failureOf("QueryFailed", effect)
+        const error = yield* taggedFailure("QueryFailed", effect)
         assert.strictEqual(error.sqlState, "25P02")
         assert.strictEqual(error.sql, "SELECT 2")
         assert.match(
@@ -309,7 +296,7 @@ describe("errors after a failed transaction", () => {
         yield* Effect.ignore(sql.withTransaction(sql`SELECT nested_fault`))
         yield* Effect.ignore(sql`SELECT first_fault`)
         yield* sql`SELECT 2`
-      }).pipe(Db.withTransaction(), (_) => failureOf("QueryFailed", _))
+      }).pipe(Db.withTransaction(), (_) => taggedFailure("QueryFailed", _))
       assert.include(error.message, "first_fault")
       assert.notInclude(error.message, "nested_fault")
     }).pipe(Effect.provide(open()))
@@ -329,7 +316,7 @@ describe("advice in errors", () => {
         ["22021", sql`SELECT ${"\0"}::text`]
       ] as const
       for (const [sqlState, statement] of all) {
-        const error = yield* failureOf("InvalidInput", statement)
+        const error = yield* taggedFailure("InvalidInput", statement)
         assert.strictEqual(error.sqlState, sqlState)
         assert.include(error.message, `(${sqlState})`)
         assert.isString(error.sql)
@@ -340,7 +327,7 @@ describe("advice in errors", () => {
   it.scopedLive("the error of a statement that an administrator cancels does not advise raising statementTimeout", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
-      const slow = yield* Effect.fork(failureOf("StatementTimeout", run("SELECT pg_sleep(30)")))
+      const slow = yield* Effect.fork(taggedFailure("StatementTimeout", run("SELECT pg_sleep(30)")))
       yield* Effect.repeat(
         query(
           writer,
@@ -352,7 +339,7 @@ describe("advice in errors", () => {
       assert.include(message, "user request")
       assert.include(message, "an administrator or another program")
       assert.notInclude(message, "raise")
-      const timeout = yield* failureOf(
+      const timeout = yield* taggedFailure(
         "StatementTimeout",
         Db.withTransaction(run("SELECT pg_sleep(30)"), { statementTimeout: "50 millis" })
       )
@@ -367,10 +354,10 @@ describe("advice in errors", () => {
         Effect.gen(function* () {
           yield* run("SELECT * FROM item FOR UPDATE")
           const other = (text: string) => Db.independent(Db.withTransaction(run(text), { lockTimeout: "50 millis" }))
-          const nowait = yield* failureOf("LockTimeout", other("SELECT * FROM item FOR UPDATE NOWAIT"))
+          const nowait = yield* taggedFailure("LockTimeout", other("SELECT * FROM item FOR UPDATE NOWAIT"))
           assert.include(nowait.message, "omit NOWAIT")
           assert.notInclude(nowait.message, "lockTimeout")
-          const waited = yield* failureOf("LockTimeout", other("SELECT * FROM item FOR UPDATE"))
+          const waited = yield* taggedFailure("LockTimeout", other("SELECT * FROM item FOR UPDATE"))
           assert.include(waited.message, "raise lockTimeout")
         })
       )
@@ -387,7 +374,7 @@ describe("advice in errors", () => {
         Db.withTransaction(onReader),
         Effect.flatMap(Db.reader, (sql) => sql.withTransaction(sql.unsafe(write)))
       ]) {
-        const error = yield* failureOf("ReadOnlyViolation", effect)
+        const error = yield* taggedFailure("ReadOnlyViolation", effect)
         assert.strictEqual(error.reason, "reader")
         assert.include(error.message, "run it through the writer")
       }
@@ -395,7 +382,7 @@ describe("advice in errors", () => {
         Db.withTransaction(run(write), { access: "read only" }),
         Db.withTransaction(Db.withTransaction(run(write)), { access: "read only" })
       ]) {
-        const error = yield* failureOf("ReadOnlyViolation", effect)
+        const error = yield* taggedFailure("ReadOnlyViolation", effect)
         assert.strictEqual(error.reason, "transaction")
         assert.include(error.message, "read only")
         assert.notInclude(error.message, "through the writer")
@@ -403,7 +390,7 @@ describe("advice in errors", () => {
       // a server that becomes a standby, or is set read-only, reports it as its own state
       const session = yield* Effect.flatMap(Db.writer, (sql) => sql.reserve)
       yield* session.executeRaw("SET default_transaction_read_only = on", [])
-      const error = yield* failureOf("ReadOnlyViolation", session.executeRaw(write, []))
+      const error = yield* taggedFailure("ReadOnlyViolation", session.executeRaw(write, []))
       assert.strictEqual(error.reason, "server")
       assert.include(error.message, "standby")
       assert.notInclude(error.message, "through the writer")
@@ -425,9 +412,9 @@ describe("advice in errors", () => {
             yield* run("SELECT 1")
           })
         )
-      const open = yield* failureOf("IdleTransactionTimeout", limited("transaction_timeout"))
+      const open = yield* taggedFailure("IdleTransactionTimeout", limited("transaction_timeout"))
       assert.include(open.message, "transaction_timeout")
-      const idle = yield* failureOf("IdleTransactionTimeout", limited("idle_in_transaction_session_timeout"))
+      const idle = yield* taggedFailure("IdleTransactionTimeout", limited("idle_in_transaction_session_timeout"))
       assert.include(idle.message, "do slow work outside of the transaction")
       assert.notInclude(idle.message, "transaction_timeout")
     }).pipe(Effect.provide(open({ minConnections: 0 })))
@@ -435,7 +422,7 @@ describe("advice in errors", () => {
 
   it.scopedLive("the error of a prepared statement that already exists suggests the mode for poolers", () =>
     Effect.gen(function* () {
-      const error = yield* failureOf("QueryFailed", run("PREPARE s1 AS SELECT 1"))
+      const error = yield* taggedFailure("QueryFailed", run("PREPARE s1 AS SELECT 1"))
       assert.strictEqual(error.sqlState, "42P05")
       assert.include(error.message, 'mode: "transactionPooler"')
     }).pipe(Effect.provide(open({ maxConnections: 1 })))

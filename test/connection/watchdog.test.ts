@@ -13,7 +13,7 @@ import { type Database, DatabaseError } from "effect-db"
 import * as EmbeddedPostgres from "effect-db/EmbeddedPostgres"
 import { afterEach, beforeEach, describe, vi } from "vitest"
 import { type BackendState, Watchdog } from "../../src/internal/connection/watchdog.js"
-import { active, Db, soon } from "../support/databases.js"
+import { active, Db, run, soon } from "../support/databases.js"
 import { directory } from "../support/directory.js"
 import { answers, type Message, makeProxy, sends } from "../support/proxy.js"
 import { freshDatabase, query } from "../support/server.js"
@@ -30,8 +30,7 @@ const given = (options: Partial<Database.Options>) =>
     return { proxy, writer, context: Context.pick(Db)(context) }
   })
 
-const statement = (text: string) => Effect.flatMap(Db.writer, (sql) => sql.unsafe(text))
-const insert = statement("INSERT INTO item VALUES ('x')")
+const insert = run("INSERT INTO item VALUES ('x')")
 
 /**
  * Returns the failure of a statement, not more than a second after its limit, with an allowance for
@@ -64,7 +63,7 @@ describe("the watchdog on a dead network", () => {
       const { context, proxy, writer } = yield* given({ statementTimeout: limit })
       const gone = yield* proxy.when(sends("'lost'"), "freeze")
       yield* Effect.fork(Effect.zipRight(gone, proxy.freeze))
-      const error = yield* Db.withTransaction(Effect.zipRight(insert, statement("SELECT 'lost'"))).pipe(
+      const error = yield* Db.withTransaction(Effect.zipRight(insert, run("SELECT 'lost'"))).pipe(
         failure,
         Effect.provide(context)
       )
@@ -77,10 +76,7 @@ describe("the watchdog on a dead network", () => {
   it.scopedLive("a transaction's own limit bounds the wait on a dead network, and so does a nested one's", () =>
     Effect.gen(function* () {
       const { context, proxy } = yield* given({})
-      const lost = Effect.zipRight(
-        proxy.when(sends("'lost'"), "freeze"),
-        Effect.zipRight(insert, statement("SELECT 'lost'"))
-      )
+      const lost = Effect.zipRight(proxy.when(sends("'lost'"), "freeze"), Effect.zipRight(insert, run("SELECT 'lost'")))
       const alone = Db.withTransaction(lost, { statementTimeout: limit })
       const nested = Db.withTransaction(Effect.zipRight(insert, alone), { statementTimeout: "1 minute" })
       for (const transaction of [alone, nested]) {
@@ -120,7 +116,7 @@ describe("the watchdog on a dead network", () => {
       yield* Effect.addFinalizer(() => Effect.orDie(primary.thaw))
       const context = yield* Layer.build(Db.layer({ writer: proxy.url, statementTimeout: limit, maxConnections: 1 }))
       yield* primary.freeze
-      const error = yield* failure(statement("SELECT 1")).pipe(Effect.provide(context))
+      const error = yield* failure(run("SELECT 1")).pipe(Effect.provide(context))
       assert.strictEqual(error._tag === "Disconnected" && error.outcome, "inDoubt")
     })
   )
@@ -136,7 +132,7 @@ describe("the watchdog on a dead connection to a healthy server", () => {
       assert.strictEqual(yield* Effect.provide(active, context), 0)
       // as a network that is back, or gives up: the lost messages are not there
       yield* proxy.cut
-      assert.lengthOf(yield* Effect.provide(statement("SELECT 1"), context), 1)
+      assert.lengthOf(yield* Effect.provide(run("SELECT 1"), context), 1)
       return { error, rows: yield* query(writer, "SELECT * FROM item") }
     })
 
@@ -163,10 +159,10 @@ describe("the watchdog on a dead connection to a healthy server", () => {
 
   it.scopedLive("a statement of a transaction on a dead connection is Disconnected, undone, with any limit", () =>
     Effect.gen(function* () {
-      const patient = Effect.zipRight(insert, statement("SET LOCAL statement_timeout = '1min'"))
+      const patient = Effect.zipRight(insert, run("SET LOCAL statement_timeout = '1min'"))
       const { error, rows } = yield* lost(
         sends("'lost'"),
-        Db.withTransaction(Effect.zipRight(patient, statement("SELECT 'lost'")))
+        Db.withTransaction(Effect.zipRight(patient, run("SELECT 'lost'")))
       )
       assert.strictEqual(error._tag === "Disconnected" && error.outcome, "undone")
       assert.lengthOf(rows, 0)
@@ -221,15 +217,13 @@ describe("the watchdog on slow but living connections", () => {
       )
       yield* Effect.gen(function* () {
         for (const more of ["SELECT set_config('statement_timeout', '1min', true)", "SELECT patient()"]) {
-          yield* Db.withTransaction(Effect.zipRight(statement(more), statement("SELECT pg_sleep(2)")))
+          yield* Db.withTransaction(Effect.zipRight(run(more), run("SELECT pg_sleep(2)")))
         }
+        yield* Db.withTransaction(Effect.zipRight(run("SET LOCAL statement_timeout = 0"), run("SELECT pg_sleep(2)")))
         yield* Db.withTransaction(
-          Effect.zipRight(statement("SET LOCAL statement_timeout = 0"), statement("SELECT pg_sleep(2)"))
+          Effect.zipRight(run("SET LOCAL statement_timeout = 0; SELECT 1"), run("SELECT pg_sleep(2)"))
         )
-        yield* Db.withTransaction(
-          Effect.zipRight(statement("SET LOCAL statement_timeout = 0; SELECT 1"), statement("SELECT pg_sleep(2)"))
-        )
-        yield* Db.withTransaction(statement("SELECT pg_sleep(2)"), { statementTimeout: "1 minute" })
+        yield* Db.withTransaction(run("SELECT pg_sleep(2)"), { statementTimeout: "1 minute" })
       }).pipe(Effect.provide(context))
     })
   )
@@ -244,9 +238,9 @@ describe("the watchdog on slow but living connections", () => {
         const fiber = yield* Effect.fork(
           Db.withTransaction(
             Effect.gen(function* () {
-              yield* statement("SELECT 1")
+              yield* run("SELECT 1")
               yield* Deferred.succeed(begun, undefined)
-              return yield* statement("SELECT 1 AS n FROM pg_sleep(0.1)")
+              return yield* run("SELECT 1 AS n FROM pg_sleep(0.1)")
             })
           )
         )

@@ -2,7 +2,6 @@
  * Scenarios in which plain clients fail, row by row of the table in `examples/guides/sql-pg.md`. `plainClient.test.ts` shows the plain client
  * in the same scenarios.
  */
-import type { SqlError } from "@effect/sql/SqlError"
 import { assert, describe, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
 import * as Duration from "effect/Duration"
@@ -15,9 +14,11 @@ import * as Stream from "effect/Stream"
 import { Database, DatabaseError, Migrations, RetryPolicy } from "effect-db"
 import { withRealClock } from "../../src/internal/embedded/realClock.js"
 import { behindBouncer, hasBouncer, pooled } from "../support/bouncer.js"
+import { taggedFailure } from "../support/failures.js"
 import { makeProxy, sends } from "../support/proxy.js"
 import { anonymous, freshRole } from "../support/roles.js"
 import * as KnownFailures from "../support/suites/knownFailures.js"
+import { batches, batchesKeptApart } from "../support/suites/requestBatches.js"
 
 class App extends Database.Service<App>()("app") {}
 class Audit extends Database.Service<Audit>()("audit") {}
@@ -64,21 +65,6 @@ const inTime = <A, E>(exit: Option.Option<Exit.Exit<A, E>>): Exit.Exit<A, E> =>
 const timedOut = <A, E>(exit: Exit.Exit<A, E>) =>
   assert.isTrue(Exit.isFailure(exit) && Cause.pretty(exit.cause).startsWith("TimeoutException"), String(exit))
 
-/**
- * Returns the one failure of an effect: a typed one, and beside it nothing else, least of all a
- * defect.
- */
-const failure = <Tag extends DatabaseError.DatabaseError["_tag"], A, E, R>(
-  tag: Tag,
-  self: Effect.Effect<A, E | SqlError, R>
-) =>
-  Effect.map(Effect.exit(DatabaseError.refine(self)), (exit) => {
-    const isIt = (error: unknown): error is Extract<DatabaseError.DatabaseError, { readonly _tag: Tag }> =>
-      DatabaseError.isDatabaseError(error) && error._tag === tag
-    if (Exit.isFailure(exit) && Cause.isFailType(exit.cause) && isIt(exit.cause.error)) return exit.cause.error
-    return assert.fail(`no ${tag}, but ${Exit.isSuccess(exit) ? "a success" : Cause.pretty(exit.cause)}`)
-  })
-
 describe("known failures", () => {
   it.scopedLive("1. inside A's transaction a statement of client B runs on B", () =>
     Effect.gen(function* () {
@@ -105,7 +91,7 @@ describe("known failures", () => {
   it.scopedLive("3. a refused COMMIT is CommitFailed, typed, with what was refused", () =>
     Effect.gen(function* () {
       const { place, sql } = yield* given(App)
-      const error = yield* failure("CommitFailed", KnownFailures.commitRefused(sql))
+      const error = yield* taggedFailure("CommitFailed", KnownFailures.commitRefused(sql))
       assert.strictEqual(error.database, "app")
       assert.strictEqual(error.sqlState, "23503")
       assert.instanceOf(error.cause, DatabaseError.ForeignKeyViolation)
@@ -121,7 +107,7 @@ describe("known failures", () => {
     Effect.gen(function* () {
       const { place, sql } = yield* given(App)
       const before = yield* KnownFailures.where(sql)
-      const error = yield* failure("Disconnected", KnownFailures.backendKilled(sql, place))
+      const error = yield* taggedFailure("Disconnected", KnownFailures.backendKilled(sql, place))
       assert.strictEqual(error.database, "app")
       assert.strictEqual(error.server, `127.0.0.1:${sql.config.port}`)
       assert.strictEqual(error.outcome, "undone")
@@ -140,7 +126,7 @@ describe("known failures", () => {
       const { sql } = yield* open(App, { writer: proxy.url })
       const twice = RetryPolicy.with({ acquire: Schedule.recurs(2) })
       yield* proxy.when(sends("BEGIN"), "cut", 3)
-      const error = yield* failure("Disconnected", twice(KnownFailures.oneInsert(sql)))
+      const error = yield* taggedFailure("Disconnected", twice(KnownFailures.oneInsert(sql)))
       assert.strictEqual(error.database, "app")
       assert.strictEqual(error.server, `127.0.0.1:${proxy.port}`)
       assert.strictEqual(error.outcome, "notSent")
@@ -154,7 +140,7 @@ describe("known failures", () => {
   it.scopedLive("6. a failure that was ignored is RolledBackAtCommit, with that failure as its cause", () =>
     Effect.gen(function* () {
       const { place, sql } = yield* given(App)
-      const error = yield* failure("RolledBackAtCommit", KnownFailures.failureIgnored(sql))
+      const error = yield* taggedFailure("RolledBackAtCommit", KnownFailures.failureIgnored(sql))
       assert.strictEqual(error.database, "app")
       assert.instanceOf(error.cause, DatabaseError.UniqueViolation)
       assert.deepStrictEqual(yield* KnownFailures.stored(place), [])
@@ -190,7 +176,7 @@ describe("known failures", () => {
   it.scopedLive("10. a fiber that outlives its transaction gets TransactionEnded, and affects no other one", () =>
     Effect.gen(function* () {
       const { place, sql } = yield* given(App, { maxConnections: 1 })
-      const error = yield* failure("TransactionEnded", Effect.flatten(KnownFailures.daemon(sql)))
+      const error = yield* taggedFailure("TransactionEnded", Effect.flatten(KnownFailures.daemon(sql)))
       assert.strictEqual(error.database, "app")
       assert.deepStrictEqual(yield* KnownFailures.stored(place), ["first"])
     })
@@ -227,7 +213,7 @@ describe("known failures", () => {
     Effect.gen(function* () {
       const { place, sql } = yield* given(App)
       const exit = inTime(yield* KnownFailures.backendDiesInStream(sql, place))
-      assert.strictEqual((yield* failure("Disconnected", exit)).outcome, "undone")
+      assert.strictEqual((yield* taggedFailure("Disconnected", exit)).outcome, "undone")
     })
   )
 
@@ -279,7 +265,7 @@ describe("known failures", () => {
       // a stream of payloads cannot hold a gap: it fails, and with a retry it listens again
       const plain = yield* KnownFailures.listenerKilled(sql.listen("news"), place)
       assert.deepStrictEqual(plain.heard, [])
-      const error = yield* failure("ListenFailed", Effect.flatten(plain.ended))
+      const error = yield* taggedFailure("ListenFailed", Effect.flatten(plain.ended))
       assert.strictEqual(error.reason, "disconnected")
       const again = yield* KnownFailures.listenerKilled(Stream.retry(sql.listen("news"), Schedule.recurs(1)), place)
       assert.isTrue(Option.isNone(again.ended))
@@ -308,7 +294,7 @@ describe("known failures", () => {
       const exit = inTime(
         yield* KnownFailures.silentServer((writer) => Layer.build(App.layer({ writer, connectTimeout: "300 millis" })))
       )
-      assert.strictEqual((yield* failure("ConnectFailed", exit)).reason, "unresponsive")
+      assert.strictEqual((yield* taggedFailure("ConnectFailed", exit)).reason, "unresponsive")
     })
   )
 
@@ -414,15 +400,7 @@ describe("known failures", () => {
     () =>
       Effect.gen(function* () {
         const { place, sql } = yield* given(App)
-        const { statements, transactions } = yield* KnownFailures.batches(sql)
-        assert.strictEqual(statements, 2)
-        for (const { names, own, seen } of transactions) {
-          assert.deepStrictEqual(
-            seen,
-            names.map((name) => ({ name, pid: own }))
-          )
-        }
-        assert.lengthOf(yield* KnownFailures.stored(place), 6)
+        yield* batchesKeptApart(yield* batches(sql), place)
         // a batch goes on in another fiber, and still nothing of a transaction is left after it
         yield* KnownFailures.oneInsert(sql)
         assert.lengthOf(yield* KnownFailures.stored(place), 7)

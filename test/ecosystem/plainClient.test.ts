@@ -22,6 +22,7 @@ import { makeProxy, sends } from "../support/proxy.js"
 import { freshRole, loggedIn } from "../support/roles.js"
 import { query } from "../support/server.js"
 import * as KnownFailures from "../support/suites/knownFailures.js"
+import { batches } from "../support/suites/requestBatches.js"
 
 const open = (options: PgClient.PgClientConfig) =>
   Effect.map(Layer.build(PgClient.layer(options)), (context) => Context.get(context, PgClient.PgClient))
@@ -330,7 +331,7 @@ describe("plain client", () => {
   it.scopedLive("30. requests batched by SqlResolver in a transaction run in it, each in its own", () =>
     Effect.gen(function* () {
       const { sql } = yield* given()
-      const { statements, transactions } = yield* KnownFailures.batches(sql)
+      const { statements, transactions } = yield* batches(sql)
       assert.strictEqual(statements, 2)
       for (const { names, own, seen } of transactions) {
         assert.deepStrictEqual(

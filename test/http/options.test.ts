@@ -30,6 +30,7 @@ import { DatabaseError, RequestTransaction, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
 import { audit } from "../support/audit.js"
 import { Audit, active, Db, fresh, idle, insert, Place, stored } from "../support/databases.js"
+import { collideAtCommit } from "../support/lateCollision.js"
 import { answers, makeProxy } from "../support/proxy.js"
 import { query } from "../support/server.js"
 
@@ -299,16 +300,8 @@ describe("a request that is answered again", () => {
   it.scopedLive("a refused COMMIT without retry is 409, and a lost answer to COMMIT is 503", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
-      yield* query(
-        writer,
-        `CREATE FUNCTION collide() RETURNS trigger LANGUAGE plpgsql AS
-           $$ BEGIN RAISE EXCEPTION 'late' USING ERRCODE = 'serialization_failure'; END $$`
-      )
       yield* query(writer, "CREATE TABLE late (n int)")
-      yield* query(
-        writer,
-        "CREATE CONSTRAINT TRIGGER late AFTER INSERT ON late DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION collide()"
-      )
+      yield* collideAtCommit(writer, "late")
       const proxy = yield* makeProxy(writer)
       const routes = HttpRouter.empty.pipe(
         HttpRouter.post("/late", Effect.as(rows("writer", "INSERT INTO late VALUES (1)"), respond(201))),

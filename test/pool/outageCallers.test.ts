@@ -6,16 +6,18 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
-import * as Redacted from "effect/Redacted"
 import * as Schedule from "effect/Schedule"
 import * as Stream from "effect/Stream"
 import { type Database, DatabaseError, type Observation, RetryPolicy, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
-import { behind, failure, until } from "../support/behind.js"
+import { behind } from "../support/behind.js"
+import { changedUrl } from "../support/changedUrl.js"
 import { Db, freshTable, insert, soon, stored } from "../support/databases.js"
+import { eventually, until } from "../support/eventually.js"
+import { failure } from "../support/failures.js"
 import { makeProxy, type Proxy, sends } from "../support/proxy.js"
 import { query } from "../support/server.js"
-import { eventually, only, watch } from "../support/suites/pooling/way.js"
+import { only, watch } from "../support/suites/pooling/observations.js"
 
 const count = (facts: ReadonlyArray<Observation.Observation>, tag: Observation.Observation["_tag"]) =>
   only(facts, tag).length
@@ -292,11 +294,6 @@ describe("callers while the server is away", () => {
 })
 
 describe("permanent connect errors", () => {
-  const changed = (url: Redacted.Redacted<string>, change: (url: URL) => void) => {
-    const changed = new URL(Redacted.value(url))
-    change(changed)
-    return Redacted.make(changed.href)
-  }
   const wrong = {
     "a wrong password": [(url: URL) => Reflect.set(url, "password", "wrong"), "authentication"],
     "an unknown database": [(url: URL) => Reflect.set(url, "pathname", "/not_there"), "noSuchDatabase"],
@@ -315,14 +312,14 @@ describe("permanent connect errors", () => {
           }
           yield* until(() => count(facts, "ConnectFailed") === 3)
           assert.strictEqual(count(facts, "Retried"), 0)
-        }).pipe(Effect.scoped, Effect.provide(Db.layer({ writer: changed(writer, change), startup: "lazy" })))
+        }).pipe(Effect.scoped, Effect.provide(Db.layer({ writer: changedUrl(writer, change), startup: "lazy" })))
       })
     )
 
     it.scopedLive(`${what} at a replica leaves reads to the others, each of which is tried once`, () =>
       Effect.gen(function* () {
         const { reader, writer } = yield* freshTable
-        const bad = changed(reader, change)
+        const bad = changedUrl(reader, change)
         yield* Effect.gen(function* () {
           assert.deepStrictEqual(yield* read, [{ n: 1 }])
         }).pipe(Effect.scoped, Effect.provide(Db.layer({ writer, readers: [bad], startup: "lazy" })))
@@ -334,7 +331,7 @@ describe("permanent connect errors", () => {
           assert.strictEqual(count(facts, "Retried"), 1)
         }).pipe(
           Effect.scoped,
-          Effect.provide(Db.layer({ writer: changed(writer, change), readers: [bad], startup: "lazy" }))
+          Effect.provide(Db.layer({ writer: changedUrl(writer, change), readers: [bad], startup: "lazy" }))
         )
       })
     )

@@ -9,13 +9,9 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import { DatabaseError, RetryPolicy } from "effect-db"
 import { describe } from "vitest"
-import { active, Db, fresh, insert, Place, soon, stored } from "../support/databases.js"
+import { active, Db, fresh, insert, Place, pid, soon, stored } from "../support/databases.js"
 import { makeProxy } from "../support/proxy.js"
 import { freshDatabase, query } from "../support/server.js"
-
-const pid = Effect.flatMap(Db.writer, (sql) =>
-  Effect.map(sql<{ pid: number }>`SELECT pg_backend_pid() AS pid`, (rows) => rows[0]?.pid ?? 0)
-)
 
 const writes = Effect.map(
   Db.status,

@@ -2,45 +2,15 @@ import { createServer, type ServerResponse } from "node:http"
 import type { AddressInfo } from "node:net"
 import type { PgClient } from "@effect/sql-pg/PgClient"
 import { assert, describe, it } from "@effect/vitest"
-import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
-import { Consistency, DatabaseError, DatabaseRuntime } from "effect-db"
-import { audit, event } from "../support/audit.js"
-import { Audit, Db, freshTable, insert, Place, soon, stored } from "../support/databases.js"
+import { DatabaseError, DatabaseRuntime } from "effect-db"
+import { Audit, Db, freshTable, insert, soon } from "../support/databases.js"
+import { tagOf } from "../support/failures.js"
+import { fresh, rejectionOf } from "../support/freshRuntime.js"
 import { makeProxy } from "../support/proxy.js"
 import { freshDatabase, query } from "../support/server.js"
-
-const tagOf = (error: unknown): unknown => (error instanceof Error && "_tag" in error ? error._tag : error)
-
-const failure = (promise: Promise<unknown>): Effect.Effect<unknown> =>
-  Effect.promise(() =>
-    promise.then(
-      () => "no failure",
-      (error: unknown) => error
-    )
-  )
-
-/**
- * Opens a runtime on a new database, which is closed at the end of the test, whatever has it open.
- */
-const fresh = (options?: DatabaseRuntime.Options) =>
-  Effect.gen(function* () {
-    const place = yield* freshTable
-    const runtime = DatabaseRuntime.make(
-      { db: Db },
-      Db.layer({ writer: place.writer, readers: [place.reader] }),
-      options
-    )
-    yield* Effect.addFinalizer(() => Effect.promise(() => runtime.close()))
-    return {
-      runtime,
-      db: runtime.databases.db,
-      stored: Effect.provideService(stored, Place, place),
-      place
-    }
-  })
 
 describe("the rejections of runPromise", () => {
   const rejection = <E>(make: (sql: PgClient) => Effect.Effect<unknown, E>) =>
@@ -48,8 +18,8 @@ describe("the rejections of runPromise", () => {
       const { db, runtime } = yield* fresh()
       yield* Effect.promise(() => runtime.open())
       return {
-        rejected: yield* failure(runtime.runPromise(Effect.flatMap(Db.writer, make))),
-        awaited: yield* failure(db.writer`SELECT 1 / 0`.then())
+        rejected: yield* rejectionOf(runtime.runPromise(Effect.flatMap(Db.writer, make))),
+        awaited: yield* rejectionOf(db.writer`SELECT 1 / 0`.then())
       }
     })
 
@@ -88,7 +58,7 @@ describe("the opening and closing of a runtime", () => {
       yield* Effect.promise(() => runtime.close())
       assert.deepStrictEqual(yield* Effect.promise(async () => await db.writer`SELECT 1 AS one`), [{ one: 1 }])
       yield* Effect.promise(() => runtime.close())
-      assert.strictEqual(tagOf(yield* failure(db.writer`SELECT 1`.then())), "DatabaseClosed")
+      assert.strictEqual(tagOf(yield* rejectionOf(db.writer`SELECT 1`.then())), "DatabaseClosed")
       // closing a closed runtime does nothing
       yield* Effect.promise(() => runtime.close())
       yield* Effect.promise(() => runtime.open())
@@ -130,7 +100,7 @@ describe("the opening and closing of a runtime", () => {
       assert.strictEqual(made, 1)
       assert.isAtMost(new Set(sessions.flat()).size, 2)
       for (const [inside, after] of sessions.slice(0, 50)) assert.strictEqual(inside, after)
-      assert.strictEqual(tagOf(yield* failure(session())), "DatabaseClosed")
+      assert.strictEqual(tagOf(yield* rejectionOf(session())), "DatabaseClosed")
       // a server process that was told to end needs its time
       const left = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
       yield* query(writer, left).pipe(
@@ -144,14 +114,14 @@ describe("the opening and closing of a runtime", () => {
   it.scopedLive("a use before the start and after the end names the database and says what to do", () =>
     Effect.gen(function* () {
       const { db, runtime } = yield* fresh()
-      const before = yield* failure(db.writer`SELECT 1`.then())
+      const before = yield* rejectionOf(db.writer`SELECT 1`.then())
       assert.strictEqual(tagOf(before), "DatabaseClosed")
       assert.include(String(before), 'database "app" is not open yet')
-      assert.strictEqual(tagOf(yield* failure(runtime.runPromise(insert("x")))), "DatabaseClosed")
-      assert.strictEqual(tagOf(yield* failure(runtime.unitOfWork(() => 1))), "DatabaseClosed")
+      assert.strictEqual(tagOf(yield* rejectionOf(runtime.runPromise(insert("x")))), "DatabaseClosed")
+      assert.strictEqual(tagOf(yield* rejectionOf(runtime.unitOfWork(() => 1))), "DatabaseClosed")
       yield* Effect.promise(() => runtime.open())
       yield* Effect.promise(() => runtime.close())
-      const after = yield* failure(db.writer`SELECT 1`.then())
+      const after = yield* rejectionOf(db.writer`SELECT 1`.then())
       assert.include(String(after), 'database "app" is closed')
     })
   )
@@ -163,14 +133,14 @@ describe("the opening and closing of a runtime", () => {
       const layer = Layer.mergeAll(Db.layer({ writer }), Audit.layer({ writer: proxy.url, connectTimeout: "1 second" }))
       const runtime = DatabaseRuntime.make({ db: Db, audit: Audit }, layer)
       yield* proxy.refuse
-      const failures = yield* Effect.all([failure(runtime.open()), failure(runtime.open())], { concurrency: 2 })
+      const failures = yield* Effect.all([rejectionOf(runtime.open()), rejectionOf(runtime.open())], { concurrency: 2 })
       assert.deepStrictEqual(failures.map(tagOf), ["ConnectFailed", "ConnectFailed"])
       const left = yield* query<{ n: number }>(
         writer,
         "SELECT count(*)::int AS n FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
       )
       assert.deepStrictEqual(left, [{ n: 0 }])
-      assert.strictEqual(tagOf(yield* failure(runtime.databases.db.writer`SELECT 1`.then())), "DatabaseClosed")
+      assert.strictEqual(tagOf(yield* rejectionOf(runtime.databases.db.writer`SELECT 1`.then())), "DatabaseClosed")
       yield* proxy.accept
       yield* Effect.promise(() => runtime.open())
       assert.deepStrictEqual(yield* Effect.promise(async () => await runtime.databases.audit.writer`SELECT 1 AS one`), [
@@ -189,7 +159,7 @@ describe("the opening and closing of a runtime", () => {
       yield* Effect.promise(() => Promise.all([opening, closing, again]))
       assert.deepStrictEqual(yield* Effect.promise(async () => await db.writer`SELECT 1 AS one`), [{ one: 1 }])
       yield* Effect.promise(() => runtime.close())
-      assert.strictEqual(tagOf(yield* failure(db.writer`SELECT 1`.then())), "DatabaseClosed")
+      assert.strictEqual(tagOf(yield* rejectionOf(db.writer`SELECT 1`.then())), "DatabaseClosed")
     })
   )
 
@@ -205,7 +175,7 @@ describe("the opening and closing of a runtime", () => {
         // a use is no open, so the first close closes
         yield* Effect.promise(() => runtime.open())
         yield* Effect.promise(() => runtime.close())
-        assert.strictEqual(tagOf(yield* failure(db.writer`SELECT 1`.then())), "DatabaseClosed")
+        assert.strictEqual(tagOf(yield* rejectionOf(db.writer`SELECT 1`.then())), "DatabaseClosed")
         const other = DatabaseRuntime.shared(key, () => DatabaseRuntime.make({}, Layer.empty))
         assert.strictEqual<unknown>(one, other)
       })
@@ -333,7 +303,7 @@ describe("a web request that is answered again", () => {
       assert.strictEqual(yield* Effect.promise(() => response.text()), "hello 2")
       assert.deepStrictEqual(yield* stored, ["hello"])
       attempts = 0
-      const long = yield* failure(handle(post("long", { "content-length": "1048577" })))
+      const long = yield* rejectionOf(handle(post("long", { "content-length": "1048577" })))
       assert.strictEqual(tagOf(long), "SerializationFailure")
       assert.strictEqual(attempts, 1)
     })
@@ -351,259 +321,9 @@ describe("a web request that is answered again", () => {
         },
         { retry: true }
       )
-      const thrown = yield* failure(handle(post("")))
+      const thrown = yield* rejectionOf(handle(post("")))
       assert.strictEqual(tagOf(thrown), "InvalidInput")
       assert.strictEqual(attempts, 2)
-    })
-  )
-})
-
-describe("promises", () => {
-  it.scopedLive("any number of statements at a time listen to one signal without a warning", () =>
-    Effect.gen(function* () {
-      const { db, runtime } = yield* fresh({ lazy: true })
-      const warnings: Array<string> = []
-      const onWarning = (warning: Error) => void warnings.push(warning.name)
-      yield* Effect.acquireRelease(
-        Effect.sync(() => process.on("warning", onWarning)),
-        () => Effect.sync(() => process.off("warning", onWarning))
-      )
-      const { signal } = new AbortController()
-      const twelve = <A>(one: () => PromiseLike<A>) => Promise.all(Array.from({ length: 12 }, one))
-      yield* Effect.promise(() => runtime.unitOfWork(() => twelve(() => db.writer`SELECT 1`)))
-      yield* Effect.promise(() => twelve(() => runtime.unitOfWork(() => db.writer`SELECT 1`, { signal })))
-      assert.deepStrictEqual(warnings, [])
-    })
-  )
-
-  it.scopedLive("statements, their parts, values and streams work as promises, and run only if awaited", () =>
-    Effect.gen(function* () {
-      const { db, runtime } = yield* fresh({ lazy: true })
-      const sql = db.writer
-      yield* Effect.promise(async () => {
-        await sql`INSERT INTO item ${sql.insert([
-          { name: "a", amount: 1 },
-          { name: "b", amount: 2 }
-        ])}`
-        void sql`DELETE FROM item`
-        const only = sql`AND amount > ${1}`
-        assert.deepStrictEqual(await sql`SELECT name FROM item WHERE ${sql.in("name", ["a", "b"])} ${only}`, [
-          { name: "b" }
-        ])
-        assert.deepStrictEqual(
-          await sql<{
-            name: string
-          }>`SELECT name FROM ${sql("item")} WHERE ${sql.and([sql`name = ${"a"}`, sql`amount = 1`])}`,
-          [{ name: "a" }]
-        )
-        assert.deepStrictEqual(await sql.query("SELECT name FROM item WHERE amount = $1", [2]), [{ name: "b" }])
-        assert.deepStrictEqual(await sql`SELECT name, amount FROM item ORDER BY name`.values(), [
-          ["a", 1],
-          ["b", 2]
-        ])
-        const seen: Array<string> = []
-        for await (const row of sql<{ n: number }>`SELECT generate_series(1, 1000) AS n`.stream()) {
-          seen.push(String(row.n))
-          if (row.n === 3) break
-        }
-        assert.deepStrictEqual(seen, ["1", "2", "3"])
-        assert.deepStrictEqual(await sql`SELECT ${sql.json({ a: 1 })}::jsonb AS json`, [{ json: { a: 1 } }])
-        const statement = sql`INSERT INTO item ${sql.insert({ name: "once" })} RETURNING name`
-        assert.deepStrictEqual([await statement, await statement], [[{ name: "once" }], [{ name: "once" }]])
-      })
-      void runtime
-    })
-  )
-
-  it.scopedLive(
-    "promises reject with the failure itself, and code that throws rolls back and rejects with its value",
-    () =>
-      Effect.gen(function* () {
-        const { db, runtime, stored } = yield* fresh({ lazy: true })
-        const sql = db.writer
-        assert.strictEqual(tagOf(yield* failure(sql`SELECT 1/0`.then())), "InvalidInput")
-        const first = sql`SELECT 1/0`.stream()[Symbol.asyncIterator]().next()
-        assert.strictEqual(tagOf(yield* failure(first)), "InvalidInput")
-        const mine = new Error("mine")
-        const throwing = runtime.unitOfWork(async () => {
-          await sql`INSERT INTO item ${sql.insert({ name: "x" })}`
-          throw mine
-        })
-        assert.strictEqual(yield* failure(throwing), mine)
-        const duplicate = runtime.unitOfWork(async () => {
-          await sql`INSERT INTO item ${sql.insert({ name: "x" })}`
-          await sql`INSERT INTO item ${sql.insert({ name: "x" })}`.then(undefined, () => {})
-        })
-        assert.strictEqual(tagOf(yield* failure(duplicate)), "RolledBackAtCommit")
-        assert.deepStrictEqual(yield* stored, [])
-      })
-  )
-
-  it.scopedLive("plain code and effects share one transaction in a unit of work, through every await", () =>
-    Effect.gen(function* () {
-      const { db, runtime, stored } = yield* fresh({ lazy: true })
-      const pid = () => db.writer<{ pid: number }>`SELECT pg_backend_pid() AS pid`.then(([row]) => row?.pid)
-      const pids = yield* Effect.promise(() =>
-        runtime.unitOfWork(async () => {
-          await runtime.runPromise(insert("effect"))
-          await db.writer`INSERT INTO item ${db.writer.insert({ name: "plain" })}`
-          const all = await Promise.all([pid(), pid(), runtime.unitOfWork(pid), db.withTransaction(pid)])
-          const other = await db.independent(pid)
-          return { one: new Set(all).size, other: all.includes(other) }
-        })
-      )
-      assert.deepStrictEqual(pids, { one: 1, other: false })
-      assert.deepStrictEqual(yield* stored, ["effect", "plain"])
-      const both = yield* Effect.promise(() => Promise.all([runtime.unitOfWork(pid), runtime.unitOfWork(pid)]))
-      assert.strictEqual(new Set(both).size, 2)
-    })
-  )
-
-  it.scopedLive("hooks, early ends, nested transactions, reads of own writes and outcomes work in plain code", () =>
-    Effect.gen(function* () {
-      const { db, runtime, stored } = yield* fresh({ lazy: true })
-      const add = async (name: string) => void (await db.writer`INSERT INTO item ${db.writer.insert({ name })}`)
-      const log: Array<string> = []
-      yield* Effect.promise(() =>
-        runtime.unitOfWork(async () => {
-          await add("early")
-          await db.afterCommit(() => void log.push("committed"))
-          await db.commit()
-          await add("dropped")
-          await db.afterRollback(async () => void log.push("rolled back"))
-          await db.rollback()
-          await add("late")
-          await db.beforeCommit(() => add("by a hook"))
-          await db
-            .withTransaction(async () => {
-              await add("undone")
-              throw new Error("no")
-            })
-            .catch(() => {})
-          const strong = await db.withConsistency(
-            () => db.reader`SELECT pg_is_in_recovery() AS yes`,
-            Consistency.Strong()
-          )
-          assert.deepStrictEqual(strong, [{ yes: false }])
-        })
-      )
-      assert.deepStrictEqual(log, ["committed", "rolled back"])
-      yield* Effect.promise(() => runtime.unitOfWork(() => add("never"), { outcome: () => "rollback" }))
-      assert.deepStrictEqual(yield* stored, ["by a hook", "early", "late"])
-    })
-  )
-
-  it.scopedLive("a signal ends the running work and rolls it back", () =>
-    Effect.gen(function* () {
-      const { db, runtime, stored } = yield* fresh({ lazy: true })
-      const controller = new AbortController()
-      const asleep = yield* Deferred.make<void>()
-      const reason = new Error("enough")
-      const unit = runtime.unitOfWork(
-        async () => {
-          await db.writer`INSERT INTO item ${db.writer.insert({ name: "x" })}`
-          Effect.runSync(Deferred.succeed(asleep, undefined))
-          await db.writer`SELECT pg_sleep(60)`
-        },
-        { signal: controller.signal }
-      )
-      const failed = failure(unit)
-      const waiting = yield* Effect.fork(failed)
-      yield* Deferred.await(asleep)
-      controller.abort(reason)
-      assert.strictEqual(yield* waiting, reason)
-      assert.deepStrictEqual(yield* stored, [])
-      const { servers } = yield* Effect.promise(() => db.status())
-      assert.isTrue(servers.every(({ reads, writes }) => reads.active + (writes?.active ?? 0) === 0))
-    })
-  )
-
-  it.scopedLive("a web request is answered again with the body that it had, and without one is no unit", () =>
-    Effect.gen(function* () {
-      const { db, runtime, stored } = yield* fresh({ lazy: true })
-      let left = 1
-      const add = async (request: Request) => {
-        await db.writer`INSERT INTO item ${db.writer.insert({ name: await request.text() })}`
-        if (left-- > 0) {
-          await db.writer`DO $$ BEGIN RAISE EXCEPTION 'collision' USING ERRCODE = 'serialization_failure'; END $$`
-        }
-        return new Response(null, { status: 201 })
-      }
-      const headers = { "content-length": "5" }
-      const post = (body: string) => new Request("http://localhost/items", { method: "POST", body, headers })
-      const answered = yield* Effect.promise(() => runtime.handler(add, { retry: true })(post("again")))
-      assert.strictEqual(answered.status, 201)
-      left = 1
-      assert.strictEqual(tagOf(yield* failure(runtime.handler(add)(post("once")))), "SerializationFailure")
-      left = 1
-      yield* failure(runtime.handler(add, { transaction: () => "none" })(post("alone")))
-      assert.deepStrictEqual(yield* stored, ["again", "alone"])
-    })
-  )
-
-  it.scopedLive("work that is to outlive a unit is called outside of it, and has a unit of its own", () =>
-    Effect.gen(function* () {
-      const { db, runtime, stored } = yield* fresh({ lazy: true })
-      const add = async (name: string) => void (await db.writer`INSERT INTO item ${db.writer.insert({ name })}`)
-      const go = yield* Deferred.make<void>()
-      const [inside, outside] = yield* Effect.promise(() =>
-        runtime.unitOfWork(
-          async () => {
-            await add("unit")
-            const later = (name: string) => async () => {
-              await Effect.runPromise(Deferred.await(go))
-              await runtime.unitOfWork(() => add(name))
-            }
-            return [later("inside")().catch(tagOf), runtime.outside(later("outside")).catch(tagOf)] as const
-          },
-          { outcome: () => "rollback" }
-        )
-      )
-      yield* Deferred.succeed(go, undefined)
-      assert.strictEqual(yield* Effect.promise(() => inside), "TransactionEnded")
-      assert.isUndefined(yield* Effect.promise(() => outside))
-      assert.deepStrictEqual(yield* stored, ["outside"])
-    })
-  )
-
-  it.scopedLive("a route that is no pattern is not kept prepared with each of its paths", () =>
-    Effect.gen(function* () {
-      const { db, runtime } = yield* fresh({ lazy: true })
-      const prepared = (options: DatabaseRuntime.HandlerOptions) =>
-        Effect.promise(async () => {
-          const handler = runtime.handler(
-            async () => {
-              const rows = await db.writer<{ n: number }>`
-                SELECT count(*)::int AS n FROM pg_prepared_statements WHERE statement LIKE '%/*%'`
-              return Response.json(rows[0]?.n)
-            },
-            { sqlComment: "route", ...options }
-          )
-          const seen: Array<unknown> = []
-          for (const id of [1, 2, 3]) {
-            seen.push(await (await handler(new Request(`http://localhost/items/${id}`))).json())
-          }
-          return seen
-        })
-      assert.deepStrictEqual(yield* prepared({}), [0, 0, 0])
-      assert.deepStrictEqual(yield* prepared({ route: "/items/:id" }), [1, 1, 1])
-    })
-  )
-
-  it.scopedLive("two databases commit together or not at all", () =>
-    Effect.gen(function* () {
-      const place = yield* freshTable
-      const both = Layer.merge(Db.layer({ writer: place.writer }), audit)
-      const runtime = DatabaseRuntime.make({ db: Db, audit: Audit }, both, { lazy: true })
-      const { audit: log, db } = runtime.databases
-      const unit = runtime.unitOfWork(async () => {
-        await db.writer`INSERT INTO item ${db.writer.insert({ name: "a" })}`
-        await runtime.runPromise(event("unlucky", 13))
-      })
-      assert.strictEqual(tagOf(yield* failure(unit)), "CommitFailed")
-      assert.deepStrictEqual(yield* Effect.provideService(stored, Place, place), [])
-      assert.deepStrictEqual(yield* Effect.promise(async () => await log.writer`SELECT what FROM event`), [])
-      yield* Effect.promise(() => runtime.close())
     })
   )
 })

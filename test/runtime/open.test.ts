@@ -13,12 +13,11 @@ import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import { Database, DatabaseRuntime } from "effect-db"
 import { Audit, Db, soon } from "../support/databases.js"
+import { tagOf } from "../support/failures.js"
 import { makeProxy } from "../support/proxy.js"
 import { freshDatabase, query } from "../support/server.js"
 
 class Third extends Database.Service<Third>()("third") {}
-
-const tagOf = (error: unknown): unknown => (error instanceof Error && "_tag" in error ? error._tag : error)
 
 /** Returns the result of a promise: `"done"`, or the tag of its failure. */
 const settled = (promise: Promise<unknown>): Effect.Effect<unknown> =>

@@ -1,14 +1,10 @@
-/**
- * A new database behind a proxy of its own, and the events for which tests of outages and of roles
- * wait.
- */
+/** A new database behind a proxy of its own. */
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
-import { type Database, DatabaseError } from "effect-db"
+import type { Database } from "effect-db"
 import { Db, freshTable, Place } from "./databases.js"
 import { makeProxy, type Proxy } from "./proxy.js"
-import { eventually } from "./suites/pooling/way.js"
 
 /** Runs a test with a new database that is reached by way of a proxy. */
 export const behind = <A, E>(
@@ -21,9 +17,3 @@ export const behind = <A, E>(
     const database = Db.layer({ writer: proxy.url, ...options })
     return yield* Effect.provide(Effect.scoped(body(proxy)), Layer.merge(database, Layer.succeed(Place, place)))
   })
-
-/** Waits until a condition holds. */
-export const until = (holds: () => boolean) => eventually(Effect.sync(holds), (_) => _)
-
-/** Returns the failure of an effect, refined. */
-export const failure = <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.flip(DatabaseError.refine(self))

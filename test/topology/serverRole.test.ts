@@ -9,15 +9,18 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import { type Database, DatabaseError, EmbeddedPostgres, RetryPolicy, TestDatabase, UnitOfWork } from "effect-db"
+import { DatabaseError, EmbeddedPostgres, RetryPolicy, TestDatabase, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
-import { behind, failure, until } from "../support/behind.js"
+import { behind } from "../support/behind.js"
 import { type Bouncer, behindBouncer, hasBouncer, makeBouncer } from "../support/bouncer.js"
 import { Db, freshTable, insert, Place, soon, stored } from "../support/databases.js"
 import { directory } from "../support/directory.js"
+import { eventually, until } from "../support/eventually.js"
+import { failure } from "../support/failures.js"
+import { behindPooler } from "../support/pooler.js"
 import { makeProxy, sends } from "../support/proxy.js"
 import { query } from "../support/server.js"
-import { eventually, figures, only, watch } from "../support/suites/pooling/way.js"
+import { figures, only, watch } from "../support/suites/pooling/observations.js"
 
 const wrongRoles = (facts: Effect.Effect.Success<typeof watch>) =>
   only(facts, "ConnectFailed").filter(({ reason }) => reason === "wrongRole").length
@@ -276,17 +279,6 @@ describe("a server that becomes read-only while it is used", () => {
 })
 
 describe.skipIf(!hasBouncer)(behindBouncer, () => {
-  const pooled = <A, E>(
-    options: Partial<Database.Options>,
-    body: (bouncer: Bouncer) => Effect.Effect<A, E, Db | Place | Scope.Scope>
-  ) =>
-    Effect.gen(function* () {
-      const place = yield* freshTable
-      const bouncer = yield* makeBouncer(place.writer)
-      const live = Db.layer({ writer: bouncer.url, mode: "transactionPooler", ...options })
-      return yield* Effect.provide(Effect.scoped(body(bouncer)), Layer.merge(live, Layer.succeed(Place, place)))
-    })
-
   /** Connects the pooler to another server from now on, for present clients, too. */
   const turn = (bouncer: Bouncer, to: Place["Type"]["writer"]) =>
     Effect.zipRight(bouncer.aim(to), Effect.asVoid(bouncer.admin("RECONNECT")))
@@ -348,7 +340,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
   )
 
   it.scopedLive("writes wait while the pooler leads to a standby, in and outside of transactions", () =>
-    pooled({}, (bouncer) =>
+    behindPooler({}, {}, (bouncer) =>
       Effect.gen(function* () {
         const { reader, writer } = yield* Place
         yield* insert("before")
@@ -380,7 +372,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
   )
 
   it.scopedLive("a COPY of a writer waits while the pooler leads to a standby, also if it only reads", () =>
-    pooled({}, (bouncer) =>
+    behindPooler({}, {}, (bouncer) =>
       Effect.gen(function* () {
         const { reader, writer } = yield* Place
         yield* insert("before")
@@ -400,7 +392,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
   )
 
   it.scopedLive("a refused write of the program's own doing is reported as that", () =>
-    pooled({}, () =>
+    behindPooler({}, {}, () =>
       Effect.gen(function* () {
         const { writer } = yield* Place
         yield* query(

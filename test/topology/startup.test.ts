@@ -12,17 +12,12 @@ import * as Redacted from "effect/Redacted"
 import * as Scope from "effect/Scope"
 import { type Database, DatabaseError } from "effect-db"
 import { describe } from "vitest"
+import { changedUrl } from "../support/changedUrl.js"
 import { Audit, active, Db, soon } from "../support/databases.js"
 import { freshDatabase, query } from "../support/server.js"
 import { closedPort, listenOnPort } from "../support/tcp.js"
 
 const secret = "s3cr3t-w0rd"
-
-const changed = (url: Redacted.Redacted<string>, change: (url: URL) => void) => {
-  const changed = new URL(Redacted.value(url))
-  change(changed)
-  return Redacted.make(changed.href)
-}
 
 /**
  * Opens a database that cannot be opened, within its timeout and a second, and returns the failure
@@ -62,35 +57,35 @@ describe("start-up", () => {
       const { host } = new URL(Redacted.value(writer))
       const cases = [
         [
-          changed(writer, (url) => {
+          changedUrl(writer, (url) => {
             url.password = secret
           }),
           "authentication",
           host
         ],
         [
-          changed(writer, (url) => {
+          changedUrl(writer, (url) => {
             url.username = "nobody_here"
           }),
           "authentication",
           host
         ],
         [
-          changed(writer, (url) => {
+          changedUrl(writer, (url) => {
             url.pathname = "/not_there"
           }),
           "noSuchDatabase",
           host
         ],
         [
-          changed(writer, (url) => {
+          changedUrl(writer, (url) => {
             url.port = String(port)
           }),
           "unreachable",
           `127.0.0.1:${port}`
         ],
         [
-          changed(writer, (url) => {
+          changedUrl(writer, (url) => {
             url.host = "no-such-host.invalid:5432"
           }),
           "unreachable",
@@ -119,7 +114,7 @@ describe("start-up", () => {
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const error = yield* failure({
-        writer: changed(writer, (url) => void url.searchParams.set("sslmode", "require"))
+        writer: changedUrl(writer, (url) => void url.searchParams.set("sslmode", "require"))
       })
       assert.strictEqual(reasonOf(error), "tls")
     })
@@ -167,7 +162,7 @@ describe("start-up", () => {
         const port = yield* closedPort
         const said: Array<string> = []
         const logger = Logger.make(({ message }) => void said.push(inspect(message)))
-        const dead = changed(writer, (url) => {
+        const dead = changedUrl(writer, (url) => {
           url.port = String(port)
         })
         yield* Effect.gen(function* () {

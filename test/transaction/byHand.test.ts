@@ -4,10 +4,9 @@
  */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
-import * as Layer from "effect/Layer"
 import { DatabaseError, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
-import { audit } from "../support/audit.js"
+import { both } from "../support/audit.js"
 import { Audit, Db, fresh, insert, stored } from "../support/databases.js"
 
 const ends = [
@@ -16,8 +15,6 @@ const ends = [
   ["UnitOfWork.commit", UnitOfWork.commit, "commit"],
   ["UnitOfWork.rollback", UnitOfWork.rollback, "rollback"]
 ] as const
-
-const both = Layer.merge(fresh(), audit)
 
 describe("an end by hand", () => {
   for (const [name, end, propagation] of ends) {

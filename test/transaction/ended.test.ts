@@ -7,16 +7,13 @@ import * as Stream from "effect/Stream"
 import { DatabaseError, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
 import { audit, event, events } from "../support/audit.js"
-import { Db, fresh, freshTable, insert, Place, stored } from "../support/databases.js"
+import { Db, fresh, freshTable, insert, Place, run, stored } from "../support/databases.js"
+import { failure } from "../support/failures.js"
 import { answers, makeProxy } from "../support/proxy.js"
-
-const run = (text: string) => Effect.flatMap(Db.writer, (sql) => sql.unsafe(text))
 
 const note = run("INSERT INTO item (name) VALUES (gen_random_uuid())")
 
 const collide = run("DO $$ BEGIN RAISE EXCEPTION 'collision' USING ERRCODE = 'serialization_failure'; END $$")
-
-const errorOf = <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.flip(DatabaseError.refine(self))
 
 /** Describes a failure of a statement that has ended the transaction. */
 const endedBy = (error: unknown) =>
@@ -33,8 +30,8 @@ describe("a transaction that a statement in it ends", () => {
           yield* run(text)
           yield* collide
         })
-        assert.strictEqual(endedBy(yield* errorOf(Db.withTransaction(work, { retry: true }))), "COMMIT")
-        assert.strictEqual(endedBy(yield* errorOf(UnitOfWork.run(work, { retry: true }))), "COMMIT")
+        assert.strictEqual(endedBy(yield* failure(Db.withTransaction(work, { retry: true }))), "COMMIT")
+        assert.strictEqual(endedBy(yield* failure(UnitOfWork.run(work, { retry: true }))), "COMMIT")
         assert.strictEqual(runs, 2)
         assert.strictEqual((yield* stored).length, 2)
         yield* insert("next")
@@ -46,7 +43,7 @@ describe("a transaction that a statement in it ends", () => {
     it.scopedLive(`a transaction that ${text} ends stores nothing of what follows`, () =>
       Effect.gen(function* () {
         const work = Effect.all([note, Effect.ignore(run(text)), Effect.ignore(insert("second half"))])
-        assert.strictEqual(endedBy(yield* errorOf(Db.withTransaction(work))), "ROLLBACK")
+        assert.strictEqual(endedBy(yield* failure(Db.withTransaction(work))), "ROLLBACK")
         assert.deepStrictEqual(yield* stored, [])
       }).pipe(Effect.provide(fresh()))
     )
@@ -65,7 +62,7 @@ describe("a transaction that a statement in it ends", () => {
         ])
       })
       for (const whole of [Db.withTransaction(work, { retry: true }), UnitOfWork.run(work, { retry: true })]) {
-        assert.strictEqual(endedBy(yield* errorOf(whole)), "ROLLBACK")
+        assert.strictEqual(endedBy(yield* failure(whole)), "ROLLBACK")
       }
       assert.strictEqual(runs, 2)
       assert.lengthOf(yield* stored, 2)
@@ -98,7 +95,7 @@ describe("a transaction that a statement in it ends", () => {
         Db.withTransaction(Effect.zipRight(note, run("COMMIT AND CHAIN"))),
         Stream.runDrain(sql.unsafe("COMMIT AND CHAIN").stream)
       ]) {
-        const error = yield* errorOf(Db.withTransaction(Effect.zipRight(note, statement), { retry: true }))
+        const error = yield* failure(Db.withTransaction(Effect.zipRight(note, statement), { retry: true }))
         assert.strictEqual(endedBy(error), "COMMIT")
       }
       assert.strictEqual((yield* stored).length, 4)
@@ -115,12 +112,12 @@ describe("a transaction that a statement in it ends", () => {
         runs++
         return Effect.all([note, event("x"), Effect.ignore(run("COMMIT AND CHAIN")), collision])
       })
-      assert.strictEqual((yield* errorOf(UnitOfWork.run(unit, { retry: true })))._tag, "SerializationFailure")
+      assert.strictEqual((yield* failure(UnitOfWork.run(unit, { retry: true })))._tag, "SerializationFailure")
       const own = Effect.suspend(() => {
         runs++
         return Effect.all([note, Effect.ignore(run("COMMIT AND CHAIN")), Db.independent(Db.withTransaction(collide))])
       })
-      assert.strictEqual((yield* errorOf(Db.withTransaction(own, { retry: true })))._tag, "SerializationFailure")
+      assert.strictEqual((yield* failure(Db.withTransaction(own, { retry: true })))._tag, "SerializationFailure")
       assert.strictEqual(runs, 2)
       assert.strictEqual((yield* stored).length, 2)
       assert.deepStrictEqual(yield* events, [])
@@ -139,7 +136,7 @@ describe("a transaction that a statement in it ends", () => {
           yield* proxy.when(answers("COMMIT"), "cut")
           yield* run(text)
         })
-        const error = yield* errorOf(Db.withTransaction(work, { retry: true })).pipe(
+        const error = yield* failure(Db.withTransaction(work, { retry: true })).pipe(
           Effect.provide(Db.layer({ writer: proxy.url }))
         )
         assert.strictEqual(error._tag === "Disconnected" && error.outcome, "inDoubt")

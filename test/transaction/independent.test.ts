@@ -3,13 +3,10 @@
  */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
-import * as Layer from "effect/Layer"
 import { UnitOfWork } from "effect-db"
 import { describe } from "vitest"
-import { audit, event, events } from "../support/audit.js"
+import { both, event, events } from "../support/audit.js"
 import { active, Db, fresh, insert, stored } from "../support/databases.js"
-
-const both = Layer.merge(fresh(), audit)
 
 describe("UnitOfWork.run in Db.independent", () => {
   it.scopedLive(

@@ -9,16 +9,15 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Stream from "effect/Stream"
-import { DatabaseError, RetryPolicy, TestDatabase, UnitOfWork } from "effect-db"
+import { RetryPolicy, TestDatabase, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
 import { audit, event, events } from "../support/audit.js"
 import { behind } from "../support/behind.js"
 import { behindBouncer, freshPooled, hasBouncer } from "../support/bouncer.js"
-import { Audit, active, Db, fresh, freshTable, idle, insert, Place, soon, stored } from "../support/databases.js"
+import { Audit, active, Db, fresh, freshTable, idle, insert, Place, run, soon, stored } from "../support/databases.js"
+import { failure } from "../support/failures.js"
 import { answers, makeProxy, type Proxy, sends } from "../support/proxy.js"
 import { query } from "../support/server.js"
-
-const run = (text: string) => Effect.flatMap(Db.writer, (sql) => sql.unsafe(text))
 
 const long = "SELECT 1 FROM pg_sleep(1000) AS long"
 
@@ -47,9 +46,6 @@ const interrupted = <A, E, R>(self: Effect.Effect<A, E, R>) =>
 
 const pid = Effect.map(run("SELECT pg_backend_pid() AS pid"), ([row]) => (row as { pid: number }).pid)
 
-const errorOf = <A, E, R>(self: Effect.Effect<A, E, R>) =>
-  Effect.catchAll(Effect.flip(DatabaseError.refine(self)), () => Effect.dieMessage("it has not failed"))
-
 describe("an interrupted statement in a transaction", () => {
   it.scopedLive("an interrupted statement ends its transaction with an error that names it, without a retry", () =>
     Effect.gen(function* () {
@@ -59,12 +55,12 @@ describe("an interrupted statement in a transaction", () => {
         runs++
         yield* insert("first")
         yield* interrupted(run(long))
-        later = yield* errorOf(insert("second"))
+        later = yield* failure(insert("second"))
         yield* insert("third")
       })
       for (const whole of [
-        errorOf(UnitOfWork.run(work, { retry: true })),
-        errorOf(Db.withTransaction(work, { retry: true }))
+        failure(UnitOfWork.run(work, { retry: true })),
+        failure(Db.withTransaction(work, { retry: true }))
       ]) {
         const error = yield* whole
         assert.strictEqual(error, later)
@@ -87,7 +83,7 @@ describe("an interrupted statement in a transaction", () => {
         yield* insert("first")
         assert.isTrue(Option.isNone(yield* Effect.timeoutOption(run(long), "100 millis")))
       })
-      const error = yield* errorOf(UnitOfWork.run(work, { retry: true }))
+      const error = yield* failure(UnitOfWork.run(work, { retry: true }))
       assert.strictEqual(error._tag, "TransactionInterrupted")
       assert.strictEqual(runs, 1)
       assert.deepStrictEqual(yield* stored, [])
@@ -97,7 +93,7 @@ describe("an interrupted statement in a transaction", () => {
   it.scopedLive("an interrupted statement is named by its call site if call sites are recorded", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
-      const error = yield* errorOf(
+      const error = yield* failure(
         Db.withTransaction(Effect.zipRight(interrupted(sql`SELECT 1 FROM pg_sleep(1000) AS long`), insert("x")))
       )
       assert.include(error._tag === "TransactionInterrupted" ? error.callSite : "", "interrupted.test.ts")
@@ -108,13 +104,13 @@ describe("an interrupted statement in a transaction", () => {
   it.scopedLive("an interrupted statement fails those that wait for their turn, and the connection stays", () =>
     Effect.gen(function* () {
       const before = yield* pid
-      const error = yield* errorOf(
+      const error = yield* failure(
         Db.withTransaction(
           Effect.gen(function* () {
             yield* insert("first")
             const slow = yield* Effect.fork(run(long))
             yield* running(1)
-            const waiting = yield* Effect.fork(errorOf(insert("second")))
+            const waiting = yield* Effect.fork(failure(insert("second")))
             yield* Effect.yieldNow()
             yield* Fiber.interrupt(slow)
             assert.strictEqual((yield* Fiber.join(waiting))._tag, "TransactionInterrupted")
@@ -158,7 +154,7 @@ describe("an interrupted statement in a transaction", () => {
           yield* insert("outer")
           for (const last of [insert("lost"), Effect.void]) {
             const inner = Effect.all([insert("inner"), interrupted(run(long)), last])
-            assert.strictEqual((yield* errorOf(Db.withTransaction(inner)))._tag, "TransactionInterrupted")
+            assert.strictEqual((yield* failure(Db.withTransaction(inner)))._tag, "TransactionInterrupted")
           }
           yield* Db.withTransaction(
             Effect.ignore(Db.withTransaction(Effect.zipRight(interrupted(run(long)), insert("innermost"))))
@@ -196,7 +192,7 @@ describe("an interrupted statement in a transaction", () => {
           yield* interrupted(Db.withTransaction(run(long)))
           yield* insert("after")
         })
-        const error = yield* errorOf(Db.withTransaction(work, { retry: true }))
+        const error = yield* failure(Db.withTransaction(work, { retry: true }))
         assert.strictEqual(error._tag, "TransactionInterrupted")
         assert.strictEqual(runs, 1)
         assert.deepStrictEqual(yield* stored, [])
@@ -234,10 +230,10 @@ describe("a nested transaction that is interrupted during its release", () => {
           })
           const before = yield* pid
           for (const whole of [UnitOfWork.run(work, { retry: true }), Db.withTransaction(work, { retry: true })]) {
-            assert.strictEqual((yield* errorOf(whole))._tag, "TransactionInterrupted")
+            assert.strictEqual((yield* failure(whole))._tag, "TransactionInterrupted")
           }
           assert.strictEqual(runs, 2)
-          const next = yield* errorOf(Db.withTransaction(Effect.zipRight(released(proxy, part), insert("later"))))
+          const next = yield* failure(Db.withTransaction(Effect.zipRight(released(proxy, part), insert("later"))))
           assert.strictEqual(next._tag, "TransactionInterrupted")
           assert.deepStrictEqual(yield* stored, [])
           assert.strictEqual(yield* pid, before)
@@ -264,7 +260,7 @@ describe("a nested transaction that is interrupted during its release", () => {
           Effect.gen(function* () {
             yield* insert("outer")
             const part = Effect.zipRight(insert("middle"), released(proxy, UnitOfWork.nested(insert("undone"))))
-            assert.strictEqual((yield* errorOf(UnitOfWork.nested(part)))._tag, "TransactionInterrupted")
+            assert.strictEqual((yield* failure(UnitOfWork.nested(part)))._tag, "TransactionInterrupted")
             yield* insert("after")
           })
         )
@@ -278,10 +274,10 @@ describe("a nested transaction that is interrupted during its release", () => {
       Effect.gen(function* () {
         const part = UnitOfWork.nested(Effect.zipRight(insert("undone"), event("undone")))
         const work = Effect.zipRight(event("outer"), released(proxy, part))
-        assert.strictEqual((yield* errorOf(UnitOfWork.run(work)))._tag, "TransactionInterrupted")
+        assert.strictEqual((yield* failure(UnitOfWork.run(work)))._tag, "TransactionInterrupted")
         // transactions by hand that end one after the other
         const byHand = Db.withTransaction(Effect.ignore(Audit.withTransaction(released(proxy, part))))
-        assert.strictEqual((yield* errorOf(byHand))._tag, "TransactionInterrupted")
+        assert.strictEqual((yield* failure(byHand))._tag, "TransactionInterrupted")
         assert.deepStrictEqual([yield* stored, yield* events], [[], []])
       }).pipe(Effect.provide(audit))
     )
@@ -295,7 +291,7 @@ describe("a nested transaction that is interrupted during its release", () => {
         const part = UnitOfWork.nested(
           Effect.all([insert("undone"), Db.afterCommit(note("committed")), Db.afterRollback(note("rolled back"))])
         )
-        assert.strictEqual((yield* errorOf(UnitOfWork.run(released(proxy, part))))._tag, "TransactionInterrupted")
+        assert.strictEqual((yield* failure(UnitOfWork.run(released(proxy, part))))._tag, "TransactionInterrupted")
         assert.deepStrictEqual(log, ["rolled back"])
       })
     )
@@ -492,7 +488,7 @@ describe("a reserved connection", () => {
             yield* execute("BEGIN")
             yield* execute("INSERT INTO item (name) VALUES ('a')")
             yield* interrupted(execute(long))
-            const error = yield* errorOf(execute("SELECT 1"))
+            const error = yield* failure(execute("SELECT 1"))
             assert.strictEqual(error._tag === "QueryFailed" && error.sqlState, "25P02")
             yield* execute("ROLLBACK")
             yield* execute("INSERT INTO item (name) VALUES ('b')")
@@ -514,7 +510,7 @@ describe("a sandbox of TestDatabase", () => {
         yield* interrupted(reader.unsafe(long))
         yield* interrupted(Db.withTransaction(Effect.zipRight(insert("x"), run(long))))
         const inner = Db.withTransaction(Effect.all([insert("x"), interrupted(run(long)), insert("y")]))
-        assert.strictEqual((yield* errorOf(inner))._tag, "TransactionInterrupted")
+        assert.strictEqual((yield* failure(inner))._tag, "TransactionInterrupted")
         yield* UnitOfWork.run(Effect.zipRight(insert("b"), interrupted(Db.withTransaction(run(long)))))
         yield* interrupted(Stream.runDrain(Stream.unwrap(Effect.map(Db.writer, (sql) => sql.unsafe(long).stream))))
         const names = yield* reader<{ name: string }>`SELECT name FROM item ORDER BY name`

@@ -11,12 +11,10 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import { DatabaseError, DatabaseRuntime, RequestTransaction, TestDatabase, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
-import { audit, event, events } from "../support/audit.js"
+import { both, event, events } from "../support/audit.js"
 import { Audit, active, Db, fresh, freshTable, insert, Place, stored } from "../support/databases.js"
 import { makeProxy, sends } from "../support/proxy.js"
 import { freshDatabase, query } from "../support/server.js"
-
-const both = Layer.merge(fresh(), audit)
 
 /** A statement on each database, then a failure. */
 const undone = Effect.all([insert("undone"), event("undone"), Effect.fail("x")])

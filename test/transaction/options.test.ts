@@ -10,12 +10,8 @@ import * as Layer from "effect/Layer"
 import { DatabaseError, RequestTransaction, type Transaction, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
 import { audit, event } from "../support/audit.js"
-import { Audit, Db, fresh, insert, stored } from "../support/databases.js"
+import { Audit, Db, fresh, insert, setting, stored } from "../support/databases.js"
 
-const setting = (name: string) =>
-  Effect.flatMap(Db.writer, (sql) =>
-    Effect.map(sql<{ it: string }>`SELECT current_setting(${name}) AS it`, (rows) => rows[0]?.it ?? "")
-  )
 const isolation = setting("transaction_isolation")
 
 const serializable: Transaction.Options = { isolation: "serializable" }

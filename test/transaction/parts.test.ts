@@ -11,12 +11,11 @@ import * as Layer from "effect/Layer"
 import * as Stream from "effect/Stream"
 import { type Database, DatabaseError, DatabaseRuntime, RequestTransaction, RetryPolicy, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
-import { audit, event, events } from "../support/audit.js"
+import { both, event, events } from "../support/audit.js"
 import { Audit, Db, fresh, freshTable, insert, stored } from "../support/databases.js"
 import { makeProxy, sends } from "../support/proxy.js"
 import { query } from "../support/server.js"
 
-const both = Layer.merge(fresh(), audit)
 const served = Layer.merge(NodeHttpServer.layerTest, fresh())
 
 const failing = Effect.zipRight(insert("half"), Effect.fail("x"))

@@ -13,8 +13,8 @@ import * as Layer from "effect/Layer"
 import * as Stream from "effect/Stream"
 import { DatabaseError, DatabaseRuntime, type Observation, RequestTransaction, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
-import { audit, event, events } from "../support/audit.js"
-import { Audit, Db, fresh, freshTable, insert, stored } from "../support/databases.js"
+import { both, event, events } from "../support/audit.js"
+import { Audit, collide, Db, fresh, freshTable, insert, stored } from "../support/databases.js"
 import { answers, makeProxy, sends } from "../support/proxy.js"
 import { query } from "../support/server.js"
 
@@ -45,11 +45,6 @@ const ended = Effect.gen(function* () {
   yield* Effect.yieldNow()
   return seen
 })
-
-const collide = Effect.flatMap(
-  Db.writer,
-  (sql) => sql`DO $$ BEGIN RAISE EXCEPTION 'collision' USING ERRCODE = 'serialization_failure'; END $$`
-)
 
 /** Returns the failures of a cause, beside its interruption. */
 const tags = (cause: Cause.Cause<unknown>): ReadonlyArray<string> =>
@@ -230,8 +225,6 @@ describe("a COMMIT without an answer", () => {
 })
 
 describe("hooks over two databases", () => {
-  const both = Layer.merge(fresh(), audit)
-
   it.scopedLive("hooks over two databases run in the order of registration, after the end of all", () =>
     Effect.gen(function* () {
       const log: Array<string> = []

@@ -4,44 +4,19 @@ import * as Chunk from "effect/Chunk"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
-import * as Layer from "effect/Layer"
 import * as Stream from "effect/Stream"
-import { Database, DatabaseError, type Observation, RetryPolicy, UnitOfWork } from "effect-db"
+import { Database, DatabaseError, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
-import { audit, event, events } from "../support/audit.js"
-import { Audit, active, Db, fresh, freshTable, insert, Place, soon, stored } from "../support/databases.js"
+import { auditBehindProxy, both, event, events } from "../support/audit.js"
+import { Audit, active, Db, fresh, insert, Place, soon, stored } from "../support/databases.js"
+import { observed } from "../support/observed.js"
 import { answers, makeProxy, sends } from "../support/proxy.js"
 import { freshDatabase, query } from "../support/server.js"
-
-const both = Layer.merge(fresh(), audit)
 
 const show = (what: string) => Effect.map(Db.writer, (sql) => sql.unsafe<Record<string, string>>(`SHOW ${what}`))
 
 /** Reads a setting of the current transaction on the server. */
 const setting = (what: string) => Effect.map(Effect.flatten(show(what)), ([row]) => row?.[what])
-
-/** Returns all observations of `Db` while an effect runs. */
-const observed = <A, E, R>(self: Effect.Effect<A, E, R>) =>
-  Effect.gen(function* () {
-    const facts: Array<Observation.Observation> = []
-    const listening = yield* Deferred.make<void>()
-    const fiber = yield* Effect.forkScoped(
-      Db.observations.pipe(
-        Stream.tap((fact) => Effect.sync(() => facts.push(fact))),
-        Stream.tap(() => Deferred.succeed(listening, undefined)),
-        Stream.runDrain
-      )
-    )
-    // a statement outside of the unit shows that the recorder listens
-    const knock = Effect.zipRight(
-      Effect.flatMap(Db.writer, (sql) => sql`SELECT 1`),
-      Deferred.poll(listening)
-    )
-    yield* Effect.repeat(knock, { until: (heard) => heard._tag === "Some" })
-    yield* self
-    yield* Fiber.interrupt(fiber)
-    return facts
-  })
 
 describe("the settings of a unit of work", () => {
   it.scopedLive("the transactions of a unit have the unit's settings, and those of one database have its own", () =>
@@ -187,13 +162,8 @@ describe("the end of a unit on several databases", () => {
   it.scopedLive("a database whose connection is lost while another is still checked is found as well", () =>
     Effect.gen(function* () {
       class Third extends Database.Service<Third>()("third") {}
-      const behindProxy = Effect.gen(function* () {
-        const { writer } = yield* freshDatabase
-        yield* query(writer, "CREATE TABLE event (what text, amount int)")
-        return { writer, proxy: yield* makeProxy(writer) }
-      })
-      const { proxy: second, writer: audited } = yield* behindProxy
-      const { proxy: third } = yield* behindProxy
+      const { proxy: second, writer: audited } = yield* auditBehindProxy
+      const { proxy: third } = yield* auditBehindProxy
       const checked = yield* second.when(answers("SET CONSTRAINTS"), "pass")
       const checking = yield* third.when(answers("SET CONSTRAINTS"), "freeze")
       const work = Effect.all([
@@ -439,153 +409,6 @@ describe("work outside of a unit of work", () => {
       assert.deepStrictEqual(Chunk.toReadonlyArray(yield* Stream.runCollect(stream)), [{ name: "a" }])
       assert.strictEqual(yield* active, 0)
     }).pipe(Effect.provide(fresh()))
-  )
-})
-
-describe("a unit of work that is run again", () => {
-  /** Fails in a savepoint, as a transaction does that collides with another one. */
-  const alwaysCollides = Db.withTransaction(
-    Effect.flatMap(
-      Db.writer,
-      (sql) => sql`DO $$ BEGIN RAISE EXCEPTION 'collision' USING ERRCODE = 'serialization_failure'; END $$`
-    )
-  )
-
-  /** Fails once as a transaction does that collides with another one. */
-  const collide = Effect.suspend(() => {
-    let left = 1
-    return Effect.suspend(() =>
-      left-- > 0
-        ? Effect.flatMap(
-            Db.writer,
-            (sql) => sql`DO $$ BEGIN RAISE EXCEPTION 'collision' USING ERRCODE = 'serialization_failure'; END $$`
-          )
-        : Effect.void
-    ).pipe(Effect.succeed)
-  })
-
-  it.scopedLive("a unit runs again as a whole, on every database, in new transactions", () =>
-    Effect.gen(function* () {
-      const once = yield* collide
-      let attempts = 0
-      const work = Effect.all([Effect.sync(() => attempts++), event("e"), insert("a"), once])
-      const facts = yield* observed(UnitOfWork.run(work, { retry: true }))
-      assert.strictEqual(attempts, 2)
-      assert.deepStrictEqual(yield* stored, ["a"])
-      assert.deepStrictEqual(yield* events, ["e"])
-      assert.strictEqual(facts.filter((fact) => fact._tag === "Retried" && fact.what === "transaction").length, 1)
-    }).pipe(Effect.provide(both))
-  )
-
-  it.scopedLive("a unit does not run again by default, under the policy never, or for a failure of its own", () =>
-    Effect.gen(function* () {
-      for (const [failure, self] of [
-        ["SerializationFailure", (work: Effect.Effect<unknown, never, Db>) => UnitOfWork.run(work)],
-        [
-          "SerializationFailure",
-          (work: Effect.Effect<unknown, never, Db>) =>
-            RetryPolicy.with(UnitOfWork.run(work, { retry: true }), RetryPolicy.never)
-        ]
-      ] as const) {
-        const once = yield* collide
-        // the types of the two ways to run differ in nothing that counts here
-        const error = yield* self(once as unknown as Effect.Effect<unknown, never, Db>).pipe(
-          DatabaseError.refine,
-          Effect.flip
-        )
-        assert.strictEqual(error._tag, failure)
-      }
-      let attempts = 0
-      const own = Effect.suspend(() =>
-        Effect.zipRight(
-          Effect.sync(() => attempts++),
-          Effect.fail("mine" as const)
-        )
-      )
-      assert.strictEqual(yield* Effect.flip(UnitOfWork.run(own, { retry: true })), "mine")
-      assert.strictEqual(attempts, 1)
-    }).pipe(Effect.provide(fresh()))
-  )
-
-  it.scopedLive("a unit does not run again if a part was committed early", () =>
-    Effect.gen(function* () {
-      const once = yield* collide
-      const error = yield* UnitOfWork.run(Effect.all([insert("early"), Db.commit, once]), { retry: true }).pipe(
-        DatabaseError.refine,
-        Effect.flip
-      )
-      assert.strictEqual(error._tag, "SerializationFailure")
-      assert.deepStrictEqual(yield* stored, ["early"])
-    }).pipe(Effect.provide(fresh()))
-  )
-
-  it.scopedLive(
-    "a unit does not run again if a part of it is in an open transaction around it, and an independent one does",
-    () =>
-      Effect.gen(function* () {
-        let attempts = 0
-        const unit = Effect.suspend(() =>
-          insert(`attempt ${++attempts}`).pipe(
-            Effect.zipRight(Db.independent(insert("own"))),
-            Effect.zipRight(alwaysCollides)
-          )
-        ).pipe(UnitOfWork.run({ retry: true }))
-        const inside = yield* Db.withTransaction(unit).pipe(DatabaseError.refine, Effect.flip)
-        assert.strictEqual(inside._tag, "SerializationFailure")
-        assert.strictEqual(attempts, 1)
-        assert.deepStrictEqual(yield* stored, ["own"])
-        const once = yield* collide
-        const onItsOwn = Effect.suspend(() => Effect.zipRight(insert(`attempt ${++attempts}`), once))
-        yield* onItsOwn.pipe(UnitOfWork.run({ retry: true }), Db.independent, Db.withTransaction())
-        assert.deepStrictEqual(yield* stored, ["attempt 3", "own"])
-      }).pipe(Effect.provide(both))
-  )
-
-  it.scopedLive("a unit runs again also inside another database's transaction that it does not use", () =>
-    Effect.gen(function* () {
-      const once = yield* collide
-      yield* Audit.withTransaction(
-        Effect.zipRight(event("around"), UnitOfWork.run(Effect.zipRight(insert("a"), once), { retry: true }))
-      )
-      assert.deepStrictEqual(yield* stored, ["a"])
-      assert.deepStrictEqual(yield* events, ["around"])
-    }).pipe(Effect.provide(both))
-  )
-
-  it.scopedLive("a unit does not run again if its outcome has stored what was done before the failure", () =>
-    Effect.gen(function* () {
-      let attempts = 0
-      const work = Effect.suspend(() => Effect.zipRight(insert(`attempt ${++attempts}`), alwaysCollides))
-      const error = yield* UnitOfWork.run(work, { retry: true, outcome: () => "commit" }).pipe(
-        DatabaseError.refine,
-        Effect.flip
-      )
-      assert.strictEqual(error._tag, "SerializationFailure")
-      assert.deepStrictEqual(yield* stored, ["attempt 1"])
-    }).pipe(Effect.provide(fresh()))
-  )
-
-  it.scopedLive("a unit does not run again if an early commit has an unknown outcome", () =>
-    Effect.gen(function* () {
-      const place = yield* freshTable
-      const proxy = yield* makeProxy(place.writer)
-      yield* proxy.when(answers("COMMIT"), "cut")
-      let attempts = 0
-      const work = Effect.suspend(() =>
-        insert(`attempt ${++attempts}`).pipe(
-          Effect.zipRight(Effect.ignore(Db.commit)),
-          Effect.zipRight(Effect.ignore(insert("later"))),
-          Effect.zipRight(alwaysCollides)
-        )
-      )
-      const error = yield* UnitOfWork.run(work, { retry: true }).pipe(
-        DatabaseError.refine,
-        Effect.flip,
-        Effect.provide(Db.layer({ writer: proxy.url }))
-      )
-      assert.strictEqual(error._tag, "SerializationFailure")
-      assert.deepStrictEqual(yield* Effect.provideService(stored, Place, place), ["attempt 1"])
-    })
   )
 })
 

@@ -10,8 +10,10 @@ import * as Schedule from "effect/Schedule"
 import { type Database, DatabaseError, type Observation, RequestTransaction, RetryPolicy, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
 import { Audit, Db, fresh, insert, Place, stored } from "../support/databases.js"
+import { eventually } from "../support/eventually.js"
+import { collideAtCommit } from "../support/lateCollision.js"
 import { query } from "../support/server.js"
-import { eventually, only, watch } from "../support/suites/pooling/way.js"
+import { only, watch } from "../support/suites/pooling/observations.js"
 
 const collide = Effect.flatMap(Db.writer, (sql) =>
   sql.unsafe("DO $$ BEGIN RAISE EXCEPTION 'collision' USING ERRCODE = 'serialization_failure'; END $$")
@@ -184,15 +186,7 @@ describe("the retry budget", () => {
   it.scopedLive("an empty retry budget is named in a failure at the end of a transaction, with the attempts", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
-      yield* query(
-        writer,
-        `CREATE FUNCTION collide() RETURNS trigger LANGUAGE plpgsql AS
-           $$ BEGIN RAISE EXCEPTION 'late' USING ERRCODE = 'serialization_failure'; END $$`
-      )
-      yield* query(
-        writer,
-        "CREATE CONSTRAINT TRIGGER late AFTER INSERT ON item DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION collide()"
-      )
+      yield* collideAtCommit(writer, "item")
       const error = yield* Effect.flip(Db.withTransaction(insert("late"), { retry: true }))
       assert.strictEqual(error._tag, "CommitFailed")
       assert.include(error.message, "late after 3 attempts - ")

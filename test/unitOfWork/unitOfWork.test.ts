@@ -5,18 +5,13 @@ import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
-import * as Layer from "effect/Layer"
 import * as Stream from "effect/Stream"
 import { DatabaseError, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
-import { audit, event, events } from "../support/audit.js"
-import { Audit, active, Db, fresh, insert, Place, stored } from "../support/databases.js"
+import { auditBehindProxy, both, event, events } from "../support/audit.js"
+import { Audit, active, Db, fresh, insert, Place, pid, stored } from "../support/databases.js"
 import { answers, makeProxy, sends } from "../support/proxy.js"
-import { freshDatabase, query } from "../support/server.js"
-
-const pid = Effect.flatMap(Db.writer, (sql) =>
-  Effect.map(sql<{ pid: number }>`SELECT pg_backend_pid() AS pid`, (rows) => rows[0]?.pid)
-)
+import { query } from "../support/server.js"
 
 /** Reads if a replica serves the reader, and the number of rows that it sees. */
 const standby = Effect.flatMap(Db.reader, (sql) =>
@@ -25,15 +20,6 @@ const standby = Effect.flatMap(Db.reader, (sql) =>
     (rows) => rows[0]
   )
 )
-
-const both = Layer.merge(fresh(), audit)
-
-/** A second database behind a proxy. */
-const behindProxy = Effect.gen(function* () {
-  const { writer } = yield* freshDatabase
-  yield* query(writer, "CREATE TABLE event (what text, amount int)")
-  return { writer, proxy: yield* makeProxy(writer) }
-})
 
 describe("UnitOfWork", () => {
   it.scopedLive("a unit of work commits every database touched, or none", () =>
@@ -488,7 +474,7 @@ describe("UnitOfWork", () => {
 
   it.scopedLive("an interruption during the first COMMIT leaves no half behind: the rest are committed as well", () =>
     Effect.gen(function* () {
-      const { proxy, writer } = yield* behindProxy
+      const { proxy, writer } = yield* auditBehindProxy
       yield* Effect.gen(function* () {
         const log: Array<string> = []
         const committing = yield* proxy.when(sends("COMMIT"), "freeze")
@@ -511,7 +497,7 @@ describe("UnitOfWork", () => {
 
   it.scopedLive("work that a fiber begins while the unit commits is TransactionEnded, and holds nothing", () =>
     Effect.gen(function* () {
-      const { proxy, writer } = yield* behindProxy
+      const { proxy, writer } = yield* auditBehindProxy
       yield* Effect.gen(function* () {
         const committing = yield* proxy.when(sends("COMMIT"), "freeze")
         const late = Effect.zipRight(committing, insert("late")).pipe(DatabaseError.refine, Effect.flip)
@@ -557,7 +543,7 @@ describe("UnitOfWork", () => {
 
   it.scopedLive("a lost answer to a later COMMIT is PartialCommit, with an unknown outcome", () =>
     Effect.gen(function* () {
-      const { proxy } = yield* behindProxy
+      const { proxy } = yield* auditBehindProxy
       yield* proxy.when(answers("COMMIT"), "cut")
       const error = yield* UnitOfWork.run(Effect.zipRight(insert("first"), event("second"))).pipe(
         Effect.provide(Audit.layer({ writer: proxy.url })),

@@ -14,7 +14,7 @@ import * as clock from "../concurrency/clock.js"
 import type { Exchange } from "../connection/connection.js"
 import { cancellable } from "../edge/cancellable.js"
 import { toDatabaseError } from "../edge/databaseError.js"
-import { noteRetried, withLocation } from "../edge/statementError.js"
+import { setRetried, withLocation } from "../edge/statementError.js"
 import { CurrentSite } from "../observability/callSite.js"
 import type { OnStatement } from "../statement/autocommit.js"
 import type { Topology } from "../topology/topology.js"
@@ -164,7 +164,7 @@ export class StatementRetry {
    */
   private reportExhausted(error: DatabaseError, retried: Retried): void {
     if (error._tag === "ConnectFailed" || (retried.attempts === 1 && retried.endedBy === "schedule")) return
-    noteRetried(error, retried)
+    setRetried(error, retried)
     const what = isNotSent(error) ? "acquire" : "statement"
     const { database } = this
     this.observer.observe(Observation.RetryExhausted({ database, what, ...retried, message: error.message }))

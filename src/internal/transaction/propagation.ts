@@ -14,8 +14,8 @@ const effective = { isolation: "read committed", access: "read write" } as const
 
 const strength: Readonly<Record<Isolation, number>> = { "read committed": 0, "repeatable read": 1, serializable: 2 }
 
-const isHigher = (requested: Isolation | undefined, around: Isolation): requested is Isolation =>
-  requested !== undefined && strength[requested] > strength[around]
+const isHigher = (required: Isolation | undefined, around: Isolation): required is Isolation =>
+  required !== undefined && strength[required] > strength[around]
 
 /** Returns the setting of a transaction, or of the nearest transaction around it that has it. */
 const settingOf = <K extends "isolation" | "access">(outer: Transaction, option: K): NonNullable<Options[K]> => {
@@ -88,12 +88,12 @@ export const optionsConflict = (outer: Transaction, options: Options, joins: boo
 export const settingsConflict = (
   database: string,
   around: Settings,
-  requested: Settings
+  required: Settings
 ): OptionsConflict | undefined => {
   for (const option of ["isolation", "access"] as const) {
-    const inner = requested[option]
+    const inner = required[option]
     const outer = around[option] ?? effective[option]
-    const isRaised = option === "isolation" && isHigher(requested.isolation, around.isolation ?? effective.isolation)
+    const isRaised = option === "isolation" && isHigher(required.isolation, around.isolation ?? effective.isolation)
     if (inner !== undefined && inner !== outer && !isRaised)
       return new OptionsConflict({ database, server: "", option, outer, inner })
   }
@@ -103,8 +103,8 @@ export const settingsConflict = (
 /**
  * Returns the settings of a unit of work after it has taken those of a part, which do not conflict.
  */
-export const raiseSettings = (around: Settings, requested: Settings, joins: boolean): Settings => {
-  const { access: _, isolation, label, ...rest } = requested
+export const raiseSettings = (around: Settings, required: Settings, joins: boolean): Settings => {
+  const { access: _, isolation, label, ...rest } = required
   const limits = joins ? mergeSettings(around, { ...rest, label: around.label ?? label }) : around
   return isHigher(isolation, around.isolation ?? effective.isolation) ? { ...limits, isolation } : limits
 }

@@ -58,13 +58,13 @@ export class OpenContext extends TransactionContext {
   override demand(settings: SettingsByDatabase, joins: boolean): Demanded {
     const { own } = this
     if (own.base !== "writer") return super.demand(settings, joins)
-    const requested = settingsOf(settings, own.origin.database)
-    const error = optionsConflict(own, requested, joins)
+    const required = settingsOf(settings, own.origin.database)
+    const error = optionsConflict(own, required, joins)
     if (error !== undefined) return error
     const takeAround = super.demand(withoutDatabase(settings, own.origin.database), joins)
     if (takeAround instanceof OptionsConflict) return takeAround
     return () => {
-      raiseIsolation(own, requested, joins)
+      raiseIsolation(own, required, joins)
       takeAround()
     }
   }

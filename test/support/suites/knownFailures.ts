@@ -3,10 +3,10 @@
  * of the plain client in each, `knownFailures.test.ts` that of effect-db. The numbers are those of
  * the table in `examples/guides/sql-pg.md`.
  */
+
 import * as Migrator from "@effect/sql/Migrator"
 import * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
-import * as SqlResolver from "@effect/sql/SqlResolver"
 import type { PgClient } from "@effect/sql-pg/PgClient"
 import * as Array from "effect/Array"
 import * as Deferred from "effect/Deferred"
@@ -17,7 +17,6 @@ import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as Schedule from "effect/Schedule"
-import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as TestClock from "effect/TestClock"
@@ -477,42 +476,6 @@ export const settings = (sql: PgClient) =>
  */
 export const passwordChanges = (sql: PgClient, role: Role) =>
   Effect.scoped(Effect.zipRight(sql.reserve, Effect.zipRight(role.rotate, where(sql))))
-
-/**
- * 30. Runs two transactions at once that insert three rows each, and read them one by one, batched
- * by one resolver.
- */
-export const batches = (sql: PgClient) =>
-  Effect.gen(function* () {
-    let statements = 0
-    const resolver = yield* SqlResolver.findById("Item", {
-      Id: Schema.String,
-      Result: Schema.Struct({ name: Schema.String, pid: Schema.Number }),
-      ResultId: ({ name }) => name,
-      execute: (names) => {
-        statements++
-        return sql`SELECT name, pg_backend_pid() AS pid FROM item WHERE ${sql.in("name", names)}`
-      }
-    })
-    const arrived = [yield* Deferred.make<void>(), yield* Deferred.make<void>()] as const
-    const transaction = (title: string, mine: Deferred.Deferred<void>, other: Deferred.Deferred<void>) =>
-      sql.withTransaction(
-        Effect.gen(function* () {
-          const names = [1, 2, 3].map((n) => `${title} ${n}`)
-          yield* sql`INSERT INTO item ${sql.insert(names.map((name) => ({ name })))}`
-          const own = (yield* where(sql))?.pid
-          yield* Deferred.succeed(mine, undefined)
-          yield* Deferred.await(other)
-          const found = yield* Effect.forEach(names, resolver.execute, { batching: true, concurrency: "unbounded" })
-          return { names, own, seen: Array.getSomes(found) }
-        })
-      )
-    const transactions = yield* Effect.all(
-      [transaction("a", arrived[0], arrived[1]), transaction("b", arrived[1], arrived[0])],
-      { batching: true, concurrency: "unbounded" }
-    )
-    return { transactions, statements }
-  })
 
 const migrations = {
   "1_first": Effect.flatMap(SqlClient.SqlClient, (sql) => sql`CREATE TABLE first (id int)`),

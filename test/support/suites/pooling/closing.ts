@@ -7,10 +7,14 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
-import { Db, insert, Place, stored } from "../../databases.js"
+import { Db, insert, Place, pid, stored } from "../../databases.js"
+import { eventually } from "../../eventually.js"
+import { taggedFailure } from "../../failures.js"
 import type { Proxy } from "../../proxy.js"
 import { query } from "../../server.js"
-import { connects, eventually, failure, figures, hold, once, openToClose, pid, settled, type Way } from "./way.js"
+import { hold } from "./connections.js"
+import { figures, settled } from "./observations.js"
+import { connects, once, openToClose, type Way } from "./way.js"
 
 /** Returns the duration of an effect, in ms. */
 const took = <A, E, R>(self: Effect.Effect<A, E, R>) =>
@@ -44,7 +48,7 @@ export const closing = (way: Way): void => {
         )
         yield* Deferred.await(arrived)
         const closed = yield* Effect.fork(close)
-        yield* failure(
+        yield* taggedFailure(
           "DatabaseClosed",
           eventually(Effect.zipRight(pid, figures), () => false)
         )
@@ -69,7 +73,7 @@ export const closing = (way: Way): void => {
           Db.withTransaction(Effect.zipRight(insert("a"), sql`SELECT pg_sleep(1000)`)),
           Db.withTransaction(Effect.zipRight(insert("b"), Effect.zipRight(later.await, insert("c"))))
         ].slice(0, count)
-        const fibers = yield* Effect.forEach(works, (work) => Effect.fork(failure("Disconnected", work)))
+        const fibers = yield* Effect.forEach(works, (work) => Effect.fork(taggedFailure("Disconnected", work)))
         yield* settled({ active: count, connecting: 0 })
         assert.isBelow(yield* took(close), 3000)
         yield* later.open
@@ -85,7 +89,9 @@ export const closing = (way: Way): void => {
       const { close, context, wire } = yield* openToClose(way, { maxConnections: 3, shutdownTimeout: "50 millis" })
       yield* Effect.gen(function* () {
         const idle = way.strategy === "pooled" ? yield* hold : undefined
-        const work = yield* Effect.fork(failure("Disconnected", Db.withTransaction(Effect.zipRight(pid, Effect.never))))
+        const work = yield* Effect.fork(
+          taggedFailure("Disconnected", Db.withTransaction(Effect.zipRight(pid, Effect.never)))
+        )
         yield* settled({ active: idle === undefined ? 1 : 2, connecting: 0 })
         if (idle !== undefined) yield* idle.release
         yield* wire.freeze
@@ -100,7 +106,7 @@ export const closing = (way: Way): void => {
       const { close, context } = yield* openToClose(way, { ...one, shutdownTimeout: "20 seconds" })
       yield* Effect.gen(function* () {
         const holder = yield* hold
-        const waiter = yield* Effect.fork(failure("DatabaseClosed", pid))
+        const waiter = yield* Effect.fork(taggedFailure("DatabaseClosed", pid))
         yield* settled({ waiting: 1 })
         const closed = yield* Effect.fork(close)
         yield* Fiber.join(waiter)
@@ -115,7 +121,7 @@ export const closing = (way: Way): void => {
       const { close, context, wire } = yield* openToClose(way, { ...one, connectTimeout: "20 seconds" })
       yield* Effect.gen(function* () {
         const asked = yield* wire.when(connects, "freeze")
-        const waiter = yield* Effect.fork(failure("DatabaseClosed", pid))
+        const waiter = yield* Effect.fork(taggedFailure("DatabaseClosed", pid))
         yield* asked
         assert.isBelow(yield* took(close), 3000)
         yield* Fiber.join(waiter)

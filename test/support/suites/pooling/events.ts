@@ -7,25 +7,12 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Scope from "effect/Scope"
 import type { Database, Observation } from "effect-db"
-import { Db, insert } from "../../databases.js"
+import { Db, insert, pid } from "../../databases.js"
+import { taggedFailure } from "../../failures.js"
 import { sends } from "../../proxy.js"
-import {
-  failure,
-  halfOpen,
-  hold,
-  kill,
-  once,
-  only,
-  open,
-  openOverWire,
-  pid,
-  settled,
-  told,
-  type Way,
-  Wire,
-  warmUp,
-  watch
-} from "./way.js"
+import { hold, kill, warmUp } from "./connections.js"
+import { only, settled, told, watch } from "./observations.js"
+import { halfOpen, once, open, openOverWire, type Way, Wire } from "./way.js"
 
 /**
  * Closes a connection for each reason, in a pool of at most one idle connection; the other ends are
@@ -176,12 +163,12 @@ export const events = (way: Way): void => {
       const wire = yield* Wire
       const facts = yield* watch
       yield* wire.refuse
-      yield* failure("ConnectFailed", insert("a"))
+      yield* taggedFailure("ConnectFailed", insert("a"))
       const [failed] = yield* told(facts, "ConnectFailed")
       assert.strictEqual(failed?.reason, "unreachable")
       yield* wire.accept
       const holder = yield* hold
-      yield* failure("PoolExhausted", insert("b"))
+      yield* taggedFailure("PoolExhausted", insert("b"))
       const [exhausted] = yield* told(facts, "Exhausted")
       assert.strictEqual(exhausted?.reason, "timeout")
       assert.isAtLeast(exhausted?.waitedMillis ?? 0, 300)

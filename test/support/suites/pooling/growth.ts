@@ -2,7 +2,9 @@
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import { Db, stored } from "../../databases.js"
-import { figures, hold, openOverWire, settled, type Way, Wire } from "./way.js"
+import { hold } from "./connections.js"
+import { figures, settled } from "./observations.js"
+import { openOverWire, type Way, Wire } from "./way.js"
 
 export const growth = (way: Way): void => {
   it.scopedLive("ten callers at once on an empty pool are all served, though a connect takes long", () =>

@@ -3,28 +3,14 @@ import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
-import { Db, insert, Place, stored } from "../../databases.js"
+import { Db, insert, Place, pid, stored } from "../../databases.js"
+import { eventually } from "../../eventually.js"
+import { taggedFailure } from "../../failures.js"
 import { sends } from "../../proxy.js"
 import { query } from "../../server.js"
-import {
-  connects,
-  eventually,
-  failure,
-  figures,
-  hold,
-  once,
-  only,
-  open,
-  openOverWire,
-  pid,
-  processes,
-  settled,
-  told,
-  type Way,
-  Wire,
-  warmUp,
-  watch
-} from "./way.js"
+import { hold, processes, warmUp } from "./connections.js"
+import { figures, only, settled, told, watch } from "./observations.js"
+import { connects, once, open, openOverWire, type Way, Wire } from "./way.js"
 
 const sleep = Effect.flatMap(Db.writer, (sql) => sql`SELECT pg_sleep(1000)`)
 
@@ -93,7 +79,7 @@ export const invalidation = (way: Way): void => {
         Effect.zipRight(Db.invalidate({ mode: "hard" })),
         Effect.zipRight(insert("after")),
         Db.withTransaction(),
-        (self) => failure("Disconnected", self)
+        (self) => taggedFailure("Disconnected", self)
       )
       assert.strictEqual(error.outcome, "undone")
       yield* insert("next")
@@ -109,7 +95,7 @@ export const invalidation = (way: Way): void => {
     it.scopedLive(`a hard invalidation cancels ${what} that is under way, which fails with Disconnected, undone`, () =>
       Effect.gen(function* () {
         const facts = yield* watch
-        const fiber = yield* Effect.fork(failure("Disconnected", work))
+        const fiber = yield* Effect.fork(taggedFailure("Disconnected", work))
         yield* isRunning("pg_sleep")
         yield* Db.invalidate({ mode: "hard" })
         const { message, outcome } = yield* Fiber.join(fiber)
@@ -132,7 +118,7 @@ export const invalidation = (way: Way): void => {
          CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON item DEFERRABLE INITIALLY DEFERRED
          FOR EACH ROW EXECUTE FUNCTION slow()`
       )
-      const fiber = yield* Effect.fork(failure("Disconnected", Db.withTransaction(insert("lost"))))
+      const fiber = yield* Effect.fork(taggedFailure("Disconnected", Db.withTransaction(insert("lost"))))
       yield* isRunning("COMMIT")
       yield* Db.invalidate({ mode: "hard" })
       assert.strictEqual((yield* Fiber.join(fiber)).outcome, "undone")
@@ -144,7 +130,7 @@ export const invalidation = (way: Way): void => {
     Effect.gen(function* () {
       const wire = yield* Wire
       const sent = yield* wire.when(sends("INSERT"), "freeze")
-      const fiber = yield* Effect.fork(failure("Disconnected", insert("a")))
+      const fiber = yield* Effect.fork(taggedFailure("Disconnected", insert("a")))
       yield* sent
       const start = performance.now()
       yield* Db.invalidate({ mode: "hard" })

@@ -9,22 +9,13 @@ import * as Logger from "effect/Logger"
 import * as Stream from "effect/Stream"
 import * as Tracer from "effect/Tracer"
 import { UnitOfWork } from "effect-db"
-import { Db, insert } from "../../databases.js"
+import { Db, insert, pid } from "../../databases.js"
+import { eventually } from "../../eventually.js"
+import { taggedFailure } from "../../failures.js"
 import { sends } from "../../proxy.js"
-import {
-  eventually,
-  failure,
-  hold,
-  only,
-  open,
-  openOverWire,
-  pid,
-  settled,
-  told,
-  type Way,
-  Wire,
-  watch
-} from "./way.js"
+import { hold } from "./connections.js"
+import { only, settled, told, watch } from "./observations.js"
+import { open, openOverWire, type Way, Wire } from "./way.js"
 
 /** The line that this is called in. */
 const line = (): number => Number(/leaks\.ts:(\d+)/.exec(new Error().stack?.split("\n")[2] ?? "")?.[1])
@@ -202,7 +193,7 @@ export const leaks = (way: Way): void => {
   it.scopedLive("no call site is recorded without leakThreshold", () =>
     Effect.gen(function* () {
       const holder = yield* hold
-      const { longestCheckout } = yield* failure("PoolExhausted", pid)
+      const { longestCheckout } = yield* taggedFailure("PoolExhausted", pid)
       assert.isUndefined(longestCheckout)
       yield* holder.release
     }).pipe(Effect.provide(open(way, { maxConnections: 1, acquireTimeout: "30 millis" })))

@@ -6,25 +6,12 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type { Connection } from "../../../../src/internal/connection/connection.js"
-import { Audit, Db, Place } from "../../databases.js"
+import { Audit, Db, Place, pid } from "../../databases.js"
+import { eventually } from "../../eventually.js"
 import { query, terminateBackends } from "../../server.js"
-import {
-  eventually,
-  figures,
-  hold,
-  holdAll,
-  only,
-  open,
-  openOverWire,
-  pid,
-  processes,
-  settled,
-  told,
-  type Way,
-  Wire,
-  warmUp,
-  watch
-} from "./way.js"
+import { hold, holdAll, processes, warmUp } from "./connections.js"
+import { figures, only, settled, told, watch } from "./observations.js"
+import { open, openOverWire, type Way, Wire } from "./way.js"
 
 /** Waits on the server for some time. */
 const pass = (millis: number) =>

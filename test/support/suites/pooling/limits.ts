@@ -2,28 +2,22 @@
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
-import { Db, insert, stored } from "../../databases.js"
-import {
-  connects,
-  eventually,
-  failure,
-  figures,
-  hold,
-  holdAll,
-  once,
-  open,
-  openOverWire,
-  pid,
-  processes,
-  settled,
-  told,
-  type Way,
-  Wire,
-  watch
-} from "./way.js"
+import { Db, insert, pid, stored } from "../../databases.js"
+import { eventually } from "../../eventually.js"
+import { taggedFailure } from "../../failures.js"
+import { hold, holdAll, processes } from "./connections.js"
+import { figures, settled, told, watch } from "./observations.js"
+import { connects, once, open, openOverWire, type Way, Wire } from "./way.js"
 
 export const limits = (way: Way): void => {
   const { hasSessions } = way.route
+  // a second connect can begin while the first one hangs
+  const patient = {
+    maxConnections: 2,
+    acquireTimeout: "8 seconds",
+    connectTimeout: "20 seconds",
+    startup: "lazy"
+  } as const
 
   if (way.strategy === "pooled") {
     it.scopedLive(
@@ -83,17 +77,7 @@ export const limits = (way: Way): void => {
         yield* insert("a")
         assert.deepStrictEqual(yield* stored, ["a"])
         assert.strictEqual((yield* figures).connecting, 1)
-      }).pipe(
-        Effect.provide([
-          openOverWire(way, {
-            maxConnections: 2,
-            acquireTimeout: "8 seconds",
-            connectTimeout: "20 seconds",
-            startup: "lazy"
-          }),
-          once
-        ])
-      )
+      }).pipe(Effect.provide([openOverWire(way, patient), once]))
     )
 
     it.scopedLive("no caller inherits a hanging connect from a caller that gave up", () =>
@@ -105,24 +89,14 @@ export const limits = (way: Way): void => {
         yield* Fiber.interrupt(first)
         yield* insert("next")
         assert.deepStrictEqual(yield* stored, ["next"])
-      }).pipe(
-        Effect.provide([
-          openOverWire(way, {
-            maxConnections: 2,
-            acquireTimeout: "8 seconds",
-            connectTimeout: "20 seconds",
-            startup: "lazy"
-          }),
-          once
-        ])
-      )
+      }).pipe(Effect.provide([openOverWire(way, patient), once]))
     )
 
     it.scopedLive("a server that lets every connect hang does not receive more and more of them", () =>
       Effect.gen(function* () {
         const wire = yield* Wire
         yield* wire.freeze
-        yield* failure("PoolExhausted", insert("a"))
+        yield* taggedFailure("PoolExhausted", insert("a"))
         assert.strictEqual(wire.accepted, 2)
       }).pipe(
         Effect.provide([
@@ -153,7 +127,7 @@ export const limits = (way: Way): void => {
       const wire = yield* Wire
       yield* wire.refuse
       for (const name of ["a", "b", "c"]) {
-        const error = yield* failure("ConnectFailed", insert(name))
+        const error = yield* taggedFailure("ConnectFailed", insert(name))
         assert.strictEqual(error.reason, "unreachable")
       }
       const { active, connecting, total, waiting } = yield* figures
@@ -168,7 +142,7 @@ export const limits = (way: Way): void => {
     Effect.gen(function* () {
       const wire = yield* Wire
       yield* wire.when(connects, "freeze")
-      const error = yield* failure("ConnectFailed", insert("a"))
+      const error = yield* taggedFailure("ConnectFailed", insert("a"))
       assert.strictEqual(error.reason, "unresponsive")
       yield* insert("b")
       assert.deepStrictEqual(yield* stored, ["b"])

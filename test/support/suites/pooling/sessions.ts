@@ -6,27 +6,14 @@ import type * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import type { Database } from "effect-db"
-import { Db, fresh, insert, Place, stored } from "../../databases.js"
+import { Db, fresh, insert, Place, pid, stored } from "../../databases.js"
+import { eventually } from "../../eventually.js"
+import { taggedFailure } from "../../failures.js"
 import { sends } from "../../proxy.js"
 import { query } from "../../server.js"
-import {
-  eventually,
-  failure,
-  figures,
-  kill,
-  once,
-  only,
-  open,
-  openOverWire,
-  pid,
-  processes,
-  settled,
-  told,
-  type Way,
-  Wire,
-  warmUp,
-  watch
-} from "./way.js"
+import { kill, processes, warmUp } from "./connections.js"
+import { figures, only, settled, told, watch } from "./observations.js"
+import { once, open, openOverWire, type Way, Wire } from "./way.js"
 
 const run = (text: string) => Effect.flatMap(SqlClient, (sql) => sql.unsafe(text))
 
@@ -219,7 +206,7 @@ export const sessions = (way: Way): void => {
     it.scopedLive(`an onConnect that ${what} is ConnectFailed, setup, with the reason, for all waiters`, () =>
       Effect.gen(function* () {
         const wire = yield* Wire
-        const errors = yield* Effect.all([failure("ConnectFailed", pid), failure("ConnectFailed", pid)], {
+        const errors = yield* Effect.all([taggedFailure("ConnectFailed", pid), taggedFailure("ConnectFailed", pid)], {
           concurrency: "unbounded"
         })
         for (const error of errors) {
@@ -235,7 +222,7 @@ export const sessions = (way: Way): void => {
 
   it.scopedLive("a start at which onConnect fails reports that", () =>
     Effect.gen(function* () {
-      const error = yield* failure(
+      const error = yield* taggedFailure(
         "ConnectFailed",
         Effect.scoped(
           Effect.gen(function* () {
@@ -262,7 +249,7 @@ export const sessions = (way: Way): void => {
     it.scopedLive("a connection that is lost while onConnect waits for something else is a failed connect", () => {
       const latch = Effect.unsafeMakeLatch(false)
       return Effect.gen(function* () {
-        const waiter = yield* Effect.fork(failure("ConnectFailed", pid))
+        const waiter = yield* Effect.fork(taggedFailure("ConnectFailed", pid))
         const [process] = yield* eventually(processes, (all) => all.length === 1)
         yield* kill(process ?? 0)
         assert.strictEqual((yield* Fiber.join(waiter)).reason, "unreachable")
@@ -329,7 +316,7 @@ export const sessions = (way: Way): void => {
       const wire = yield* Wire
       yield* pid
       refuses = true
-      const error = yield* failure("ConnectFailed", pid)
+      const error = yield* taggedFailure("ConnectFailed", pid)
       assert.strictEqual(error.reason, "setup")
       assert.instanceOf(error.cause, Refused)
       assert.isBelow(wire.accepted, 6)
@@ -339,7 +326,7 @@ export const sessions = (way: Way): void => {
 
   it.scopedLive("an onCheckout that never ends is bounded by connectTimeout", () =>
     Effect.gen(function* () {
-      const error = yield* failure("ConnectFailed", pid)
+      const error = yield* taggedFailure("ConnectFailed", pid)
       assert.strictEqual(error.reason, "setup")
       assert.include(error.message, "it was not done within 200 ms")
     }).pipe(
@@ -360,7 +347,7 @@ export const sessions = (way: Way): void => {
           yield* insert("ours")
           yield* latch.open
           const exit = fiber === undefined ? assert.fail("it was not done") : yield* Fiber.join(fiber)
-          yield* failure("TransactionEnded", exit)
+          yield* taggedFailure("TransactionEnded", exit)
         })
       )
       assert.deepStrictEqual(yield* stored, ["ours"])

@@ -3,24 +3,12 @@ import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as FiberId from "effect/FiberId"
-import { Db, fresh, insert, stored } from "../../databases.js"
-import {
-  eventually,
-  failure,
-  figures,
-  hold,
-  holdAll,
-  once,
-  open,
-  openOverWire,
-  pid,
-  processes,
-  settled,
-  told,
-  type Way,
-  Wire,
-  watch
-} from "./way.js"
+import { Db, fresh, insert, pid, stored } from "../../databases.js"
+import { eventually } from "../../eventually.js"
+import { taggedFailure } from "../../failures.js"
+import { hold, holdAll, processes } from "./connections.js"
+import { figures, settled, told, watch } from "./observations.js"
+import { once, open, openOverWire, type Way, Wire } from "./way.js"
 
 export const strategies = (way: Way): void => {
   const none = { strategy: "none" } as const
@@ -71,7 +59,7 @@ export const strategies = (way: Way): void => {
 
   it.scopedLive("the strategy single fails work that holds the connection and waits for it for ever", () =>
     Effect.gen(function* () {
-      const error = yield* failure(
+      const error = yield* taggedFailure(
         "PoolSelfDeadlock",
         Db.withTransaction(Effect.zipRight(insert("a"), Db.independent(pid)))
       )
@@ -107,7 +95,7 @@ export const strategies = (way: Way): void => {
         Db.withTransaction(Effect.zipRight(insert("a"), Effect.zipRight(Effect.never, insert("b"))))
       )
       yield* told(facts, "CheckedOut")
-      const error = yield* failure("PoolExhausted", pid)
+      const error = yield* taggedFailure("PoolExhausted", pid)
       assert.strictEqual(error.reason, "single")
       assert.strictEqual(error.longestCheckout?.fiber, FiberId.threadName(first.id()))
       assert.include(error.message, "strategies.ts")
@@ -126,7 +114,7 @@ export const strategies = (way: Way): void => {
       const asked = yield* wire.when(({ type }) => type === "startup", "freeze")
       const first = yield* Effect.fork(insert("a"))
       yield* asked
-      const error = yield* failure("PoolExhausted", pid)
+      const error = yield* taggedFailure("PoolExhausted", pid)
       assert.strictEqual(error.reason, "single")
       assert.include(error.message, "databases.ts")
       yield* wire.thaw

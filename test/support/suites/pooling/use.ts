@@ -6,25 +6,14 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import { DatabaseError } from "effect-db"
-import { Db, insert, Place, stored } from "../../databases.js"
+import { Db, insert, Place, pid, stored } from "../../databases.js"
+import { eventually, turn } from "../../eventually.js"
+import { taggedFailure } from "../../failures.js"
 import { randoms } from "../../random.js"
 import { query } from "../../server.js"
-import {
-  eventually,
-  failure,
-  figures,
-  hold,
-  kill,
-  once,
-  only,
-  open,
-  pid,
-  processes,
-  settled,
-  told,
-  type Way,
-  watch
-} from "./way.js"
+import { hold, kill, processes } from "./connections.js"
+import { figures, only, settled, told, watch } from "./observations.js"
+import { once, open, type Way } from "./way.js"
 
 export const use = (way: Way): void => {
   it.scopedLive("ordinary errors keep the connection", () =>
@@ -32,12 +21,12 @@ export const use = (way: Way): void => {
       const sql = yield* Db.writer
       const first = yield* pid
       yield* insert("x")
-      yield* failure("UniqueViolation", insert("x"))
-      yield* failure("UniqueViolation", Db.withTransaction(insert("x")))
-      const { sqlState } = yield* failure("QueryFailed", sql`SELEC 1`)
+      yield* taggedFailure("UniqueViolation", insert("x"))
+      yield* taggedFailure("UniqueViolation", Db.withTransaction(insert("x")))
+      const { sqlState } = yield* taggedFailure("QueryFailed", sql`SELEC 1`)
       assert.strictEqual(sqlState, "42601")
-      yield* failure("InvalidInput", sql`SELECT 1 / 0; SELECT 1`)
-      yield* failure("InvalidInput", sql.unsafe("SELECT $1::int", [Symbol("no text form")]))
+      yield* taggedFailure("InvalidInput", sql`SELECT 1 / 0; SELECT 1`)
+      yield* taggedFailure("InvalidInput", sql.unsafe("SELECT $1::int", [Symbol("no text form")]))
       assert.strictEqual(yield* pid, first)
     }).pipe(Effect.provide(open(way, { maxConnections: 1 })))
   )
@@ -59,7 +48,7 @@ export const use = (way: Way): void => {
       )
       // a caller that requests a transaction without writes gets one
       const second = yield* pid
-      yield* failure("ReadOnlyViolation", Db.withTransaction(insert("c"), { access: "read only" }))
+      yield* taggedFailure("ReadOnlyViolation", Db.withTransaction(insert("c"), { access: "read only" }))
       assert.strictEqual(yield* pid, second)
     }).pipe(Effect.provide([open(way, { maxConnections: 1 }), once]))
   )
@@ -69,7 +58,7 @@ export const use = (way: Way): void => {
       const { reader } = yield* Place
       yield* Effect.gen(function* () {
         const facts = yield* watch
-        const { reason } = yield* failure("ConnectFailed", insert("a"))
+        const { reason } = yield* taggedFailure("ConnectFailed", insert("a"))
         assert.strictEqual(reason, "wrongRole")
         assert.isEmpty(only(facts, "CheckedOut"))
       }).pipe(Effect.provide(Layer.orDie(Db.layer({ writer: reader, startup: "lazy", strategy: way.strategy }))))
@@ -86,7 +75,7 @@ export const use = (way: Way): void => {
             const before = yield* pid
             yield* kill(before)
             for (let i = 0; i < 3; i++) {
-              const error = yield* failure("Disconnected", sql`SELECT 1`)
+              const error = yield* taggedFailure("Disconnected", sql`SELECT 1`)
               assert.strictEqual(error.outcome, "undone")
             }
             return before
@@ -135,9 +124,6 @@ export const use = (way: Way): void => {
         const busy = new Map<number, number>()
         const wrong: Array<string> = []
         let done = 0
-        const turn = Effect.async<void>((resume) => {
-          setImmediate(() => resume(Effect.void))
-        })
         /**
          * Runs a task that checks that its session has its own mark, for as long as the transaction
          * lasts.

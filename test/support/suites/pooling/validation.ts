@@ -5,23 +5,12 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Scope from "effect/Scope"
-import { Db, insert, Place, stored } from "../../databases.js"
+import { Db, insert, Place, pid, stored } from "../../databases.js"
+import { eventually } from "../../eventually.js"
 import { query, terminateBackends } from "../../server.js"
-import {
-  eventually,
-  figures,
-  halfOpen,
-  only,
-  open,
-  openOverWire,
-  pid,
-  settled,
-  told,
-  type Way,
-  Wire,
-  warmUp,
-  watch
-} from "./way.js"
+import { warmUp } from "./connections.js"
+import { figures, only, settled, told, watch } from "./observations.js"
+import { halfOpen, open, openOverWire, type Way, Wire } from "./way.js"
 
 export const validation = (way: Way): void => {
   const count = way.strategy === "pooled" ? 3 : 1

@@ -4,25 +4,12 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import type { Database } from "effect-db"
-import { Db, insert, stored } from "../../databases.js"
-import {
-  connects,
-  eventually,
-  failure,
-  figures,
-  hold,
-  kill,
-  once,
-  only,
-  open,
-  openOverWire,
-  pid,
-  settled,
-  type Way,
-  Wire,
-  warmUp,
-  watch
-} from "./way.js"
+import { Db, insert, pid, stored } from "../../databases.js"
+import { eventually } from "../../eventually.js"
+import { taggedFailure } from "../../failures.js"
+import { hold, kill, warmUp } from "./connections.js"
+import { figures, only, settled, watch } from "./observations.js"
+import { connects, once, open, openOverWire, type Way, Wire } from "./way.js"
 
 /** The phases in which a caller waits that has requested a connection. */
 const phases = (): ReadonlyArray<{
@@ -131,7 +118,7 @@ export const waiting = (way: Way): void => {
     Effect.gen(function* () {
       const wire = yield* Wire
       const asked = yield* wire.when(connects, "freeze")
-      const first = yield* Effect.fork(failure("ConnectFailed", insert("first")))
+      const first = yield* Effect.fork(taggedFailure("ConnectFailed", insert("first")))
       yield* asked
       const second = yield* Effect.fork(insert("second"))
       yield* settled({ waiting: 2 })
@@ -162,7 +149,7 @@ export const waiting = (way: Way): void => {
       const holder = yield* hold
       for (let i = 0; i < 10; i++) {
         const start = performance.now()
-        const { waitedMillis: waited } = yield* failure("PoolExhausted", pid)
+        const { waitedMillis: waited } = yield* taggedFailure("PoolExhausted", pid)
         assert.isAtLeast(performance.now() - start, 33.3)
         assert.isAtLeast(waited, 33)
       }
@@ -173,9 +160,9 @@ export const waiting = (way: Way): void => {
   it.scopedLive("a timeout reports how many connections are open, in use and idle, and how many callers wait", () =>
     Effect.gen(function* () {
       const holder = yield* hold
-      const other = yield* Effect.fork(failure("PoolExhausted", pid))
+      const other = yield* Effect.fork(taggedFailure("PoolExhausted", pid))
       yield* settled({ waiting: 1 })
-      const error = yield* failure("PoolExhausted", pid)
+      const error = yield* taggedFailure("PoolExhausted", pid)
       const { active, idle, reason, total } = error
       assert.deepStrictEqual({ active, idle, reason, total }, { active: 1, idle: 0, reason: "timeout", total: 1 })
       assert.strictEqual((yield* Fiber.join(other)).waiting, 2)
@@ -193,10 +180,10 @@ export const waiting = (way: Way): void => {
     Effect.gen(function* () {
       const wire = yield* Wire
       yield* wire.refuse
-      const { cause } = yield* failure("ConnectFailed", pid)
+      const { cause } = yield* taggedFailure("ConnectFailed", pid)
       yield* wire.accept
       yield* wire.freeze
-      const error = yield* failure("PoolExhausted", pid)
+      const error = yield* taggedFailure("PoolExhausted", pid)
       assert.strictEqual(error.lastConnectFailure, cause instanceof Error ? cause.message : undefined)
       assert.include(error.message, `the last connect failed: ${error.lastConnectFailure}`)
       // nothing is open, so holding connections for less time would not help
@@ -210,7 +197,7 @@ export const waiting = (way: Way): void => {
     Effect.gen(function* () {
       const wire = yield* Wire
       yield* wire.freeze
-      const { connecting, message, waitedMillis: waited } = yield* failure("PoolExhausted", pid)
+      const { connecting, message, waitedMillis: waited } = yield* taggedFailure("PoolExhausted", pid)
       assert.strictEqual(connecting?.count, 1)
       assert.closeTo(connecting?.longestMillis ?? 0, waited, 50)
       assert.include(
@@ -235,7 +222,9 @@ export const waiting = (way: Way): void => {
     Effect.gen(function* () {
       const wire = yield* Wire
       yield* wire.freeze
-      const fibers = yield* Effect.forEach(Array.from({ length: 20 }), () => Effect.fork(failure("PoolExhausted", pid)))
+      const fibers = yield* Effect.forEach(Array.from({ length: 20 }), () =>
+        Effect.fork(taggedFailure("PoolExhausted", pid))
+      )
       const most = way.strategy === "pooled" ? 4 : 1
       for (const { connecting, waitedMillis: waited } of yield* Fiber.joinAll(fibers)) {
         assert.isAtLeast(waited, 800)
@@ -258,8 +247,8 @@ export const waiting = (way: Way): void => {
   it.scopedLive("a timeout reports the longest checkout, if that is recorded", () =>
     Effect.gen(function* () {
       const holder = yield* hold
-      const { message, longestCheckout } = yield* failure("PoolExhausted", pid)
-      assert.include(longestCheckout?.location, "way.ts")
+      const { message, longestCheckout } = yield* taggedFailure("PoolExhausted", pid)
+      assert.include(longestCheckout?.location, "connections.ts")
       assert.match(longestCheckout?.fiber ?? "", /^#\d+$/)
       assert.isAtLeast(longestCheckout?.heldMillis ?? 0, 50)
       assert.include(message, `by fiber ${longestCheckout?.fiber} at ${longestCheckout?.location}`)
@@ -292,7 +281,7 @@ export const waiting = (way: Way): void => {
         yield* unblock
         const exit = yield* Fiber.join(next)
         if (Exit.isFailure(exit)) {
-          assert.strictEqual((yield* failure("ConnectFailed", exit)).reason, "setup")
+          assert.strictEqual((yield* taggedFailure("ConnectFailed", exit)).reason, "setup")
           yield* insert("next")
         }
         assert.deepStrictEqual(yield* stored, ["next"])
@@ -339,7 +328,7 @@ export const waiting = (way: Way): void => {
           const waiter = yield* Effect.fork(insert("nobody"))
           const unblock = yield* stopped
           if (how === "interrupted") yield* Fiber.interrupt(waiter)
-          else yield* failure("PoolExhausted", Fiber.join(waiter))
+          else yield* taggedFailure("PoolExhausted", Fiber.join(waiter))
           assert.strictEqual((yield* figures).waiting, 0)
           yield* unblock
           yield* insert("next")

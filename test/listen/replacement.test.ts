@@ -1,0 +1,236 @@
+/** The replacement of the listening connection while it is in use. */
+import { assert, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Stream from "effect/Stream"
+import type { Notification } from "effect-db"
+import { describe } from "vitest"
+import { Db, soon } from "../support/databases.js"
+import { count, hear, listening, say, says } from "../support/listening.js"
+import { type Message, makeProxy, sends } from "../support/proxy.js"
+import { anonymous, freshRole, Provider } from "../support/roles.js"
+import { freshDatabase, query } from "../support/server.js"
+
+describe("Notification", () => {
+  describe("the replacement of the listening connection", () => {
+    /**
+     * Delays the mark so that it arrives on the other connection than the one that it was sent on.
+     */
+    const marks = () => {
+      let sender = 0
+      return (message: Message) => {
+        if (sends('NOTIFY "effect_db_')(message)) sender = message.connection
+        return message.type === "A" && message.bytes.includes("effect_db_") && message.connection !== sender
+      }
+    }
+
+    /**
+     * Opens a database behind a proxy, with a user that changes, two listeners, and a sender that
+     * counts all the time.
+     */
+    const given = (options: Partial<Parameters<typeof Db.layer>[0]> = {}) =>
+      Effect.gen(function* () {
+        const { name, writer } = yield* freshDatabase
+        const [a, b] = [yield* freshRole(writer), yield* freshRole(writer)]
+        const provider = new Provider(a)
+        const proxy = yield* makeProxy(anonymous(writer))
+        const { credentials } = provider
+        const context = yield* Layer.build(
+          Db.layer({ writer: proxy.url, startup: "lazy", connectTimeout: "1 second", credentials, ...options })
+        )
+        const listen = (channel: string) => hear(Stream.provideContext(Db.listen(channel), context))
+        const counter = Effect.gen(function* () {
+          let n = 0
+          let isOver = false
+          const next = Effect.suspend(() => Effect.zipRight(say(writer, "news", `${++n}`), say(writer, "more", `${n}`)))
+          const counting = yield* Effect.forkScoped(Effect.repeat(next, { until: () => isOver }))
+          /**
+           * Waits until all messages have arrived, and checks that they came in order, from the
+           * first one on, once.
+           */
+          return (...listeners: ReadonlyArray<{ readonly heard: ReadonlyArray<Notification.Notification> }>) =>
+            Effect.gen(function* () {
+              isOver = true
+              yield* Fiber.join(counting)
+              for (const { heard } of listeners) {
+                yield* Effect.repeat(Effect.void, { schedule: soon, until: () => says(heard).includes(`${n}`) })
+                const [first, ...rest] = says(heard)
+                assert.strictEqual(first, "listening")
+                assert.isAbove(rest.length, 2)
+                assert.deepStrictEqual(
+                  rest,
+                  rest.map((_, i) => `${n - rest.length + 1 + i}`)
+                )
+              }
+            })
+        })
+        /** The users of the sessions that listen. */
+        const users = Effect.map(
+          query<{ user: string }>(
+            writer,
+            "SELECT usename AS user FROM pg_stat_activity WHERE datname = $1 AND query ~ '^(UN)?(LISTEN|NOTIFY)'",
+            [name]
+          ),
+          (rows) => rows.map(({ user }) => user)
+        )
+        /** Changes the credentials; the database receives them with its next connection. */
+        const rotate = Effect.gen(function* () {
+          provider.use(b)
+          yield* Effect.provide(
+            Effect.flatMap(Db.writer, (sql) => sql`SELECT 1`),
+            context
+          )
+        })
+        const invalidate = (mode: "soft" | "hard") => Effect.provide(Db.invalidate({ mode }), context)
+        const until = (user: string) =>
+          Effect.repeat(users, { schedule: soon, until: (all) => all.length === 1 && all[0] === user })
+        return { a, b, context, counter, invalidate, listen, name, provider, proxy, rotate, until, writer }
+      })
+
+    for (const heartbeat of ["1 minute", "2 millis"] as const) {
+      it.scopedLive(
+        `a replacement after a change of credentials misses nothing and delivers nothing twice, checked every ${heartbeat}`,
+        () =>
+          Effect.gen(function* () {
+            const { b, counter, listen, rotate, until } = yield* given({ listenHeartbeat: heartbeat })
+            const news = yield* listen("news")
+            const more = yield* listen("more")
+            const all = yield* counter
+            yield* count(news, 5)
+            yield* count(more, 5)
+            yield* rotate
+            yield* until(b.name)
+            const before = news.heard.length
+            yield* count(news, before + 5)
+            yield* all(news, more)
+          })
+      )
+    }
+
+    it.scopedLive("a replacement at a soft invalidation works repeatedly", () =>
+      Effect.gen(function* () {
+        const { counter, invalidate, listen, name, writer } = yield* given({ connectTimeout: "100 millis" })
+        const news = yield* listen("news")
+        const more = yield* listen("more")
+        const all = yield* counter
+        yield* count(news, 5)
+        yield* count(more, 5)
+        for (let i = 0; i < 5; i++) {
+          const before = yield* listening(name, writer)
+          assert.strictEqual(yield* invalidate("soft"), 1)
+          yield* Effect.repeat(listening(name, writer), {
+            schedule: soon,
+            until: (pids) => pids.length === 1 && pids[0] !== before[0]
+          })
+        }
+        yield* all(news, more)
+      })
+    )
+
+    it.scopedLive("a replacement at a hard invalidation is a gap", () =>
+      Effect.gen(function* () {
+        const { invalidate, listen, writer } = yield* given()
+        const news = yield* listen("news")
+        yield* count(news, 1)
+        assert.strictEqual(yield* invalidate("hard"), 1)
+        yield* count(news, 2)
+        yield* say(writer, "news", "after")
+        yield* count(news, 3)
+        assert.deepStrictEqual(says(news.heard), ["listening", "gap: disconnected", "after"])
+      })
+    )
+
+    it.scopedLive("a new connection that was made with credentials that changed meanwhile is replaced again", () =>
+      Effect.gen(function* () {
+        const { b, listen, proxy, rotate, until } = yield* given()
+        const loggedIn = yield* proxy.when(({ from, type }) => from === "server" && type === "Z", "freeze")
+        const news = yield* listen("news")
+        yield* loggedIn
+        yield* rotate
+        yield* proxy.thaw
+        yield* count(news, 1)
+        yield* until(b.name)
+        assert.deepStrictEqual(says(news.heard), ["listening"])
+      })
+    )
+
+    it.scopedLive("a replacement that cannot be made is delayed, and the old connection goes on until then", () =>
+      Effect.gen(function* () {
+        const { b, counter, invalidate, listen, proxy, provider, until } = yield* given()
+        const news = yield* listen("news")
+        const all = yield* counter
+        yield* count(news, 5)
+        const asked = provider.asked
+        provider.answer = Effect.fail("no")
+        yield* invalidate("soft")
+        yield* Effect.repeat(Effect.void, { schedule: soon, until: () => provider.asked > asked })
+        const before = news.heard.length
+        yield* count(news, before + 5)
+        provider.use(b)
+        yield* until(b.name)
+        yield* all(news)
+        assert.strictEqual(proxy.connections, 1)
+      })
+    )
+
+    it.scopedLive("a replacement includes the listeners that join and leave meanwhile", () =>
+      Effect.gen(function* () {
+        const { b, counter, listen, proxy, rotate, until, writer } = yield* given()
+        const news = yield* listen("news")
+        const leaving = yield* listen("other")
+        yield* count(leaving, 1)
+        const all = yield* counter
+        yield* count(news, 5)
+        const crossing = yield* proxy.when(sends('NOTIFY "effect_db_'), "freeze")
+        yield* rotate
+        yield* crossing
+        const more = yield* listen("more")
+        const again = yield* listen("other")
+        yield* Fiber.interrupt(leaving.fiber)
+        yield* proxy.thaw
+        yield* until(b.name)
+        yield* count(more, 5)
+        yield* count(again, 1)
+        yield* say(writer, "other", "x")
+        yield* count(again, 2)
+        assert.deepStrictEqual(says(again.heard), ["listening", "x"])
+        yield* all(news, more)
+      })
+    )
+
+    /** The faults that occur when the mark is sent. */
+    const losses: ReadonlyArray<readonly [string, (message: Message) => boolean, "cut" | "freeze"]> = [
+      ["the old one is lost", sends('NOTIFY "effect_db_'), "cut"],
+      ["it is silent", marks(), "freeze"],
+      ["it is lost", marks(), "cut"]
+    ]
+    for (const [what, when, verdict] of losses) {
+      it.scopedLive(`a replacement with ${what} in the middle has one gap at most, and delivers nothing twice`, () =>
+        Effect.gen(function* () {
+          const { b, counter, listen, proxy, rotate, until } = yield* given()
+          const news = yield* listen("news")
+          yield* counter
+          yield* count(news, 5)
+          const crossing = yield* proxy.when(when, verdict)
+          yield* rotate
+          yield* crossing
+          yield* Effect.repeat(Effect.void, {
+            schedule: soon,
+            until: () => says(news.heard).includes("gap: disconnected")
+          })
+          yield* proxy.thaw
+          yield* until(b.name)
+          const before = news.heard.length
+          yield* count(news, before + 5)
+          const heard = says(news.heard)
+          assert.lengthOf(
+            heard.filter((one) => one.startsWith("gap")),
+            1
+          )
+          assert.strictEqual(new Set(heard).size, heard.length)
+        })
+      )
+    }
+  })
+})

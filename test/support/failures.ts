@@ -1,0 +1,25 @@
+/** The failures of effects, as the tests expect them. */
+import { assert } from "@effect/vitest"
+import * as Cause from "effect/Cause"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import { DatabaseError } from "effect-db"
+
+/** Returns the failure of an effect, refined; a success fails the test. */
+export const failure = <A, E, R>(self: Effect.Effect<A, E, R>) =>
+  Effect.catchAll(Effect.flip(DatabaseError.refine(self)), () => Effect.dieMessage("it has not failed"))
+
+/** Returns the one failure of an effect, by its tag; anything else fails the test. */
+export const taggedFailure = <Tag extends DatabaseError.DatabaseError["_tag"], A, E, R>(
+  tag: Tag,
+  self: Effect.Effect<A, E, R>
+): Effect.Effect<Extract<DatabaseError.DatabaseError, { readonly _tag: Tag }>, never, R> =>
+  Effect.map(Effect.exit(DatabaseError.refine(self)), (exit) => {
+    const isIt = (error: unknown): error is Extract<DatabaseError.DatabaseError, { readonly _tag: Tag }> =>
+      DatabaseError.isDatabaseError(error) && error._tag === tag
+    if (Exit.isFailure(exit) && Cause.isFailType(exit.cause) && isIt(exit.cause.error)) return exit.cause.error
+    return assert.fail(`no ${tag}, but ${Exit.isSuccess(exit) ? "a success" : Cause.pretty(exit.cause)}`)
+  })
+
+/** Returns the tag of an error, or what is no error of a tag itself. */
+export const tagOf = (error: unknown): unknown => (error instanceof Error && "_tag" in error ? error._tag : error)

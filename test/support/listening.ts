@@ -1,0 +1,73 @@
+/** The listeners of a test: what they receive, their connections, and messages to them. */
+import { assert } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import type * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import type * as Redacted from "effect/Redacted"
+import * as Stream from "effect/Stream"
+import type { Notification } from "effect-db"
+import { Db, soon } from "./databases.js"
+import { makeProxy } from "./proxy.js"
+import { freshDatabase, query } from "./server.js"
+
+/** Reads a stream in the background, for as long as the scope lasts. */
+export const hear = <A, E, R>(stream: Stream.Stream<A, E, R>) =>
+  Effect.gen(function* () {
+    const heard: Array<A> = []
+    const fiber = yield* Effect.forkScoped(
+      Stream.runForEach(stream, (one) => Effect.sync(() => void heard.push(one))).pipe(Effect.exit)
+    )
+    return { heard, fiber }
+  })
+
+/** Waits until that many values have arrived; ends early if the stream did. */
+export const count = <A, E>(
+  { fiber, heard }: { readonly heard: ReadonlyArray<A>; readonly fiber: Fiber.Fiber<Exit.Exit<void, E>> },
+  n: number
+) =>
+  Effect.repeat(Fiber.poll(fiber), {
+    schedule: soon,
+    until: (ended) => heard.length >= n || ended._tag === "Some"
+  }).pipe(Effect.as(heard))
+
+/** Returns a value in short: its text. */
+export const short = (one: Notification.Notification): string =>
+  one._tag === "Message" ? one.payload : one._tag === "Gap" ? `gap: ${one.reason}` : "listening"
+
+export const says = (heard: ReadonlyArray<Notification.Notification>) => heard.map(short)
+
+export type Url = Redacted.Redacted<string>
+
+/** Sends payloads by a session that is neither the database's nor behind its proxy. */
+export const say = (writer: Url, channel: string, ...payloads: ReadonlyArray<string>) =>
+  Effect.forEach(payloads, (payload) => query(writer, "SELECT pg_notify($1, $2)", [channel, payload]), {
+    discard: true
+  })
+
+/** Returns the processes of sessions that listen, or have listened. */
+export const listening = (name: string, writer: Url) =>
+  Effect.map(
+    query<{ pid: number }>(
+      writer,
+      "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND query ~ '^(UN)?LISTEN' ORDER BY pid",
+      [name]
+    ),
+    (rows) => rows.map(({ pid }) => pid)
+  )
+
+/** Ends the one session that listens, and waits until it is gone. */
+export const killListening = (name: string, writer: Url) =>
+  Effect.flatMap(listening(name, writer), (pids) => {
+    assert.lengthOf(pids, 1)
+    return query(writer, "SELECT pg_terminate_backend($1, 10000)", [pids[0]])
+  })
+
+/** Opens a database behind a proxy, with no connection but those that listen. */
+export const behind = (options: Partial<Parameters<typeof Db.layer>[0]> = {}) =>
+  Effect.gen(function* () {
+    const { name, writer } = yield* freshDatabase
+    const proxy = yield* makeProxy(writer)
+    const context = yield* Layer.build(Db.layer({ writer: proxy.url, startup: "lazy", ...options }))
+    return { name, writer, proxy, context }
+  })

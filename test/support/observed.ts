@@ -1,0 +1,29 @@
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Stream from "effect/Stream"
+import type { Observation } from "effect-db"
+import { Db } from "./databases.js"
+
+/** Returns all observations of `Db` while an effect runs. */
+export const observed = <A, E, R>(self: Effect.Effect<A, E, R>) =>
+  Effect.gen(function* () {
+    const facts: Array<Observation.Observation> = []
+    const listening = yield* Deferred.make<void>()
+    const fiber = yield* Effect.forkScoped(
+      Db.observations.pipe(
+        Stream.tap((fact) => Effect.sync(() => facts.push(fact))),
+        Stream.tap(() => Deferred.succeed(listening, undefined)),
+        Stream.runDrain
+      )
+    )
+    // a statement outside of the unit shows that the recorder listens
+    const knock = Effect.zipRight(
+      Effect.flatMap(Db.writer, (sql) => sql`SELECT 1`),
+      Deferred.poll(listening)
+    )
+    yield* Effect.repeat(knock, { until: (heard) => heard._tag === "Some" })
+    yield* self
+    yield* Fiber.interrupt(fiber)
+    return facts
+  })

@@ -1,0 +1,14 @@
+import type { Statement } from "@effect/sql/Statement"
+import type { PgClient } from "@effect/sql-pg/PgClient"
+import * as Stream from "effect/Stream"
+
+/** Returns the ways in which a client runs a statement. */
+export const waysToRun = <Row>(sql: PgClient, statement: Statement<Row>) => [
+  statement,
+  statement.raw,
+  statement.values,
+  statement.withoutTransform,
+  statement.unprepared,
+  Stream.runDrain(statement.stream),
+  sql.withTransaction(statement)
+]
