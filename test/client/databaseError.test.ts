@@ -6,7 +6,9 @@ import * as Exit from "effect/Exit"
 import * as FiberId from "effect/FiberId"
 import { DatabaseError, RetryPolicy } from "effect-db"
 import { describe } from "vitest"
-import { afterFirst } from "../../src/internal/edge/statementError.js"
+import type { PlainFailure, StatementFailure } from "../../src/internal/connection/plainFailure.js"
+import { afterFirst } from "../../src/internal/connection/statementFailure.js"
+import { toDatabaseError } from "../../src/internal/edge/databaseError.js"
 
 const place = { database: "app", server: "localhost:5432" }
 
@@ -178,18 +180,30 @@ describe("DatabaseError", () => {
   })
 
   it("a refusal in a failed transaction names the first failure, and the database once", () => {
-    const aborted = (cause: Error) => new DatabaseError.QueryFailed({ ...place, sqlState: "25P02", cause })
-    const refusal = aborted(new Error("current transaction is aborted"))
-    const first = new DatabaseError.UniqueViolation({ ...place, sql: "SELECT 1", cause: new Error("duplicate key") })
-    const second = afterFirst(refusal, first)
+    const refusal: PlainFailure<"QueryFailed"> = {
+      _tag: "QueryFailed",
+      ...place,
+      sqlState: "25P02",
+      cause: new Error("current transaction is aborted")
+    }
+    const first: PlainFailure<"UniqueViolation"> = {
+      _tag: "UniqueViolation",
+      ...place,
+      sql: "SELECT 1",
+      cause: new Error("duplicate key")
+    }
+    const errorAfter = (earlier: StatementFailure) => toDatabaseError(afterFirst(refusal, earlier))
+    const second = errorAfter(first)
     assert.include(
       second.message,
       'database "app" at localhost:5432: current transaction is aborted; the first failure in it: duplicate key (25P02)'
     )
-    assert.strictEqual(second.cause instanceof Error && second.cause.cause, first)
-    const elsewhere = new DatabaseError.Disconnected({ ...place, server: "other:5432", outcome: "undone" })
+    assert.strictEqual(
+      second._tag === "QueryFailed" && second.cause instanceof Error && second.cause.cause,
+      toDatabaseError(first)
+    )
     assert.include(
-      afterFirst(refusal, elsewhere).message,
+      errorAfter({ _tag: "Disconnected", ...place, server: "other:5432", outcome: "undone" }).message,
       'the first failure in it: database "app" at other:5432: the connection was lost'
     )
   })

@@ -8,7 +8,7 @@ import * as Redacted from "effect/Redacted"
 import { DatabaseError, Observation } from "effect-db"
 import { describe } from "vitest"
 import type { PlainFailure } from "../../src/internal/connection/plainFailure.js"
-import { asStatementError, toDatabaseError } from "../../src/internal/edge/databaseError.js"
+import { toDatabaseError } from "../../src/internal/edge/databaseError.js"
 import { revealRedactedValues } from "../../src/internal/edge/revealRedacted.js"
 import { Observers } from "../../src/internal/observability/observers.js"
 import { encodeParameter } from "../../src/internal/protocol/parameterEncoder.js"
@@ -51,9 +51,18 @@ describe("failures of the core", () => {
     assert.include(toDatabaseError({ _tag: "DatabaseClosed", ...location }).stack ?? "", "\n    at ")
   })
 
-  it("an error stays the error that it is", () => {
-    const error = new DatabaseError.DatabaseClosed(location)
-    assert.strictEqual(asStatementError(error), error)
+  it("a failure of a statement that is reported again is the same error, also as a cause", () => {
+    const failure: PlainFailure<"UniqueViolation"> = { _tag: "UniqueViolation", ...location }
+    const error = toDatabaseError(failure)
+    assert.strictEqual(toDatabaseError(failure), error)
+    const rolledBack = toDatabaseError({ _tag: "RolledBackAtCommit", ...location, earlier: failure })
+    assert.strictEqual(rolledBack.cause, error)
+    assert.notProperty(rolledBack, "earlier")
+  })
+
+  it("a failed checkout of several callers is an error of its own for each of them", () => {
+    const failure: PlainFailure<"DatabaseClosed"> = { _tag: "DatabaseClosed", ...location }
+    assert.notStrictEqual(toDatabaseError(failure), toDatabaseError(failure))
   })
 })
 

@@ -1,7 +1,6 @@
 /**
  * The connection of a transaction, as its waiters know it.
  */
-import { DatabaseError } from "effect-db"
 import { assert, describe, it } from "vitest"
 import { ConnectionHolder } from "../../src/internal/transaction/connectionHolder.js"
 
@@ -19,7 +18,7 @@ describe("a lost connection", () => {
         })
       )
     }
-    holder.markLost(new DatabaseError.Disconnected({ ...location, cause: new Error("gone"), outcome: "undone" }))
+    holder.markLost({ _tag: "Disconnected", ...location, cause: new Error("gone"), outcome: "undone" })
     assert.deepStrictEqual(told, ["first"])
   })
 })

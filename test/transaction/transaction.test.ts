@@ -8,6 +8,7 @@ import * as Stream from "effect/Stream"
 import { DatabaseError, type Observation } from "effect-db"
 import { describe } from "vitest"
 import { beginSql } from "../../src/internal/transaction/begin.js"
+import { inMillis } from "../../src/internal/transaction/plainOptions.js"
 import { active, Db, fresh, insert, Place, pid, setting, soon, stored } from "../support/databases.js"
 import { query, terminateBackends } from "../support/server.js"
 
@@ -15,13 +16,15 @@ describe("Transaction", () => {
   it("transaction options become data, then text", () => {
     assert.deepStrictEqual(beginSql({}), ["BEGIN"])
     assert.deepStrictEqual(
-      beginSql({
-        isolation: "serializable",
-        access: "read only",
-        deferrable: true,
-        statementTimeout: "1 second",
-        lockTimeout: 20
-      }),
+      beginSql(
+        inMillis({
+          isolation: "serializable",
+          access: "read only",
+          deferrable: true,
+          statementTimeout: "1 second",
+          lockTimeout: 20
+        })
+      ),
       [
         "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY DEFERRABLE",
         "SET LOCAL statement_timeout = 1000",

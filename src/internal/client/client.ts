@@ -19,6 +19,7 @@ import { endpoint, hasTracer } from "../observability/transactionSpan.js"
 import { checkMessage } from "../sql/notifyLimits.js"
 import { currentContext } from "../transaction/context.js"
 import { deferInvalidations, outliving } from "../transaction/invalidations.js"
+import { inMillis } from "../transaction/plainOptions.js"
 import { decidePropagation, raiseIsolation, retryRefused, rootOf } from "../transaction/propagation.js"
 import { nest } from "../transaction/transaction.js"
 import { runAsPart, runIndependent, runInTransaction } from "../transaction/withTransaction.js"
@@ -76,7 +77,7 @@ export const withTransaction = <A, E, R, X>(
         return Effect.fail(wrap(chosen.error))
       case "nest": {
         const inner: Options = kind === "reader" ? { ...options, access: "read only" } : options
-        const nested = nest(executor, chosen.outer, kind, chosen.outer, inner)
+        const nested = nest(executor, chosen.outer, kind, chosen.outer, inMillis(inner))
         nested.span = executor.span(fiber, options.label, ambient)
         return runInTransaction(self, ambient, nested, wrap)
       }

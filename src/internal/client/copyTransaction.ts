@@ -21,6 +21,7 @@ import { withComment } from "../statement/workLabel.js"
 import { commitUninterruptibly, isSavepoint, rollback, sendCommit } from "../transaction/completion.js"
 import { currentContext, type TransactionContext } from "../transaction/context.js"
 import { runCopy } from "../transaction/levelStatement.js"
+import { inMillis } from "../transaction/plainOptions.js"
 import { scoped } from "../transaction/slotScopes.js"
 import { nest, type Transaction } from "../transaction/transaction.js"
 import type { Executor } from "./executor.js"
@@ -85,7 +86,7 @@ const begin = (
     ...(statementTimeout === undefined ? {} : { statementTimeout }),
     ...(kind === "reader" ? { access: "read only" } : {})
   }
-  if (around !== undefined) return nest(executor, around, kind, around, options)
+  if (around !== undefined) return nest(executor, around, kind, around, inMillis(options))
   const affinity = ambient?.readAffinity(executor)
   if (affinity !== undefined && kind === "writer") affinity.written = true
   return executor.begin(kind, options, fiber, ambient)
@@ -133,8 +134,9 @@ export const startCopy = (
       (exchange) => exchange.result.rowCount ?? 0,
       isNotSent
     )
-    const noted = Effect.sync(() => {
-      if (around !== undefined && kind === "writer" && transaction.level.touched) ambient?.part(around)?.note(around)
+    const recorded = Effect.sync(() => {
+      if (around !== undefined && kind === "writer" && transaction.level.touched)
+        ambient?.part(around)?.recordSent(around)
     })
     return Effect.map(Effect.forkDaemon(Effect.interruptible(attempt)), (copying) => ({
       transaction,
@@ -143,7 +145,7 @@ export const startCopy = (
         // a reader's settings for its statement are undone with the savepoint
         kind === "reader" && transaction.level.parent !== undefined
           ? rollback(transaction, restore)
-          : Effect.zipRight(commit(transaction, data, restore), noted)
+          : Effect.zipRight(commit(transaction, data, restore), recorded)
     }))
   })
 

@@ -94,5 +94,5 @@ const inTransaction =
       request,
       isolation,
       callback,
-      part === undefined ? undefined : () => part.note(transaction)
+      part === undefined ? undefined : () => part.recordSent(transaction)
     )

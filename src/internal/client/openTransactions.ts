@@ -6,7 +6,6 @@ import type { OpenTransaction } from "../../Topology.js"
 import * as clock from "../concurrency/clock.js"
 import type { Connection } from "../connection/connection.js"
 import type { ErrorLocation } from "../connection/statementFailure.js"
-import { toDatabaseError } from "../edge/databaseError.js"
 import type { TransactionSpan } from "../observability/transactionSpan.js"
 import type { Caller } from "../pool/caller.js"
 import type { ConnectionSource } from "../topology/connectionSource.js"
@@ -87,7 +86,7 @@ export class PoolConnectionProvider implements ConnectionProvider {
           this.open.add(this)
           this.span?.begins(connection.server, clock.now() - since)
         }
-        settle(failure === undefined ? undefined : toDatabaseError(failure), connection)
+        settle(failure, connection)
       },
       this.caller
     )

@@ -15,9 +15,9 @@ import type { Outcome } from "../../SqlState.js"
 import type { Role } from "../../Topology.js"
 import { FifoLock } from "../concurrency/fifoLock.js"
 import type { Connection, Failure, OnExchange } from "../connection/connection.js"
-import type { ErrorLocation } from "../connection/statementFailure.js"
+import type { StatementFailure } from "../connection/plainFailure.js"
+import { afterFirst, type ErrorLocation, statementFailure } from "../connection/statementFailure.js"
 import { toDatabaseError } from "../edge/databaseError.js"
-import { afterFirst, toStatementError } from "../edge/statementError.js"
 import type { CallSite } from "../observability/callSite.js"
 import type { ConnectionSource, OnCheckout } from "../topology/connectionSource.js"
 import { currentContext } from "../transaction/context.js"
@@ -42,11 +42,11 @@ export const makeRun = (
 ): Run => {
   const turns = new FifoLock()
   /** The first failure of the transaction that the program has begun by hand. */
-  let first: StatementError | undefined
+  let first: StatementFailure | undefined
   const failed = (failure: Failure, outcome: Outcome): StatementError => {
-    const error = afterFirst(toStatementError(location, failure, outcome), first)
-    if (connection.status === "E") first ??= error
-    return error
+    const plain = afterFirst(statementFailure(location, failure, outcome), first)
+    if (connection.status === "E") first ??= plain
+    return toDatabaseError(plain)
   }
   return (request, read) =>
     Effect.async((resume) => {

@@ -67,9 +67,9 @@ const portalStream = (
           transaction.level,
           request,
           batch,
-          (error, opened) => {
+          (failure, opened) => {
             portal = opened
-            done(error, opened?.first)
+            done(failure, opened?.first)
           },
           onSent
         ),
@@ -151,7 +151,7 @@ export const makeStream =
           if (kind === "writer") executor.recordCausalSession(fiber, ambient, found)
           if (kind === "writer" || found.readOnly) {
             const part = kind === "writer" ? ambient?.part(found) : undefined
-            return portalStream(executor, found, request, transformRows, "shared", () => part?.note(found))
+            return portalStream(executor, found, request, transformRows, "shared", () => part?.recordSent(found))
           }
           // this read has a read-only savepoint of its own, and no other statement could run before
           // its end: so all rows are read at once

@@ -12,20 +12,14 @@ import { Observation, type Observer } from "../../Observation.js"
 import { idempotentRef, isNotSent, isStale, type Policy, RetryPolicy } from "../../RetryPolicy.js"
 import * as clock from "../concurrency/clock.js"
 import type { Exchange } from "../connection/connection.js"
-import type { StatementFailure } from "../connection/plainFailure.js"
 import { cancellable } from "../edge/cancellable.js"
-import { asStatementError } from "../edge/databaseError.js"
+import { toDatabaseError } from "../edge/databaseError.js"
 import { setRetried, withLocation } from "../edge/statementError.js"
 import { CurrentSite } from "../observability/callSite.js"
+import type { OnStatement } from "../statement/autocommit.js"
 import type { Topology } from "../topology/topology.js"
 import { RetryBudget } from "./retryBudget.js"
 import { makeRetryPauses } from "./retryPauses.js"
-
-/**
- * Callback for the result of a statement, or for its failure, which an autocommit statement reports
- * as a plain value.
- */
-type OnStatement = (failure: StatementFailure | StatementError | undefined, exchange: Exchange | undefined) => void
 
 /**
  * Function that starts an exchange with the server; the returned function cancels it. `deadline` is
@@ -158,7 +152,7 @@ export class StatementRetry {
     return cancellable((resume) => {
       const until = deadline ?? this.deadline()
       return start((failure, exchange) => {
-        if (failure !== undefined) resume(recover(asStatementError(failure), until))
+        if (failure !== undefined) resume(recover(toDatabaseError(failure), until))
         else if (exchange !== undefined) resume(readExchange(exchange, read))
       }, until)
     })

@@ -21,6 +21,7 @@ import type { Limits } from "../sql/limits.js"
 import type { ConnectionSource } from "../topology/connectionSource.js"
 import type { Topology } from "../topology/topology.js"
 import type { TransactionContext } from "../transaction/context.js"
+import { inMillis } from "../transaction/plainOptions.js"
 import { causalSessionOf } from "../transaction/slotScopes.js"
 import { begin, type Origin, type Transaction } from "../transaction/transaction.js"
 import { unitOf } from "../unitOfWork/unitOf.js"
@@ -117,7 +118,7 @@ export class TransactionOrigin implements Origin {
     const span = this.span(fiber, labeled.label, ambient)
     const caller = this.caller(fiber, site, work)
     const provider = new PoolConnectionProvider(this.openTransactions, pick, held, labeled.label, caller, span)
-    const transaction = begin(this, kind, provider, labeled, ambient)
+    const transaction = begin(this, kind, provider, inMillis(labeled), ambient)
     transaction.span = span
     return transaction
   }
@@ -141,7 +142,7 @@ export class TransactionOrigin implements Origin {
     transaction: Transaction
   ): void {
     const session = causalSessionOf(fiber.currentContext, ambient)
-    if (session !== undefined && this.sandbox === undefined) transaction.level.holder.addSession(session)
+    if (session !== undefined && this.sandbox === undefined) transaction.level.connectionHolder.addSession(session)
   }
 
   /**

@@ -2,7 +2,7 @@
  * The meaning of a failed exchange for a statement.
  */
 
-import { isStalePlan, lossMeaning, type Outcome, refusalMeaning } from "../../SqlState.js"
+import { isAborted, isStalePlan, lossMeaning, type Outcome, refusalMeaning } from "../../SqlState.js"
 import type { RequestedStatement } from "../protocol/exchange.js"
 import type { ServerError } from "../protocol/pgDriver.js"
 import { contextOf, withoutPasswords } from "../sql/excerpt.js"
@@ -147,6 +147,15 @@ export const statementFailure = (location: ErrorLocation, failure: Failure, outc
           }
   }
 }
+
+/**
+ * Adds the first failure of an aborted transaction to a later refusal, because the message of the
+ * refusal does not mention it.
+ */
+export const afterFirst = (failure: StatementFailure, first: StatementFailure | undefined): StatementFailure =>
+  first !== undefined && failure._tag === "QueryFailed" && isAborted(failure.sqlState ?? "")
+    ? { ...failure, earlier: first }
+    : failure
 
 /**
  * Returns the failure of a statement on a connection to a server of the wrong role. Nothing of the

@@ -2,10 +2,11 @@
  * The one place where failures of the core become errors of the library.
  */
 import * as Errors from "../../DatabaseError.js"
-import type { PlainFailure, PlainFailures, PlainTag } from "../connection/plainFailure.js"
+import type { PlainFailure, PlainFailures, PlainTag, SourceFailure } from "../connection/plainFailure.js"
+import { messageOf, withoutLocation } from "../errors/messageParts.js"
 
 /** Error of the library with the given tag. */
-type ErrorOf<Tag extends PlainTag> = Extract<Errors.StatementError, { readonly _tag: Tag }>
+type ErrorOf<Tag extends PlainTag> = Extract<Errors.TransactionError, { readonly _tag: Tag }>
 
 // the fields come from the core itself, so they need no validation
 const trusted = { disableValidation: true } as const
@@ -18,6 +19,40 @@ const constructors: {
   ) => ErrorOf<Tag>
 } = Errors
 
+/** The tags of failed checkouts. Their failures may be shared by several callers. */
+const checkoutTags: Readonly<Record<SourceFailure["_tag"], true>> = {
+  ConnectFailed: true,
+  DatabaseClosed: true,
+  NoReplicaCaughtUp: true,
+  PoolExhausted: true,
+  PoolSelfDeadlock: true,
+  TokenFromLostTimeline: true
+}
+
+/**
+ * The errors of failures that a transaction may report again, by a later statement, by COMMIT, or
+ * as the cause of another failure. The fields that are added to an error later, such as its
+ * location, are then in each report.
+ */
+const errors = new WeakMap<PlainFailure, Errors.TransactionError>()
+
+/** Returns the first line of a message; the others are about the statement. */
+const firstLine = (cause: unknown): string => messageOf(cause).split("\n")[0] ?? ""
+
+/**
+ * Makes the error of an earlier failure a cause: of the refusal that the failure has as its cause,
+ * else of the failure itself.
+ */
+const withCause = (failure: PlainFailure): PlainFailure => {
+  if (!("earlier" in failure) || failure.earlier === undefined) return failure
+  const { earlier, ...fields } = failure
+  const first = toDatabaseError(earlier)
+  if (fields.cause === undefined) return { ...fields, cause: first }
+  const firstText = withoutLocation(firstLine(first), failure)
+  const cause = new Error(`${firstLine(fields.cause)}; the first failure in it: ${firstText}`, { cause: first })
+  return { ...fields, cause }
+}
+
 const construct = <Tag extends PlainTag>(tag: Tag, failure: PlainFailures[Tag]): ErrorOf<Tag> => {
   if (tag !== "PoolExhausted") return new constructors[tag](failure, trusted)
   // load shedding makes many of these, and the stack of a callback has no frame of the caller
@@ -28,11 +63,17 @@ const construct = <Tag extends PlainTag>(tag: Tag, failure: PlainFailures[Tag]):
   return error
 }
 
-/** Builds the error of a failure by its tag. */
-export const toDatabaseError = <Failure extends PlainFailure>(failure: Failure): ErrorOf<Failure["_tag"]> =>
-  // the casts: a failure has the fields of its tag, which TypeScript cannot infer for a union
-  construct(failure._tag as Failure["_tag"], failure as PlainFailures[Failure["_tag"]])
-
-/** Builds the error of a failure, unless it is one already. */
-export const asStatementError = (failure: PlainFailure | Errors.StatementError): Errors.StatementError =>
-  Errors.isDatabaseError(failure) ? failure : toDatabaseError(failure)
+/**
+ * Builds the error of a failure by its tag. A failure of a statement or of a COMMIT has one error,
+ * also if it is reported several times.
+ */
+export const toDatabaseError = <Failure extends PlainFailure>(failure: Failure): ErrorOf<Failure["_tag"]> => {
+  type Tag = Failure["_tag"]
+  // the casts: a failure has the fields of its tag, and its error has the tag, which TypeScript
+  // cannot infer for a union
+  const known = errors.get(failure) as ErrorOf<Tag> | undefined
+  if (known !== undefined) return known
+  const error = construct(failure._tag as Tag, withCause(failure) as PlainFailures[Tag])
+  if (!(failure._tag in checkoutTags)) errors.set(failure, error)
+  return error
+}

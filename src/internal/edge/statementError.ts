@@ -1,53 +1,10 @@
 /**
- * The errors of statements: those of failed exchanges, and the fields that are added to them later.
+ * The fields that are added to the errors of statements after they were built.
  */
-
 import { SqlError } from "@effect/sql/SqlError"
 import * as Predicate from "effect/Predicate"
-import {
-  type ConnectFailed,
-  type DatabaseError,
-  isDatabaseError,
-  QueryFailed,
-  type Retried,
-  type StatementError
-} from "../../DatabaseError.js"
-import { isAborted, type Outcome } from "../../SqlState.js"
-import type { Failure } from "../connection/connection.js"
-import {
-  type ErrorLocation,
-  staleAgainHint,
-  staleHint,
-  statementFailure,
-  wrongRoleFailure
-} from "../connection/statementFailure.js"
-import { messageOf, withoutLocation } from "../errors/messageParts.js"
-import { toDatabaseError } from "./databaseError.js"
-
-/**
- * Builds the error of a failed exchange. `outcome` is the outcome of the work if the connection was
- * lost.
- */
-export const toStatementError = (location: ErrorLocation, failure: Failure, outcome: Outcome): StatementError =>
-  toDatabaseError(statementFailure(location, failure, outcome))
-
-/** Builds the error of a statement on a connection to a server of the wrong role. */
-export const wrongRole = (location: ErrorLocation, failure: Failure): ConnectFailed =>
-  toDatabaseError(wrongRoleFailure(location, failure))
-
-/** Returns the first line of a message; the others are about the statement. */
-const firstLine = (cause: unknown): string => messageOf(cause).split("\n")[0] ?? ""
-
-/**
- * Adds the first failure of an aborted transaction to a later refusal, because the message of the
- * refusal does not mention it. The first failure becomes the cause of its cause.
- */
-export const afterFirst = (error: StatementError, first: StatementError | undefined): StatementError => {
-  if (first === undefined || error._tag !== "QueryFailed" || !isAborted(error.sqlState ?? "")) return error
-  const firstText = withoutLocation(firstLine(first), error)
-  const cause = new Error(`${firstLine(error.cause)}; the first failure in it: ${firstText}`, { cause: first })
-  return new QueryFailed({ ...error, cause })
-}
+import { type DatabaseError, isDatabaseError, type Retried, type StatementError } from "../../DatabaseError.js"
+import { staleAgainHint, staleHint } from "../connection/statementFailure.js"
 
 /**
  * Adds the location in the program to an error that has none. The fiber is known where a statement

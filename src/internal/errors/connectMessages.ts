@@ -1,9 +1,8 @@
 /**
  * The messages of errors without a connection: from a failed connect, or from the pool.
  */
-import * as Predicate from "effect/Predicate"
 import { type ConnectReason, tlsAdvice } from "../../SqlState.js"
-import { type Caused, causeText, type Location, locationText } from "./messageParts.js"
+import { type Caused, causeText, hasProperty, type Location, locationText } from "./messageParts.js"
 
 const connectAdvice: Readonly<Record<Exclude<ConnectReason, "tls">, string>> = {
   unreachable: "no server answered: check host, port and network, and that the server is running",
@@ -25,9 +24,9 @@ const connectAdvice: Readonly<Record<Exclude<ConnectReason, "tls">, string>> = {
  * several.
  */
 const codeOf = (cause: unknown): string | undefined => {
-  const inner = Predicate.hasProperty(cause, "cause") ? cause.cause : undefined
-  const coded = [cause, inner].find((error) => Predicate.hasProperty(error, "code"))
-  return Predicate.hasProperty(coded, "code") && typeof coded.code === "string" ? coded.code : undefined
+  const inner = hasProperty(cause, "cause") ? cause.cause : undefined
+  const coded = [cause, inner].find((error) => hasProperty(error, "code"))
+  return hasProperty(coded, "code") && typeof coded.code === "string" ? coded.code : undefined
 }
 
 export const connectFailed = (self: Caused & { readonly reason: ConnectReason }): string => {

@@ -1,7 +1,6 @@
 /**
  * The parts that messages of errors are put together from.
  */
-import * as Predicate from "effect/Predicate"
 import { type FailedStatement, statementLines } from "../sql/excerpt.js"
 
 /** Database and server of an error; the server is empty if none took part. */
@@ -20,13 +19,17 @@ export interface Repeated {
   readonly retried?: { readonly attempts: number; readonly endedBy: "schedule" | "budget" } | undefined
 }
 
+/** Checks if a value of any type has a property. */
+export const hasProperty = <K extends PropertyKey>(value: unknown, key: K): value is { readonly [P in K]: unknown } =>
+  ((typeof value === "object" && value !== null) || typeof value === "function") && key in value
+
 /** Returns the database and the server of an error as text. */
 export const locationText = ({ database, server }: Location): string =>
   server === "" ? `database "${database}"` : `database "${database}" at ${server}`
 
 /** Returns the message of a cause, or an empty text if it has none. */
 export const messageOf = (cause: unknown): string =>
-  Predicate.hasProperty(cause, "message") && typeof cause.message === "string" ? cause.message : ""
+  hasProperty(cause, "message") && typeof cause.message === "string" ? cause.message : ""
 
 /** The name of the mark of every error of this library, `DatabaseError.TypeId`. */
 export const markName = "~effect-db/DatabaseError"
@@ -34,7 +37,7 @@ export const markName = "~effect-db/DatabaseError"
 const mark = Symbol.for(markName)
 
 /** Checks if a cause is an error of this library; the fields of other errors may have any type. */
-const isOwn = (cause: unknown): cause is FailedStatement => Predicate.hasProperty(cause, mark)
+const isOwn = (cause: unknown): cause is FailedStatement => hasProperty(cause, mark)
 
 /** Returns a message without the location that it begins with, if it is the given one. */
 export const withoutLocation = (message: string, location: Location): string => {

@@ -11,9 +11,8 @@ import {
   type StatementError
 } from "../../DatabaseError.js"
 import { connectFailed } from "../connection/connectFailure.js"
-import type { ErrorLocation } from "../connection/statementFailure.js"
+import { type ErrorLocation, statementFailure } from "../connection/statementFailure.js"
 import { toDatabaseError } from "../edge/databaseError.js"
-import { toStatementError } from "../edge/statementError.js"
 import type { ConnectionFailure, ListenerFailure } from "./failure.js"
 
 /** Builds the error of a failed connection. Nothing of a caller's work was sent on it. */
@@ -22,7 +21,7 @@ export const toConnectionError = (location: ErrorLocation, failure: ConnectionFa
     case "Connect":
       return toDatabaseError(connectFailed(location, failure.failure))
     case "Command":
-      return toStatementError(location, failure.failure, "notSent")
+      return toDatabaseError(statementFailure(location, failure.failure, "notSent"))
     case "Lost":
       return new Disconnected({ ...location, cause: failure.error, outcome: "notSent" })
   }

@@ -10,6 +10,7 @@ import type { Caller } from "../pool/caller.js"
 import type { ConnectionSource, OnCheckout } from "../topology/connectionSource.js"
 import { autocommitGuard, runGuarded } from "./autocommitSteps.js"
 
+/** Callback of a statement: its failure or its result. */
 export type OnStatement = (failure: StatementFailure | undefined, exchange: Exchange | undefined) => void
 
 const none: ReadonlyArray<never> = []

@@ -3,27 +3,24 @@
  * its result goes to the next caller of `next`.
  */
 
-import type { StatementError } from "../../DatabaseError.js"
 import * as clock from "../concurrency/clock.js"
-import type { Exchange } from "../connection/connection.js"
-
-type OnFetched = (error: StatementError | undefined, exchange: Exchange | undefined) => void
+import type { OnStatement } from "./autocommit.js"
 
 const nothing = () => {}
 
 export class PortalFetcher {
   private cancelFetch: (() => void) | undefined
-  private unclaimed: Parameters<OnFetched> | undefined
-  private callback: OnFetched = nothing
+  private unclaimed: Parameters<OnStatement> | undefined
+  private callback: OnStatement = nothing
   private onIdle = nothing
 
-  constructor(private readonly fetch: (callback: OnFetched) => () => void) {}
+  constructor(private readonly fetch: (callback: OnStatement) => () => void) {}
 
   /**
    * Fetches the next batch. The returned function stops waiting for it, but does not cancel the
    * fetch.
    */
-  next(callback: OnFetched): () => void {
+  next(callback: OnStatement): () => void {
     const { unclaimed } = this
     if (unclaimed !== undefined) {
       this.unclaimed = undefined
@@ -61,13 +58,13 @@ export class PortalFetcher {
 
   private start(): void {
     let isDone = false
-    const cancel = this.fetch((error, exchange) => {
+    const cancel = this.fetch((failure, exchange) => {
       isDone = true
       this.cancelFetch = undefined
       const { onIdle, callback } = this
       this.callback = nothing
-      if (callback === nothing) this.unclaimed = [error, exchange]
-      else callback(error, exchange)
+      if (callback === nothing) this.unclaimed = [failure, exchange]
+      else callback(failure, exchange)
       onIdle()
     })
     // the fetch may be done already

@@ -1,10 +1,10 @@
 /**
  * The commands that begin a transaction with its options.
  */
-import * as Duration from "effect/Duration"
-import type { Access, Isolation, Options } from "../../Transaction.js"
+import type { Access, Isolation } from "../../Transaction.js"
 import { setLocal } from "../sql/limits.js"
 import { labelSql } from "../statement/workLabel.js"
+import type { PlainOptions } from "./plainOptions.js"
 
 const isolations: ReadonlyArray<Isolation> = ["read committed", "repeatable read", "serializable"]
 const accesses: ReadonlyArray<Access> = ["read write", "read only"]
@@ -25,7 +25,7 @@ const keywords = <A extends string>(
 }
 
 /** Returns the commands that begin a transaction. */
-export const beginSql = (options: Options): ReadonlyArray<string> => {
+export const beginSql = (options: PlainOptions): ReadonlyArray<string> => {
   const begin = [
     "BEGIN",
     keywords("isolation", options.isolation, isolations, "ISOLATION LEVEL "),
@@ -36,17 +36,7 @@ export const beginSql = (options: Options): ReadonlyArray<string> => {
 }
 
 /** Returns the commands that set the limits and the name of a transaction. */
-export const limitsSql = (options: Options): ReadonlyArray<string> => {
-  const limits = setLocal({
-    statementTimeout: millis(options.statementTimeout),
-    lockTimeout: millis(options.lockTimeout)
-  })
-  return options.applicationName === undefined ? limits : [...limits, labelSql(options.applicationName)]
+export const limitsSql = ({ applicationName, lockTimeout, statementTimeout }: PlainOptions): ReadonlyArray<string> => {
+  const limits = setLocal({ statementTimeout, lockTimeout })
+  return applicationName === undefined ? limits : [...limits, labelSql(applicationName)]
 }
-
-const millis = (duration: Duration.DurationInput | undefined): number | undefined =>
-  duration === undefined ? undefined : Duration.toMillis(duration)
-
-/** Returns the limit of statements in a transaction, in ms. */
-export const limitOf = ({ statementTimeout }: Options): number | undefined =>
-  statementTimeout === undefined ? undefined : millis(statementTimeout)

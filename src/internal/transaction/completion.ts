@@ -6,6 +6,7 @@ import * as Effect from "effect/Effect"
 import { CommitVetoed, TransactionBusy, type TransactionError } from "../../DatabaseError.js"
 import { Observation } from "../../Observation.js"
 import { cancellableWithin, type Restore } from "../edge/cancellable.js"
+import { toDatabaseError } from "../edge/databaseError.js"
 import { runAfterHooks } from "./afterHooks.js"
 import type { TransactionContext } from "./context.js"
 import { checkLevel, commitLevel } from "./levelCommit.js"
@@ -45,7 +46,7 @@ export const sendCommit = (
 ): Effect.Effect<void, TransactionError> =>
   cancellableWithin(restore, (resume) => {
     const giveUp = startCommit(transaction, resume)
-    return () => Effect.async((settled) => giveUp((unknown) => settled(unknown), countsAsUndone))
+    return () => Effect.async((onEnded) => giveUp((unknown) => onEnded(unknown), countsAsUndone))
   })
 
 /**
@@ -55,18 +56,19 @@ export const sendCommit = (
 const startCommit = (
   transaction: Transaction,
   resume: (ended: Effect.Effect<void, TransactionError>) => void
-): ((settled: (unknown: Effect.Effect<void, TransactionError>) => void, countsAsUndone: boolean) => void) => {
+): ((onEnded: (unknown: Effect.Effect<void, TransactionError>) => void, countsAsUndone: boolean) => void) => {
   transaction.span?.ends(transaction.outer === undefined ? "commit" : "savepoint")
   let ended: Effect.Effect<void, TransactionError> = Effect.void
-  const giveUp = commitLevel(transaction.level, (error) => {
+  const giveUp = commitLevel(transaction.level, (failure) => {
     const { state } = transaction.level
+    const error = failure === undefined ? undefined : toDatabaseError(failure)
     // a transaction that another caller has ended was observed then
     if (error === undefined || state === "failed" || state === "unknown") observe(transaction, error)
     ended = error === undefined ? Effect.void : Effect.fail(error)
     resume(ended)
   })
-  return (settled, countsAsUndone) =>
-    giveUp(() => settled(transaction.level.state === "unknown" ? ended : Effect.void), countsAsUndone)
+  return (onEnded, countsAsUndone) =>
+    giveUp(() => onEnded(transaction.level.state === "unknown" ? ended : Effect.void), countsAsUndone)
 }
 
 /**
@@ -75,8 +77,8 @@ const startCommit = (
  */
 export const checkConstraints = (transaction: Transaction): Effect.Effect<void, TransactionError> =>
   Effect.async((resume) => {
-    const giveUp = checkLevel(transaction.level, (error) =>
-      resume(error === undefined ? Effect.void : Effect.fail(error))
+    const giveUp = checkLevel(transaction.level, (failure) =>
+      resume(failure === undefined ? Effect.void : Effect.fail(toDatabaseError(failure)))
     )
     return Effect.sync(giveUp)
   })
@@ -94,7 +96,7 @@ export const commitUninterruptibly = (
     const giveUp = startCommit(transaction, resume)
     giveUp(() => {
       if (level.state === "open")
-        resume(Effect.fail(new TransactionBusy({ ...level.holder.location, waitedMillis: 0 })))
+        resume(Effect.fail(new TransactionBusy({ ...level.connectionHolder.location, waitedMillis: 0 })))
     }, countsAsUndone)
   })
 
@@ -158,7 +160,7 @@ const observe = (transaction: Transaction, error?: TransactionError | undefined)
   const { level, options, origin } = transaction
   transaction.span?.end(outcomes[level.state], error)
   if (!origin.observer.active || level.parent !== undefined) return
-  const { database, server } = level.holder.location
+  const { database, server } = level.connectionHolder.location
   origin.observer.observe(
     Observation.TransactionEnded({
       database,
@@ -196,7 +198,9 @@ export const runBeforeCommitHooks = (
           (cause) =>
             Cause.isInterruptedOnly(cause)
               ? Effect.interrupt
-              : Effect.fail(new CommitVetoed({ ...transaction.level.holder.location, cause: Cause.squash(cause) }))
+              : Effect.fail(
+                  new CommitVetoed({ ...transaction.level.connectionHolder.location, cause: Cause.squash(cause) })
+                )
         ),
       { discard: true }
     )

@@ -3,22 +3,20 @@
  * end, or lost in between.
  */
 import type { Session } from "../../Consistency.js"
-import { Disconnected, type StatementError } from "../../DatabaseError.js"
 import type { Connection, Failure } from "../connection/connection.js"
-import type { ErrorLocation } from "../connection/statementFailure.js"
+import type { StatementFailure } from "../connection/plainFailure.js"
+import { type ErrorLocation, statementFailure } from "../connection/statementFailure.js"
 import { TokenRecorder } from "../consistency/walPosition.js"
-import { toStatementError } from "../edge/statementError.js"
 import type { Step } from "../protocol/messages.js"
 import { restoreSearchPath, type SearchPath } from "../sql/searchPath.js"
+import type { OnCheckout } from "../topology/connectionSource.js"
 
 /** Source of the connection of a transaction. */
 export interface ConnectionProvider {
   readonly location: ErrorLocation
   /** The longest wait of a statement for a nested transaction to end, in ms. */
   readonly busyTimeout: number
-  readonly checkout: (
-    settle: (error: StatementError | undefined, connection: Connection | undefined) => void
-  ) => () => void
+  readonly checkout: (callback: OnCheckout) => () => void
   readonly checkin: (connection: Connection) => void
 }
 
@@ -28,14 +26,14 @@ const none: ReadonlyArray<never> = []
 export class ConnectionHolder {
   connection: Connection | undefined = undefined
   /** The reason why the transaction cannot go on; everything in it is undone. */
-  lost: StatementError | undefined = undefined
+  lost: StatementFailure | undefined = undefined
   /** True if this side has given the transaction up, for example after an interrupted statement. */
   private isAborted = false
   /**
    * The first collision with another transaction, also in a savepoint that was undone since: only
    * the whole transaction can be retried.
    */
-  private conflict: StatementError | undefined
+  private conflict: StatementFailure | undefined
   /**
    * True if a statement has, or may have, stored the work before it, so that the work must not be
    * repeated.
@@ -44,7 +42,7 @@ export class ConnectionHolder {
   /** The causal sessions that have written in the transaction: its COMMIT gives them a token. */
   private sessions: Set<Session> | undefined
   /** Callbacks of the waiters for a lock, called when the transaction cannot go on. */
-  private lossCallbacks: Set<(error: StatementError) => void> | undefined
+  private lossCallbacks: Set<(failure: StatementFailure) => void> | undefined
   /** True if any of its statements had a search path of its own. */
   private hasSearchPath = false
 
@@ -85,25 +83,25 @@ export class ConnectionHolder {
   }
 
   /** The failures of statements that may have undone the transaction. */
-  get failures(): ReadonlyArray<StatementError> {
+  get failures(): ReadonlyArray<StatementFailure> {
     const { conflict, isAborted, lost } = this
-    return [conflict, isAborted ? undefined : lost].filter((error) => error !== undefined)
+    return [conflict, isAborted ? undefined : lost].filter((failure) => failure !== undefined)
   }
 
   /**
    * Records the failure that has aborted a level, if it is a collision with another transaction.
    */
-  noteConflict(error: StatementError): void {
-    if (error._tag === "SerializationFailure" || error._tag === "DeadlockDetected") this.conflict ??= error
+  recordConflict(failure: StatementFailure): void {
+    if (failure._tag === "SerializationFailure" || failure._tag === "DeadlockDetected") this.conflict ??= failure
   }
 
   /** Records a lost connection, so that later statements fail with its reason. */
-  noteFailure(failure: Failure): void {
-    if (failure._tag === "lost") this.markLost(toStatementError(this.location, failure, "undone"))
+  recordLoss(failure: Failure): void {
+    if (failure._tag === "lost") this.markLost(statementFailure(this.location, failure, "undone"))
   }
 
   /** Calls back when the transaction cannot go on; the returned function cancels that. */
-  onLost(callback: (error: StatementError) => void): () => void {
+  onLost(callback: (failure: StatementFailure) => void): () => void {
     this.lossCallbacks ??= new Set()
     const { lossCallbacks } = this
     lossCallbacks.add(callback)
@@ -113,8 +111,8 @@ export class ConnectionHolder {
   }
 
   /** Marks the transaction as one that cannot go on. */
-  markLost(error: StatementError): void {
-    this.lost ??= error
+  markLost(failure: StatementFailure): void {
+    this.lost ??= failure
     const { lossCallbacks } = this
     if (lossCallbacks === undefined) return
     // a callback may cancel others, which must not be called any more
@@ -124,13 +122,13 @@ export class ConnectionHolder {
   /** Holds a connection that was checked out. */
   hold(connection: Connection): void {
     this.connection = connection
-    connection.onLost = (error) => this.noteFailure({ _tag: "lost", error, sent: true, acknowledged: 0 })
+    connection.onLost = (error) => this.recordLoss({ _tag: "lost", error, sent: true, acknowledged: 0 })
   }
 
   /** Gives the transaction up: its statement is cancelled and the connection closed. */
-  abort(why: string, error?: StatementError | undefined): void {
+  abort(reason: string, failure?: StatementFailure | undefined): void {
     this.isAborted ||= this.lost === undefined
-    this.markLost(error ?? new Disconnected({ ...this.location, cause: new Error(why), outcome: "undone" }))
+    this.markLost(failure ?? { _tag: "Disconnected", ...this.location, cause: new Error(reason), outcome: "undone" })
     this.connection?.abort("cancelled")
   }
 

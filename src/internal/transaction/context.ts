@@ -139,8 +139,8 @@ export abstract class TransactionContext implements Connection {
    * Requests, for a part, further attempts of the outermost transaction or of the unit of work.
    * Returns false if that cannot be run again.
    */
-  takeRetry(transaction: Transaction | undefined, asked: Retry): boolean {
-    return this.parent?.takeRetry(transaction, asked) ?? false
+  takeRetry(transaction: Transaction | undefined, requested: Retry): boolean {
+    return this.parent?.takeRetry(transaction, requested) ?? false
   }
 
   /**

@@ -32,12 +32,12 @@ export class JoinedPart {
    * Records that a writer's statement was sent in a transaction. A fork may send one after the end
    * of the part.
    */
-  note(transaction: Transaction): void {
+  recordSent(transaction: Transaction): void {
     if (this.undone === undefined) {
       this.sent ??= new Set()
       this.sent.add(transaction)
     } else transaction.level.markUndone(this.undone)
-    this.around?.part(transaction)?.note(transaction)
+    this.around?.part(transaction)?.recordSent(transaction)
   }
 
   /**

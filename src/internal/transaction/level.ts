@@ -8,9 +8,9 @@
  * This file has the state of a level and its transitions; `levelLock`, `levelExchange`,
  * `levelCommit` and `levelRollback` have the exchanges with the server that lead to them.
  */
-import { type StatementError, TransactionInterrupted } from "../../DatabaseError.js"
 import { FifoLock } from "../concurrency/fifoLock.js"
 import type { Connection } from "../connection/connection.js"
+import type { PlainFailure, StatementFailure } from "../connection/plainFailure.js"
 import * as wire from "../protocol/messages.js"
 import type { ConnectionHolder } from "./connectionHolder.js"
 import type { NestedGate } from "./nestedGate.js"
@@ -35,6 +35,9 @@ export interface UndoneReason {
   readonly cause?: unknown
 }
 
+/** Failure of a transaction after an interrupted statement. */
+export type Interrupted = PlainFailure<"TransactionInterrupted">
+
 const none: ReadonlyArray<never> = []
 const rollback = [wire.constantStep("ROLLBACK")]
 
@@ -43,12 +46,12 @@ export class Level {
   state: LevelState = "open"
   presence: LevelPresence = "unsent"
   /** The first failure after which the server refuses further statements. */
-  failedBy: StatementError | undefined = undefined
+  failedBy: StatementFailure | undefined = undefined
   /**
    * The interruption of a statement, after which the savepoint can only be undone. The levels
    * around it go on.
    */
-  interrupted: TransactionInterrupted | undefined = undefined
+  interrupted: Interrupted | undefined = undefined
   /** The first part of it that ended in rollback: the level cannot be kept. */
   undone: UndoneReason | undefined = undefined
   /** The gate of a nested part, which the level passes before its first statement. */
@@ -62,14 +65,14 @@ export class Level {
   /** True if the caller of the statement in progress was interrupted. */
   isCallerGone = false
   /** Fails the statement that is about to begin the level, and was not sent yet. */
-  cancelBegin: ((error: StatementError) => void) | undefined = undefined
+  cancelBegin: ((failure: StatementFailure) => void) | undefined = undefined
   /** The nested level that holds the lock, from its first statement to its end. */
   nested: Level | undefined = undefined
   /** `undefined` for a transaction. */
   readonly savepoint: Savepoint | undefined
 
   constructor(
-    readonly holder: ConnectionHolder,
+    readonly connectionHolder: ConnectionHolder,
     readonly parent: Level | undefined,
     /** Replaced if a part requires other settings before anything of the level was sent. */
     public settings: LevelSettings
@@ -104,12 +107,12 @@ export class Level {
 
   /** The connections that it holds. */
   get held(): ReadonlyArray<Connection> {
-    return this.holder.connection === undefined ? none : [this.holder.connection]
+    return this.connectionHolder.connection === undefined ? none : [this.connectionHolder.connection]
   }
 
   /** The failure of every further statement, if none can be executed. */
-  get blockedBy(): StatementError | undefined {
-    return this.holder.lost ?? this.interrupted
+  get blockedBy(): StatementFailure | undefined {
+    return this.connectionHolder.lost ?? this.interrupted
   }
 
   /** The steps that undo it on the server. */
@@ -126,9 +129,9 @@ export class Level {
    * Marks the level as one that can only be undone. Without a savepoint this is the whole
    * transaction.
    */
-  interrupt(error: TransactionInterrupted): void {
-    if (this.savepoint === undefined) this.holder.markLost(error)
-    else this.interrupted ??= error
+  interrupt(failure: Interrupted): void {
+    if (this.savepoint === undefined) this.connectionHolder.markLost(failure)
+    else this.interrupted ??= failure
   }
 
   /**
@@ -136,9 +139,9 @@ export class Level {
    * alone any more, and its caller takes it for undone.
    */
   undoReleased(): void {
-    const { holder, parent, state } = this
+    const { connectionHolder, parent, state } = this
     if (state !== "committed" || !this.touched || this.readOnly) return
-    parent?.interrupt(new TransactionInterrupted({ ...holder.location, statement: "RELEASE SAVEPOINT" }))
+    parent?.interrupt({ _tag: "TransactionInterrupted", ...connectionHolder.location, statement: "RELEASE SAVEPOINT" })
   }
 
   /** Releases its lock and, if it had begun, the connection or the lock of the level around it. */
@@ -146,7 +149,7 @@ export class Level {
     const wasBegun = this.isBegun
     if (wasBegun) this.presence = "ended"
     this.lock.release()
-    if (this.parent === undefined) this.holder.checkIn()
+    if (this.parent === undefined) this.connectionHolder.checkIn()
     else if (wasBegun) this.parent.releaseNested()
   }
 

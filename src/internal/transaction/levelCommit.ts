@@ -1,11 +1,11 @@
 /**
  * The end of a level that is kept: the check before a COMMIT, COMMIT, and RELEASE of a savepoint.
  */
-import { TransactionEnded, type TransactionError } from "../../DatabaseError.js"
 import * as clock from "../concurrency/clock.js"
 import type { Connection, Failure } from "../connection/connection.js"
+import type { TransactionFailure } from "../connection/plainFailure.js"
+import { statementFailure } from "../connection/statementFailure.js"
 import { commitAndQueryPosition } from "../consistency/walPosition.js"
-import { toStatementError } from "../edge/statementError.js"
 import * as wire from "../protocol/messages.js"
 import type { Level, LevelState } from "./level.js"
 import { commitFailure, rolledBackAtCommit } from "./levelFailure.js"
@@ -24,28 +24,28 @@ const commit = [wire.constantStep("COMMIT")]
 const checkConstraints = [wire.constantStep("SET CONSTRAINTS ALL IMMEDIATE")]
 const nothing = () => {}
 
-type OnEnd = (error: TransactionError | undefined) => void
+type OnEnd = (failure: TransactionFailure | undefined) => void
 
 /**
  * Makes the server check the deferred constraints now, and not at COMMIT. A savepoint has no such
  * checks. The returned function gives up.
  */
 export const checkLevel = (level: Level, done: OnEnd): (() => void) => {
-  const { holder } = level
+  const { connectionHolder } = level
   let isSent = false
-  let isSettled = false
-  const refuse: OnEnd = (error) => {
-    isSettled = true
-    done(error)
+  let isFinished = false
+  const refuse: OnEnd = (failure) => {
+    isFinished = true
+    done(failure)
   }
-  const finish: OnEnd = (error) => {
-    isSettled = true
+  const finish: OnEnd = (failure) => {
+    isFinished = true
     level.lock.release()
-    done(error)
+    done(failure)
   }
   const leave = acquireForEnd(level, refuse, () => {
     const { blockedBy } = level
-    const { connection, location } = holder
+    const { connection, location } = connectionHolder
     if (blockedBy !== undefined) return finish(blockedBy)
     if (!level.isBegun || connection === undefined) return finish(undefined)
     if (connection.status === "E" || level.undone !== undefined) return finish(rolledBackAtCommit(level))
@@ -53,13 +53,13 @@ export const checkLevel = (level: Level, done: OnEnd): (() => void) => {
     isSent = true
     connection.steps(checkConstraints, (failure) => {
       if (failure === undefined) return finish(undefined)
-      holder.noteFailure(failure)
-      finish(failure._tag === "lost" ? toStatementError(location, failure, "undone") : commitFailure(level, failure)[1])
+      connectionHolder.recordLoss(failure)
+      finish(failure._tag === "lost" ? statementFailure(location, failure, "undone") : commitFailure(level, failure)[1])
     })
   })
   return () => {
-    if (isSettled) return
-    if (isSent) holder.abort("a check before COMMIT was interrupted")
+    if (isFinished) return
+    if (isSent) connectionHolder.abort("a check before COMMIT was interrupted")
     else leave()
   }
 }
@@ -69,34 +69,34 @@ export const checkLevel = (level: Level, done: OnEnd): (() => void) => {
  * not sent, else it waits for the answer, up to a timeout. It calls back when `state` is known.
  * With `countsAsUndone` the caller takes a savepoint for undone, also if it is released.
  */
-export const commitLevel = (level: Level, done: OnEnd): ((settled: () => void, countsAsUndone: boolean) => void) => {
-  const { holder } = level
+export const commitLevel = (level: Level, done: OnEnd): ((onEnded: () => void, countsAsUndone: boolean) => void) => {
+  const { connectionHolder } = level
   level.isEnding = true
   let isSent = false
-  let isAnswered = false
+  let isFinished = false
   let isUndoneForCaller = false
   let onAnswer = nothing
-  const finish: OnCommitted = (state, error) => {
+  const finish: OnCommitted = (state, failure) => {
     level.state = state
-    isAnswered = true
+    isFinished = true
     // before the lock is released, because a COMMIT may wait for the lock
     if (isUndoneForCaller) level.undoReleased()
     level.release()
-    done(error)
+    done(failure)
     onAnswer()
   }
-  const refuse: OnEnd = (error) => {
-    isAnswered = true
-    done(error)
+  const refuse: OnEnd = (failure) => {
+    isFinished = true
+    done(failure)
   }
   const leaveQueue = acquireForEnd(level, refuse, () => {
     const { blockedBy, savepoint } = level
-    const { connection } = holder
+    const { connection } = connectionHolder
     // another caller has ended it, perhaps in another way
     if (level.state !== "open") {
-      isAnswered = true
+      isFinished = true
       level.lock.release()
-      return done(new TransactionEnded(holder.location))
+      return done({ _tag: "TransactionEnded", ...connectionHolder.location })
     }
     isSent = blockedBy !== undefined || level.isBegun
     if (blockedBy !== undefined) return revert(level, level, () => finish("failed", blockedBy))
@@ -105,33 +105,33 @@ export const commitLevel = (level: Level, done: OnEnd): ((settled: () => void, c
     if (savepoint === undefined) sendCommit(level, connection, finish)
     else sendRelease(level, savepoint, connection, finish)
   })
-  return (settled, countsAsUndone) => {
+  return (onEnded, countsAsUndone) => {
     isUndoneForCaller = countsAsUndone
-    if (isAnswered) {
+    if (isFinished) {
       if (countsAsUndone) level.undoReleased()
-      return settled()
+      return onEnded()
     }
     if (!isSent) {
       leaveQueue()
-      return settled()
+      return onEnded()
     }
-    const stop = clock.later(interruptedCommitTimeout, () => holder.connection?.destroy("broken"))
+    const stop = clock.later(interruptedCommitTimeout, () => connectionHolder.connection?.destroy("broken"))
     onAnswer = () => {
       stop()
-      settled()
+      onEnded()
     }
   }
 }
 
-type OnCommitted = (state: LevelState, error: TransactionError | undefined) => void
+type OnCommitted = (state: LevelState, failure: TransactionFailure | undefined) => void
 
 const sendCommit = (level: Level, connection: Connection, finish: OnCommitted): void => {
   // an aborted transaction stores nothing
-  const recorder = level.readOnly || connection.status === "E" ? undefined : level.holder.recordTokens()
+  const recorder = level.readOnly || connection.status === "E" ? undefined : level.connectionHolder.recordTokens()
   const refused = (failure: Failure) => {
-    const [state, error] = commitFailure(level, failure)
+    const [state, reported] = commitFailure(level, failure)
     if (state === "unknown") recorder?.recordCommit(undefined)
-    finish(state, error)
+    finish(state, reported)
   }
   const ended = (isKept: boolean) =>
     finish(isKept ? "committed" : "failed", isKept ? undefined : rolledBackAtCommit(level))
@@ -151,13 +151,13 @@ const sendCommit = (level: Level, connection: Connection, finish: OnCommitted): 
 }
 
 const sendRelease = (level: Level, { release }: Savepoint, connection: Connection, finish: OnCommitted): void => {
-  const { holder, parent } = level
+  const { connectionHolder, parent } = level
   connection.steps([release, ...level.settings.restore], (failure) => {
     if (failure === undefined) {
       if (parent !== undefined) parent.hasOwnWork = true
       return finish("committed", undefined)
     }
-    holder.noteFailure(failure)
-    revert(level, level, () => finish("failed", holder.lost ?? rolledBackAtCommit(level)))
+    connectionHolder.recordLoss(failure)
+    revert(level, level, () => finish("failed", connectionHolder.lost ?? rolledBackAtCommit(level)))
   })
 }

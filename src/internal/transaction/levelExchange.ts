@@ -2,18 +2,14 @@
  * One exchange of a level with its server, from the lock of the level to the consequences of a
  * failure.
  */
-import { type StatementError, TransactionInterrupted } from "../../DatabaseError.js"
 import type { Connection, Exchange, Failure, Request } from "../connection/connection.js"
-import { textOf } from "../connection/statementFailure.js"
-import { wrongRole } from "../edge/statementError.js"
-import type { Level } from "./level.js"
+import { textOf, wrongRoleFailure } from "../connection/statementFailure.js"
+import type { OnStatement } from "../statement/autocommit.js"
+import type { Interrupted, Level } from "./level.js"
 import { judge } from "./levelFailure.js"
 import { acquireLevel } from "./levelLock.js"
 import { beginsTransaction, markBegun, type PendingBegin, releaseUnbegun } from "./pendingBegin.js"
 import type { StatementIsolation } from "./savepoint.js"
-
-/** Callback of a statement. */
-export type OnStatement = (error: StatementError | undefined, exchange: Exchange | undefined) => void
 
 /**
  * Part of an exchange that was undone on the server after the statement had failed: nothing, the
@@ -22,7 +18,7 @@ export type OnStatement = (error: StatementError | undefined, exchange: Exchange
 type UndonePart = "nothing" | "statement" | "begun"
 
 /** Callback of the exchange itself. */
-export type Settle = (failure: Failure | undefined, exchange: Exchange, undone?: UndonePart) => void
+export type FinishExchange = (failure: Failure | undefined, exchange: Exchange, undone?: UndonePart) => void
 
 /**
  * Builds the failure of a transaction that gives up its connection: another server may execute it.
@@ -46,15 +42,15 @@ export const exchangeIn = (
   isolation: StatementIsolation,
   done: OnStatement,
   onSent: () => void,
-  send: (connection: Connection, pending: ReadonlyArray<PendingBegin>, settle: Settle) => void
+  send: (connection: Connection, pending: ReadonlyArray<PendingBegin>, finish: FinishExchange) => void
 ): (() => void) => {
   let sentOn: Connection | undefined
-  let isSettled = false
-  let interruption: TransactionInterrupted | undefined
-  const leave = acquireLevel(level, (error, connection, pending) => {
-    if (error !== undefined || connection === undefined) {
-      isSettled = true
-      return done(error, undefined)
+  let isFinished = false
+  let interruption: Interrupted | undefined
+  const leave = acquireLevel(level, (refusal, connection, pending) => {
+    if (connection === undefined) {
+      isFinished = true
+      return done(refusal, undefined)
     }
     sentOn = connection
     level.isCallerGone = false
@@ -62,11 +58,11 @@ export const exchangeIn = (
     onSent()
     connection.transaction = level
     send(connection, pending, (failure, exchange, undone = "nothing") => {
-      isSettled = true
-      const { holder } = level
+      isFinished = true
+      const { connectionHolder } = level
       // a statement that has ended the transaction may have begun another one
       if (exchange.result.command === "COMMIT" || exchange.results.length > 0)
-        holder.recordTokens()?.recordCommit(undefined)
+        connectionHolder.recordTokens()?.recordCommit(undefined)
       // in a read-only transaction, a refused write does not show that the server has a wrong role
       const expectsRefusal = level.readOnly || (isolation === "readOnly" && connection.broken === undefined)
       const hasWrongRole = failure !== undefined && !expectsRefusal && connection.hasWrongRole(failure)
@@ -75,8 +71,8 @@ export const exchangeIn = (
       const begins = pending.length > 0
       if (begins) markBegun(pending, isUnused || undone === "begun" ? 0 : exchange.acknowledged)
       const isAborted = connection.status === "E" && undone === "nothing"
-      const error = isUnused
-        ? wrongRole(holder.location, failure)
+      const reported = isUnused
+        ? wrongRoleFailure(connectionHolder.location, failure)
         : judge(
             level,
             hasWrongRole && connection.broken !== undefined ? undoneWith(failure) : failure,
@@ -89,19 +85,20 @@ export const exchangeIn = (
           )
       if (begins) releaseUnbegun(pending)
       level.lock.release()
-      done(error, error === undefined ? exchange : undefined)
+      done(reported, reported === undefined ? exchange : undefined)
     })
   })
   return () => {
-    if (isSettled || interruption !== undefined) return
+    if (isFinished || interruption !== undefined) return
     if (sentOn === undefined) return leave()
     level.isCallerGone = true
     const callSite = request.site?.location
-    interruption = new TransactionInterrupted({
-      ...level.holder.location,
+    interruption = {
+      _tag: "TransactionInterrupted",
+      ...level.connectionHolder.location,
       statement: textOf(request),
       ...(callSite === undefined ? {} : { callSite })
-    })
+    }
     if (isolation === "none") level.interrupt(interruption)
     sentOn.cancel()
   }

@@ -2,9 +2,9 @@
  * The lock of a level. A statement acquires it for its exchange, and before that the locks of the
  * levels that begin with the statement. The end of a level acquires it and keeps it.
  */
-import { type StatementError, TransactionBusy, TransactionEnded } from "../../DatabaseError.js"
 import * as clock from "../concurrency/clock.js"
 import type { Connection } from "../connection/connection.js"
+import type { StatementFailure } from "../connection/plainFailure.js"
 import type { Level } from "./level.js"
 import type { NestedGate } from "./nestedGate.js"
 import { PendingBegin } from "./pendingBegin.js"
@@ -14,7 +14,7 @@ import { PendingBegin } from "./pendingBegin.js"
  * outermost first.
  */
 type OnAcquired = (
-  error: StatementError | undefined,
+  failure: StatementFailure | undefined,
   connection: Connection | undefined,
   pending: ReadonlyArray<PendingBegin>
 ) => void
@@ -40,17 +40,17 @@ export const acquireLevel = (level: Level, acquired: OnAcquired, nested?: Level)
   const leaveQueue = level.lock.acquire(() => {
     isWaiting = false
     stopWaiting()
-    const fail = (error: StatementError) => {
+    const fail = (failure: StatementFailure) => {
       releaseUnused(level)
-      acquired(error, undefined, none)
+      acquired(failure, undefined, none)
     }
-    const { blockedBy, holder } = level
-    if (level.isEnding) return fail(new TransactionEnded(holder.location))
+    const { blockedBy, connectionHolder } = level
+    if (level.isEnding) return fail({ _tag: "TransactionEnded", ...connectionHolder.location })
     if (blockedBy !== undefined) return fail(blockedBy)
     level.nested = nested
-    if (level.isBegun) return acquired(undefined, holder.connection, none)
-    const above: OnAcquired = (error, connection, pending) => {
-      if (error !== undefined) return fail(error)
+    if (level.isBegun) return acquired(undefined, connectionHolder.connection, none)
+    const above: OnAcquired = (failure, connection, pending) => {
+      if (failure !== undefined) return fail(failure)
       level.cancelBegin = undefined
       const { begin } = level.settings
       const steps = level.savepoint === undefined ? begin : [level.savepoint.set, ...begin]
@@ -59,9 +59,9 @@ export const acquireLevel = (level: Level, acquired: OnAcquired, nested?: Level)
     const goAbove = () =>
       level.parent === undefined ? checkOut(level, above) : acquireLevel(level.parent, above, level)
     let leave = nothing
-    level.cancelBegin = (error) => {
+    level.cancelBegin = (failure) => {
       leave()
-      fail(error)
+      fail(failure)
     }
     leave = level.gate === undefined ? goAbove() : passGate(level, level.gate, goAbove, fail)
     leaveAbove = () => {
@@ -70,10 +70,10 @@ export const acquireLevel = (level: Level, acquired: OnAcquired, nested?: Level)
     }
   })
   if (isWaiting) {
-    stopWaiting = watchQueue(level, (error) => {
+    stopWaiting = watchQueue(level, (failure) => {
       leaveQueue()
       stopWaiting()
-      acquired(error, undefined, none)
+      acquired(failure, undefined, none)
     })
   }
   return () => {
@@ -89,7 +89,7 @@ export const acquireLevel = (level: Level, acquired: OnAcquired, nested?: Level)
  */
 export const acquireForEnd = (
   level: Level,
-  refuse: (error: StatementError) => void,
+  refuse: (failure: StatementFailure) => void,
   start: () => void
 ): (() => void) => {
   let isWaiting = true
@@ -100,13 +100,13 @@ export const acquireForEnd = (
     start()
   })
   if (!isWaiting) return nothing
-  const fail = (error: StatementError) => {
+  const fail = (failure: StatementFailure) => {
     leave()
     stop()
-    refuse(error)
+    refuse(failure)
   }
   stop = watchEnd(level, fail)
-  const { lost } = level.holder
+  const { lost } = level.connectionHolder
   // a statement that holds the lock may keep it until the connection is closed
   if (lost !== undefined) fail(lost)
   return () => {
@@ -122,9 +122,9 @@ const releaseUnused = (level: Level): void => {
 }
 
 const checkOut = (level: Level, acquired: OnAcquired): (() => void) =>
-  level.holder.provider.checkout((error, connection) => {
-    if (connection !== undefined) level.holder.hold(connection)
-    acquired(error, connection, none)
+  level.connectionHolder.provider.checkout((failure, connection) => {
+    if (connection !== undefined) level.connectionHolder.hold(connection)
+    acquired(failure, connection, none)
   })
 
 /**
@@ -135,7 +135,7 @@ const passGate = (
   level: Level,
   gate: NestedGate,
   goOn: () => () => void,
-  refuse: (error: StatementError) => void
+  refuse: (failure: StatementFailure) => void
 ): (() => void) => {
   let giveUp = nothing
   let stop = nothing
@@ -146,10 +146,10 @@ const passGate = (
     giveUp = goOn()
   })
   if (isPassed) return giveUp
-  stop = watchEnd(level, (error) => {
+  stop = watchEnd(level, (failure) => {
     leave()
     stop()
-    refuse(error)
+    refuse(failure)
   })
   return () => {
     leave()
@@ -162,12 +162,12 @@ const passGate = (
  * Fails a waiter after `busyTimeout`, or when the connection is lost. The returned function stops
  * that.
  */
-const watchEnd = ({ holder }: Level, fail: (error: StatementError) => void): (() => void) => {
-  const { busyTimeout } = holder.provider
+const watchEnd = ({ connectionHolder }: Level, fail: (failure: StatementFailure) => void): (() => void) => {
+  const { busyTimeout } = connectionHolder.provider
   const timer = clock.timer(busyTimeout, () =>
-    fail(new TransactionBusy({ ...holder.location, waitedMillis: busyTimeout }))
+    fail({ _tag: "TransactionBusy", ...connectionHolder.location, waitedMillis: busyTimeout })
   )
-  const unwatch = holder.onLost(fail)
+  const unwatch = connectionHolder.onLost(fail)
   return () => {
     clock.clear(timer)
     unwatch()
@@ -178,15 +178,15 @@ const watchEnd = ({ holder }: Level, fail: (error: StatementError) => void): (()
  * Fails a waiter when the connection is lost, or when a nested level holds the lock after a
  * `busyTimeout`; if a statement holds it, the wait goes on. The returned function stops that.
  */
-const watchQueue = (level: Level, fail: (error: StatementError) => void): (() => void) => {
-  const { location, provider } = level.holder
+const watchQueue = (level: Level, fail: (failure: StatementFailure) => void): (() => void) => {
+  const { location, provider } = level.connectionHolder
   const { busyTimeout } = provider
   const check = () => {
-    if (level.nested !== undefined) fail(new TransactionBusy({ ...location, waitedMillis: busyTimeout }))
+    if (level.nested !== undefined) fail({ _tag: "TransactionBusy", ...location, waitedMillis: busyTimeout })
     else timer = clock.timer(busyTimeout, check)
   }
   let timer = clock.timer(busyTimeout, check)
-  const unwatch = level.holder.onLost(fail)
+  const unwatch = level.connectionHolder.onLost(fail)
   return () => {
     clock.clear(timer)
     unwatch()

@@ -1,7 +1,6 @@
 /**
  * The end of a level that is undone.
  */
-import { TransactionEnded } from "../../DatabaseError.js"
 import * as clock from "../concurrency/clock.js"
 import type { Level } from "./level.js"
 
@@ -14,9 +13,9 @@ const nothing = () => {}
 export const rollbackLevel = (
   level: Level,
   done: () => void,
-  pace: keyof typeof clock.rollbackTimeout = "default"
+  timeout: keyof typeof clock.rollbackTimeout = "default"
 ): void => {
-  const { holder } = level
+  const { connectionHolder } = level
   level.isEnding = true
   if (level.state !== "open") return done()
   let isOver = false
@@ -35,14 +34,14 @@ export const rollbackLevel = (
     over()
   }
   // the connection is lost, so the nested level that holds the lock may keep it for long
-  if (holder.lost !== undefined && level.nested !== undefined) return finish()
+  if (connectionHolder.lost !== undefined && level.nested !== undefined) return finish()
   rollbackNested(level)
   // a statement that was not sent yet may wait for long, for example for the turn of its part, and
   // must not run any more
-  level.cancelBegin?.(new TransactionEnded(holder.location))
-  stop = clock.later(clock.rollbackTimeout[pace], () => {
-    // the holder of the lock, a statement or a nested level, loses its connection
-    holder.abort("ROLLBACK was not possible in time", level.interrupted)
+  level.cancelBegin?.({ _tag: "TransactionEnded", ...connectionHolder.location })
+  stop = clock.later(clock.rollbackTimeout[timeout], () => {
+    // the statement or nested level that has the lock loses its connection
+    connectionHolder.abort("ROLLBACK was not possible in time", level.interrupted)
     finish()
   })
   level.lock.acquire(() => {
@@ -70,13 +69,13 @@ export const rollbackNested = (level: Level): void => {
  * connection is lost, they are undone already.
  */
 export const revert = (level: Level, outermost: Level, done: () => void): void => {
-  const { holder } = level
-  const { connection, lost } = holder
+  const { connectionHolder } = level
+  const { connection, lost } = connectionHolder
   const isClosed = connection === undefined || connection.broken !== undefined || connection.status === "I"
   // the transaction around a savepoint is undone, too
   if (!level.isBegun || isClosed || (level.savepoint !== undefined && lost !== undefined)) return done()
   connection.undo(outermost.undoSteps, (failure) => {
-    if (failure !== undefined) holder.abort("ROLLBACK was refused", level.interrupted)
+    if (failure !== undefined) connectionHolder.abort("ROLLBACK was refused", level.interrupted)
     else if (outermost !== level) forgetAround(level, outermost)
     done()
   })
@@ -104,6 +103,6 @@ const forgetAround = (level: Level, outermost: Level): void => {
     all.push(around)
   }
   // before the locks are released: the next waiter must not find the connection
-  if (outermost.parent === undefined) outermost.holder.checkIn()
+  if (outermost.parent === undefined) outermost.connectionHolder.checkIn()
   for (const { parent } of all) parent?.releaseNested()
 }

@@ -7,8 +7,9 @@ import { isStaleRefusal } from "../connection/statementFailure.js"
 import type { Copy } from "../protocol/copyData.js"
 import type { Step } from "../protocol/messages.js"
 import { isCopy } from "../sql/copy.js"
+import type { OnStatement } from "../statement/autocommit.js"
 import type { Level } from "./level.js"
-import { exchangeIn, type OnStatement, type Settle } from "./levelExchange.js"
+import { exchangeIn, type FinishExchange } from "./levelExchange.js"
 import { markBegun, type PendingBegin, withOwnSteps } from "./pendingBegin.js"
 import { makeSavepoint, type StatementIsolation, stepsAfter, stepsBefore } from "./savepoint.js"
 
@@ -26,48 +27,48 @@ export const runStatement = (
   done: OnStatement,
   onSent = nothing
 ): (() => void) =>
-  exchangeIn(level, request, isolation, done, onSent, (connection, pending, settle) => {
+  exchangeIn(level, request, isolation, done, onSent, (connection, pending, finish) => {
     const own = isolation === "none" ? undefined : makeSavepoint()
     const before = stepsBefore(own, isolation)
-    const path = level.holder.searchPathSteps(request.path)
+    const path = level.connectionHolder.searchPathSteps(request.path)
     const after = stepsAfter(own, isolation)
     const first = withOwnSteps(pending, path.length === 0 ? before : [...path, ...before])
     let isRepeated = false
-    const settled = (
+    const onExchange = (
       failure: Failure | undefined,
       exchange: Exchange,
       // if only its rows could not be read, the steps after the statement have been executed, too
       hasSavepoint = exchange.acknowledged > first.length - before.length &&
         !(failure?._tag === "unsendable" && exchange.acknowledged > first.length)
     ): void => {
-      if (failure === undefined || failure._tag === "lost") return settle(failure, exchange)
+      if (failure === undefined || failure._tag === "lost") return finish(failure, exchange)
       const undo = pending[0]?.level.undoSteps ?? own?.undo
       // refused before it was bound, so nothing has run in the levels that began with it
       if (undo !== undefined && !isRepeated && isStaleRefusal(failure) && exchange.bound === first.length) {
         isRepeated = true
         const undone = pending.length > 0 ? "begun" : "statement"
         return connection.undo(undo, (undoFailure) => {
-          if (undoFailure === undefined && !level.isCallerGone) connection.run(first, request, after, settled)
-          else settle(failure, exchange, undoFailure === undefined ? undone : "nothing")
+          if (undoFailure === undefined && !level.isCallerGone) connection.run(first, request, after, onExchange)
+          else finish(failure, exchange, undoFailure === undefined ? undone : "nothing")
         })
       }
-      if (own === undefined || !hasSavepoint) return settle(failure, exchange)
+      if (own === undefined || !hasSavepoint) return finish(failure, exchange)
       // the failure concerns the statement alone: the level goes on
       connection.undo(own.undo, (undoFailure) =>
-        settle(failure, exchange, undoFailure === undefined ? "statement" : "nothing")
+        finish(failure, exchange, undoFailure === undefined ? "statement" : "nothing")
       )
     }
     // after a COPY, the server would read further messages as its data
     const isAlone = request.simple || (after.length > 0 && isCopy(request.text))
-    if (!isAlone) return connection.run(first, request, after, settled)
+    if (!isAlone) return connection.run(first, request, after, onExchange)
     // a text with several commands is sent by the simple protocol, in an exchange of its own
     const runAlone = () =>
       connection.run(none, request, none, (failure, exchange) => {
-        if (failure !== undefined || after.length === 0) return settled(failure, exchange, true)
-        connection.steps(after, (afterFailure) => settled(afterFailure, exchange, true))
+        if (failure !== undefined || after.length === 0) return onExchange(failure, exchange, true)
+        connection.steps(after, (afterFailure) => onExchange(afterFailure, exchange, true))
       })
     if (first.length === 0) return runAlone()
-    runFirst(level, connection, pending, first, settle, runAlone)
+    runFirst(level, connection, pending, first, finish, runAlone)
   })
 
 /**
@@ -75,10 +76,10 @@ export const runStatement = (
  * up the transaction as well.
  */
 export const runCopy = (level: Level, request: Request, copy: Copy, done: OnStatement): (() => void) =>
-  exchangeIn(level, request, "none", done, nothing, (connection, pending, settle) => {
-    const first = withOwnSteps(pending, level.holder.searchPathSteps(request.path))
-    if (!request.simple || first.length === 0) return connection.copy(first, request, copy, settle)
-    runFirst(level, connection, pending, first, settle, () => connection.copy(none, request, copy, settle))
+  exchangeIn(level, request, "none", done, nothing, (connection, pending, finish) => {
+    const first = withOwnSteps(pending, level.connectionHolder.searchPathSteps(request.path))
+    if (!request.simple || first.length === 0) return connection.copy(first, request, copy, finish)
+    runFirst(level, connection, pending, first, finish, () => connection.copy(none, request, copy, finish))
   })
 
 /**
@@ -90,11 +91,11 @@ const runFirst = (
   connection: Connection,
   pending: ReadonlyArray<PendingBegin>,
   first: ReadonlyArray<Step>,
-  settle: Settle,
+  finish: FinishExchange,
   run: () => void
 ): void =>
   connection.steps(first, (failure, exchange) => {
     markBegun(pending, exchange.acknowledged)
     if (failure === undefined && !level.isCallerGone) run()
-    else settle(failure, exchange)
+    else finish(failure, exchange)
   })

@@ -59,7 +59,7 @@ export const releaseUnbegun = (pending: ReadonlyArray<PendingBegin>): void => {
   for (let i = pending.length - 1; i >= 0; i--) {
     const level = pending[i]?.level
     if (level === undefined || level.isBegun) continue
-    if (level.parent === undefined) level.holder.checkIn()
+    if (level.parent === undefined) level.connectionHolder.checkIn()
     else level.parent.releaseNested()
   }
 }

@@ -2,11 +2,12 @@
  * Portals: the rows of a statement in batches, while other statements of the transaction run in
  * between.
  */
-import type { StatementError } from "../../DatabaseError.js"
 import * as clock from "../concurrency/clock.js"
 import type { Connection, Exchange, Request } from "../connection/connection.js"
+import type { StatementFailure } from "../connection/plainFailure.js"
+import type { OnStatement } from "../statement/autocommit.js"
 import type { Level } from "./level.js"
-import { exchangeIn, type OnStatement } from "./levelExchange.js"
+import { exchangeIn } from "./levelExchange.js"
 import { withOwnSteps } from "./pendingBegin.js"
 
 const nothing = () => {}
@@ -19,7 +20,7 @@ export const openPortal = (
   level: Level,
   request: Request,
   size: number,
-  done: (error: StatementError | undefined, portal: Portal | undefined) => void,
+  done: (failure: StatementFailure | undefined, portal: Portal | undefined) => void,
   onSent: () => void
 ): (() => void) => {
   let name = ""
@@ -27,13 +28,13 @@ export const openPortal = (
     level,
     request,
     "none",
-    (error, exchange) =>
-      done(error, exchange === undefined ? undefined : new Portal(level, name, exchange, size, request)),
+    (failure, exchange) =>
+      done(failure, exchange === undefined ? undefined : new Portal(level, name, exchange, size, request)),
     onSent,
-    (connection, pending, settle) => {
+    (connection, pending, finish) => {
       name = connection.nextPortal()
-      const first = withOwnSteps(pending, level.holder.searchPathSteps(request.path))
-      connection.openPortal(first, name, request, size, settle)
+      const first = withOwnSteps(pending, level.connectionHolder.searchPathSteps(request.path))
+      connection.openPortal(first, name, request, size, finish)
     }
   )
 }
@@ -52,9 +53,9 @@ export class Portal {
   /** Fetches more rows. */
   next(done: OnStatement): () => void {
     const { first, level, name, request, size } = this
-    return exchangeIn(level, request, "none", done, nothing, (connection, _, settle) =>
+    return exchangeIn(level, request, "none", done, nothing, (connection, _, finish) =>
       // the types of the columns may be looked up as late as now
-      connection.fetchPortal(level.holder.searchPathSteps(request.path), name, first, size, settle)
+      connection.fetchPortal(level.connectionHolder.searchPathSteps(request.path), name, first, size, finish)
     )
   }
 
@@ -76,9 +77,9 @@ export class Portal {
       stop()
       done()
     }
-    const leave = exchangeIn(level, request, "none", closed, nothing, (connection, _, settle) => {
+    const leave = exchangeIn(level, request, "none", closed, nothing, (connection, _, finish) => {
       sentOn = connection
-      connection.closePortal(name, settle)
+      connection.closePortal(name, finish)
     })
   }
 }

@@ -6,6 +6,7 @@
 import * as Duration from "effect/Duration"
 import { OptionsConflict, PropagationRefused, type TransactionError } from "../../DatabaseError.js"
 import type { Isolation, Options, Settings } from "../../Transaction.js"
+import { inMillis } from "./plainOptions.js"
 import { mergeSettings } from "./settingsByDatabase.js"
 import type { Origin, Transaction } from "./transaction.js"
 
@@ -13,8 +14,8 @@ const effective = { isolation: "read committed", access: "read write" } as const
 
 const strength: Readonly<Record<Isolation, number>> = { "read committed": 0, "repeatable read": 1, serializable: 2 }
 
-const isHigher = (asked: Isolation | undefined, around: Isolation): asked is Isolation =>
-  asked !== undefined && strength[asked] > strength[around]
+const isHigher = (required: Isolation | undefined, around: Isolation): required is Isolation =>
+  required !== undefined && strength[required] > strength[around]
 
 /** Returns the setting of a transaction, or of the nearest transaction around it that has it. */
 const settingOf = <K extends "isolation" | "access">(outer: Transaction, option: K): NonNullable<Options[K]> => {
@@ -73,9 +74,9 @@ export const optionsConflict = (outer: Transaction, options: Options, joins: boo
   }
   if (!joins || rest !== undefined) return undefined
   for (const [option, format] of Object.entries(others)) {
-    const isAsked = options[option as keyof Options] !== undefined
+    const isGiven = options[option as keyof Options] !== undefined
     const [around, inner] = [format(outer.options), format(options)]
-    if (isAsked && inner !== around) return new OptionsConflict({ database, server: "", option, outer: around, inner })
+    if (isGiven && inner !== around) return new OptionsConflict({ database, server: "", option, outer: around, inner })
   }
   return undefined
 }
@@ -84,11 +85,15 @@ export const optionsConflict = (outer: Transaction, options: Options, joins: boo
  * Returns the conflict of a part's settings with those of a unit of work, for transactions that it
  * has not begun.
  */
-export const settingsConflict = (database: string, around: Settings, asked: Settings): OptionsConflict | undefined => {
+export const settingsConflict = (
+  database: string,
+  around: Settings,
+  required: Settings
+): OptionsConflict | undefined => {
   for (const option of ["isolation", "access"] as const) {
-    const inner = asked[option]
+    const inner = required[option]
     const outer = around[option] ?? effective[option]
-    const isRaised = option === "isolation" && isHigher(asked.isolation, around.isolation ?? effective.isolation)
+    const isRaised = option === "isolation" && isHigher(required.isolation, around.isolation ?? effective.isolation)
     if (inner !== undefined && inner !== outer && !isRaised)
       return new OptionsConflict({ database, server: "", option, outer, inner })
   }
@@ -98,8 +103,8 @@ export const settingsConflict = (database: string, around: Settings, asked: Sett
 /**
  * Returns the settings of a unit of work after it has taken those of a part, which do not conflict.
  */
-export const raiseSettings = (around: Settings, asked: Settings, joins: boolean): Settings => {
-  const { access: _, isolation, label, ...rest } = asked
+export const raiseSettings = (around: Settings, required: Settings, joins: boolean): Settings => {
+  const { access: _, isolation, label, ...rest } = required
   const limits = joins ? mergeSettings(around, { ...rest, label: around.label ?? label }) : around
   return isHigher(isolation, around.isolation ?? effective.isolation) ? { ...limits, isolation } : limits
 }
@@ -113,7 +118,7 @@ export const retryRefused = (database: string): OptionsConflict =>
 /** Makes a transaction take the settings of a part, which do not conflict. */
 export const raiseIsolation = (outer: Transaction, options: Options, joins: boolean): void => {
   const { isolation, rest } = taken(outer, options, joins)
-  if (rest !== undefined) outer.raise(rest)
+  if (rest !== undefined) outer.raise(inMillis(rest))
   if (isolation !== undefined) rootOf(outer).raise({ isolation })
 }
 

@@ -4,21 +4,22 @@
  */
 
 import type * as Fiber from "effect/Fiber"
-import type { DatabaseError, StatementError } from "../../DatabaseError.js"
+import type { DatabaseError } from "../../DatabaseError.js"
 import type { Observer } from "../../Observation.js"
 import type { Policy } from "../../RetryPolicy.js"
 import type { Role } from "../../Topology.js"
-import type { Options } from "../../Transaction.js"
 import * as clock from "../concurrency/clock.js"
+import type { StatementFailure } from "../connection/plainFailure.js"
 import type { TransactionSpan } from "../observability/transactionSpan.js"
 import * as wire from "../protocol/messages.js"
 import { type Limits, setLocal } from "../sql/limits.js"
-import { beginSql, limitOf, limitsSql } from "./begin.js"
+import { beginSql, limitsSql } from "./begin.js"
 import { ConnectionHolder, type ConnectionProvider } from "./connectionHolder.js"
 import type { TransactionContext } from "./context.js"
 import { type Hook, type HookKind, passedOn } from "./hook.js"
 import { Level } from "./level.js"
 import type { LevelSettings } from "./pendingBegin.js"
+import type { PlainOptions } from "./plainOptions.js"
 
 /** An opened database, as the origin of transactions. Its identity distinguishes databases. */
 export interface Origin {
@@ -66,19 +67,19 @@ export class Transaction {
     readonly level: Level,
     /** The transaction around it, if this is a savepoint of the program. */
     readonly outer: Transaction | undefined,
-    private settings: Options,
+    private settings: PlainOptions,
     /** The transaction that it is a savepoint of, also if that is the transaction of a sandbox. */
     private readonly around?: Transaction
   ) {
     this.base = outer?.base ?? kind
   }
 
-  get options(): Options {
+  get options(): PlainOptions {
     return this.settings
   }
 
   /** Replaces options by those of a part, before anything of the transaction was sent. */
-  raise(more: Options): void {
+  raise(more: PlainOptions): void {
     const given = Object.fromEntries(Object.entries(more).filter(([_, value]) => value !== undefined))
     this.settings = { ...this.settings, ...given }
     const { around, kind, origin, settings } = this
@@ -102,9 +103,9 @@ export class Transaction {
   }
 
   /** The failures of statements that may have undone the transaction. */
-  get failures(): ReadonlyArray<StatementError> {
-    const { failedBy, holder } = this.level
-    return failedBy === undefined ? holder.failures : [failedBy, ...holder.failures]
+  get failures(): ReadonlyArray<StatementFailure> {
+    const { failedBy, connectionHolder } = this.level
+    return failedBy === undefined ? connectionHolder.failures : [failedBy, ...connectionHolder.failures]
   }
 
   addHook(hook: Hook): void {
@@ -142,20 +143,20 @@ export const begin = (
   origin: Origin,
   kind: Role,
   provider: ConnectionProvider,
-  asked: Options,
+  requested: PlainOptions,
   ambient: TransactionContext | undefined
 ): Transaction => {
   // in a sandbox each statement of a reader has a savepoint of its own, because statements of a
   // writer may run between them, as they may outside of a sandbox
   if (origin.sandbox !== undefined)
-    return nest(origin, ambient?.around(origin) ?? origin.sandbox, kind, undefined, asked)
-  const options = withLimits(kind === "reader" ? { ...asked, access: "read only" } : asked, origin.limits)
+    return nest(origin, ambient?.around(origin) ?? origin.sandbox, kind, undefined, requested)
+  const options = withLimits(kind === "reader" ? { ...requested, access: "read only" } : requested, origin.limits)
   const level = new Level(new ConnectionHolder(provider), undefined, transactionSettings(origin, kind, options))
   return new Transaction(origin, kind, level, undefined, options)
 }
 
 /** Returns the settings of a transaction that is no savepoint. */
-const transactionSettings = (origin: Origin, kind: Role, options: Options): LevelSettings => {
+const transactionSettings = (origin: Origin, kind: Role, options: PlainOptions): LevelSettings => {
   const readOnly = options.access === "read only"
   const plain = options.isolation === undefined && options.access === undefined && options.deferrable === undefined
   const steps =
@@ -168,13 +169,13 @@ const transactionSettings = (origin: Origin, kind: Role, options: Options): Leve
   const limited = origin.limits === undefined ? steps : [...steps, ...idleLimit(origin.limits)]
   // a program could make the transaction writable again before its first query
   const begin = kind === "reader" ? [...limited, wire.constantStep("SELECT 1")] : limited
-  return { begin, restore: none, readOnly, limit: limitOf(options) }
+  return { begin, restore: none, readOnly, limit: options.statementTimeout }
 }
 
 /**
  * Returns options with the limits that a session would have, unless they have limits of their own.
  */
-const withLimits = (options: Options, limits: Limits | undefined): Options =>
+const withLimits = (options: PlainOptions, limits: Limits | undefined): PlainOptions =>
   limits === undefined
     ? options
     : {
@@ -195,17 +196,16 @@ export const nest = (
   around: Transaction,
   kind: Role,
   outer: Transaction | undefined,
-  options: Options
+  options: PlainOptions
 ): Transaction => {
   const { applicationName, lockTimeout, statementTimeout } = around.options
   const effective = { applicationName, lockTimeout, statementTimeout, ...options }
-  const level = new Level(around.level.holder, around.level, savepointSettings(around, options))
+  const level = new Level(around.level.connectionHolder, around.level, savepointSettings(around, options))
   return new Transaction(origin, kind, level, outer, effective, around)
 }
 
 /** Returns the settings of a savepoint, and the steps that restore those around it. */
-const savepointSettings = (around: Transaction, options: Options): LevelSettings => {
-  const { applicationName, lockTimeout, statementTimeout } = around.options
+const savepointSettings = (around: Transaction, options: PlainOptions): LevelSettings => {
   const limits = limitsSql(options)
   const readOnly = options.access === "read only" || around.readOnly
   const set = options.access === "read only" ? ["SET LOCAL transaction_read_only = on", ...limits] : limits
@@ -214,11 +214,11 @@ const savepointSettings = (around: Transaction, options: Options): LevelSettings
     begin: set.map(wire.step),
     restore: restore.map(wire.step),
     readOnly,
-    limit: limitOf({ applicationName, lockTimeout, statementTimeout, ...options })
+    limit: options.statementTimeout ?? around.options.statementTimeout
   }
 }
 
-const unset = (inner: Options, outer: Options): ReadonlyArray<string> => {
+const unset = (inner: PlainOptions, outer: PlainOptions): ReadonlyArray<string> => {
   const all: Array<string> = []
   if (inner.statementTimeout !== undefined && outer.statementTimeout === undefined) {
     all.push("SET LOCAL statement_timeout TO DEFAULT")

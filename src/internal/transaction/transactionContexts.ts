@@ -58,13 +58,13 @@ export class OpenContext extends TransactionContext {
   override demand(settings: SettingsByDatabase, joins: boolean): Demanded {
     const { own } = this
     if (own.base !== "writer") return super.demand(settings, joins)
-    const asked = settingsOf(settings, own.origin.database)
-    const error = optionsConflict(own, asked, joins)
+    const required = settingsOf(settings, own.origin.database)
+    const error = optionsConflict(own, required, joins)
     if (error !== undefined) return error
     const takeAround = super.demand(withoutDatabase(settings, own.origin.database), joins)
     if (takeAround instanceof OptionsConflict) return takeAround
     return () => {
-      raiseIsolation(own, asked, joins)
+      raiseIsolation(own, required, joins)
       takeAround()
     }
   }
@@ -84,9 +84,9 @@ export class OpenContext extends TransactionContext {
     return this.own.level.state !== "open"
   }
 
-  override takeRetry(transaction: Transaction | undefined, asked: Retry): boolean {
+  override takeRetry(transaction: Transaction | undefined, requested: Retry): boolean {
     const { retry = false } = this.own.options
-    return transaction === this.own ? retry !== false : super.takeRetry(transaction, asked)
+    return transaction === this.own ? retry !== false : super.takeRetry(transaction, requested)
   }
 
   override held(origin: Origin): ReadonlyArray<Connection> {

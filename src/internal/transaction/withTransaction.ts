@@ -53,14 +53,14 @@ export const runInTransaction = <A, E, R, X>(
             const committed = commitAndRunHooks(transaction, restore, wrap)
             const { level, outer } = transaction
             const part = outer === undefined ? undefined : ambient?.part(outer)
-            const noted =
+            const recorded =
               part === undefined || outer === undefined
                 ? committed
                 : Effect.zipRight(
                     committed,
-                    Effect.sync(() => level.touched && part.note(outer))
+                    Effect.sync(() => level.touched && part.recordSent(outer))
                   )
-            const kept = Effect.as(Effect.zipRight(leave, noted), value)
+            const kept = Effect.as(Effect.zipRight(leave, recorded), value)
             if (!transaction.hasHooks || level.undone !== undefined) return kept
             const agreed = Effect.mapError(
               runBeforeCommitHooks(() => [transaction], inside, restore),

@@ -8,6 +8,7 @@ import * as Exit from "effect/Exit"
 import { identity } from "effect/Function"
 import { PartialCommit, type TransactionError } from "../../DatabaseError.js"
 import type { Restore } from "../edge/cancellable.js"
+import { toDatabaseError } from "../edge/databaseError.js"
 import { runAfterHooks } from "../transaction/afterHooks.js"
 import {
   checkConstraints,
@@ -53,7 +54,7 @@ const withPartialCommit = (
   const error = Cause.failureOption(cause)
   const failure = Cause.fail(
     new PartialCommit({
-      ...failed.level.holder.location,
+      ...failed.level.connectionHolder.location,
       ...(error._tag === "None" ? {} : { cause: error.value }),
       committed: namesOf(stored),
       failed: failed.origin.database,
@@ -80,8 +81,8 @@ const checkAll = (
     Effect.forEach(storing.slice(1), (_) => Effect.exit(checkConstraints(_)), { concurrency: "unbounded" }),
     (exits) => {
       // a transaction that has passed may have lost its connection while another was still checked
-      const lost = storing.map(({ level }) => level.holder.lost).find((error) => error !== undefined)
-      return exits.find(Exit.isFailure) ?? (lost === undefined ? Effect.void : Effect.fail(lost))
+      const lost = storing.map(({ level }) => level.connectionHolder.lost).find((failure) => failure !== undefined)
+      return exits.find(Exit.isFailure) ?? (lost === undefined ? Effect.void : Effect.fail(toDatabaseError(lost)))
     }
   )
   return Effect.catchAllCause(restore === undefined ? checks : restore(checks), (cause) =>
@@ -184,7 +185,10 @@ export const finish = (
       leaveForks(ordered)
       const undone = ordered.find(({ level }) => level.undone !== undefined)
       if (undone !== undefined)
-        return Effect.zipRight(rollbackAll(ordered, restore), Effect.fail(rolledBackAtCommit(undone.level)))
+        return Effect.zipRight(
+          rollbackAll(ordered, restore),
+          Effect.fail(toDatabaseError(rolledBackAtCommit(undone.level)))
+        )
       const [only] = ordered
       if (only !== undefined && ordered.length === 1 && restore !== undefined)
         return commitAndRunHooks(only, restore, identity)

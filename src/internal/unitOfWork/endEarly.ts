@@ -52,7 +52,7 @@ const endSelected = (
         if (outcome === "rollback") unit.dropPending()
         return Effect.void
       }
-      const { location } = first.level.holder
+      const { location } = first.level.connectionHolder
       const otherEnd = (): Effect.Effect<never, TransactionError> | undefined => {
         // they end with the unit, or have ended with it
         if (unit.hasEnded) return Effect.fail(new TransactionEnded(location))

@@ -51,7 +51,7 @@ export class EndsUnderWay {
       const over = Effect.forEach(all, ({ over }) => Deferred.await(over), { discard: true })
       const [first] = all.flatMap(({ transactions }) => transactions())
       if (first === undefined) return over
-      const { location, provider } = first.level.holder
+      const { location, provider } = first.level.connectionHolder
       return Effect.timeoutFail(over, {
         duration: provider.busyTimeout,
         onTimeout: () => new TransactionBusy({ ...location, waitedMillis: provider.busyTimeout })

@@ -12,6 +12,7 @@ import type { Demanded, Retry, TransactionContext } from "../transaction/context
 import { passedOn } from "../transaction/hook.js"
 import type { PartName } from "../transaction/joinedPart.js"
 import { NestedGate } from "../transaction/nestedGate.js"
+import { inMillis } from "../transaction/plainOptions.js"
 import { mergeSettings } from "../transaction/settingsByDatabase.js"
 import { nest, type Origin, type Transaction } from "../transaction/transaction.js"
 import type { CompletionOptions, Order } from "./completionOptions.js"
@@ -101,7 +102,7 @@ export class NestedUnit extends Unit {
    */
   recordKept(): void {
     for (const { level, outer } of this.begun) {
-      if (outer !== undefined && level.touched) this.outside.part(outer)?.note(outer)
+      if (outer !== undefined && level.touched) this.outside.part(outer)?.recordSent(outer)
     }
   }
 
@@ -114,7 +115,7 @@ export class NestedUnit extends Unit {
     const label = this.name?.label
     const { applicationName, lockTimeout, statementTimeout } = super.settingsFor(around.origin.database)
     const own = mergeSettings({}, { label, applicationName, lockTimeout, statementTimeout })
-    const nested = nest(around.origin, around, "writer", around, own)
+    const nested = nest(around.origin, around, "writer", around, inMillis(own))
     nested.level.gate = this.gate
     nested.span = around.origin.span(this.fiber, label, this.outside)
     this.add(nested)

@@ -8,10 +8,12 @@ import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import * as Exit from "effect/Exit"
 import * as Schedule from "effect/Schedule"
-import { type DatabaseError, fromUnknown, type Retried, type StatementError } from "../../DatabaseError.js"
+import { type DatabaseError, fromUnknown, type Retried } from "../../DatabaseError.js"
 import { Observation } from "../../Observation.js"
 import { isReplayable, type Policy, RetryPolicy } from "../../RetryPolicy.js"
+import type { StatementFailure } from "../connection/plainFailure.js"
 import type { Restore } from "../edge/cancellable.js"
+import { toDatabaseError } from "../edge/databaseError.js"
 import { setRetried } from "../edge/statementError.js"
 import type { Retry } from "../transaction/context.js"
 import type { Origin, Transaction } from "../transaction/transaction.js"
@@ -22,12 +24,12 @@ import type { Unit } from "./unit.js"
  * work, or of a statement in its transactions, also if the work has converted that into another
  * failure. Interrupted work is not run again.
  */
-export const reasonOf = (known: ReadonlyArray<StatementError>, cause: Cause.Cause<unknown>): unknown => {
+export const reasonOf = (known: ReadonlyArray<StatementFailure>, cause: Cause.Cause<unknown>): unknown => {
   const failures = [...Cause.failures(cause)]
   // plain code that awaits an effect rejects with the exception when that is interrupted
   const isInterrupted = !Cause.isEmpty(cause) && Cause.isInterruptedOnly(cause)
   if (isInterrupted || failures.some(Cause.isInterruptedException)) return undefined
-  return [...known, ...failures, ...Cause.defects(cause)].find(isReplayable)
+  return [...known.map(toDatabaseError), ...failures, ...Cause.defects(cause)].find(isReplayable)
 }
 
 /**

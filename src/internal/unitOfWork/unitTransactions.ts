@@ -2,10 +2,10 @@
  * The transactions of a unit of work: those that it has begun, the hooks that wait for one, and the
  * read affinity.
  */
-import type { StatementError } from "../../DatabaseError.js"
 import type { Role } from "../../Topology.js"
 import type { Settings } from "../../Transaction.js"
 import type { Connection } from "../connection/connection.js"
+import type { StatementFailure } from "../connection/plainFailure.js"
 import { type ReadAffinity, TransactionContext } from "../transaction/context.js"
 import type { Hook } from "../transaction/hook.js"
 import { rollbackLevel } from "../transaction/levelRollback.js"
@@ -183,7 +183,7 @@ export abstract class UnitTransactions extends TransactionContext {
   }
 
   /** The failures of statements that may have undone the transactions of the unit. */
-  get failures(): ReadonlyArray<StatementError> {
+  get failures(): ReadonlyArray<StatementFailure> {
     return this.begun.flatMap(({ failures }) => failures)
   }
 
