@@ -36,6 +36,8 @@ const Lsn = Schema.transform(
  * A token does not expire. A server has reached it or not. A history that branched off before it,
  * for example by a failover, is refused with `TokenFromLostTimeline`.
  *
+ * @see {@link Consistency} for `AtLeast`, which requires one
+ * @see {@link makeSession} to begin a session with tokens
  * @example
  * ```ts
  * import { Schema } from "effect"
@@ -69,7 +71,8 @@ export class Token extends Schema.Class<Token>("effect-db/Token")({
  *   replica that is behind gets `maxWait` to catch up, 50 ms by default, and a replica that does
  *   not answer one second. After that the primary is read or, with `otherwise: "fail"`, the read
  *   fails with `NoReplicaCaughtUp` or `TokenFromLostTimeline`. A database without replicas reads
- *   its primary.
+ *   its primary. `maxWait` accepts what Effect's `Duration` accepts, a plain number in
+ *   milliseconds.
  * - `Eventual`: the data of any replica.
  *
  * @see `Db.withConsistency`, which sets it for an effect
@@ -80,8 +83,19 @@ export type Consistency = Data.TaggedEnum<{
   Strong: {}
   ReadYourWrites: {}
   AtLeast: {
+    /** The position that the read requires. */
     readonly token: Token
+    /**
+     * The time that a replica that is behind has to catch up.
+     *
+     * @default "50 millis"
+     */
     readonly maxWait?: Duration.DurationInput | undefined
+    /**
+     * The end of a read for which no replica has caught up.
+     *
+     * @default "primary"
+     */
     readonly otherwise?: "primary" | "fail" | undefined
   }
   Eventual: {}
@@ -90,6 +104,7 @@ export type Consistency = Data.TaggedEnum<{
 /**
  * Creates the values of {@link Consistency}.
  *
+ * @see {@link Consistency} for their meaning
  * @example
  * ```ts
  * import { Effect } from "effect"
@@ -107,8 +122,11 @@ export type Consistency = Data.TaggedEnum<{
 export const { AtLeast, Eventual, ReadYourWrites, Strong } = Data.taggedEnum<Consistency>()
 
 /**
- * The consistency in force, by the key of the database. `Db.withConsistency` sets it.
+ * The consistency in force, by the name of the database.
  *
+ * `Db.withConsistency` sets it.
+ *
+ * @see {@link Consistency}
  * @since 0.1.0
  * @category services
  */
@@ -131,7 +149,7 @@ const isAfter = (one: Token, other: Token): boolean =>
   (one.timeline > other.timeline || (one.timeline === other.timeline && one.lsn >= other.lsn))
 
 /**
- * A causal session. It records the writes that later reads of the same client must see: in other
+ * A causal session, which records the writes that later reads of the same client must see: in other
  * units of work, after the end of a request, or in another process.
  *
  * Each COMMIT in it gives it a token, and each read by `ReadYourWrites` in it sees at least what
@@ -234,12 +252,14 @@ const newest = (tokens: Iterable<Token>): ReadonlyMap<string, Token | "unknown">
 /**
  * Options of a session.
  *
+ * @see {@link makeSession} and {@link decodeSession}, which take them
  * @since 0.2.0
  * @category options
  */
 export interface SessionOptions {
   /**
-   * The longest wait of a read for a replica that is behind.
+   * The longest wait of a read for a replica that is behind; after it the read goes to the primary.
+   * A plain number is in milliseconds.
    *
    * @default "50 millis"
    */
@@ -247,9 +267,12 @@ export interface SessionOptions {
 }
 
 /**
- * Creates a causal session that begins with the newest of some tokens.
+ * Creates a causal session that begins with the newest of some tokens of each database.
+ *
+ * Tokens of one database that are of several clusters cannot be compared: its primary is read then.
  *
  * @see {@link decodeSession} for a session from outside
+ * @see {@link withSession} to run an effect in it
  * @example
  * ```ts
  * import { Consistency } from "effect-db"
@@ -269,8 +292,9 @@ export const makeSession = (
 }
 
 /**
- * The causal session of a fiber, if it is in one. {@link withSession} sets it.
+ * The causal session of a fiber, if it is in one.
  *
+ * @see {@link withSession}, which sets it
  * @since 0.1.0
  * @category services
  */
@@ -283,6 +307,7 @@ export class CurrentSession extends Context.Reference<CurrentSession>()("effect-
  * server.
  *
  * @see `RequestTransaction.readYourWrites`, which keeps a session for each client of a server
+ * @see {@link Consistency} for the consistency of a read without a session
  * @example
  * ```ts
  * import { Effect } from "effect"
@@ -371,9 +396,13 @@ export const encodeSession = (session: Session): string =>
   [...session.known].map(([database, token]) => encodeToken(database, token)).join(",")
 
 /**
- * Decodes a session from the text of {@link encodeSession}. An empty text gives a session without
- * tokens, any other text that is not of that form a `ParseError`.
+ * Decodes a session from the text of {@link encodeSession}.
  *
+ * An empty text gives a session without tokens, and any other text that is not of that form a
+ * `ParseError` on the left.
+ *
+ * @see {@link encodeSession} for the text
+ * @see {@link makeSession} for a session from tokens
  * @example
  * ```ts
  * import { Either } from "effect"

@@ -11,8 +11,10 @@ import type * as Effect from "effect/Effect"
 import type * as Stream from "effect/Stream"
 
 /**
- * Format of the data. An option that is left out has PostgreSQL's default for the format.
+ * Format of the data, in which an option that is left out has PostgreSQL's default for the format.
  *
+ * @see {@link Options}, which extends it
+ * @see {@link https://www.postgresql.org/docs/current/sql-copy.html} for the formats
  * @since 0.2.0
  * @category models
  */
@@ -66,6 +68,7 @@ export interface Format {
 /**
  * Progress of a COPY.
  *
+ * @see {@link Options} for `onProgress`, which receives it
  * @since 0.2.0
  * @category models
  */
@@ -82,12 +85,14 @@ export interface Progress {
 /**
  * Options of a COPY.
  *
+ * @see {@link Copy} for the members that take them
  * @since 0.2.0
  * @category models
  */
 export interface Options extends Format {
   /**
-   * The server's time limit for the whole COPY, with the time that the program takes.
+   * The server's time limit for the whole COPY, with the time that the program takes; after it the
+   * COPY fails with `StatementTimeout`. A plain number is in milliseconds, and zero means no limit.
    *
    * @default the database's `statementTimeout`
    */
@@ -95,7 +100,7 @@ export interface Options extends Format {
   /**
    * Effect that runs after each block of about 64 kB. The COPY continues when it has ended.
    *
-   * @default undefined
+   * @default undefined (no effect)
    */
   readonly onProgress?: ((progress: Progress) => Effect.Effect<unknown>) | undefined
 }
@@ -104,6 +109,7 @@ export interface Options extends Format {
  * Row to store: its values in the order of the columns, or by their names; or a piece of text or
  * bytes in the format, which may end anywhere.
  *
+ * @see {@link Copy} for `copyFrom`, which stores them
  * @since 0.2.0
  * @category models
  */
@@ -112,6 +118,8 @@ export type Row = ReadonlyArray<unknown> | Readonly<Record<string, unknown>> | s
 /**
  * Members of a client for COPY.
  *
+ * @see {@link Client}, which has them
+ * @see `DatabaseRuntime.PromiseClient` for the same as promises
  * @since 0.2.0
  * @category models
  */
@@ -179,6 +187,8 @@ export interface Copy {
 /**
  * Client of `@effect/sql-pg`, with COPY.
  *
+ * @see `Database.Members` for `writer`, `reader` and `any`, which return it
+ * @see `DatabaseConfig.DatabaseOptions` for the settings of its statements
  * @since 0.2.0
  * @category models
  */

@@ -71,7 +71,9 @@ export type Options = DatabaseConfig.DatabaseOptions
  * @category models
  */
 export interface Status {
+  /** The name of the database. */
   readonly database: string
+  /** The servers with their pools, the writer first. */
   readonly servers: ReadonlyArray<ServerStatus>
   /** The transactions that hold a connection, the oldest first. */
   readonly transactions: ReadonlyArray<OpenTransaction>
@@ -85,8 +87,11 @@ export interface Status {
  * @category models
  */
 export interface Database {
+  /** The client of the primary. */
   readonly writer: Copy.Client
+  /** The client of a replica, or of the primary, read-only. */
   readonly reader: Copy.Client
+  /** The client for reads in an open transaction, if there is one, else the same as `reader`. */
   readonly any: Copy.Client
   /** @internal */ readonly executor: Executor
   /** @internal */ readonly listen: Listen
@@ -105,9 +110,11 @@ export const sandbox = (live: Database): Effect.Effect<Database, never, Reactivi
   openSandbox(live, makeListen)
 
 /**
- * Options of `invalidate`: the connections, and the way to close them. A connection matches if it
- * meets all given conditions; without a condition all match.
+ * Options of `invalidate`: the connections, and the way to close them.
  *
+ * A connection matches if it meets all given conditions; without a condition all match.
+ *
+ * @see {@link Members} for `invalidate`, which takes them
  * @since 0.1.0
  * @category models
  */
@@ -120,7 +127,7 @@ export interface Invalidate {
    */
   readonly mode?: "soft" | "hard" | undefined
   /**
-   * Matches connections that have been open for longer.
+   * Matches connections that have been open for longer. A plain number is in milliseconds.
    *
    * @default 0
    */
@@ -154,14 +161,17 @@ export interface Members<Self> {
    * `ConfigInvalid`, or with `ConnectFailed` if the writer cannot be reached.
    */
   readonly layer: (options: Options) => Layer.Layer<Self, StartupError>
-  /** Opens it as `layer` does, with settings from `Config` beside plain values. */
+  /**
+   * Opens it as `layer` does, with settings from `Config` beside plain values. Fails with
+   * `ConfigError` if one of them is missing or cannot be read.
+   */
   readonly layerConfig: (
     config: DatabaseConfig.ConfigOptions | Config.Config<Options>
   ) => Layer.Layer<Self, StartupError | ConfigError.ConfigError>
   /**
    * Opens it as `layer` does, with the writer from the environment of libpq: `PGHOST`, `PGUSER` and
-   * so on, each with `prefix` before its name, the service file and the password file. See
-   * `DatabaseConfig.fromEnv`.
+   * so on, each with `prefix` (default `""`) before its name, the service file and the password
+   * file. Fails with `ConfigError` if the service cannot be read. See `DatabaseConfig.fromEnv`.
    */
   readonly layerEnv: (
     prefix?: string,
@@ -188,6 +198,13 @@ export interface Members<Self> {
    * Runs an effect in a transaction on the primary. Nothing is sent before its first statement. A
    * success commits; a failure, a defect and an interruption roll back. Inside of another transaction
    * it is a savepoint, unless `propagation` says otherwise.
+   *
+   * Besides the failures of the effect there are these: `ConnectFailed`, `PoolExhausted` and
+   * `PoolSelfDeadlock` if there is no connection, `CommitFailed`, `CommitVetoed`, `RolledBackAtCommit`
+   * and `CommitOutcomeUnknown` at its end, `PropagationRefused` and `OptionsConflict` if it does not
+   * fit into the transaction around it.
+   *
+   * @see `UnitOfWork.run` for transactions of several databases
    */
   readonly withTransaction: {
     // a pipe checks against the last overload, so an uncalled function does not compile there, and
@@ -200,7 +217,11 @@ export interface Members<Self> {
       options?: Transaction.Options & UnitOfWork.Called<"withTransaction()">
     ): <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E | TransactionError, R | Self>
   }
-  /** Sets the consistency of the reads of an effect on this database. */
+  /**
+   * Sets the consistency of the reads of an effect on this database. The innermost call counts.
+   *
+   * @see `Consistency.withSession` for the writes of a client in other units of work
+   */
   readonly withConsistency: {
     (consistency: Consistency): <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
     <A, E, R>(self: Effect.Effect<A, E, R>, consistency: Consistency): Effect.Effect<A, E, R>
@@ -208,8 +229,8 @@ export interface Members<Self> {
   /**
    * Sets the schema, or several in order, in which unqualified names in the statements of an effect
    * on this database are looked up. The innermost call counts. A qualified name is looked up in its
-   * own schema, and the schema of a tenant comes before this one. See `Tenant.withTenant` for the
-   * details.
+   * own schema, and the schema of a tenant comes before this one. Statements fail with
+   * `SchemaInvalid` if a name cannot be that of a schema. See `Tenant.withTenant` for the details.
    */
   readonly withSchema: {
     (schema: Schema): <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
@@ -238,12 +259,20 @@ export interface Members<Self> {
   readonly afterUnknown: <E, R>(hook: Effect.Effect<unknown, E, R>) => Effect.Effect<void, never, R | Self>
   /**
    * Commits the work of the unit on this database so far; the next statement begins another
-   * transaction. Fails with `PropagationRefused` in a transaction by `withTransaction`.
+   * transaction. Without a unit it does nothing. Fails with `PropagationRefused` in a transaction by
+   * `withTransaction` and in `UnitOfWork.nested`, with `TransactionEnded` after the end of the unit,
+   * and otherwise as the end of a transaction does.
+   *
+   * @see `UnitOfWork.commit` for all databases
    */
   readonly commit: Effect.Effect<void, TransactionError, Self>
   /**
    * Rolls back the work of the unit on this database so far; the next statement begins another
-   * transaction. Fails with `PropagationRefused` in a transaction by `withTransaction`.
+   * transaction. Without a unit it does nothing. Fails with `PropagationRefused` in a transaction by
+   * `withTransaction` and in `UnitOfWork.nested`, and with `TransactionEnded` after the end of the
+   * unit.
+   *
+   * @see `UnitOfWork.rollback` for all databases
    */
   readonly rollback: Effect.Effect<void, TransactionError, Self>
   /**
@@ -251,6 +280,8 @@ export interface Members<Self> {
    * its own. Statements that belong together need `withTransaction` or a unit of work inside of the
    * effect: that has a transaction of its own on this database, and on others it joins the unit
    * around.
+   *
+   * @see `UnitOfWork.outside` for all databases
    */
   readonly independent: <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R | Self>
   /**
@@ -259,7 +290,11 @@ export interface Members<Self> {
    *
    * All listeners of a database share one connection to the primary, beside its pools. Each has a
    * buffer of `bufferSize` messages (default 4096); if it overflows, its listener alone receives a
-   * `Gap`. A permanent failure, such as a wrong password, fails the stream.
+   * `Gap`.
+   *
+   * Fails with `NotificationInvalid` for a name that no channel can have, with `ConfigInvalid` behind
+   * a transaction pooler, with `DatabaseClosed` when the layer is released, and with the failure to
+   * connect if that is permanent, such as a wrong password.
    *
    * The `listen` of a client returns only payloads, which cannot report a gap: it fails with
    * `ListenFailed` instead.
@@ -273,7 +308,7 @@ export interface Members<Self> {
    * transaction arrive as one. Fails with `NotificationInvalid`, or as a statement does.
    */
   readonly notify: (channel: string, payload?: string) => Effect.Effect<void, DatabaseError, Self>
-  /** Returns the figures of this moment. */
+  /** Returns the figures of this moment: servers, pools and open transactions. */
   readonly status: Effect.Effect<Status, never, Self>
   /**
    * Closes connections that are open, and returns the number of matches. The listening connection is
@@ -297,6 +332,7 @@ export interface Members<Self> {
  */
 export interface Class<Self, Name extends string> extends Context.Tag<Self, Database>, Members<Self> {
   new (_: never): Context.TagClassShape<`effect-db/Database/${Name}`, Database>
+  /** The name of the database, in errors and observations. */
   readonly databaseName: Name
 }
 
@@ -403,6 +439,9 @@ const membersOf = <Self>(tag: Context.Tag<Self, Database>, name: string): Member
  * The name identifies the database in types, in transactions and in errors. Two classes with one name
  * in one context are refused with `ConfigInvalid`.
  *
+ * @see {@link Members} for the members of the class
+ * @see `DatabaseConfig.DatabaseOptions` for the settings of `layer`
+ * @see `TestDatabase.layer` for a database in tests
  * @example
  * ```ts
  * import { Config, Effect } from "effect"
@@ -436,6 +475,8 @@ export const Service =
  * `withTransaction` the transactions of this library are not visible either. Without `isolate` its
  * statements inside of a transaction fail with a `SqlError` whose cause is `ForeignClient`.
  *
+ * @see `UnitOfWork.outside` for statements of this library outside of a transaction
+ * @see `DatabaseError.ForeignClient` for the error without it
  * @example
  * ```ts
  * import { PgClient } from "@effect/sql-pg"

@@ -78,222 +78,341 @@ export type {
  * `ConfigInvalid`. Advisory locks of a session, `SET` without `LOCAL` and temporary tables are not
  * detected: they remain in the session, and another client gets that session with them.
  *
+ * @see {@link DatabaseOptions} for the option `mode`
  * @since 0.1.0
  * @category models
  */
 export type Mode = "session" | "transactionPooler"
 
 /**
- * Parsers by the names of types, from the text of the server: `mood`, or `app.mood` for the type of
- * one schema only. A parser reads columns of the type, and the elements of columns of its arrays.
- * The name of a type is looked up on each server when a column of the type first arrives.
+ * Parsers by the names of types, from the text of the server.
  *
+ * A name is `mood`, or `app.mood` for the type of one schema only. A parser reads columns of the
+ * type, and the elements of columns of its arrays. The name of a type is looked up on each server
+ * when a column of the type first arrives.
+ *
+ * @see {@link Types} for the other form
  * @since 0.2.0
  * @category models
  */
 export type TypesByName = Readonly<Record<string, (text: string) => unknown>>
 
 /**
- * Parsers of columns.
+ * Parsers of columns: those of node-postgres, by number, or {@link TypesByName}.
  *
+ * @see {@link DatabaseOptions} for the option `types`
  * @since 0.2.0
  * @category models
  */
 export type Types = NonNullable<PgClientConfig["types"]> | TypesByName
 
 /**
- * User and password.
+ * User and password, as a provider returns them.
  *
+ * @see {@link DatabaseOptions} for the option `credentials`
  * @since 0.1.0
  * @category models
  */
 export interface Credentials {
+  /** The name of the user. */
   readonly username: string
+  /** The password; `undefined` for a user who needs none. */
   readonly password: Redacted.Redacted<string> | undefined
   /**
-   * A value that identifies these credentials: connections made with the same version remain.
-   * Default: user and password themselves. If a provider makes a new token each time, it sets a
-   * value that stays the same, such as the user.
+   * A value that identifies these credentials: connections made with the same version remain. If a
+   * provider makes a new token each time, it sets a value that stays the same, such as the user.
+   *
+   * @default the user and the password themselves
    */
   readonly version?: string | number | undefined
 }
 
 /**
- * Work on one session of a pool: its `SqlClient` runs every statement on that physical connection.
- * Its timeout is `connectTimeout`.
+ * Work on one session of a pool.
  *
+ * Its `SqlClient` runs every statement on that physical connection. Its timeout is `connectTimeout`.
+ *
+ * @see {@link PoolOptions} for the options `onConnect`, `onCheckout` and `resetOnReturn`
  * @since 0.1.0
  * @category models
  */
 export type SessionEffect = Effect.Effect<unknown, unknown, SqlClient>
 
 /**
- * Options of a pool. There is one pool per server and purpose.
+ * Options of a pool.
  *
+ * There is one pool for writes on the primary, and one for reads on each server. A duration is
+ * anything that Effect's `Duration` accepts; a plain number is in milliseconds.
+ *
+ * @see {@link DatabaseOptions} for all options of a database
+ * @see {@link PoolConfig} for the same with the defaults
  * @since 0.1.0
  * @category models
  */
 export interface PoolOptions {
-  /** The largest number of physical connections of one pool. Default 10. */
+  /**
+   * The largest number of physical connections of one pool, from 1.
+   *
+   * @default 10, and 1 with the strategies `"single"` and `"assertSingle"`
+   */
   readonly maxConnections?: number | undefined
-  /** The number of connections that are kept open while they are idle. Default 0. */
+  /**
+   * The number of connections that are kept open while they are idle, at most `maxConnections`, and
+   * 0 with the strategy `"none"`.
+   *
+   * @default 0
+   */
   readonly minConnections?: number | undefined
   /**
    * True if the process may end while connections of the pool are idle: only a statement or a
    * transaction keeps it alive. It is for scripts that do not close their databases; the server
    * then reports these connections as lost. A stream of `socket` needs a method `unref` for that.
-   * Default `false`.
+   *
+   * @default false
    */
   readonly idleExit?: boolean | undefined
   /**
    * The number of connections beyond `maxConnections`, which are closed when no caller waits for
-   * them. Default 0.
+   * them.
+   *
+   * @default 0
    */
   readonly maxOverflow?: number | undefined
-  /** The time that a caller waits for a connection, retries included. Default 30 s. */
+  /**
+   * The time that a caller waits for a connection, retries included; it must be finite. After it
+   * the caller fails with `PoolExhausted`, or with `ConnectFailed` if the server is unavailable.
+   *
+   * @default "30 seconds"
+   */
   readonly acquireTimeout?: Duration.DurationInput | undefined
   /**
    * The number of callers of the database that may wait for an unavailable server, each until
    * `acquireTimeout` or its own timeout. Further callers fail at once with `PoolExhausted`, for the
-   * reason `outage`. Default 1000.
+   * reason `outage`.
+   *
+   * @default 1000
    */
   readonly maxOutageWaiters?: number | undefined
   /**
-   * The timeout of one attempt to connect to a server, all its hosts together. It takes precedence
-   * over `connect_timeout` of a connection string, which is for each host. Default 5 s.
+   * The timeout of one attempt to connect to a server, all its hosts together; finite and above 0.
+   * It takes precedence over `connect_timeout` of a connection string, which is for each host.
+   *
+   * @default `connect_timeout` of the connection string for each host, else "5 seconds"
    */
   readonly connectTimeout?: Duration.DurationInput | undefined
-  /** The time after which an idle connection is closed; infinity means never. Default 5 min. */
+  /**
+   * The time after which an idle connection beyond `minConnections` is closed; infinity means never.
+   *
+   * @default "5 minutes"
+   */
   readonly idleTimeout?: Duration.DurationInput | undefined
   /**
-   * The age from which a connection is closed when it is not in use; it is up to 2.5 % less, at
-   * random. Default 30 min.
+   * The age from which a connection is closed when it is not in use, above 0; it is up to 2.5 %
+   * less, at random. Infinity means never.
+   *
+   * @default "30 minutes"
    */
   readonly maxLifetime?: Duration.DurationInput | undefined
-  /** The idle time after which a connection is validated before its checkout. Default 1 s. */
+  /**
+   * The idle time after which a connection is validated before its checkout.
+   *
+   * @default "1 second"
+   */
   readonly validateAfterIdle?: Duration.DurationInput | undefined
   /**
-   * The idle connection that is checked out: the one that was used last, or the one that has been
-   * idle for longest. Default `"lifo"`.
+   * The idle connection that is checked out: the one that was used last (`"lifo"`), or the one that
+   * has been idle for longest (`"fifo"`).
+   *
+   * @default "lifo"
    */
   readonly order?: "lifo" | "fifo" | undefined
   /**
    * The way in which connections are kept and shared.
    *
-   * - `"pooled"` (default).
+   * - `"pooled"`: connections are kept and used again.
    * - `"none"`: a connection per checkout, closed after it, with up to `maxConnections` at a time.
    * - `"single"`: one connection, which all callers use in turn.
    * - `"assertSingle"`: one connection; a second checkout at the same time fails with the location
    *   of the first. For tests.
+   *
+   * @default "pooled"
    */
   readonly strategy?: "pooled" | "none" | "single" | "assertSingle" | undefined
   /**
    * The time that callers may queue while clearly more of them arrive than can be served. A caller
    * that has waited longer then fails at once with `PoolExhausted`, so that the others are served
-   * fast. A burst that drains is not affected, and neither is a fixed number of fibers. Infinity
-   * turns load shedding off. Default 50 ms.
+   * fast. A burst that drains is not affected, and neither is a fixed number of fibers. It must be
+   * above 0; infinity turns load shedding off.
+   *
+   * @default "50 millis"
    */
   readonly queueTarget?: Duration.DurationInput | undefined
   /**
    * The work at each checkin, if the connection is not closed because it is busy or in a
    * transaction. `"discardAll"` drops the settings, prepared statements, locks, listeners and
    * temporary tables of the session, and runs `onConnect` again. If the work fails, the connection
-   * is closed. Default `"none"`.
+   * is closed. Behind a transaction pooler `"discardAll"` is refused.
+   *
+   * @default "none"
    */
   readonly resetOnReturn?: "none" | "discardAll" | SessionEffect | undefined
-  /** The work on each new connection before it is used. If it fails, the connect fails. */
+  /**
+   * The work on each new connection before it is used. If it fails, the connect fails with the
+   * reason `setup`.
+   *
+   * @default undefined (no work)
+   */
   readonly onConnect?: SessionEffect | undefined
   /**
    * The work on a connection before each checkout. If it fails, the connection is closed and
    * another one is tried.
+   *
+   * @default undefined (no work)
    */
   readonly onCheckout?: SessionEffect | undefined
   /**
    * The time after which a connection in use is reported as a leak, with the fiber that holds it
-   * and the location in the program. Recording these costs some microseconds per statement. Default
-   * infinity: nothing is reported.
+   * and the location in the program. Recording these costs some microseconds per statement.
+   *
+   * @default Duration.infinity (nothing is reported)
    */
   readonly leakThreshold?: Duration.DurationInput | undefined
 }
 
 /**
- * Limits that the server enforces for every session. Zero means no limit.
+ * Limits that the server enforces for every session, and the name of the session.
  *
+ * A duration is anything that Effect's `Duration` accepts; a plain number is in milliseconds. The
+ * server gets whole milliseconds, rounded up. Zero and infinity mean no limit.
+ *
+ * @see {@link DatabaseOptions} for all options of a database
+ * @see {@link SessionConfig} for the same with the defaults
  * @since 0.1.0
  * @category models
  */
 export interface SessionOptions {
   /**
-   * The limit of a statement. If it is set, it also bounds the silence of a server, but not behind a
-   * transaction pooler: if an exchange, COMMIT included, has no answer by then, the server is checked
-   * on another socket. If it does not answer there either, the connection is closed a second after the
-   * limit, and the statement fails with `Disconnected`. The same happens a little later if the server
-   * answers and its process waits for the client. A process that is at work is waited for. Default:
-   * that of the server.
+   * The limit of a statement; after it the statement fails with `StatementTimeout`.
+   *
+   * If it is set, it also bounds the silence of a server, but not behind a transaction pooler: if an
+   * exchange, COMMIT included, has no answer by then, the server is checked on another socket. If it
+   * does not answer there either, the connection is closed a second after the limit, and the
+   * statement fails with `Disconnected`. The same happens a little later if the server answers and
+   * its process waits for the client. A process that is at work is waited for.
+   *
+   * @default the server's `statement_timeout`
    */
   readonly statementTimeout?: Duration.DurationInput | undefined
-  /** The limit of the wait for a lock. Default: that of the server. */
+  /**
+   * The limit of the wait for a lock; after it the statement fails with `LockTimeout`.
+   *
+   * @default the server's `lock_timeout`
+   */
   readonly lockTimeout?: Duration.DurationInput | undefined
   /**
-   * The limit of an idle transaction, which holds locks and keeps tables from being vacuumed.
-   * Default 1 min.
+   * The limit of an idle transaction, which holds locks and keeps tables from being vacuumed. After
+   * it the server ends the session, and the next statement fails with `IdleTransactionTimeout`.
+   *
+   * @default the limit in `options` of the connection string, else "1 minute"
    */
   readonly idleInTransactionTimeout?: Duration.DurationInput | undefined
-  /** The name that `pg_stat_activity` shows. Default `"effect-db"`. */
+  /**
+   * The name that `pg_stat_activity` shows.
+   *
+   * @default `application_name` of the connection string, else "effect-db"
+   */
   readonly applicationName?: string | undefined
 }
 
 /**
  * Settings of one named database.
  *
+ * A duration is anything that Effect's `Duration` accepts; a plain number is in milliseconds. A
+ * setting that is not valid, or has an unknown name, is refused with `ConfigInvalid`.
+ *
+ * @see {@link make} to check settings
+ * @see {@link ConfigOptions} for settings from `Config`
+ * @see `Database.Service` for the class that takes them
  * @since 0.1.0
  * @category models
  */
 export interface DatabaseOptions extends PoolOptions, SessionOptions {
   /** The primary. */
   readonly writer: ServerInput
-  /** The replicas. Default none: readers use the primary, read-only. */
+  /**
+   * The replicas. Without one, readers use the primary, read-only.
+   *
+   * @default []
+   */
   readonly readers?: ReadonlyArray<ServerInput> | undefined
   /**
    * User and password in place of those in `writer` and `readers`, requested for each physical
    * connection. After a change, connections with the old credentials are replaced gradually, and
-   * none while it is in use. If a server refuses the credentials, they are requested once more.
+   * none while it is in use. If a server refuses the credentials, they are requested once more. If
+   * the effect fails, the connect fails with the reason `credentials`.
+   *
+   * @default undefined (those of each server)
    */
   readonly credentials?: Effect.Effect<Credentials, unknown> | undefined
   /**
    * A file with the password for every server without one; it is read again for each new physical
-   * connection.
+   * connection. It is refused beside `credentials`.
+   *
+   * @default undefined (no file)
    */
   readonly passwordFile?: string | undefined
-  /** TLS for every server without an `ssl` of its own; it takes precedence over the URL. */
+  /**
+   * TLS for every server without an `ssl` of its own; it takes precedence over the URL.
+   *
+   * @default as the URL says, else a verified certificate, and no TLS for a loopback address or a
+   * socket
+   */
   readonly ssl?: Ssl | undefined
   /**
    * The kind of all servers of the database; the mode for a pooler is also correct without one.
-   * Default `"session"`.
+   *
+   * @default "transactionPooler" if a URL of the database has `pgbouncer=true`, else "session"
    */
   readonly mode?: Mode | undefined
   /**
-   * `"verify"` (default): the writer must answer when the layer is built. `"lazy"`: no connection
-   * is opened before the first statement.
+   * The time of the first connect. With `"verify"` the writer must answer when the layer is built;
+   * with `"lazy"` no connection is opened before the first statement.
+   *
+   * @default "verify"
    */
   readonly startup?: "verify" | "lazy" | undefined
   /**
-   * The time that statements and transactions have to end when the layer is released. Default 5 s.
+   * The time that statements and transactions have to end when the layer is released; it must be
+   * finite.
+   *
+   * @default "5 seconds"
    */
   readonly shutdownTimeout?: Duration.DurationInput | undefined
   /**
    * The silence after which TCP probes the other side, on every connection. A dead network is
-   * detected some seconds later, and a firewall does not drop an idle connection before. At least 1
-   * s, or `false` for never. Default 30 s.
+   * detected some seconds later, and a firewall does not drop an idle connection before. From 1
+   * second to 9 hours, or `false` for never.
+   *
+   * @default `keepalives_idle` of the connection string, else "30 seconds"
    */
   readonly keepAlive?: Duration.DurationInput | false | undefined
-  /** The time for which a failed reader takes no part in routing. Default 5 s. */
+  /**
+   * The time for which a failed reader takes no part in routing.
+   *
+   * @default "5 seconds"
+   */
   readonly readerRetryDelay?: Duration.DurationInput | undefined
-  /** The interval of heartbeats on the listening connection; infinity means never. Default 30 s. */
+  /**
+   * The interval of heartbeats on the listening connection, above 0; infinity means never.
+   *
+   * @default "30 seconds"
+   */
   readonly listenHeartbeat?: Duration.DurationInput | undefined
   /**
    * The number of prepared statements that a connection keeps. 0 prepares none, which is also the
-   * rule behind a transaction pooler. Default 256.
+   * rule behind a transaction pooler.
+   *
+   * @default 256
    */
   readonly preparedStatements?: number | undefined
   /**
@@ -325,20 +444,45 @@ export interface DatabaseOptions extends PoolOptions, SessionOptions {
    * @default 1000000
    */
   readonly maxScramIterations?: number | undefined
+  /**
+   * Function that renames the columns of rows, such as `Statement.defaultTransforms` of
+   * `@effect/sql` makes it. `withoutTransform` of a statement omits it.
+   *
+   * @default undefined (names stay the same)
+   */
   readonly transformResultNames?: ((name: string) => string) | undefined
+  /**
+   * Function that renames the identifiers of statements: `sql(name)`, and the keys of `sql.insert`
+   * and `sql.update`.
+   *
+   * @default undefined (names stay the same)
+   */
   readonly transformQueryNames?: ((name: string) => string) | undefined
+  /**
+   * True if the two functions also rename the keys of JSON values.
+   *
+   * @default true
+   */
   readonly transformJson?: boolean | undefined
   /**
-   * Parsers of columns: those of node-postgres, by number, or {@link TypesByName}. Default: those
-   * of node-postgres.
+   * Parsers of columns: those of node-postgres, by number, or {@link TypesByName}.
+   *
+   * @default the parsers of node-postgres
    */
   readonly types?: Types | undefined
+  /**
+   * Attributes that all spans of the database get, beside those of OpenTelemetry.
+   *
+   * @default undefined (none)
+   */
   readonly spanAttributes?: Record<string, unknown> | undefined
   /**
    * The observations that are logged, by the loggers of the fiber that builds the layer: `true`
    * logs all, each at its own level; a level logs those of at least that level. Problems are
    * warnings, the life of connections is info, transactions and waits are debug. The minimum log
-   * level of the program holds as well. Default `false`.
+   * level of the program holds as well.
+   *
+   * @default false
    */
   readonly echo?: boolean | LogLevel.Literal | undefined
 }
@@ -346,26 +490,38 @@ export interface DatabaseOptions extends PoolOptions, SessionOptions {
 /**
  * Options of a pool with defaults; times in milliseconds.
  *
+ * @see {@link PoolOptions} for the meaning of each field
  * @since 0.1.0
  * @category models
  */
 export interface PoolConfig {
+  /** The largest number of physical connections. */
   readonly maxConnections: number
+  /** The number of connections that are kept open while they are idle. */
   readonly minConnections: number
+  /** True if the process may end while connections are idle. */
   readonly idleExit: boolean
+  /** The number of connections beyond `maxConnections`. */
   readonly maxOverflow: number
+  /** The time that a caller waits for a connection. */
   readonly acquireTimeout: number
+  /** The number of callers that may wait for an unavailable server. */
   readonly maxOutageWaiters: number
   /** The timeout of the writer; a reader has that of its server. */
   readonly connectTimeout: number
+  /** The time after which an idle connection is closed. */
   readonly idleTimeout: number
+  /** The age from which a connection is closed. */
   readonly maxLifetime: number
+  /** The idle time after which a connection is validated before its checkout. */
   readonly validateAfterIdle: number
+  /** The idle connection that is checked out. */
   readonly order: "lifo" | "fifo"
+  /** The way in which connections are kept and shared. */
   readonly strategy: "pooled" | "none" | "single" | "assertSingle"
-  /** Infinity without load shedding. */
+  /** The time that callers may queue under overload; infinity without load shedding. */
   readonly queueTarget: number
-  /** Infinity if no leak is reported. */
+  /** The time after which a connection in use is a leak; infinity if none is reported. */
   readonly leakThreshold: number
 }
 
@@ -373,42 +529,63 @@ export interface PoolConfig {
  * Session limits with defaults; times in whole milliseconds, 0 for none, `undefined` for those of
  * the server.
  *
+ * @see {@link SessionOptions} and {@link DatabaseOptions} for the meaning of each field
  * @since 0.1.0
  * @category models
  */
 export interface SessionConfig {
+  /** The kind of all servers of the database. */
   readonly mode: Mode
+  /** The limit of a statement. */
   readonly statementTimeout: number | undefined
+  /** The limit of the wait for a lock. */
   readonly lockTimeout: number | undefined
+  /** The limit of an idle transaction. */
   readonly idleInTransactionTimeout: number | undefined
+  /** The name that `pg_stat_activity` shows. */
   readonly applicationName: string
-  /** `undefined` if TCP sends no probes. */
+  /** The silence after which TCP sends probes; `undefined` if it sends none. */
   readonly keepAlive: number | undefined
+  /** The number of prepared statements that a connection keeps; 0 behind a transaction pooler. */
   readonly preparedStatements: number
+  /** The bounds for the messages of a server. */
   readonly limits: ProtocolLimits
+  /** The parsers of columns; `undefined` for those of node-postgres. */
   readonly types: Types | undefined
-  /** The session settings of the server's connection string, as `-c name=value`. */
+  /** The session settings of the server's connection string, as `-c name=value`, if it has any. */
   readonly startupOptions?: string
 }
 
 /**
- * Settings, checked and complete.
+ * Settings of a database, checked and complete; times in milliseconds.
  *
+ * @see {@link make}, which returns it
+ * @see {@link DatabaseOptions} for the meaning of each field
  * @since 0.1.0
  * @category models
  */
 export interface DatabaseConfig {
+  /** The name of the database. */
   readonly name: string
+  /** The primary. */
   readonly writer: ServerConfig
+  /** The replicas. */
   readonly readers: ReadonlyArray<ServerConfig>
+  /** The options of its pools. */
   readonly pool: PoolConfig
+  /** The limits and settings of its sessions. */
   readonly session: SessionConfig
+  /** The time of the first connect. */
   readonly startup: "verify" | "lazy"
+  /** The time that statements and transactions have to end when the layer is released. */
   readonly shutdownTimeout: number
+  /** The time for which a failed reader takes no part in routing. */
   readonly readerRetryDelay: number
   /** The lowest level of logged observations. */
   readonly echo: LogLevel.LogLevel
+  /** The interval of heartbeats on the listening connection; infinity without heartbeats. */
   readonly listenHeartbeat: number
+  /** The settings as they were given, with their secrets redacted. */
   readonly options: DatabaseOptions
 }
 
@@ -616,12 +793,19 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
 /**
  * Checks settings and fills in the defaults.
  *
+ * It reads no environment and opens no connection; a layer of a database calls it. A setting that is
+ * not valid, or has an unknown name, is a `ConfigInvalid` on the left.
+ *
+ * @see {@link DatabaseOptions} for the settings and their defaults
+ * @see {@link fromEnv} for a server from the environment
  * @example
+ * ```ts
  * import { Either, Redacted } from "effect"
  * import { DatabaseConfig } from "effect-db"
  *
  * const config = DatabaseConfig.make("app", { writer: Redacted.make("postgres://me:secret@localhost/app") })
  * console.log(Either.map(config, (_) => _.pool.maxConnections)) // right(10)
+ * ```
  *
  * @since 0.1.0
  * @category constructors
@@ -638,6 +822,7 @@ export const make = (name: string, options: DatabaseOptions): Either.Either<Data
 /**
  * Record with members that are plain values, or come from `Config`.
  *
+ * @see {@link ConfigOptions}, which is made of such records
  * @since 0.2.0
  * @category models
  */
@@ -646,6 +831,7 @@ export type Configured<A> = { readonly [K in keyof A]: A[K] | Config.Config<A[K]
 /**
  * TLS options that come from `Config` or are plain values.
  *
+ * @see {@link ConfigServer} for a server
  * @since 0.2.0
  * @category models
  */
@@ -656,6 +842,8 @@ type ConfigParts<A extends ServerSettings> = Configured<Omit<A, "ssl">> & { read
 /**
  * Server that comes from `Config` as a whole, or in some parts.
  *
+ * @see {@link ConfigOptions} for a whole database
+ * @see {@link fromEnv} for a server from the environment of libpq
  * @since 0.2.0
  * @category models
  */
@@ -669,12 +857,26 @@ export type ConfigServer =
 /**
  * Settings that come from `Config` or are plain values.
  *
+ * @see `Database.Service` for the member `layerConfig`, which takes them
+ * @see {@link DatabaseOptions} for the meaning of each setting
  * @since 0.2.0
  * @category models
  */
 export type ConfigOptions = Configured<Omit<DatabaseOptions, "writer" | "readers" | "ssl">> & {
+  /** The primary. */
   readonly writer: ConfigServer
+  /**
+   * The replicas: a list with parts from `Config`, or the whole list from `Config`.
+   *
+   * @default []
+   */
   readonly readers?: ReadonlyArray<ConfigServer> | Config.Config<ReadonlyArray<ServerInput> | undefined> | undefined
+  /**
+   * TLS for every server without an `ssl` of its own; it takes precedence over the URL.
+   *
+   * @default as the URL says, else a verified certificate, and no TLS for a loopback address or a
+   * socket
+   */
   readonly ssl?: ConfigSsl | undefined
 }
 
@@ -690,13 +892,15 @@ export type ConfigOptions = Configured<Omit<DatabaseOptions, "writer" | "readers
  * Fails with `ConfigError` if the connection string or the service cannot be read.
  *
  * @see {@link https://www.postgresql.org/docs/18/libpq-envars.html} for the variables
- *
+ * @see {@link ConfigOptions} for the other settings of a database
  * @example
+ * ```ts
  * import { DatabaseConfig, Database } from "effect-db"
  *
  * class Db extends Database.Service<Db>()("app") {}
  *
  * export const DbLive = Db.layerConfig({ writer: DatabaseConfig.fromEnv("APP_"), maxConnections: 20 })
+ * ```
  *
  * @since 0.2.0
  * @category constructors

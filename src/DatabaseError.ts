@@ -14,14 +14,21 @@ import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import * as Predicate from "effect/Predicate"
 import * as Schema from "effect/Schema"
+import * as commitMessages from "./internal/errors/commitMessages.js"
+import * as connectMessages from "./internal/errors/connectMessages.js"
+import * as consistencyMessages from "./internal/errors/consistencyMessages.js"
+import * as inputMessages from "./internal/errors/inputMessages.js"
+import * as listenMessages from "./internal/errors/listenMessages.js"
 import { markName, messageOf } from "./internal/errors/messageParts.js"
-import * as messages from "./internal/errors/messages.js"
+import * as statementMessages from "./internal/errors/statementMessages.js"
+import * as transactionMessages from "./internal/errors/transactionMessages.js"
 import { isReadOnly } from "./internal/sql/commands.js"
 import { isStalePlan } from "./SqlState.js"
 
 /**
  * Mark of every error of this library, by which {@link isDatabaseError} recognises it.
  *
+ * @see {@link isDatabaseError}
  * @since 0.1.0
  * @category type ids
  */
@@ -30,6 +37,7 @@ export const TypeId: unique symbol = Symbol.for(markName)
 /**
  * Type of the mark of every error of this library.
  *
+ * @see {@link isDatabaseError}
  * @since 0.1.0
  * @category type ids
  */
@@ -80,11 +88,17 @@ const replayable = {
 
 const violation = {
   ...refused,
+  /** The schema of the table, the type or the constraint. */
   schema: Schema.optional(Schema.String),
+  /** The name of the table. */
   table: Schema.optional(Schema.String),
+  /** The name of the column. */
   column: Schema.optional(Schema.String),
+  /** The name of the data type. */
   dataType: Schema.optional(Schema.String),
+  /** The name of the constraint, or of its index. */
   constraint: Schema.optional(Schema.String),
+  /** The server's details, which may hold values of the row. */
   detail: Schema.optional(Schema.String)
 }
 
@@ -100,11 +114,16 @@ const limited = {
  * `endedBy` is `"schedule"` if the schedule of the retry ended them, and `"budget"` if the retry
  * budget of the database was used up.
  *
+ * @see {@link Disconnected}, {@link SerializationFailure}, {@link DeadlockDetected} and
+ *   {@link QueryFailed}, which carry it as `retried`
+ * @see `RetryPolicy.Policy` for the schedules and the budget
  * @since 0.2.0
  * @category models
  */
 export interface Retried {
+  /** The number of all attempts, with the first one. */
   readonly attempts: number
+  /** The reason for their end. */
   readonly endedBy: "schedule" | "budget"
 }
 
@@ -118,6 +137,7 @@ const OutcomeSchema = Schema.Literal("notSent", "undone", "inDoubt")
  * `expected` describes valid values. `database` is empty if the setting belongs to no single
  * database. Correct the setting.
  *
+ * @see `DatabaseConfig.make`, which checks settings without a connection
  * @since 0.1.0
  * @category errors
  */
@@ -129,7 +149,7 @@ export class ConfigInvalid extends Schema.TaggedError<ConfigInvalid>("effect-db/
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.configInvalid(this)
+    return inputMessages.configInvalid(this)
   }
 }
 
@@ -142,6 +162,7 @@ export class ConfigInvalid extends Schema.TaggedError<ConfigInvalid>("effect-db/
  * `"protocol"` are not.
  *
  * @see {@link PoolExhausted} for a pool without a free connection
+ * @see `SqlState.isTransient` for the reasons after which another attempt may succeed
  * @since 0.1.0
  * @category errors
  */
@@ -169,12 +190,14 @@ export class ConnectFailed extends Schema.TaggedError<ConnectFailed>("effect-db/
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.connectFailed(this)
+    return connectMessages.connectFailed(this)
   }
 }
 
 /**
- * A caller got no connection from the pool. Nothing was sent.
+ * A caller got no connection from the pool.
+ *
+ * Nothing was sent. `reason` is one of these:
  *
  * - `timeout`: no connection became free within `acquireTimeout`.
  * - `shed`: the pool is overloaded, so a caller that waited longer than `queueTarget` was
@@ -185,6 +208,7 @@ export class ConnectFailed extends Schema.TaggedError<ConnectFailed>("effect-db/
  * The fields are the figures of the pool at that moment.
  *
  * @see {@link PoolSelfDeadlock} for a transaction that would wait for itself
+ * @see `DatabaseConfig.PoolOptions` for the settings of a pool
  * @since 0.1.0
  * @category errors
  */
@@ -220,7 +244,7 @@ export class PoolExhausted extends Schema.TaggedError<PoolExhausted>("effect-db/
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.poolExhausted(this)
+    return connectMessages.poolExhausted(this)
   }
 }
 
@@ -230,6 +254,7 @@ export class PoolExhausted extends Schema.TaggedError<PoolExhausted>("effect-db/
  * `notYet` is true for a database that is opened by hand and is not open yet. Use a database only
  * while its layer is open.
  *
+ * @see `Database.Members` for `layer`, which opens a database
  * @since 0.1.0
  * @category errors
  */
@@ -239,7 +264,7 @@ export class DatabaseClosed extends Schema.TaggedError<DatabaseClosed>("effect-d
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.databaseClosed(this)
+    return connectMessages.databaseClosed(this)
   }
 }
 
@@ -250,6 +275,7 @@ export class DatabaseClosed extends Schema.TaggedError<DatabaseClosed>("effect-d
  * `"inDoubt"` the server may have applied the statement: check whether it did before retrying.
  *
  * @see {@link CommitOutcomeUnknown} for a loss during COMMIT
+ * @see `RetryPolicy.idempotent` for statements that may run twice
  * @since 0.1.0
  * @category errors
  */
@@ -260,7 +286,7 @@ export class Disconnected extends Schema.TaggedError<Disconnected>("effect-db/Di
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.disconnected(this)
+    return statementMessages.disconnected(this)
   }
 }
 
@@ -269,6 +295,8 @@ export class Disconnected extends Schema.TaggedError<Disconnected>("effect-db/Di
  *
  * `constraint` and `table` name the constraint. Nothing of the statement is stored.
  *
+ * @see {@link ExclusionViolation} for a constraint by another operator than equality
+ * @see {@link refine} to catch it by its tag
  * @since 0.1.0
  * @category errors
  */
@@ -278,7 +306,7 @@ export class UniqueViolation extends Schema.TaggedError<UniqueViolation>("effect
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.violation(this)
+    return statementMessages.violation(this)
   }
 }
 
@@ -287,6 +315,9 @@ export class UniqueViolation extends Schema.TaggedError<UniqueViolation>("effect
  *
  * `constraint` and `table` name the constraint. Nothing of the statement is stored.
  *
+ * @see {@link CheckViolation}, {@link NotNullViolation} and {@link UniqueViolation} for other
+ *   constraints
+ * @see {@link refine} to catch it by its tag
  * @since 0.1.0
  * @category errors
  */
@@ -296,7 +327,7 @@ export class ForeignKeyViolation extends Schema.TaggedError<ForeignKeyViolation>
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.violation(this)
+    return statementMessages.violation(this)
   }
 }
 
@@ -305,6 +336,8 @@ export class ForeignKeyViolation extends Schema.TaggedError<ForeignKeyViolation>
  *
  * `constraint` and `table` name the constraint. Nothing of the statement is stored.
  *
+ * @see {@link InvalidInput} for a value that its type excludes
+ * @see {@link refine} to catch it by its tag
  * @since 0.1.0
  * @category errors
  */
@@ -314,7 +347,7 @@ export class CheckViolation extends Schema.TaggedError<CheckViolation>("effect-d
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.violation(this)
+    return statementMessages.violation(this)
   }
 }
 
@@ -323,6 +356,8 @@ export class CheckViolation extends Schema.TaggedError<CheckViolation>("effect-d
  *
  * `table` and `column` name the column. Nothing of the statement is stored.
  *
+ * @see {@link CheckViolation} for other conditions on a value
+ * @see {@link refine} to catch it by its tag
  * @since 0.1.0
  * @category errors
  */
@@ -332,7 +367,7 @@ export class NotNullViolation extends Schema.TaggedError<NotNullViolation>("effe
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.violation(this)
+    return statementMessages.violation(this)
   }
 }
 
@@ -341,6 +376,8 @@ export class NotNullViolation extends Schema.TaggedError<NotNullViolation>("effe
  *
  * `constraint` and `table` name the constraint. Nothing of the statement is stored.
  *
+ * @see {@link UniqueViolation} for equal values
+ * @see {@link refine} to catch it by its tag
  * @since 0.1.0
  * @category errors
  */
@@ -350,7 +387,7 @@ export class ExclusionViolation extends Schema.TaggedError<ExclusionViolation>("
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.violation(this)
+    return statementMessages.violation(this)
   }
 }
 
@@ -360,6 +397,8 @@ export class ExclusionViolation extends Schema.TaggedError<ExclusionViolation>("
  * Run the whole transaction again, or set its option `retry`. A reader's statement outside of a
  * transaction is first retried on another server. `retried` is set if attempts were made.
  *
+ * @see {@link DeadlockDetected} for the other conflict of transactions
+ * @see `RetryPolicy.isReplayable` for all failures after which a transaction may run again
  * @since 0.1.0
  * @category errors
  */
@@ -369,7 +408,7 @@ export class SerializationFailure extends Schema.TaggedError<SerializationFailur
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.collision(this)
+    return statementMessages.collision(this)
   }
 }
 
@@ -379,6 +418,8 @@ export class SerializationFailure extends Schema.TaggedError<SerializationFailur
  * Run the whole transaction again, or set its option `retry`. To avoid deadlocks, lock rows in the
  * same order everywhere.
  *
+ * @see {@link SerializationFailure} for the other conflict of transactions
+ * @see `RetryPolicy.isReplayable` for all failures after which a transaction may run again
  * @since 0.1.0
  * @category errors
  */
@@ -388,7 +429,7 @@ export class DeadlockDetected extends Schema.TaggedError<DeadlockDetected>("effe
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.collision(this)
+    return statementMessages.collision(this)
   }
 }
 
@@ -398,6 +439,8 @@ export class DeadlockDetected extends Schema.TaggedError<DeadlockDetected>("effe
  * Its `statement_timeout` passed, or an administrator cancelled the statement. Make the statement
  * faster, or raise `statementTimeout`.
  *
+ * @see {@link LockTimeout} for the wait for a lock
+ * @see {@link refine} to catch it by its tag
  * @since 0.1.0
  * @category errors
  */
@@ -407,7 +450,7 @@ export class StatementTimeout extends Schema.TaggedError<StatementTimeout>("effe
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.statementTimeout(this)
+    return statementMessages.statementTimeout(this)
   }
 }
 
@@ -416,13 +459,15 @@ export class StatementTimeout extends Schema.TaggedError<StatementTimeout>("effe
  *
  * `lock_timeout` passed, or a statement with NOWAIT met a lock. Try again, or raise `lockTimeout`.
  *
+ * @see {@link StatementTimeout} for the time of a whole statement
+ * @see {@link refine} to catch it by its tag
  * @since 0.1.0
  * @category errors
  */
 export class LockTimeout extends Schema.TaggedError<LockTimeout>("effect-db/LockTimeout")("LockTimeout", limited) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.lockTimeout(this)
+    return statementMessages.lockTimeout(this)
   }
 }
 
@@ -431,6 +476,8 @@ export class LockTimeout extends Schema.TaggedError<LockTimeout>("effect-db/Lock
  *
  * Do slow work outside of the transaction, or make the transaction shorter.
  *
+ * @see {@link TransactionEnded} for a transaction that the program has ended
+ * @see {@link refine} to catch it by its tag
  * @since 0.1.0
  * @category errors
  */
@@ -439,7 +486,7 @@ export class IdleTransactionTimeout extends Schema.TaggedError<IdleTransactionTi
 )("IdleTransactionTimeout", limited) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.idleTransactionTimeout(this)
+    return statementMessages.idleTransactionTimeout(this)
   }
 }
 
@@ -450,6 +497,8 @@ export class IdleTransactionTimeout extends Schema.TaggedError<IdleTransactionTi
  * - `transaction`: the transaction was begun with access `"read only"`.
  * - `server`: the server is a standby, or it or the session was made read-only.
  *
+ * @see `Transaction.Access` for the access mode of a transaction
+ * @see {@link refine} to catch it by its tag
  * @since 0.1.0
  * @category errors
  */
@@ -462,7 +511,7 @@ export class ReadOnlyViolation extends Schema.TaggedError<ReadOnlyViolation>("ef
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.readOnlyViolation(this)
+    return statementMessages.readOnlyViolation(this)
   }
 }
 
@@ -472,6 +521,8 @@ export class ReadOnlyViolation extends Schema.TaggedError<ReadOnlyViolation>("ef
  * The value is no number, date or JSON, is out of range or too long, or divides by zero. Validate
  * values before they are sent.
  *
+ * @see {@link CheckViolation} for a value that a constraint excludes
+ * @see {@link refine} to catch it by its tag
  * @since 0.2.0
  * @category errors
  */
@@ -481,7 +532,7 @@ export class InvalidInput extends Schema.TaggedError<InvalidInput>("effect-db/In
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.queryFailed(this)
+    return statementMessages.queryFailed(this)
   }
 }
 
@@ -492,6 +543,8 @@ export class InvalidInput extends Schema.TaggedError<InvalidInput>("effect-db/In
  * later statements of the transaction with 25P02: the cause of the cause is then the first
  * failure.
  *
+ * @see {@link StatementError} for the refusals that have a class of their own
+ * @see {@link refine} to catch it by its tag
  * @since 0.1.0
  * @category errors
  */
@@ -502,16 +555,17 @@ export class QueryFailed extends Schema.TaggedError<QueryFailed>("effect-db/Quer
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.queryFailed(this)
+    return statementMessages.queryFailed(this)
   }
 }
 
 /**
- * The server refused COMMIT, for example because of a deferred constraint. The transaction was
- * rolled back.
+ * The server refused COMMIT, for example because of a deferred constraint.
  *
- * `cause` is the refusal, itself a {@link DatabaseError}.
+ * The transaction was rolled back. `cause` is the refusal, itself a {@link DatabaseError}.
  *
+ * @see {@link RolledBackAtCommit} for an earlier failure, {@link CommitVetoed} for a hook
+ * @see {@link CommitOutcomeUnknown} for a COMMIT without an answer
  * @since 0.1.0
  * @category errors
  */
@@ -521,7 +575,7 @@ export class CommitFailed extends Schema.TaggedError<CommitFailed>("effect-db/Co
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.commitFailed(this)
+    return commitMessages.commitFailed(this)
   }
 }
 
@@ -530,13 +584,15 @@ export class CommitFailed extends Schema.TaggedError<CommitFailed>("effect-db/Co
  *
  * `cause` is the failure of the hook.
  *
+ * @see `Database.Members` for `beforeCommit`
+ * @see {@link CommitFailed} for a refusal of the server
  * @since 0.1.0
  * @category errors
  */
 export class CommitVetoed extends Schema.TaggedError<CommitVetoed>("effect-db/CommitVetoed")("CommitVetoed", location) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.commitVetoed(this)
+    return commitMessages.commitVetoed(this)
   }
 }
 
@@ -549,6 +605,8 @@ export class CommitVetoed extends Schema.TaggedError<CommitVetoed>("effect-db/Co
  * and `part` is the label of the part or else its location in the program. Let the failure end the
  * transaction, or run work that may fail in a nested transaction.
  *
+ * @see {@link CommitFailed} for a refusal of COMMIT itself
+ * @see `UnitOfWork.nested` for a part that can fail alone
  * @since 0.1.0
  * @category errors
  */
@@ -558,7 +616,7 @@ export class RolledBackAtCommit extends Schema.TaggedError<RolledBackAtCommit>("
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.rolledBackAtCommit(this)
+    return commitMessages.rolledBackAtCommit(this)
   }
 }
 
@@ -569,6 +627,7 @@ export class RolledBackAtCommit extends Schema.TaggedError<RolledBackAtCommit>("
  * the transaction on the server, if they are known.
  *
  * @see {@link Disconnected} for a loss before COMMIT
+ * @see {@link PartialCommit} for several databases
  * @since 0.1.0
  * @category errors
  */
@@ -583,7 +642,7 @@ export class CommitOutcomeUnknown extends Schema.TaggedError<CommitOutcomeUnknow
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.commitOutcomeUnknown(this)
+    return commitMessages.commitOutcomeUnknown(this)
   }
 }
 
@@ -594,6 +653,8 @@ export class CommitOutcomeUnknown extends Schema.TaggedError<CommitOutcomeUnknow
  * a statement of the program ended the transaction: `by` is its command. After `COMMIT` the work
  * before it is stored, after `ROLLBACK` it is undone. `retry` never repeats such a transaction.
  *
+ * @see `UnitOfWork.outside` for work that outlives its transaction
+ * @see {@link IdleTransactionTimeout} for a transaction that the server has ended
  * @since 0.1.0
  * @category errors
  */
@@ -603,7 +664,7 @@ export class TransactionEnded extends Schema.TaggedError<TransactionEnded>("effe
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.transactionEnded(this)
+    return transactionMessages.transactionEnded(this)
   }
 }
 
@@ -619,6 +680,7 @@ export class TransactionEnded extends Schema.TaggedError<TransactionEnded>("effe
  * `retry` never repeats such a transaction, because the next attempt would be interrupted in the
  * same way. Run work with a timeout in a nested transaction.
  *
+ * @see `UnitOfWork.nested` for a part that can fail alone
  * @since 0.2.0
  * @category errors
  */
@@ -635,7 +697,7 @@ export class TransactionInterrupted extends Schema.TaggedError<TransactionInterr
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.transactionInterrupted(this)
+    return transactionMessages.transactionInterrupted(this)
   }
 }
 
@@ -647,6 +709,7 @@ export class TransactionInterrupted extends Schema.TaggedError<TransactionInterr
  * sibling. An end that waited this long rolls back. The time is 0 if a transaction was committed
  * while work in it, or another end of it, was in progress. Join forked fibers before the end.
  *
+ * @see {@link PoolExhausted} for a wait for a connection
  * @since 0.1.0
  * @category errors
  */
@@ -660,7 +723,7 @@ export class TransactionBusy extends Schema.TaggedError<TransactionBusy>("effect
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.transactionBusy(this)
+    return transactionMessages.transactionBusy(this)
   }
 }
 
@@ -671,6 +734,7 @@ export class TransactionBusy extends Schema.TaggedError<TransactionBusy>("effect
  * `unproved` lists the servers that did not report a position. Wait longer, or allow the primary.
  *
  * @see {@link TokenFromLostTimeline} for a token that no server can satisfy
+ * @see `Consistency.Consistency` for `AtLeast`, which may exclude the primary
  * @since 0.1.0
  * @category errors
  */
@@ -685,7 +749,7 @@ export class NoReplicaCaughtUp extends Schema.TaggedError<NoReplicaCaughtUp>("ef
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.noReplicaCaughtUp(this)
+    return consistencyMessages.noReplicaCaughtUp(this)
   }
 }
 
@@ -695,6 +759,8 @@ export class NoReplicaCaughtUp extends Schema.TaggedError<NoReplicaCaughtUp>("ef
  * After a failover the writes before the token may have been lost with the old primary. Check on
  * the primary whether they are there, and take a new token.
  *
+ * @see {@link NoReplicaCaughtUp} for a token that a server will reach later
+ * @see `Consistency.Token`
  * @since 0.1.0
  * @category errors
  */
@@ -708,7 +774,7 @@ export class TokenFromLostTimeline extends Schema.TaggedError<TokenFromLostTimel
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.tokenFromLostTimeline(this)
+    return consistencyMessages.tokenFromLostTimeline(this)
   }
 }
 
@@ -718,6 +784,7 @@ export class TokenFromLostTimeline extends Schema.TaggedError<TokenFromLostTimel
  *
  * Wrap its use in `Database.isolate`, or use it outside of the transaction.
  *
+ * @see `Database.isolate`
  * @since 0.1.0
  * @category errors
  */
@@ -727,7 +794,7 @@ export class ForeignClient extends Schema.TaggedError<ForeignClient>("effect-db/
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.foreignClient(this)
+    return transactionMessages.foreignClient(this)
   }
 }
 
@@ -737,6 +804,7 @@ export class ForeignClient extends Schema.TaggedError<ForeignClient>("effect-db/
  * Propagation `mandatory` found no transaction, or `never` found one; or `Db.commit` or
  * `Db.rollback` was called inside of `withTransaction`, which ends its transaction itself.
  *
+ * @see `Transaction.Propagation`
  * @since 0.1.0
  * @category errors
  */
@@ -746,7 +814,7 @@ export class PropagationRefused extends Schema.TaggedError<PropagationRefused>("
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.propagationRefused(this)
+    return transactionMessages.propagationRefused(this)
   }
 }
 
@@ -758,6 +826,8 @@ export class PropagationRefused extends Schema.TaggedError<PropagationRefused>("
  * `outcome` and `retry`. `outer` and `inner` describe the two values. Use the same value, or
  * propagation `requiresNew`.
  *
+ * @see `Transaction.Propagation` for parts that do not join
+ * @see `UnitOfWork.Options`
  * @since 0.1.0
  * @category errors
  */
@@ -772,7 +842,7 @@ export class OptionsConflict extends Schema.TaggedError<OptionsConflict>("effect
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.optionsConflict(this)
+    return transactionMessages.optionsConflict(this)
   }
 }
 
@@ -782,6 +852,8 @@ export class OptionsConflict extends Schema.TaggedError<OptionsConflict>("effect
  *
  * Raise `maxConnections`, or do not nest with `requiresNew` or `independent`.
  *
+ * @see {@link PoolExhausted} for a wait that may end
+ * @see `UnitOfWork` for the kinds of work that use a connection of their own
  * @since 0.1.0
  * @category errors
  */
@@ -791,7 +863,7 @@ export class PoolSelfDeadlock extends Schema.TaggedError<PoolSelfDeadlock>("effe
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.poolSelfDeadlock(this)
+    return connectMessages.poolSelfDeadlock(this)
   }
 }
 
@@ -802,6 +874,8 @@ export class PoolSelfDeadlock extends Schema.TaggedError<PoolSelfDeadlock>("effe
  * and `failed` names the database with the failed COMMIT, and its `outcome`. The program must
  * repeat or undo the missing part.
  *
+ * @see {@link CommitFailed} for a unit of which nothing is stored
+ * @see `UnitOfWork.Options` for `checkFirst` and `order`, which make it unlikely
  * @since 0.1.0
  * @category errors
  */
@@ -815,15 +889,17 @@ export class PartialCommit extends Schema.TaggedError<PartialCommit>("effect-db/
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.partialCommit(this)
+    return commitMessages.partialCommit(this)
   }
 }
 
 /**
- * A channel name or payload that NOTIFY cannot carry. Nothing was sent.
+ * A channel name or payload that NOTIFY cannot carry.
  *
- * `given` describes the value, and `expected` the limit.
+ * Nothing was sent. `part` is the one of the two, `given` describes the value, and `expected` the
+ * limit.
  *
+ * @see `Database.Members` for `notify` and `listen`
  * @since 0.1.0
  * @category errors
  */
@@ -838,16 +914,16 @@ export class NotificationInvalid extends Schema.TaggedError<NotificationInvalid>
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.notificationInvalid(this)
+    return inputMessages.notificationInvalid(this)
   }
 }
 
 /**
  * A schema of `withSchema` or `withTenant` that is not valid, or not possible for this use.
- * Nothing was sent.
  *
- * `given` describes the value, and `expected` describes valid values.
+ * Nothing was sent. `given` describes the value, and `expected` describes valid values.
  *
+ * @see `Tenant.withTenant`
  * @since 0.1.0
  * @category errors
  */
@@ -858,7 +934,7 @@ export class SchemaInvalid extends Schema.TaggedError<SchemaInvalid>("effect-db/
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.schemaInvalid(this)
+    return inputMessages.schemaInvalid(this)
   }
 }
 
@@ -869,6 +945,7 @@ export class SchemaInvalid extends Schema.TaggedError<SchemaInvalid>("effect-db/
  * without a line, such as that of a foreign key that is checked at the end, is reported itself
  * instead.
  *
+ * @see `Copy.Copy` for `copyFrom`
  * @since 0.2.0
  * @category errors
  */
@@ -882,12 +959,17 @@ export class CopyFailed extends Schema.TaggedError<CopyFailed>("effect-db/CopyFa
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.copyFailed(this, isDatabaseError(this.cause) ? (this.cause.cause ?? this.cause) : this.cause)
+    return statementMessages.copyFailed(
+      this,
+      isDatabaseError(this.cause) ? (this.cause.cause ?? this.cause) : this.cause
+    )
   }
 }
 
 /**
- * A listener ended. `cause` is the loss of its connection, if there was one.
+ * A listener ended.
+ *
+ * `cause` is the loss of its connection, if there was one. `reason` is one of these:
  *
  * - `disconnected`: the connection was lost. `Db.listen` reports that as a `Gap` and goes on while
  *   another attempt may succeed. The `listen` of a client fails, because its stream of payloads
@@ -896,6 +978,7 @@ export class CopyFailed extends Schema.TaggedError<CopyFailed>("effect-db/CopyFa
  *
  * Listen again, then read the tables, because notifications may have been missed.
  *
+ * @see `Notification.Notification` for `Gap`, by which `Db.listen` reports a loss
  * @since 0.1.0
  * @category errors
  */
@@ -906,13 +989,14 @@ export class ListenFailed extends Schema.TaggedError<ListenFailed>("effect-db/Li
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return messages.listenFailed(this)
+    return listenMessages.listenFailed(this)
   }
 }
 
 /**
  * Union of all errors of this library.
  *
+ * @see {@link isDatabaseError} to recognise one, {@link catchAll} to handle all
  * @since 0.1.0
  * @category models
  */
@@ -921,14 +1005,19 @@ export type DatabaseError = StartupError | StatementError | TransactionError | L
 /**
  * Errors of opening a database.
  *
+ * @see `Database.Members` for `layer`, which fails with them
  * @since 0.1.0
  * @category models
  */
 export type StartupError = ConfigInvalid | ConnectFailed
 
 /**
- * Errors of a single statement. The `SqlError` of a client has one of them as its `cause`.
+ * Errors of a single statement.
  *
+ * The `SqlError` of a client has one of them as its `cause`.
+ *
+ * @see {@link refine} to catch them by their tags
+ * @see {@link TransactionError} for those of a whole transaction
  * @since 0.1.0
  * @category models
  */
@@ -966,6 +1055,8 @@ export type StatementError =
  * behind a pooler that delivers no notifications. Later it can fail with `ListenFailed`, or with
  * `DatabaseClosed` when the layer is released.
  *
+ * @see `Database.Members` for `listen`
+ * @see `Notification.Notification` for a loss that is no error
  * @since 0.1.0
  * @category models
  */
@@ -977,6 +1068,8 @@ export type ListenError = StatementError | NotificationInvalid | ConfigInvalid |
  * `ConfigInvalid` is for an option with an unknown name, which only a program without types can
  * pass.
  *
+ * @see `Database.Members` for `withTransaction`, and `UnitOfWork.run`
+ * @see {@link StatementError} for those of a single statement
  * @since 0.1.0
  * @category models
  */
@@ -994,6 +1087,14 @@ export type TransactionError =
 /**
  * Checks if a value is an error of this library.
  *
+ * @see {@link fromSqlError} for the error inside of a `SqlError`
+ * @example
+ * ```ts
+ * import { DatabaseError } from "effect-db"
+ *
+ * export const describe = (error: unknown) => (DatabaseError.isDatabaseError(error) ? error._tag : "another error")
+ * ```
+ *
  * @since 0.1.0
  * @category guards
  */
@@ -1003,6 +1104,18 @@ export const isDatabaseError = (u: unknown): u is DatabaseError => Predicate.has
  * Wraps an error in the `SqlError` of `@effect/sql`, as a client does.
  *
  * @see {@link fromSqlError} for the reverse
+ * @example
+ * ```ts
+ * import type { SqlError } from "@effect/sql/SqlError"
+ * import { Effect } from "effect"
+ * import { DatabaseError } from "effect-db"
+ *
+ * // an effect for code that expects the errors of `@effect/sql`
+ * export const published = <A, R>(
+ *   self: Effect.Effect<A, DatabaseError.DatabaseError, R>
+ * ): Effect.Effect<A, SqlError, R> => Effect.mapError(self, DatabaseError.toSqlError)
+ * ```
+ *
  * @since 0.1.0
  * @category conversions
  */
@@ -1027,6 +1140,19 @@ const findError = (cause: unknown): DatabaseError | undefined => {
  * A `SqlError` of another client becomes `QueryFailed` of the database `"unknown"`.
  *
  * @see {@link refine} for an effect
+ * @see {@link toSqlError} for the reverse
+ * @example
+ * ```ts
+ * import { Effect } from "effect"
+ * import { Database, DatabaseError } from "effect-db"
+ *
+ * class Db extends Database.Service<Db>()("app") {}
+ *
+ * export const count = Effect.flatMap(Db.reader, (sql) => sql`SELECT count(*) FROM todo`).pipe(
+ *   Effect.tapErrorTag("SqlError", (error) => Effect.logError(DatabaseError.fromSqlError(error).message))
+ * )
+ * ```
+ *
  * @since 0.1.0
  * @category conversions
  */
@@ -1152,15 +1278,20 @@ export const catchAll: {
 )
 
 /**
- * Answer to a request that failed because of a database, in the form of RFC 9457. It shows nothing
- * of the server's message.
+ * Answer to a request that failed because of a database, in the form of RFC 9457.
  *
+ * It shows nothing of the server's message.
+ *
+ * @see {@link toProblem}, which returns it
  * @since 0.2.0
  * @category models
  */
 export interface Problem {
+  /** The kind of problem: none but the status, by RFC 9457. */
   readonly type: "about:blank"
+  /** The text for the client. */
   readonly title: string
+  /** The status of the response. */
   readonly status: 409 | 500 | 503
 }
 

@@ -134,11 +134,16 @@ export interface PromiseQuery<A> extends PromiseLike<ReadonlyArray<A>>, Statemen
 
 /** Options of a COPY; `onProgress` is plain code, and is awaited. */
 interface CopyOptions extends Omit<Copy.Options, "onProgress"> {
+  /**
+   * Function that is called, and awaited, after each block of about 64 kB.
+   *
+   * @default undefined (no function)
+   */
   readonly onProgress?: ((progress: Copy.Progress) => unknown) | undefined
 }
 
 /**
- * Client of a database. Its statements run when they are awaited.
+ * Client of a database, with statements that run when they are awaited.
  *
  * @example
  * ```ts
@@ -250,6 +255,7 @@ export interface PromiseDatabase {
 /**
  * Named databases of a runtime, by the names that the program uses for them.
  *
+ * @see {@link make}, which takes them
  * @since 0.1.0
  * @category models
  */
@@ -260,6 +266,7 @@ export interface Databases<R> {
 /**
  * Options of {@link make}.
  *
+ * @see {@link make}, which takes them
  * @since 0.1.0
  * @category models
  */
@@ -277,6 +284,8 @@ export interface Options {
 /**
  * Options of {@link DatabaseRuntime.unitOfWork}.
  *
+ * @see {@link NestedOptions} for a part of a unit
+ * @see `UnitOfWork.Options` for the same in Effect
  * @since 0.1.0
  * @category models
  */
@@ -284,7 +293,7 @@ export interface UnitOptions<A> extends UnitOfWork.Options<A, unknown> {
   /**
    * Ends the unit: statements in progress are cancelled, and all work is rolled back.
    *
-   * @default undefined
+   * @default undefined (no signal)
    */
   readonly signal?: AbortSignal | undefined
 }
@@ -292,6 +301,8 @@ export interface UnitOptions<A> extends UnitOfWork.Options<A, unknown> {
 /**
  * Options of {@link DatabaseRuntime.nested}.
  *
+ * @see {@link UnitOptions} for a unit
+ * @see `UnitOfWork.NestedOptions` for the same in Effect
  * @since 0.2.0
  * @category models
  */
@@ -299,16 +310,16 @@ export interface NestedOptions<A> extends UnitOfWork.NestedOptions<A, unknown> {
   /**
    * Ends the part: statements in progress are cancelled, and the part is rolled back.
    *
-   * @default undefined
+   * @default undefined (no signal)
    */
   readonly signal?: AbortSignal | undefined
 }
 
 /**
- * Runtime of named databases. `D` are the databases, `R` is all that its layer provides.
+ * Runtime of named databases.
  *
- * Promises reject with the failure itself: a `DatabaseError`, or the exception of the program's own
- * code.
+ * `D` are the databases, `R` is all that its layer provides. Promises reject with the failure itself:
+ * a `DatabaseError`, or the exception of the program's own code.
  *
  * @see {@link make}
  * @since 0.1.0
@@ -400,7 +411,10 @@ export interface DatabaseRuntime<D, R> extends AsyncDisposable {
 }
 
 /**
- * Makes a runtime of the layer that opens the databases. Nothing is opened yet.
+ * Makes a runtime of the layer that opens the databases.
+ *
+ * Nothing is opened before `open`, or with `lazy` before the first use. If the layer fails, `open`
+ * and that use reject with its failure.
  *
  * Throws `ConfigInvalid` for an option with an unknown name.
  *
@@ -457,7 +471,7 @@ export const make = <R, E, const D extends Databases<R>>(
  * export const runtime = DatabaseRuntime.shared("app", () => DatabaseRuntime.make({ db: Db }, DbLive, { lazy: true }))
  * ```
  *
- * @see {@link make}
+ * @see {@link Options} for `lazy`, which opens the databases with their first use
  * @since 0.1.0
  * @category constructors
  */

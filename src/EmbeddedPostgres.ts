@@ -41,6 +41,7 @@ import * as Backends from "./internal/embedded/terminateBackends.js"
  * `reason` says what happened and what to do about it, `logs` are the last lines that the server
  * wrote. Neither they nor `cause` hold the cluster's password.
  *
+ * @see {@link make}, which fails with it at the start of a cluster
  * @example
  * ```ts
  * import { EmbeddedPostgres } from "effect-db/EmbeddedPostgres"
@@ -100,9 +101,12 @@ export class EmbeddedPostgresError extends Schema.TaggedError<EmbeddedPostgresEr
  */
 export declare namespace EmbeddedPostgres {
   /**
-   * Options of a cluster. Without options it is one primary with only the database `postgres`. An
-   * option with an unknown name or an invalid value is refused with `EmbeddedPostgresError`.
+   * Options of a cluster.
    *
+   * Without options it is one primary with only the database `postgres`. An option with an unknown
+   * name or an invalid value is refused with `EmbeddedPostgresError`.
+   *
+   * @see {@link make}, which takes them
    * @since 0.1.0
    * @category models
    */
@@ -123,6 +127,8 @@ export declare namespace EmbeddedPostgres {
      * Settings as in postgresql.conf, for every server. They override the defaults for tests
      * (`fsync` off, `max_connections` 100, UTC), but not port, log destination and language, which
      * the library needs.
+     *
+     * @default {} (the defaults for tests)
      */
     readonly settings?: Readonly<Record<string, string | number | boolean>> | undefined
     /**
@@ -133,7 +139,7 @@ export declare namespace EmbeddedPostgres {
     readonly port?: number | undefined
     /**
      * The limit for the start of each server, and for the answer to an operation. It must be finite
-     * and above 0.
+     * and above 0. A plain number is in milliseconds.
      *
      * @default "30 seconds"
      */
@@ -148,14 +154,18 @@ export declare namespace EmbeddedPostgres {
   }
 
   /**
-   * Server of a cluster. Its operations run one after the other.
+   * Server of a cluster.
    *
+   * Its operations run one after the other.
+   *
+   * @see {@link EmbeddedPostgres.Service} for the servers of a cluster
    * @since 0.1.0
    * @category models
    */
   export interface Server {
     /** `primary`, `replica-1`, `replica-2` and so on. A promotion does not change the name. */
     readonly name: string
+    /** The address, to which only this machine connects. */
     readonly host: string
     /** The port, which a restart does not change. */
     readonly port: number
@@ -197,6 +207,7 @@ export declare namespace EmbeddedPostgres {
   /**
    * Running cluster.
    *
+   * @see {@link make}, which starts it
    * @since 0.1.0
    * @category models
    */
@@ -207,7 +218,9 @@ export declare namespace EmbeddedPostgres {
     readonly username: string
     /** The password of the superuser. */
     readonly password: Redacted.Redacted<string>
+    /** The server that is the primary at the start. */
     readonly primary: Server
+    /** The standbys, in the order of their names. */
     readonly replicas: ReadonlyArray<Server>
     /** Creates a database on the primary, with any name of 1 to 63 bytes. */
     readonly createDatabase: (name: string) => Effect.Effect<void, EmbeddedPostgresError>

@@ -22,6 +22,7 @@ import * as UnitOfWork from "./UnitOfWork.js"
 /**
  * Options of the migrations of one database.
  *
+ * @see {@link run}, {@link layer} and {@link on}, which take them
  * @since 0.2.0
  * @category models
  */
@@ -46,8 +47,9 @@ export interface Options<R = never> {
    */
   readonly outOfOrder?: "fail" | "apply" | undefined
   /**
-   * The time to wait for another process that migrates the same database. The statements of a
-   * migration wait for locks on their tables within the `lockTimeout` of the database.
+   * The time to wait for another process that migrates the same database. A plain number is in
+   * milliseconds. The statements of a migration wait for locks on their tables within the
+   * `lockTimeout` of the database.
    *
    * @default "5 minutes"
    */
@@ -64,6 +66,7 @@ export interface Options<R = never> {
 /**
  * Migrations that a run has applied, in their order.
  *
+ * @see {@link run} and {@link runAll}, which return it
  * @since 0.2.0
  * @category models
  */
@@ -72,6 +75,7 @@ export type Applied = ReadonlyArray<readonly [id: number, name: string]>
 /**
  * Class of a named database, with the parts that migrations use.
  *
+ * @see `Database.Service` for such a class
  * @since 0.2.0
  * @category models
  */
@@ -96,7 +100,7 @@ export interface Plan<R = never> {
 }
 
 /**
- * Error of a run of migrations. No migration of the run is stored.
+ * Error of a run of migrations, of which no migration is stored.
  *
  * - `failed`: a statement of a migration was refused, or its effect failed; `cause` is that
  *   failure.
@@ -109,6 +113,7 @@ export interface Plan<R = never> {
  *
  * `migrations` names the migrations in question, such as `3_item`, and `detail` says what to do.
  *
+ * @see {@link run} for the other failures of a run
  * @since 0.2.0
  * @category errors
  */
@@ -288,7 +293,22 @@ const optionRules: OptionRules<Options> = {
 /**
  * Returns a database with its migrations, for {@link runAll}.
  *
+ * It applies nothing; an option that is not valid fails the run with `ConfigInvalid`.
+ *
+ * @see {@link runAll}, which takes several
  * @see {@link run} for one database
+ * @example
+ * ```ts
+ * import type * as Migrator from "@effect/sql/Migrator"
+ * import { Database, Migrations } from "effect-db"
+ *
+ * class Db extends Database.Service<Db>()("app") {}
+ *
+ * declare const loader: Migrator.Loader
+ *
+ * export const plan = Migrations.on(Db, { loader, table: "meta.migrations", outOfOrder: "apply" })
+ * ```
+ *
  * @since 0.2.0
  * @category constructors
  */

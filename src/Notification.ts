@@ -33,6 +33,7 @@ export type Notification = Data.TaggedEnum<{
 /**
  * Constructors and matchers of the type {@link Notification}.
  *
+ * @see `Db.listen` for the stream of them
  * @example
  * ```ts
  * import { Effect, Stream } from "effect"

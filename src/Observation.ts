@@ -24,6 +24,7 @@ import * as Data from "effect/Data"
  * - `writable`: the session of a reader was made writable.
  * - `wrongRole`: the server of a writer is a standby, or was made read-only.
  *
+ * @see {@link Observation} for `Closed`, which carries it
  * @since 0.1.0
  * @category models
  */
@@ -45,9 +46,15 @@ export type CloseReason =
 /**
  * Event of a database.
  *
- * `database` is the name of the database. `server` is `host:port`, `a:5432,b:5432` for several
- * hosts, or the folder of a socket. A number is a duration in milliseconds if its name ends in
- * `Millis`.
+ * Fields with the same name have the same meaning in all of them:
+ *
+ * - `database`: the name of the database.
+ * - `server`: `host:port`, `a:5432,b:5432` for several hosts, or the folder of a socket.
+ * - `processId`: the backend process on the server, as `pg_backend_pid()` returns it.
+ * - `message`: the text of the failure or of the server, without secrets.
+ * - `label`: the option `label` of the transaction or of its unit of work.
+ * - `attempt`: the number of the attempt, from 1.
+ * - a name that ends in `Millis`: a duration in milliseconds.
  *
  * @see `Db.observations` for the stream
  * @see {@link Observer} for a receiver without a stream
@@ -99,7 +106,7 @@ export type Observation = Data.TaggedEnum<{
     readonly server: string
     readonly processId: number
     readonly waitedMillis: number
-    /** The label of the unit of work, such as the route of a request. */
+    /** The option `label`, such as the route of a request. */
     readonly label: string | undefined
   }
   /** A connection was checked in. */
@@ -215,6 +222,7 @@ export type Observation = Data.TaggedEnum<{
 /**
  * Constructors and matchers of the type {@link Observation}.
  *
+ * @see `Db.observations` for the stream of them
  * @example
  * ```ts
  * import { Observation } from "effect-db"
@@ -229,12 +237,14 @@ export type Observation = Data.TaggedEnum<{
 export const Observation = Data.taggedEnum<Observation>()
 
 /**
- * Receiver of observations. It must not throw.
+ * Receiver of observations, which must not throw.
  *
+ * @see `Db.observations` for a stream instead
  * @since 0.1.0
  * @category models
  */
 export interface Observer {
+  /** Receives one observation. */
   readonly observe: (observation: Observation) => void
   /**
    * True if there is a subscriber. Without one, code that runs often does not make observations.

@@ -8,8 +8,9 @@
 import type { ConnectFailed, DatabaseClosed, PoolExhausted, PoolSelfDeadlock } from "./DatabaseError.js"
 
 /**
- * Error of a checkout. Nothing was sent to the server.
+ * Error of a checkout, before anything was sent to the server.
  *
+ * @see `DatabaseError.StatementError` for all errors of a statement
  * @since 0.1.0
  * @category models
  */
@@ -18,6 +19,8 @@ export type CheckoutError = ConnectFailed | PoolExhausted | PoolSelfDeadlock | D
 /**
  * Figures of a pool at one moment, as `Db.status` reports them.
  *
+ * @see `Topology.ServerStatus`, which has those of a server
+ * @see `DatabaseConfig.PoolOptions` for the settings
  * @since 0.1.0
  * @category models
  */

@@ -27,9 +27,11 @@ import type * as UnitOfWork from "./UnitOfWork.js"
  * @category models
  */
 export interface LabeledRequest {
+  /** The method, such as `GET`. */
   readonly method: string
   /** The pattern of the route; the path if no router has matched yet. */
   readonly route: string
+  /** The id of the request, by the option `requestId`. */
   readonly requestId: string | undefined
   /** The span around the first statement, in the format of W3C Trace Context. */
   readonly traceparent: string | undefined
@@ -38,6 +40,7 @@ export interface LabeledRequest {
 /**
  * Options for the places where the label of a request appears.
  *
+ * @see {@link Options} and {@link ApiOptions}, which extend it
  * @example
  * ```ts
  * import { RequestTransaction } from "effect-db"
@@ -128,8 +131,9 @@ export interface Options
 }
 
 /**
- * Returns read-only transactions for requests that must not change anything, `GET` and `HEAD`. It is
- * a value for the option `transaction`.
+ * Returns read-only transactions for requests that must not change anything, `GET` and `HEAD`.
+ *
+ * It is a value for the option `transaction`. Other requests have the settings of the database.
  *
  * @example
  * ```ts
@@ -240,7 +244,9 @@ export class Api extends HttpApiMiddleware.Tag<Api>()("effect-db/RequestTransact
 }) {}
 
 /**
- * Options of {@link layerApi}. An endpoint without a unit of work is one without the middleware.
+ * Options of {@link layerApi}.
+ *
+ * An endpoint without a unit of work is one without the middleware.
  *
  * @see {@link Options} for a router
  * @since 0.1.0
@@ -295,7 +301,7 @@ interface SessionOptions {
   readonly secret: Redacted.Redacted<string> | readonly [Redacted.Redacted<string>, ...Array<Redacted.Redacted<string>>]
   /**
    * The time that a read waits for a replica that is behind, before it goes to the primary. A
-   * replica that does not answer has one second.
+   * replica that does not answer has one second. A plain number is in milliseconds.
    *
    * @default "50 millis"
    */
@@ -315,6 +321,11 @@ interface CookieOptions {
    * @default false
    */
   readonly secure?: boolean | undefined
+  /**
+   * Absent: tokens are in the cookie.
+   *
+   * @default undefined
+   */
   readonly header?: undefined
 }
 
@@ -324,13 +335,24 @@ interface HeaderOptions {
    * the value of the last response.
    */
   readonly header: string
+  /**
+   * Absent: tokens are in the header.
+   *
+   * @default undefined
+   */
   readonly cookie?: undefined
+  /**
+   * Absent: it belongs to a cookie.
+   *
+   * @default undefined
+   */
   readonly secure?: undefined
 }
 
 /**
  * Options of {@link readYourWrites}: a secret, and a cookie or a header.
  *
+ * @see {@link readYourWrites} for an example
  * @since 0.1.0
  * @category models
  */

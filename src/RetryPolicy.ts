@@ -30,19 +30,21 @@ import { isStalePlan, isTransient } from "./SqlState.js"
  * A transaction, unit of work, request or statement returns its attempts to the budget when it
  * succeeds, or when its own code fails after the database has executed all its statements.
  *
+ * @see {@link Policy} for `budget`
  * @since 0.1.0
  * @category models
  */
 export interface Budget {
-  /** Attempts at once. */
+  /** The number of attempts that may be made at once. */
   readonly burst: number
-  /** Attempts that are added each second, up to `burst`. */
+  /** The number of attempts that are added each second, up to `burst`. */
   readonly perSecond: number
 }
 
 /**
- * The schedules of retries, and their budget. The input of a schedule is the failure; when a
- * schedule ends, the failure is reported.
+ * The schedules of retries, and their budget.
+ *
+ * The input of a schedule is the failure; when a schedule ends, the failure is reported.
  *
  * @see {@link defaultPolicy} for the defaults
  * @since 0.1.0
@@ -100,6 +102,19 @@ const backoff = (base: number, times: number): Schedule.Schedule<unknown, Databa
  *
  * The budget is 200 attempts at once and 50 more each second.
  *
+ * @see {@link layer} and {@link with} for another policy
+ * @example
+ * ```ts
+ * import { Schedule } from "effect"
+ * import { RetryPolicy } from "effect-db"
+ *
+ * // the defaults, with at most 3 further attempts of a transaction
+ * export const RetriesLive = RetryPolicy.layer({
+ *   ...RetryPolicy.defaultPolicy,
+ *   transaction: Schedule.intersect(Schedule.exponential("10 millis"), Schedule.recurs(3))
+ * })
+ * ```
+ *
  * @since 0.1.0
  * @category policies
  */
@@ -115,6 +130,16 @@ export const defaultPolicy: Policy = {
  * The policy without retries.
  *
  * @see {@link layer} and {@link with} put it in force
+ * @example
+ * ```ts
+ * import { Effect } from "effect"
+ * import { Database, RetryPolicy } from "effect-db"
+ *
+ * class Db extends Database.Service<Db>()("app") {}
+ *
+ * export const isReady = Effect.flatMap(Db.reader, (sql) => sql`SELECT 1`).pipe(RetryPolicy.with(RetryPolicy.never))
+ * ```
+ *
  * @since 0.1.0
  * @category policies
  */
@@ -212,6 +237,7 @@ export const idempotentRef: FiberRef.FiberRef<boolean> = FiberRef.unsafeMake(fal
  *
  * It does not apply inside of transactions: they run again as a whole, with `{ retry }`.
  *
+ * @see {@link Policy} for `statement`, the schedule of such a statement
  * @example
  * ```ts
  * import { Effect } from "effect"
@@ -232,9 +258,23 @@ export const idempotent = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect
   Effect.locally(self, idempotentRef, true)
 
 /**
- * Checks whether nothing was sent, and another attempt may succeed.
+ * Checks if nothing was sent, and another attempt may succeed.
  *
  * @see {@link isReplayable} for a whole transaction
+ * @example
+ * ```ts
+ * import { Effect } from "effect"
+ * import { Database, DatabaseError, RetryPolicy } from "effect-db"
+ *
+ * class Db extends Database.Service<Db>()("app") {}
+ *
+ * // one more attempt if the statement has certainly not run
+ * export const add = Effect.flatMap(Db.writer, (sql) => sql`INSERT INTO todo (title) VALUES ('milk')`).pipe(
+ *   DatabaseError.refine,
+ *   Effect.retry({ while: RetryPolicy.isNotSent, times: 1 })
+ * )
+ * ```
+ *
  * @since 0.1.0
  * @category classification
  */
@@ -243,7 +283,7 @@ export const isNotSent = (error: DatabaseError): boolean =>
   (error._tag === "Disconnected" && error.outcome === "notSent")
 
 /**
- * Checks whether a prepared statement was refused because its plan is stale. Its next run prepares
+ * Checks if a prepared statement was refused because its plan is stale. Its next run prepares
  * it again.
  *
  * @internal
@@ -254,7 +294,7 @@ export const isStale = (error: DatabaseError): boolean =>
   isStalePlan(error.sqlState, error.cause instanceof Error ? error.cause.message : "")
 
 /**
- * Checks whether a transaction with this failure is undone, and another attempt as a whole may
+ * Checks if a transaction with this failure is undone, and another attempt as a whole may
  * succeed.
  *
  * It accepts any failure, such as a `SqlError` around a database error.

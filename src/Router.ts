@@ -9,6 +9,7 @@ import * as Layer from "effect/Layer"
 /**
  * Server that could serve a read.
  *
+ * @see {@link Choose}, which receives it
  * @since 0.1.0
  * @category models
  */
@@ -22,6 +23,7 @@ export interface Candidate {
 /**
  * Facts of a read.
  *
+ * @see {@link Choose}, which receives it
  * @since 0.1.0
  * @category models
  */
@@ -35,8 +37,9 @@ export interface Ask {
 }
 
 /**
- * Function that returns the index of one of the candidates, which are at least two. It must not
- * throw; an index without a candidate means the first.
+ * Function that returns the index of one of the candidates, which are at least two.
+ *
+ * It must not throw; an index without a candidate means the first.
  *
  * @see {@link layer} to use it
  * @since 0.1.0
@@ -48,6 +51,16 @@ export type Choose = (ask: Ask, candidates: ReadonlyArray<Candidate>) => number
  * Chooses one server after the other.
  *
  * @see {@link layerRoundRobin}
+ * @example
+ * ```ts
+ * import { Router } from "effect-db"
+ *
+ * // reports are read by one server, all else by one server after the other
+ * export const RouterLive = Router.layer((ask, candidates) =>
+ *   ask.database === "reports" ? 0 : Router.roundRobin(ask, candidates)
+ * )
+ * ```
+ *
  * @since 0.1.0
  * @category policies
  */
@@ -57,6 +70,14 @@ export const roundRobin: Choose = (ask, candidates) => ask.turn % candidates.len
  * Chooses a server at random.
  *
  * @see {@link layerRandom}
+ * @example
+ * ```ts
+ * import { Router } from "effect-db"
+ *
+ * const candidates = [{ name: "one:5432", load: 3 }, { name: "two:5432", load: 0 }]
+ * console.log(Router.random({ database: "app", turn: 0, random: 0.7 }, candidates)) // 1: two:5432
+ * ```
+ *
  * @since 0.1.0
  * @category policies
  */
@@ -66,6 +87,14 @@ export const random: Choose = (ask, candidates) => Math.floor(ask.random * candi
  * Chooses the server with the lowest load, and servers with the same load one after the other.
  *
  * @see {@link layerLeastBusy}
+ * @example
+ * ```ts
+ * import { Router } from "effect-db"
+ *
+ * const candidates = [{ name: "one:5432", load: 3 }, { name: "two:5432", load: 0 }]
+ * console.log(Router.leastBusy({ database: "app", turn: 0, random: 0.2 }, candidates)) // 1: two:5432
+ * ```
+ *
  * @since 0.1.0
  * @category policies
  */
@@ -84,8 +113,9 @@ export const leastBusy: Choose = (ask, candidates) => {
 }
 
 /**
- * Service of the choice. A database uses the service that is in its context when its layer is
- * built.
+ * Service of the choice, by default {@link roundRobin}.
+ *
+ * A database uses the service that is in its context when its layer is built.
  *
  * @see {@link layer} for your own choice
  * @example
@@ -130,6 +160,8 @@ export const layer = (choose: Choose): Layer.Layer<never> => Layer.succeedContex
 /**
  * Provides {@link roundRobin}, the default.
  *
+ * @see {@link layerLeastBusy} and {@link layerRandom} for other choices
+ * @see {@link Router} for an example
  * @since 0.1.0
  * @category layers
  */
@@ -138,6 +170,8 @@ export const layerRoundRobin: Layer.Layer<never> = layer(roundRobin)
 /**
  * Provides {@link random}.
  *
+ * @see {@link layerRoundRobin} and {@link layerLeastBusy} for other choices
+ * @see {@link Router} for an example
  * @since 0.1.0
  * @category layers
  */
@@ -146,6 +180,8 @@ export const layerRandom: Layer.Layer<never> = layer(random)
 /**
  * Provides {@link leastBusy}.
  *
+ * @see {@link layerRoundRobin} and {@link layerRandom} for other choices
+ * @see {@link Router} for an example
  * @since 0.1.0
  * @category layers
  */

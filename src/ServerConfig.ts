@@ -14,8 +14,11 @@ import type * as Redacted from "effect/Redacted"
 /**
  * Use of TLS: `false` for none, `true` with a verified certificate, or the options of Node.
  *
- * Without it, and without `sslmode` in the URL, the certificate of a remote host is verified.
+ * Without it, and without `sslmode` in the URL, the certificate of a remote host is verified, and a
+ * loopback address or a socket is used without TLS.
  *
+ * @see {@link ServerSettings} for the option `ssl` of a server
+ * @see `DatabaseConfig.DatabaseOptions` for that of all servers of a database
  * @since 0.1.0
  * @category models
  */
@@ -24,6 +27,9 @@ export type Ssl = boolean | ConnectionOptions
 /**
  * Required property of sessions, as in libpq's `target_session_attrs`.
  *
+ * A writer takes `"any"`, `"read-write"` or `"primary"`, and refuses the others with `ConfigInvalid`.
+ *
+ * @see {@link ServerSettings} for the option `targetSessionAttrs`
  * @since 0.2.0
  * @category models
  */
@@ -31,9 +37,11 @@ export type TargetSessionAttrs = "any" | "read-write" | "read-only" | "primary" 
 
 /**
  * Effect that opens a stream to a server, for each new physical connection: through a connector
- * (Cloud SQL), a tunnel (SSH), or a test. The stream is closed with its connection. A cancel
- * request gets a stream of its own.
+ * (Cloud SQL), a tunnel (SSH), or a test.
  *
+ * The stream is closed with its connection. A cancel request gets a stream of its own.
+ *
+ * @see {@link ServerSocket}, which uses it
  * @since 0.2.0
  * @category models
  */
@@ -42,25 +50,51 @@ export type Connector = Effect.Effect<Duplex, unknown>
 /**
  * Settings of a server that any form of its address may have.
  *
+ * @see {@link ServerInput} for the forms
  * @since 0.2.0
  * @category models
  */
 export interface ServerSettings {
+  /**
+   * The password of the user; it takes precedence over the URL.
+   *
+   * @default the password of the URL, of `passwordFile` or of `passfile`, else none
+   */
   readonly password?: Redacted.Redacted<string> | undefined
-  /** A file with the password; it is read again for each new physical connection. */
+  /**
+   * A file with the password; it is read again for each new physical connection. It is refused
+   * beside `password`, and beside `credentials` of the database.
+   *
+   * @default the `passwordFile` of the database
+   */
   readonly passwordFile?: string | undefined
-  /** TLS; it takes precedence over the URL and over the `ssl` of the database. */
+  /**
+   * TLS; it takes precedence over the URL and over the `ssl` of the database.
+   *
+   * @default the `ssl` of the database, else as the URL says, else a verified certificate, and no TLS
+   * for a loopback address or a socket
+   */
   readonly ssl?: Ssl | undefined
   /**
-   * The required property of sessions, by which one of several hosts is chosen. Default
-   * `"read-write"` for the writer, `"prefer-standby"` for a reader.
+   * The required property of sessions, by which one of several hosts is chosen; it takes precedence
+   * over the URL.
+   *
+   * @default `target_session_attrs` of the URL, else `"read-write"` for the writer and
+   * `"prefer-standby"` for a reader
    */
   readonly targetSessionAttrs?: TargetSessionAttrs | undefined
-  /** The order in which several hosts are tried. Default `"disable"`: the given order. */
+  /**
+   * The order in which several hosts are tried: the given order (`"disable"`), or a random one for
+   * each connect. It takes precedence over the URL.
+   *
+   * @default `load_balance_hosts` of the URL, else `"disable"`
+   */
   readonly loadBalanceHosts?: "disable" | "random" | undefined
   /**
-   * `"require"`: the connect fails unless the server proves by SCRAM-SHA-256-PLUS that TLS ends at
-   * it. Default `"prefer"`, which needs no proof.
+   * The proof by SCRAM-SHA-256-PLUS that TLS ends at the server. With `"require"` the connect fails
+   * without it; with `"prefer"` and `"disable"` it is not needed. It takes precedence over the URL.
+   *
+   * @default `channel_binding` of the URL, else `"prefer"`
    */
   readonly channelBinding?: "disable" | "prefer" | "require" | undefined
 }
@@ -68,6 +102,7 @@ export interface ServerSettings {
 /**
  * Server in parts, without a URL.
  *
+ * @see {@link ServerUrl} for a URL with parts that override it
  * @since 0.1.0
  * @category models
  */
@@ -77,37 +112,76 @@ export interface ServerOptions extends ServerSettings {
    * which one is used.
    */
   readonly host: string | ReadonlyArray<string>
-  /** One port for all hosts, or one for each. Default 5432. */
+  /**
+   * One port for all hosts, or one for each.
+   *
+   * @default 5432
+   */
   readonly port?: number | ReadonlyArray<number> | undefined
+  /** The name of the database on the server. */
   readonly database: string
+  /** The name of the user. It may be empty if `credentials` of the database give user and password. */
   readonly username: string
 }
 
 /**
  * Server by a connection string, with settings that override it.
  *
+ * @see {@link ServerOptions} for a server without a URL
  * @since 0.2.0
  * @category models
  */
 export interface ServerUrl extends ServerSettings {
+  /** The connection string: a URL or a keyword string. */
   readonly url: Redacted.Redacted<string>
+  /**
+   * A host name, an address, or the folder of a Unix socket; or several.
+   *
+   * @default the host of the URL
+   */
   readonly host?: string | ReadonlyArray<string> | undefined
+  /**
+   * One port for all hosts, or one for each.
+   *
+   * @default the port of the URL, else 5432
+   */
   readonly port?: number | ReadonlyArray<number> | undefined
+  /**
+   * The name of the database on the server.
+   *
+   * @default the database of the URL, else the name of the user
+   */
   readonly database?: string | undefined
+  /**
+   * The name of the user.
+   *
+   * @default the user of the URL
+   */
   readonly username?: string | undefined
 }
 
 /**
  * Server at the other end of streams that the program opens.
  *
+ * It has no host name to compare a certificate with, so TLS with verification needs
+ * `ssl: { servername }`.
+ *
+ * @see {@link ServerOptions} for a server by its host
  * @since 0.2.0
  * @category models
  */
 export interface ServerSocket extends ServerSettings {
+  /** The effect that opens a stream. */
   readonly socket: Connector
-  /** The name in errors and observations. Default `"socket"`. */
+  /**
+   * The name in errors and observations.
+   *
+   * @default "socket"
+   */
   readonly name?: string | undefined
+  /** The name of the database on the server. */
   readonly database: string
+  /** The name of the user. It may be empty if `credentials` of the database give user and password. */
   readonly username: string
 }
 
@@ -121,6 +195,8 @@ export interface ServerSocket extends ServerSettings {
  * required; and the environment is not read. `sslmode=no-verify` encrypts without verification.
  * `pgbouncer=true` in any URL of a database is `mode: "transactionPooler"`, unless `mode` is given.
  *
+ * @see `DatabaseConfig.fromEnv` for a server from the environment of libpq
+ * @see `DatabaseConfig.make` for an example
  * @since 0.1.0
  * @category models
  */
@@ -129,6 +205,7 @@ export type ServerInput = Redacted.Redacted<string> | ServerOptions | ServerUrl 
 /**
  * One host of a server.
  *
+ * @see {@link Endpoint} for a host with its TLS
  * @since 0.2.0
  * @category models
  */
@@ -142,50 +219,63 @@ export interface Host {
   readonly host: string
   /** The address to connect to without a lookup of the name: libpq's `hostaddr`. */
   readonly address: string | undefined
+  /** The port; 5432 if none was given. */
   readonly port: number
 }
 
 /**
  * Host of a server, with its TLS.
  *
+ * @see {@link ServerConfig}, which has one or more
  * @since 0.2.0
  * @category models
  */
 export interface Endpoint extends Host {
+  /** The use of TLS; `false` for a socket, unless an option requires TLS there. */
   readonly ssl: Ssl
 }
 
 /**
- * Files of certificates and keys; they are read again for each new physical connection.
+ * Files of certificates and keys, by their names in libpq; they are read again for each new physical
+ * connection.
  *
+ * @see {@link Ssl} for certificates and keys as options of Node
  * @since 0.2.0
  * @category models
  */
 export interface TlsFiles {
+  /** The certificates of trusted authorities; `undefined` trusts those that Node comes with. */
   readonly sslrootcert: string | undefined
+  /** The certificate of the client. */
   readonly sslcert: string | undefined
+  /** The key of the client's certificate. */
   readonly sslkey: string | undefined
+  /** The list of revoked certificates. */
   readonly sslcrl: string | undefined
+  /** The password of the key. */
   readonly sslpassword: Redacted.Redacted<string> | undefined
 }
 
 /**
  * Authentication method, by its name in libpq's `require_auth`.
  *
+ * @see {@link ServerConfig} for the field `requireAuth`
  * @since 0.2.0
  * @category models
  */
 export type AuthMethod = "password" | "md5" | "gss" | "sspi" | "scram-sha-256" | "oauth" | "none"
 
 /**
- * Session settings of a connection string. The options of the database take precedence.
+ * Session settings of a connection string, over which the options of the database take precedence.
  *
+ * @see `DatabaseConfig.SessionOptions` for these options
  * @since 0.2.0
  * @category models
  */
 export interface SessionParameters {
+  /** The name that `pg_stat_activity` shows. */
   readonly applicationName?: string
-  /** In milliseconds; `undefined` if TCP sends no probes. */
+  /** The silence before TCP sends probes, in milliseconds; `undefined` if it sends none. */
   readonly keepAlive?: number | undefined
   /** Settings of the session, as in libpq's `options`: `-c name=value`. */
   readonly startupOptions?: string
@@ -194,22 +284,31 @@ export interface SessionParameters {
 }
 
 /**
- * Hosts and credentials of a server, checked and complete. The address is that of the first host;
- * `name` has the names of all hosts.
+ * Hosts and credentials of a server, checked and complete.
  *
+ * The address is that of the first host; `name` has the names of all hosts.
+ *
+ * @see {@link ServerInput} for the form in which a program gives it
+ * @see `DatabaseConfig.make`, which returns it
  * @since 0.1.0
  * @category models
  */
 export interface ServerConfig extends Endpoint {
   /** All hosts, in their order. */
   readonly hosts: ReadonlyArray<Endpoint>
+  /** The effect that opens a stream, for a server without hosts. */
   readonly socket: Connector | undefined
+  /** The name of the database on the server. */
   readonly database: string
+  /** The name of the user; empty if `credentials` of the database give it. */
   readonly username: string
+  /** The password, if it is known before a connect. */
   readonly password: Redacted.Redacted<string> | undefined
+  /** A file with nothing but the password. */
   readonly passwordFile: string | undefined
   /** A password file of libpq, with a line for each host, database and user. */
   readonly passfile: string | undefined
+  /** The files of certificates and keys that the connection string names. */
   readonly tlsFiles: TlsFiles | undefined
   /** True if TLS begins without a request: `sslnegotiation=direct`. */
   readonly isDirectTls: boolean
@@ -219,6 +318,7 @@ export interface ServerConfig extends Endpoint {
   readonly bindsChannel: boolean
   /** The allowed authentication methods; `undefined` allows all. */
   readonly requireAuth: ReadonlySet<AuthMethod> | undefined
+  /** The required property of sessions. */
   readonly target: TargetSessionAttrs
   /** True if the hosts are tried in random order. */
   readonly isShuffled: boolean
@@ -228,13 +328,17 @@ export interface ServerConfig extends Endpoint {
    * The timeout of one host, in milliseconds, if the connection string has one and no option does.
    */
   readonly hostTimeout: number | undefined
+  /** The session settings of the connection string. */
   readonly own: SessionParameters
 }
 
 /**
- * Bounds for the messages of a server. If a server exceeds a bound, the connection is closed, with
- * `Disconnected`, or with `ConnectFailed` at login.
+ * Bounds for the messages of a server.
  *
+ * If a server exceeds a bound, the connection is closed, with `Disconnected`, or with
+ * `ConnectFailed` at login.
+ *
+ * @see `DatabaseConfig.DatabaseOptions` for the options of these names, and their defaults
  * @since 0.2.0
  * @category models
  */

@@ -6,9 +6,11 @@
  */
 
 /**
- * Meaning of a SQLSTATE for a program. SQLSTATEs that need no handling of their own are
- * `"QueryFailed"`.
+ * Meaning of a SQLSTATE for a program.
  *
+ * SQLSTATEs that need no handling of their own are `"QueryFailed"`.
+ *
+ * @see {@link meaning}, which returns it
  * @since 0.1.0
  * @category models
  */
@@ -56,6 +58,7 @@ export type ConnectReason =
  * - `undone`: the server kept no change.
  * - `inDoubt`: the outcome is unknown.
  *
+ * @see `DatabaseError.Disconnected`, which carries it
  * @since 0.1.0
  * @category models
  */
@@ -88,6 +91,7 @@ const poolerState = "08P01"
  * `57014` (query_canceled) is `"StatementTimeout"`: a caller never sees the cancel that this
  * library requests, so the server's own timeout and an administrator's `pg_cancel_backend` remain.
  *
+ * @see {@link refusalMeaning} and {@link lossMeaning}, which also read the message
  * @example
  * ```ts
  * import { SqlState } from "effect-db"
@@ -111,6 +115,14 @@ const classMeaning = (sqlState: string): Meaning => {
  * PgBouncer uses one SQLSTATE for all its messages, so the text counts, too.
  *
  * @see {@link refusalMeaning} for a refused statement
+ * @example
+ * ```ts
+ * import { SqlState } from "effect-db"
+ *
+ * console.log(SqlState.lossMeaning("57P01", "terminating connection due to administrator command")) // "Disconnected"
+ * console.log(SqlState.lossMeaning("08P01", "idle transaction timeout")) // "IdleTransactionTimeout"
+ * ```
+ *
  * @since 0.1.0
  * @category classification
  */
@@ -125,6 +137,15 @@ export const lossMeaning = (sqlState: string, message: string): Meaning =>
  * A standby that cancels a read because of a conflict with recovery uses the SQLSTATE of other
  * cancels, so the text counts, too.
  *
+ * @see {@link lossMeaning} for a lost connection
+ * @example
+ * ```ts
+ * import { SqlState } from "effect-db"
+ *
+ * const message = "canceling statement due to conflict with recovery"
+ * console.log(SqlState.refusalMeaning("57014", message)) // "SerializationFailure"
+ * ```
+ *
  * @since 0.2.0
  * @category classification
  */
@@ -138,6 +159,16 @@ export const refusalMeaning = (sqlState: string, message: string): Meaning => {
  * its server connections were in use for too long, the chosen one was lost, or it could not log
  * in.
  *
+ * Such a statement was not sent, so another attempt is safe.
+ *
+ * @see {@link lossMeaning} for any other loss
+ * @example
+ * ```ts
+ * import { SqlState } from "effect-db"
+ *
+ * console.log(SqlState.isUnserved("08P01", "query_wait_timeout")) // true
+ * ```
+ *
  * @since 0.1.0
  * @category classification
  */
@@ -147,6 +178,14 @@ export const isUnserved = (sqlState: string, message: string): boolean =>
 
 /**
  * Checks if a statement was refused only because an earlier one in its transaction had failed.
+ *
+ * @see `DatabaseError.QueryFailed`, whose cause then has the first failure as its cause
+ * @example
+ * ```ts
+ * import { SqlState } from "effect-db"
+ *
+ * console.log(SqlState.isAborted("25P02")) // true
+ * ```
  *
  * @since 0.2.0
  * @category classification
@@ -246,6 +285,14 @@ const advice: ReadonlyMap<string, string> = new Map([
  * SQLSTATE.
  *
  * @see `RetryPolicy.isReplayable` for an error
+ * @example
+ * ```ts
+ * import { SqlState } from "effect-db"
+ *
+ * console.log(SqlState.isReplayable("40001")) // true: serialization_failure
+ * console.log(SqlState.isReplayable("23505")) // false: unique_violation
+ * ```
+ *
  * @since 0.1.0
  * @category classification
  */
@@ -257,6 +304,14 @@ export const isReplayable = (sqlState: string): boolean => {
 /**
  * Checks if a prepared statement must be prepared again: the session does not know it, its result
  * type has changed, or a type of its parameters was dropped.
+ *
+ * @see {@link isReplayable} for other refusals after which another attempt may succeed
+ * @example
+ * ```ts
+ * import { SqlState } from "effect-db"
+ *
+ * console.log(SqlState.isStalePlan("0A000", "cached plan must not change result type")) // true
+ * ```
  *
  * @since 0.1.0
  * @category classification
@@ -271,6 +326,15 @@ export const isStalePlan = (sqlState: string, message: string): boolean =>
  * limit.
  *
  * A server that reports in another language than English is not recognised.
+ *
+ * @see {@link meaning} for both cases together
+ * @example
+ * ```ts
+ * import { SqlState } from "effect-db"
+ *
+ * console.log(SqlState.isCancelled("57014", "canceling statement due to user request")) // true
+ * console.log(SqlState.isCancelled("57014", "canceling statement due to statement timeout")) // false
+ * ```
  *
  * @since 0.2.0
  * @category classification
@@ -331,6 +395,14 @@ const poolerReasons: ReadonlyArray<readonly [text: RegExp, reason: ConnectReason
  * error.
  *
  * @see {@link isTransient} to decide about a retry
+ * @example
+ * ```ts
+ * import { SqlState } from "effect-db"
+ *
+ * console.log(SqlState.connectReason("28P01", "password authentication failed for user \"me\"")) // "authentication"
+ * console.log(SqlState.connectReason("ECONNREFUSED", "connect ECONNREFUSED 127.0.0.1:5432")) // "unreachable"
+ * ```
+ *
  * @since 0.1.0
  * @category classification
  */
@@ -346,8 +418,19 @@ export const connectReason = (code: string, message: string): ConnectReason => {
 }
 
 /**
- * Checks if a server is running but not ready. Only for these reasons a start waits instead of
- * failing.
+ * Checks if a server is running but not ready.
+ *
+ * The start of a database waits for such a server, up to `connectTimeout`, and for a writer also
+ * while it is unreachable.
+ *
+ * @see {@link isTransient} for all reasons after which another attempt may succeed
+ * @example
+ * ```ts
+ * import { SqlState } from "effect-db"
+ *
+ * console.log(SqlState.isNotYet("startingUp")) // true
+ * console.log(SqlState.isNotYet("unreachable")) // false
+ * ```
  *
  * @since 0.1.0
  * @category classification
@@ -367,6 +450,16 @@ const permanent: ReadonlySet<ConnectReason> = new Set([
 /**
  * Checks if another attempt to connect may succeed, on this server or another, without a change by
  * an operator.
+ *
+ * @see {@link isNotYet} for a server that is about to be ready
+ * @see {@link connectReason}, which returns the reason
+ * @example
+ * ```ts
+ * import { SqlState } from "effect-db"
+ *
+ * console.log(SqlState.isTransient("unreachable")) // true
+ * console.log(SqlState.isTransient("authentication")) // false
+ * ```
  *
  * @since 0.1.0
  * @category classification

@@ -10,8 +10,11 @@ import { inScopes } from "./internal/transaction/slotScopes.js"
 
 /**
  * The schema in which unqualified names are looked up, or several in the order of the lookup, as in
- * `search_path`. They are names, not SQL: quotes, capitals and spaces are parts of a name.
+ * `search_path`.
  *
+ * They are names, not SQL: quotes, capitals and spaces are parts of a name.
+ *
+ * @see {@link withTenant} and `Db.withSchema`, which take it
  * @since 0.1.0
  * @category models
  */
@@ -20,6 +23,7 @@ export type Schema = string | ReadonlyArray<string>
 /**
  * The options of {@link withTenant}.
  *
+ * @see {@link withTenant} for an example
  * @since 0.1.0
  * @category options
  */

@@ -27,6 +27,8 @@ import { type Database, sandbox } from "./Database.js"
  *   reserved connection BEGIN, COMMIT and ROLLBACK act on a savepoint, and other statements wait
  *   while it is open.
  *
+ * @see `Database.Members` for `layer`, which opens the database itself
+ * @see `EmbeddedPostgres` for a server that the test starts
  * @example
  * ```ts
  * import { Layer, Redacted } from "effect"

@@ -9,6 +9,7 @@ import type { PoolStats } from "./Pool.js"
  * Purpose of a server: the writer accepts writes, and a reader serves reads that may be older than
  * the latest write.
  *
+ * @see {@link ServerStatus}, which has it
  * @since 0.1.0
  * @category models
  */
@@ -17,12 +18,14 @@ export type Role = "writer" | "reader"
 /**
  * State of a server at one moment.
  *
+ * @see `Database.Status`, which has those of all servers
  * @since 0.1.0
  * @category models
  */
 export interface ServerStatus {
   /** The server: `host:port`, `a:5432,b:5432` for several hosts, or the folder of a socket. */
   readonly name: string
+  /** The purpose of the server. */
   readonly role: Role
   /** True while the server is used for new statements. */
   readonly up: boolean
@@ -35,6 +38,7 @@ export interface ServerStatus {
 /**
  * Open transaction that holds a connection.
  *
+ * @see `Database.Status`, which has all of them
  * @since 0.1.0
  * @category models
  */
@@ -43,6 +47,6 @@ export interface OpenTransaction {
   readonly server: string
   /** The option `label` of the transaction or of its unit of work. */
   readonly label: string | undefined
-  /** The time since the checkout of its connection. */
+  /** The time since the checkout of its connection, in milliseconds. */
   readonly ageMillis: number
 }

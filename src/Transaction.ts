@@ -11,18 +11,23 @@ import type * as Schedule from "effect/Schedule"
 import type { DatabaseError } from "./DatabaseError.js"
 
 /**
- * The isolation level of a transaction. PostgreSQL treats READ UNCOMMITTED as READ COMMITTED.
+ * The isolation level of a transaction.
+ *
+ * READ UNCOMMITTED is not among them, because PostgreSQL treats it as READ COMMITTED.
  *
  * @see {@link https://www.postgresql.org/docs/current/transaction-iso.html}
+ * @see {@link Settings} for the option `isolation`
  * @since 0.1.0
  * @category options
  */
 export type Isolation = "read committed" | "repeatable read" | "serializable"
 
 /**
- * The access mode of a transaction. A write in a `read only` transaction fails with
- * `ReadOnlyViolation`.
+ * The access mode of a transaction.
  *
+ * A write in a `read only` transaction fails with `ReadOnlyViolation`.
+ *
+ * @see {@link Settings} for the option `access`
  * @since 0.1.0
  * @category options
  */
@@ -46,14 +51,22 @@ export type Access = "read write" | "read only"
  * `RolledBackAtCommit`. It does not fail after a rollback of a savepoint. The module `UnitOfWork`
  * compares `requiresNew` and `notSupported` with `outside`, `runNew` and others.
  *
+ * @see {@link Options} for the option `propagation`
+ * @see `UnitOfWork` for the comparison with its functions
  * @since 0.1.0
  * @category options
  */
 export type Propagation = "nested" | "required" | "requiresNew" | "mandatory" | "supports" | "notSupported" | "never"
 
 /**
- * The settings of a transaction. A setting that is left out is that of the database or of the server.
+ * The settings of a transaction, in which a setting that is left out is that of the database or of
+ * the server.
  *
+ * A duration is anything that Effect's `Duration` accepts; a plain number is in milliseconds. Zero
+ * and infinity mean no limit.
+ *
+ * @see {@link Options} for a transaction of one database
+ * @see `UnitOfWork.Options` for the transactions of a unit of work
  * @since 0.2.0
  * @category options
  */
@@ -89,7 +102,11 @@ export interface Settings {
    * @default the `lockTimeout` of the database
    */
   readonly lockTimeout?: Duration.DurationInput | undefined
-  /** The name in observations, spans and `Db.status`. */
+  /**
+   * The name in observations, spans and `Db.status`.
+   *
+   * @default undefined (no name)
+   */
   readonly label?: string | undefined
   /**
    * The `application_name` of the session while the transaction lasts, as `pg_stat_activity` and
@@ -103,6 +120,8 @@ export interface Settings {
 /**
  * The options of `Db.withTransaction`.
  *
+ * @see {@link Settings} for the settings that it extends
+ * @see `UnitOfWork.Options` for several databases
  * @example
  * ```ts
  * import { Effect } from "effect"
@@ -122,7 +141,11 @@ export interface Settings {
  * @category options
  */
 export interface Options extends Settings {
-  /** @default "nested" */
+  /**
+   * The relation to an open transaction of the same database.
+   *
+   * @default "nested"
+   */
   readonly propagation?: Propagation | undefined
   /**
    * Runs the whole transaction again, from its start, if all of it is undone and another attempt
@@ -143,15 +166,28 @@ export interface Options extends Settings {
 /**
  * Names of a piece of work for observers of the database.
  *
+ * @see `UnitOfWork.Options` for the option `work`
  * @since 0.1.0
  * @category models
  */
 export interface WorkLabel {
-  /** The name in observations, spans and `Db.status`. */
+  /**
+   * The name in observations, spans and `Db.status`.
+   *
+   * @default undefined (no name)
+   */
   readonly label?: string | undefined
-  /** The `application_name` of its transactions, as `pg_stat_activity` shows it. */
+  /**
+   * The `application_name` of its transactions, as `pg_stat_activity` shows it.
+   *
+   * @default the `applicationName` of the database
+   */
   readonly applicationName?: string | undefined
-  /** Fields of a comment behind each of its statements, in the format of sqlcommenter. */
+  /**
+   * Fields of a comment behind each of its statements, in the format of sqlcommenter.
+   *
+   * @default undefined (no comment)
+   */
   readonly comment?: Readonly<Record<string, string | undefined>> | undefined
   /**
    * True if the comment has a value that differs each time, so that a statement with it is not

@@ -40,14 +40,15 @@ import type * as Transaction from "./Transaction.js"
 /**
  * The end of a unit of work.
  *
+ * @see {@link Options} for the option `outcome`
  * @since 0.1.0
  * @category models
  */
 export type Outcome = "commit" | "rollback"
 
 /**
- * Settings for the transactions of a unit. A setting that is left out is that of the database or of
- * the server.
+ * Settings for the transactions of a unit, in which a setting that is left out is that of the
+ * database or of the server.
  *
  * @see {@link on} for those of one database
  * @since 0.1.0
@@ -58,6 +59,7 @@ export type UnitSettings = Transaction.Settings
 /**
  * Names of a piece of work for observers of the database.
  *
+ * @see {@link Options} for the option `work`
  * @since 0.1.0
  * @category models
  */
@@ -66,10 +68,12 @@ export type WorkLabel = Transaction.WorkLabel
 /**
  * A named database, as a unit of work refers to it: the class that `Database.Service` has made.
  *
+ * @see `Database.Service`, which makes the class
  * @since 0.1.0
  * @category models
  */
 export interface Named {
+  /** The name of the database. */
   readonly databaseName: string
 }
 
@@ -81,7 +85,9 @@ export interface Named {
  * @category options
  */
 export interface DatabaseSettings {
+  /** The name of the database. */
   readonly database: string
+  /** The settings that override those for all databases. */
   readonly settings: UnitSettings
 }
 
@@ -102,9 +108,17 @@ export interface Options<A, E> {
    * @default a success commits; a failure, a defect and an interruption roll back
    */
   readonly outcome?: ((exit: Exit.Exit<A, E>) => Outcome) | undefined
-  /** Settings for the transactions of all databases. */
+  /**
+   * Settings for the transactions of all databases.
+   *
+   * @default {} (those of each database and server)
+   */
   readonly transaction?: UnitSettings | undefined
-  /** Settings for single databases. Each setting that is given overrides the one for all. */
+  /**
+   * Settings for single databases. Each setting that is given overrides the one for all.
+   *
+   * @default []
+   */
   readonly databases?: ReadonlyArray<DatabaseSettings> | undefined
   /**
    * The order of commits of several databases.
@@ -141,6 +155,8 @@ export interface Options<A, E> {
   readonly retry?: boolean | Schedule.Schedule<unknown, DatabaseError> | undefined
   /**
    * Names of the work in observations, in `Db.status`, in `pg_stat_activity` and behind statements.
+   *
+   * @default undefined (no names)
    */
   readonly work?: WorkLabel | undefined
 }
@@ -148,15 +164,19 @@ export interface Options<A, E> {
 /**
  * The options of {@link nested}.
  *
+ * @see {@link Options} for the options of {@link run}
  * @since 0.2.0
  * @category options
  */
 export interface NestedOptions<A, E> extends Pick<Options<A, E>, "outcome" | "work"> {}
 
 /**
- * Options that are not an effect. A pipe that is given a function such as `UnitOfWork.run`, and not
- * the result of its call, does not compile, and the type error tells the program to call it.
+ * Options that are not an effect.
  *
+ * A pipe that is given a function such as `UnitOfWork.run`, and not the result of its call, does not
+ * compile, and the type error says that it must be called.
+ *
+ * @see {@link run} for the call
  * @since 0.2.0
  * @category models
  */
@@ -167,6 +187,7 @@ export interface Called<Name extends string> {
 /**
  * Creates settings for the transactions of one database of a unit.
  *
+ * @see {@link Options} for the option `databases`
  * @example
  * ```ts
  * import { Effect } from "effect"
@@ -283,8 +304,9 @@ export const runNew: {
 )
 
 /**
- * Runs an effect as a part of a unit of work, or of a transaction, that can fail alone: if it
- * fails, its work is undone on every database, by savepoints, and the unit goes on.
+ * Runs an effect as a part of a unit of work, or of a transaction, that can fail alone.
+ *
+ * If it fails, its work is undone on every database, by savepoints, and the unit goes on.
  *
  * A part that succeeds is stored with the unit. Outside of units and transactions, it is a unit of
  * its own.
@@ -295,7 +317,8 @@ export const runNew: {
  * - Concurrent parts take turns, each from its first statement to its end, so a part must not wait
  *   for another one: after `acquireTimeout` it fails with `TransactionBusy`.
  * - Hooks of an undone part are dropped, except `afterRollback`.
- * - `commit` and `rollback` in it fail with `PropagationRefused`.
+ * - {@link commit} and {@link rollback} in it fail with `PropagationRefused`.
+ * - Outside of units and transactions it fails as {@link run} does.
  *
  * @see {@link run} for a part that fails the whole unit if it fails
  * @example
@@ -402,7 +425,8 @@ export const detach = <A, E, R>(self: Stream.Stream<A, E, R>): Effect.Effect<Str
  *
  * Without a unit it does nothing. It fails with `PropagationRefused` in a transaction that
  * `withTransaction` has begun and in {@link nested}, with `TransactionBusy` while the same
- * transactions are being committed, and otherwise as the end of {@link run} does.
+ * transactions are being committed, with `TransactionEnded` after the end of the unit, and otherwise
+ * as the end of {@link run} does.
  *
  * @see {@link rollback}
  * @example
@@ -432,7 +456,8 @@ export const commit: Effect.Effect<void, TransactionError> = endAll("commit")
  * another transaction.
  *
  * Without a unit it does nothing. It fails with `PropagationRefused` in a transaction that
- * `withTransaction` has begun and in {@link nested}.
+ * `withTransaction` has begun and in {@link nested}, and with `TransactionEnded` after the end of the
+ * unit.
  *
  * @see {@link commit}
  * @example

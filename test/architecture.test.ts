@@ -56,9 +56,12 @@ const core: ReadonlyArray<string> = [
     "deliveryProbe",
     "failure",
     "handover",
+    "lifecycle",
     "listeners",
     "manager",
     "nextCommand",
+    "outage",
+    "reports",
     "state"
   ].map((name) => `internal/listen/${name}`)
 ]

@@ -38,7 +38,8 @@ step "types" tsc -p tsconfig.json
 step "types of the service's page" tsc -p examples/service/page/tsconfig.json
 step "lint and format" biome check --error-on-warnings .
 step "unused code and dependencies" knip --treat-config-hints-as-errors
-step "documentation" node --import tsx test/check/docs.ts
+step "docstrings" node --import tsx test/check/docstrings.ts
+step "examples in the documentation" node --import tsx test/check/docs.ts
 step "prose" node --import tsx test/check/prose.ts
 step "build" pack
 step "package: publint" publint --strict "$work/package.tgz"

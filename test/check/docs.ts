@@ -1,9 +1,6 @@
 /**
- * Checks the documentation, as a step of `npm run check`:
- *
- * - every public export has a docstring with `@since` and `@category`
- * - every `@example` in `src`, and every block fenced as `ts` in docstrings, READMEs and guides,
- *   is a module that compiles
+ * Compiles the examples of the documentation, as a step of `npm run check`: every `@example` in
+ * `src`, and every block fenced as `ts` in docstrings, READMEs and guides, is a module.
  *
  * A block whose first line is a comment with a file name (`// db.ts`) can be imported under that
  * name by the other blocks of its document. Text that is no program is fenced as something else.
@@ -22,83 +19,6 @@ const sources = fs
   .filter((file) => file.endsWith(".ts") && file !== "index.ts")
   .sort()
   .map((file) => `src/${file}`)
-const modules = sources.filter((file) => !file.startsWith("src/internal/"))
-
-// ---- exports
-
-/** Returns the docstring that ends at an index. */
-const docstringAt = (text: string, index: number): string => {
-  const before = text.slice(0, index).trimEnd()
-  return before.endsWith("*/") ? before.slice(before.lastIndexOf("/*")) : ""
-}
-
-interface Export {
-  readonly name: string
-  readonly line: number
-  readonly doc: string
-}
-
-const declaration =
-  /^export (?:default )?(?:declare )?(?:abstract )?(?:async )?(?:(const|let|function\*?|class|interface|type|namespace|enum) ([\w$]+)|const \{([^}]*)\})/gm
-
-/**
- * The names in `export { ... }`; types that are only re-exported, with `export type { ... }`, are
- * left out.
- */
-const list = /^export \{([^}]*)\}/gm
-
-const exportsOf = (file: string): ReadonlyArray<Export> => {
-  const text = read(file)
-  // the same text with blanks in place of comments, whose words and braces are no code
-  const bare = text.replace(/\/\*[\s\S]*?\*\/|^\s*\/\/.*$/gm, (comment) => comment.replace(/[^\n]/g, " "))
-  const overloaded = new Set<string>()
-  const one = (name: string, index: number, doc = docstringAt(text, index)): Export => ({
-    name,
-    line: lineOf(text, index),
-    doc
-  })
-  const declared = [...bare.matchAll(declaration)].flatMap(({ 1: kind, 2: name, 3: several, index }) => {
-    if (name === undefined) return [one(`{${several}}`, index)]
-    // the docstring of a function stands at its first overload
-    if (kind === "function" && overloaded.has(name)) return []
-    overloaded.add(name)
-    return [one(name, index)]
-  })
-  // a re-export has its docstring where it is declared
-  const origin = (name: string): string => {
-    const from = bare.match(new RegExp(`^import \\{[^}]*\\b${name}\\b[^}]*\\} from "(\\.[^"]+)\\.js"`, "m"))?.[1]
-    const made = from === undefined ? [] : exportsOf(`${path.posix.join(path.posix.dirname(file), from)}.ts`)
-    return made.find((other) => other.name === name)?.doc ?? ""
-  }
-  const listed = [...bare.matchAll(list)].flatMap(({ 1: names = "", index }) =>
-    [...names.matchAll(/(?:[\w$]+ as )?([\w$]+)/g)].map((match) => {
-      const at = index + "export {".length + match.index
-      const name = match[1] ?? ""
-      return one(name, at, docstringAt(text, at) || docstringAt(text, index) || origin(name))
-    })
-  )
-  return [...declared, ...listed]
-}
-
-const checkExports = (): { readonly count: number; readonly problems: ReadonlyArray<string> } => {
-  const all = modules.flatMap((file) => exportsOf(file).map((one) => ({ ...one, file })))
-  const problems = all.flatMap(({ doc, file, line, name }) => {
-    if (doc.includes("@internal")) return []
-    const missing =
-      doc === ""
-        ? ["a docstring"]
-        : ["@since", "@category"].filter((tag) => !new RegExp(`^ *\\* *${tag} \\S`, "m").test(doc))
-    return missing.length === 0 ? [] : [`${file}:${line}: export ${name} lacks ${missing.join(" and ")}`]
-  })
-  const heads = modules.filter((file) => !/^\/\*\*(?:(?!\*\/)[\s\S])*@since \S/.test(read(file)))
-  return {
-    count: all.length,
-    problems: [...heads.map((file) => `${file}:1: the module lacks a docstring with @since`), ...problems]
-  }
-}
-
-// ---- examples
-
 interface Example {
   readonly file: string
   /** The first line, counted from 1. */
@@ -191,12 +111,11 @@ const guides = fs
   .map((file) => `examples/guides/${file}`)
 const documents = ["README.md", "examples/README.md", ...guides]
 const examples = [...sources.flatMap(examplesOfSource), ...documents.flatMap(examplesOfDocument)]
-const { count, problems } = checkExports()
-const errors = [...problems, ...compile(examples)]
+const errors = compile(examples)
 
 for (const error of errors) console.error(error)
 const inDocuments = examples.filter((example) => documents.includes(example.file)).length
 console.log(
-  `${count} exports, ${problems.length} not documented; ${examples.length - inDocuments} examples in src and ${inDocuments} in ${documents.length} documents`
+  `${examples.length - inDocuments} examples in src and ${inDocuments} in ${documents.length} documents, ${errors.length} errors`
 )
 process.exitCode = errors.length === 0 ? 0 : 1

@@ -1,17 +1,15 @@
 /** The queue for a connection: the rejection of waiters by one timer for all. */
-import { assert, describe, it } from "@effect/vitest"
+import { afterEach, assert, beforeEach, describe, it, vi } from "vitest"
 import { LoadShedding } from "../../src/internal/pool/loadShedding.js"
 import { Waiter, WaitQueue } from "../../src/internal/pool/waitQueue.js"
 
 /** Opens a queue, and returns a function that adds a waiter with so many ms. */
 const open = () => {
   const away: Array<string> = []
-  let told = () => {}
   const waiters = new WaitQueue<string>(new LoadShedding(Number.POSITIVE_INFINITY, 1), (waiter) => {
     if (!waiters.remove(waiter)) return
     away.push(waiter.callback)
     assert.isAtLeast(performance.now(), waiter.deadline)
-    if (waiters.size === 0) told()
   })
   const come = (name: string, patience: number) => {
     const now = performance.now()
@@ -19,30 +17,31 @@ const open = () => {
     waiters.add(waiter)
     return waiter
   }
-  const empty = new Promise<void>((resolve) => {
-    told = resolve
-  })
-  return { away, come, empty, waiters }
+  return { away, come, waiters }
 }
 
 /** Returns the number of timers that keep the process alive. */
 const timers = () => process.getActiveResourcesInfo().filter((what) => what === "Timeout").length
 
 describe("waiters", () => {
-  it("each waiter is rejected at its own deadline, also if that is before those of earlier waiters", async () => {
-    const { away, come, empty } = open()
+  // on a busy machine real timers are late together, and then fire in the order of the waiters
+  beforeEach(() => void vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout", "performance"] }))
+  afterEach(() => void vi.useRealTimers())
+
+  it("each waiter is rejected at its own deadline, also if that is before those of earlier waiters", () => {
+    const { away, come } = open()
     come("first", 60)
     come("second", 20)
     come("third", 40)
-    await empty
+    vi.advanceTimersByTime(100)
     assert.deepStrictEqual(away, ["second", "third", "first"])
   })
 
-  it("a waiter that comes after the others have left has all of its time", async () => {
-    const { away, come, empty, waiters } = open()
+  it("a waiter that comes after the others have left has all of its time", () => {
+    const { away, come, waiters } = open()
     waiters.remove(come("gone", 20))
     come("stays", 60)
-    await empty
+    vi.advanceTimersByTime(100)
     assert.deepStrictEqual(away, ["stays"])
   })
 
@@ -62,6 +61,7 @@ describe("waiters", () => {
   })
 
   it("a waiter keeps the process alive, and an empty queue does not", () => {
+    vi.useRealTimers()
     const { come, waiters } = open()
     const before = timers()
     const one = come("one", 10_000)

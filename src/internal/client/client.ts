@@ -35,6 +35,7 @@ import { makeRows, makeSqlConnection } from "./sqlConnection.js"
 import { clientConfig } from "./sqlPgConfig.js"
 import { makeStatementConstructor } from "./sqlStatement.js"
 import { reportServer } from "./statementSpan.js"
+import { runWithRetry } from "./transactionRetry.js"
 
 const byExit = (exit: Exit.Exit<unknown, unknown>): Exit.Exit<"commit" | "rollback"> =>
   Exit.succeed(Exit.isSuccess(exit) ? "commit" : "rollback")
@@ -88,7 +89,13 @@ export const withTransaction = <A, E, R, X>(
         }
         return retry === false
           ? Effect.suspend(() => runInTransaction(self, ambient, next(), wrap))
-          : executor.replay(fiber, next, (transaction) => runInTransaction(self, ambient, transaction, wrap), retry)
+          : runWithRetry(
+              executor,
+              fiber,
+              next,
+              (transaction) => runInTransaction(self, ambient, transaction, wrap),
+              retry
+            )
       }
     }
   })

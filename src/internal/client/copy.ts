@@ -56,8 +56,8 @@ export const makeCopy = (
   const misused = (cause: unknown): SqlError => toSqlError(new QueryFailed({ database, server: "", cause }))
 
   /** Makes the request of a COPY. */
-  const requestOf = (asked: Pick<Request, "text" | "shown" | "site" | "simple">): Request => ({
-    ...asked,
+  const requestOf = (statement: Pick<Request, "text" | "shown" | "site" | "simple">): Request => ({
+    ...statement,
     kind,
     values: [],
     rows: "raw",

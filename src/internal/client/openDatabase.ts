@@ -170,17 +170,17 @@ export const openDatabase = <L extends Listening>(
  * never committed.
  */
 export const openSandbox = <L extends Listening>(
-  live: OpenedDatabase<L>,
+  opened: OpenedDatabase<L>,
   makeListen: MakeListen<L>
 ): Effect.Effect<OpenedDatabase<L>, never, Reactivity.Reactivity | Scope.Scope> =>
   Effect.gen(function* () {
-    const { config, topology } = live.executor
+    const { config, topology } = opened.executor
     const executor = yield* Effect.withFiberRuntime<Executor, never, Scope.Scope>((fiber) => {
-      const root = live.executor.begin("writer", {}, fiber, undefined)
+      const root = opened.executor.begin("writer", {}, fiber, undefined)
       return Effect.as(
         Effect.addFinalizer(() => rollback(root, undefined)),
-        new Executor(config, topology, live.observers, () => 0, root)
+        new Executor(config, topology, opened.observers, () => 0, root)
       )
     })
-    return yield* makeClients(executor, live.observers, live.owner, makeListen)
+    return yield* makeClients(executor, opened.observers, opened.owner, makeListen)
   })

@@ -51,7 +51,7 @@ export const makeRun = (
   return (request, read) =>
     Effect.async((resume) => {
       let sent = false
-      let settled = false
+      let isDone = false
       let isLeft = false
       const leave = turns.acquire(() => {
         if (hasEnded()) {
@@ -60,7 +60,7 @@ export const makeRun = (
         }
         sent = true
         const finish: OnExchange = (failure, exchange) => {
-          settled = true
+          isDone = true
           turns.release()
           if (connection.status !== "E") first = undefined
           const outcome = failure?._tag === "lost" && !failure.sent ? "notSent" : "inDoubt"
@@ -76,7 +76,7 @@ export const makeRun = (
       return Effect.sync(() => {
         isLeft = true
         if (!sent) leave()
-        else if (!settled) connection.cancel()
+        else if (!isDone) connection.cancel()
       })
     })
 }

@@ -1,6 +1,7 @@
 /**
  * The rows of a statement as a stream. They are fetched from a portal, batch by batch.
  */
+
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Chunk from "effect/Chunk"
 import * as Effect from "effect/Effect"
@@ -21,6 +22,7 @@ import { openPortal, type Portal } from "../transaction/portal.js"
 import { scoped } from "../transaction/slotScopes.js"
 import type { Transaction } from "../transaction/transaction.js"
 import type { Executor } from "./executor.js"
+import { sandboxRefusal } from "./sandboxRefusal.js"
 import type { TransformRows } from "./sqlConnection.js"
 import { reportServer } from "./statementSpan.js"
 
@@ -142,7 +144,7 @@ export const makeStream =
           withComment(reported, ambient?.work(fiber))
         )
         if (request instanceof SchemaInvalid) return Effect.fail(toSqlError(request))
-        const refusal = executor.refuseSandboxEnd(request)
+        const refusal = sandboxRefusal(executor, request)
         if (refusal !== undefined) return Effect.fail(toSqlError(refusal))
         const found = executor.transactionFor(fiber, ambient, kind)
         if (found !== undefined) {

@@ -54,8 +54,8 @@ const isPart = (value: unknown): boolean => {
 /** Returns the segments of a value. */
 const ofValue = (value: unknown): Segments => {
   if (!isObject(value)) return [parameter(value ?? null)]
-  if (Statement.isFragment(value)) return settled(value.segments)
-  return isHelper(value) ? settled([value]) : [parameter(value)]
+  if (Statement.isFragment(value)) return withReplacements(value.segments)
+  return isHelper(value) ? withReplacements([value]) : [parameter(value)]
 }
 
 /** Joins lists of segments with commas. */
@@ -90,7 +90,7 @@ const returning = (helper: object): Segments => {
   if (given === undefined) return []
   return typeof given === "string"
     ? [literal(` RETURNING ${given}`)]
-    : [literal(" RETURNING "), ...settled(given.segments)]
+    : [literal(" RETURNING "), ...withReplacements(given.segments)]
 }
 
 /** Shape of rows. */
@@ -189,7 +189,7 @@ const replacement = (segment: Segment): Segments | undefined => {
 }
 
 /** Replaces the affected helpers among segments. Returns the same array if there are none. */
-const settled = (segments: Segments): Segments => {
+const withReplacements = (segments: Segments): Segments => {
   let all: Array<Segment> | undefined
   // this runs for every statement, so nothing is allocated if nothing is replaced
   for (let i = 0; i < segments.length; i++) {
@@ -205,6 +205,6 @@ const settled = (segments: Segments): Segments => {
 /** Returns a statement with the affected helpers replaced. */
 export const completeHelpers = (statement: Statement.Fragment): Statement.Fragment => {
   const { segments } = statement
-  const all = settled(segments)
+  const all = withReplacements(segments)
   return all === segments ? statement : { [Statement.FragmentId]: identity, segments: all }
 }

@@ -15,7 +15,7 @@ import type { Exchange } from "../connection/connection.js"
 import type { StatementFailure } from "../connection/plainFailure.js"
 import { cancellable } from "../edge/cancellable.js"
 import { asStatementError } from "../edge/databaseError.js"
-import { noteRetried, withLocation } from "../edge/statementError.js"
+import { setRetried, withLocation } from "../edge/statementError.js"
 import { CurrentSite } from "../observability/callSite.js"
 import type { Topology } from "../topology/topology.js"
 import { RetryBudget } from "./retryBudget.js"
@@ -170,7 +170,7 @@ export class StatementRetry {
    */
   private reportExhausted(error: DatabaseError, retried: Retried): void {
     if (error._tag === "ConnectFailed" || (retried.attempts === 1 && retried.endedBy === "schedule")) return
-    noteRetried(error, retried)
+    setRetried(error, retried)
     const what = isNotSent(error) ? "acquire" : "statement"
     const { database } = this
     this.observer.observe(Observation.RetryExhausted({ database, what, ...retried, message: error.message }))

@@ -13,45 +13,45 @@ import type * as Tracer from "effect/Tracer"
 import type { Request } from "../connection/connection.js"
 import { endpoint } from "../observability/transactionSpan.js"
 
-/** Holder of the span of a running statement. */
-interface Holder {
+/** Cell for the span of a running statement. */
+interface SpanCell {
   span: Tracer.Span | undefined
 }
 
-class CurrentHolder extends Context.Reference<CurrentHolder>()("effect-db/internal/CurrentHolder", {
-  defaultValue: (): Holder | undefined => undefined
+class CurrentSpanCell extends Context.Reference<CurrentSpanCell>()("effect-db/internal/CurrentSpanCell", {
+  defaultValue: (): SpanCell | undefined => undefined
 }) {}
 
 /**
  * Makes a transformer that records the span, after the transformer of the program, if there is one.
  */
-const noting =
-  (holder: Holder, own: Option.Option<Statement.Statement.Transformer>): Statement.Statement.Transformer =>
+const recordingSpan =
+  (cell: SpanCell, own: Option.Option<Statement.Statement.Transformer>): Statement.Statement.Transformer =>
   (self, sql, refs, span) =>
     Effect.tap(own._tag === "Some" ? own.value(self, sql, refs, span) : Effect.succeed(self), () => {
-      holder.span = span
+      cell.span = span
     })
 
 /**
  * Returns a function that runs effects of one statement, in which {@link reportServer} finds its
  * span.
  */
-const inHolder = (fiber: Fiber.RuntimeFiber<unknown, unknown>) => {
-  const holder: Holder = { span: undefined }
-  const transformer = Option.some(noting(holder, fiber.getFiberRef(Statement.currentTransformer)))
+const inSpanCell = (fiber: Fiber.RuntimeFiber<unknown, unknown>) => {
+  const cell: SpanCell = { span: undefined }
+  const transformer = Option.some(recordingSpan(cell, fiber.getFiberRef(Statement.currentTransformer)))
   return <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
-    self.pipe(Effect.provideService(CurrentHolder, holder), Effect.locally(Statement.currentTransformer, transformer))
+    self.pipe(Effect.provideService(CurrentSpanCell, cell), Effect.locally(Statement.currentTransformer, transformer))
 }
 
 /** Runs a statement of @effect/sql so that its span names the server. */
 export const nameServer = <A, E>(self: Effect.Effect<A, E>): Effect.Effect<A, E> =>
-  Effect.withFiberRuntime((fiber) => inHolder(fiber)(self))
+  Effect.withFiberRuntime((fiber) => inSpanCell(fiber)(self))
 
 /** Runs the stream of a statement of @effect/sql so that its span names the server. */
 export const nameStreamServer = <A, E>(self: Stream.Stream<A, E>): Stream.Stream<A, E> =>
   Stream.fromPull(
     Effect.withFiberRuntime((fiber) => {
-      const within = inHolder(fiber)
+      const within = inSpanCell(fiber)
       return Effect.map(Stream.toPull(self), (pull) => within(pull))
     })
   )
@@ -61,7 +61,7 @@ export const nameStreamServer = <A, E>(self: Stream.Stream<A, E>): Stream.Stream
  * sent.
  */
 export const reportServer = (fiber: Fiber.RuntimeFiber<unknown, unknown>, request: Request): Request => {
-  const span = Context.get(fiber.currentContext, CurrentHolder)?.span
+  const span = Context.get(fiber.currentContext, CurrentSpanCell)?.span
   if (span === undefined) return request
   return {
     ...request,

@@ -73,20 +73,20 @@ const hasRetried = (error: unknown): error is DatabaseError =>
  * failure with such a field. The failure is changed in place, so that errors of the program around
  * it stay the same.
  */
-export const noteRetried = (failure: unknown, retried: Retried): boolean => {
+export const setRetried = (failure: unknown, retried: Retried): boolean => {
   const chain: Array<unknown> = []
   for (let one = failure; Predicate.isObject(one) && !chain.includes(one); one = "cause" in one ? one.cause : undefined)
     chain.push(one)
-  const noted = chain.filter(hasRetried)
-  for (const error of noted) {
+  const changed = chain.filter(hasRetried)
+  for (const error of changed) {
     const more = error._tag === "QueryFailed" ? { retried, hint: staleAgainHint } : { retried }
     for (const [key, value] of Object.entries(more))
       Object.defineProperty(error, key, { value, enumerable: true, configurable: true, writable: true })
   }
   // the message of a `SqlError` is a copy of the message of its cause
-  if (noted.length > 0)
+  if (changed.length > 0)
     for (const one of chain)
       if (one instanceof SqlError && isDatabaseError(one.cause))
         Object.defineProperty(one, "message", { value: one.cause.message, configurable: true, writable: true })
-  return noted.length > 0
+  return changed.length > 0
 }

@@ -24,7 +24,8 @@ import { currentContext, type TransactionContext } from "../transaction/context.
 import { slotOf } from "../transaction/slotScopes.js"
 import { openUnit, type UnitHandle, type UnitPlan } from "../unitOfWork/handle.js"
 import { invalidOfSettings } from "../unitOfWork/optionRules.js"
-import { joinableUnitOf, type Unit } from "../unitOfWork/unit.js"
+import type { Unit } from "../unitOfWork/unit.js"
+import { joinableUnitOf } from "../unitOfWork/unitOf.js"
 import { responseOf } from "./apiFailureResponse.js"
 import {
   type ApiMiddlewareOptions,
@@ -67,7 +68,7 @@ const openFor = (
   end: (response: Response) => Effect.Effect<Response>
 ): Effect.Effect<TransactionContext["slot"]> => {
   const beforeResponse = HttpApp.appendPreResponseHandler((_, response) =>
-    handle.endUntouched() ? Effect.succeed(response) : end(response)
+    Effect.suspend(() => (handle.endUntouched() ? Effect.succeed(response) : end(response)))
   )
   const scope = Context.unsafeGet(currentContext, Scope.Scope)
   return Effect.as(
@@ -91,73 +92,77 @@ const openWithRetry = (
   fresh: () => Request,
   retry: true | Schedule.Schedule<unknown, DatabaseError>,
   restore: Restore
-): Effect.Effect<TransactionContext["slot"]> => {
-  const outside = fiber.currentContext
-  // the router has made this context for this request alone; the handler gets the same context, so
-  // another request can only be set in it
-  outside.unsafeMap.set(HttpServerRequest.key, fresh())
-  const handlers = fiber.getFiberRef(HttpApp.currentPreResponseHandlers)
-  let own: typeof handlers | undefined
-  // the cast: the route runs in the context of its own request, which has all that it needs
-  const route = Effect.flatMap(routed.route.handler, HttpServerRespondable.toResponse) as HttpApp.Default<unknown>
-  const encoded = Effect.catchAllCause(route, (cause) =>
-    Effect.flatMap(responseOf(outside, cause) ?? Effect.succeed(undefined), (response) =>
-      response === undefined ? Effect.failCause(cause) : Effect.succeed(response)
-    )
-  )
-  const open = () => {
-    const handle = openRepeatable(unitPlan)
-    attempts.add(handle.unit)
-    return handle
-  }
-  const first = open()
-  const end = (response: Response) =>
-    Effect.withFiberRuntime<Response, unknown>((ending) => {
-      const isLast = ending.getFiberRef(HttpApp.currentPreResponseHandlers) === own
-      const ended = Effect.uninterruptibleMask((restoreEnd) =>
-        endBy(plan, first, response, Cause.empty, isLast ? Effect.fail : answerIt, restoreEnd)
+): Effect.Effect<TransactionContext["slot"]> =>
+  Effect.suspend(() => {
+    const outside = fiber.currentContext
+    // the router has made this context for this request alone; the handler gets the same context, so
+    // another request can only be set in it
+    outside.unsafeMap.set(HttpServerRequest.key, fresh())
+    const handlers = fiber.getFiberRef(HttpApp.currentPreResponseHandlers)
+    let own: typeof handlers | undefined
+    // the cast: the route runs in the context of its own request, which has all that it needs
+    const route = Effect.flatMap(routed.route.handler, HttpServerRespondable.toResponse) as HttpApp.Default<unknown>
+    const encoded = Effect.catchAllCause(route, (cause) =>
+      Effect.flatMap(responseOf(outside, cause) ?? Effect.succeed(undefined), (response) =>
+        response === undefined ? Effect.failCause(cause) : Effect.succeed(response)
       )
-      let isFirst = true
-      const attempt = (): Attempt<unknown, Request> => {
-        if (isFirst) {
-          isFirst = false
-          return { handle: first, answer: ended }
-        }
-        const handle = open()
-        const request = fresh()
-        const answered = answerOnce(
-          plan,
-          handle,
-          Effect.provideService(encoded, HttpServerRequest, request),
-          undefined,
-          outside,
-          Effect.fail,
-          restore
+    )
+    const open = () => {
+      const handle = openRepeatable(unitPlan)
+      attempts.add(handle.unit)
+      return handle
+    }
+    const first = open()
+    const end = (response: Response) =>
+      Effect.withFiberRuntime<Response, unknown>((ending) => {
+        const isLast = ending.getFiberRef(HttpApp.currentPreResponseHandlers) === own
+        const ended = Effect.uninterruptibleMask((restoreEnd) =>
+          endBy(plan, first, response, Cause.empty, isLast ? Effect.fail : answerIt, restoreEnd)
         )
-        const finished = Effect.flatMap(answered, (response) =>
-          Effect.flatMap(
-            FiberRef.get(HttpApp.currentPreResponseHandlers),
-            Option.match({
-              onNone: () => Effect.succeed(response),
-              // the error type of the route does not include this failure; the platform answers a
-              // failure and a defect with status 500
-              onSome: (handler) => Effect.orDie(handler(request, response))
-            })
+        let isFirst = true
+        const attempt = (): Attempt<unknown, Request> => {
+          if (isFirst) {
+            isFirst = false
+            return { handle: first, answer: ended }
+          }
+          const handle = open()
+          const request = fresh()
+          const answered = answerOnce(
+            plan,
+            handle,
+            Effect.provideService(encoded, HttpServerRequest, request),
+            undefined,
+            outside,
+            Effect.fail,
+            restore
           )
-        )
-        return { handle, answer: Effect.zipRight(FiberRef.set(HttpApp.currentPreResponseHandlers, handlers), finished) }
-      }
-      const answered = answerRepeatedly(attempt, retry, Context.get(outside, RetryPolicy), restore)
-      // the cast: the context of a request has the request
-      return Effect.mapInputContext(answered, () => outside as Context.Context<Request>)
-    })
-  return Effect.zipLeft(
-    openFor(fiber, first, (response) => endBeforeResponse(end(response))),
-    Effect.sync(() => {
-      own = fiber.getFiberRef(HttpApp.currentPreResponseHandlers)
-    })
-  )
-}
+          const finished = Effect.flatMap(answered, (response) =>
+            Effect.flatMap(
+              FiberRef.get(HttpApp.currentPreResponseHandlers),
+              Option.match({
+                onNone: () => Effect.succeed(response),
+                // the error type of the route does not include this failure; the platform answers a
+                // failure and a defect with status 500
+                onSome: (handler) => Effect.orDie(handler(request, response))
+              })
+            )
+          )
+          return {
+            handle,
+            answer: Effect.zipRight(FiberRef.set(HttpApp.currentPreResponseHandlers, handlers), finished)
+          }
+        }
+        const answered = answerRepeatedly(attempt, retry, Context.get(outside, RetryPolicy), restore)
+        // the cast: the context of a request has the request
+        return Effect.mapInputContext(answered, () => outside as Context.Context<Request>)
+      })
+    return Effect.zipLeft(
+      openFor(fiber, first, (response) => endBeforeResponse(end(response))),
+      Effect.sync(() => {
+        own = fiber.getFiberRef(HttpApp.currentPreResponseHandlers)
+      })
+    )
+  })
 
 /** Makes the effect that provides the transaction slot of each request of an `HttpApi`. */
 export const makeApiMiddleware = (options: ApiMiddlewareOptions): Effect.Effect<TransactionContext["slot"]> => {

@@ -1,7 +1,6 @@
 /**
- * Functions that enter and leave the unit of work of a request, by the transaction slot of the
- * fiber's context. If no other code sees the context, it is changed in place; CONTRIBUTING.md has
- * the figures.
+ * Effects that enter and leave the unit of work of a request, by the transaction slot of the
+ * fiber's context.
  */
 import { appendPreResponseHandler } from "@effect/platform/HttpApp"
 import type { RouteContext } from "@effect/platform/HttpRouter"
@@ -35,7 +34,7 @@ const inUnit = (outside: Context.Context<never>, unit: Unit): Context.Context<ne
   Context.add(outside, TransactionConnection, slotOf(outside, unit))
 
 /** Makes the entry of an app that does not send its response. */
-const withAnotherContext = (outside: Context.Context<never>, unit: Unit): UnitEntry => ({
+const withoutSending = (outside: Context.Context<never>, unit: Unit): UnitEntry => ({
   enter: FiberRef.set(FiberRef.currentContext, inUnit(outside, unit)),
   leave: FiberRef.set(FiberRef.currentContext, outside)
 })
@@ -50,8 +49,10 @@ export type EndBefore = (response: HttpServerResponse) => Effect.Effect<HttpServ
 const aroundServer = (outside: Context.Context<never>, unit: Unit, end: EndBefore): UnitEntry => {
   const without = FiberRef.update(FiberRef.currentContext, (inside) => withSlotOf(outside, inside))
   const endHere: EndBefore = (response) =>
-    // an app around this one may have made it interruptible, and the end must not be interrupted
-    unit.hasEnded ? Effect.succeed(response) : Effect.uninterruptible(Effect.zipLeft(end(response), without))
+    Effect.suspend(() =>
+      // an app around this one may have made it interruptible, and the end must not be interrupted
+      unit.hasEnded ? Effect.succeed(response) : Effect.uninterruptible(Effect.zipLeft(end(response), without))
+    )
   return {
     enter: Effect.zipRight(
       appendPreResponseHandler((_, response) => endHere(response)),
@@ -62,24 +63,24 @@ const aroundServer = (outside: Context.Context<never>, unit: Unit, end: EndBefor
 }
 
 /**
- * Enters a unit by changing the context in place, if the app is the handler of a route itself; returns
- * true if it has entered. A router makes that context for the handler of one request and drops it
- * right after it, so no other code sees the change.
+ * Checks if an app is the handler of a route itself. A router makes the context of the handler for
+ * one request, and drops it right after the handler.
  */
-export const enterInPlace = (context: Context.Context<never>, app: unknown, unit: Unit): boolean => {
+export const isRouteHandler = (context: Context.Context<never>, app: unknown): boolean => {
   const routed: RouteContext | undefined = context.unsafeMap.get(Route.key)
-  if (routed === undefined || routed.route.handler !== app || context.unsafeMap.has(slot)) return false
-  context.unsafeMap.set(slot, slotOf(context, unit))
-  return true
+  return routed !== undefined && routed.route.handler === app && !context.unsafeMap.has(slot)
 }
 
-/** Leaves a unit that was entered in place, for the work after the handler. Forks keep the unit. */
-export const leaveInPlace: Effect.Effect<void> = FiberRef.update(
-  FiberRef.currentContext,
-  Context.omit(TransactionConnection)
-)
+/** Leaves the unit of a route's handler. Forks keep the unit. */
+const leaveRoute: Effect.Effect<void> = FiberRef.update(FiberRef.currentContext, Context.omit(TransactionConnection))
 
-/** Makes the entry of an app that cannot be entered in place. */
+/** Makes the entry of a route's handler. */
+export const routeEntry = (outside: Context.Context<never>, unit: Unit): UnitEntry => ({
+  enter: FiberRef.set(FiberRef.currentContext, inUnit(outside, unit)),
+  leave: leaveRoute
+})
+
+/** Makes the entry of an app that is not the handler of a route itself. */
 export const unitEntry = (outside: Context.Context<never>, unit: Unit, end: EndBefore): UnitEntry =>
   // the response of a route's handler is sent outside of the handler
-  outside.unsafeMap.has(Route.key) ? withAnotherContext(outside, unit) : aroundServer(outside, unit, end)
+  outside.unsafeMap.has(Route.key) ? withoutSending(outside, unit) : aroundServer(outside, unit, end)

@@ -13,7 +13,7 @@ import { currentContext } from "../transaction/context.js"
 import { runAsPart } from "../transaction/withTransaction.js"
 import { openUnit } from "../unitOfWork/handle.js"
 import { invalidOfSettings } from "../unitOfWork/optionRules.js"
-import { joinableUnitOf } from "../unitOfWork/unit.js"
+import { joinableUnitOf } from "../unitOfWork/unitOf.js"
 import {
   demandOf,
   isRepeatable,

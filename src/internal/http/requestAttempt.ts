@@ -14,7 +14,7 @@ import type { Restore } from "../edge/cancellable.js"
 import type { UnitHandle } from "../unitOfWork/handle.js"
 import { reasonOf } from "../unitOfWork/retry.js"
 import { responseOf } from "./apiFailureResponse.js"
-import { enterInPlace, leaveInPlace, unitEntry } from "./enterUnitOfWork.js"
+import { isRouteHandler, routeEntry, unitEntry } from "./enterUnitOfWork.js"
 import type { RequestPlan } from "./middlewarePlan.js"
 import { type RequestSession, sessionOf } from "./sessionCookie.js"
 
@@ -55,27 +55,28 @@ export const endBy = <E, E1>(
   cause: Cause.Cause<E>,
   settle: Settle<E, E1>,
   restore: Restore
-): Effect.Effect<Response, E1> => {
-  const answer = (reason?: unknown) => {
-    if (!Cause.isEmpty(cause)) return settle(new Unstored(reason, cause, Effect.failCause(cause)))
-    const answered = Effect.succeed(response)
-    return reason === undefined ? answered : settle(new Unstored(reason, cause, answered))
-  }
-  if (handle.endUntouched()) return answer()
-  let decided: UnitOfWork.Outcome
-  try {
-    decided = outcome(response)
-  } catch (defect) {
-    return Effect.zipRight(undo(handle), Effect.die(defect))
-  }
-  return Effect.matchEffect(handle.end(decided, restore), {
-    onFailure: (error) => {
-      const otherwise = Effect.suspend(() => Effect.as(Effect.logError(error.message), onCommitFailed(error)))
-      return settle(new Unstored(error, Cause.fail(error), otherwise))
-    },
-    onSuccess: () => answer(decided === "rollback" ? reasonOf(handle.unit.failures, cause) : undefined)
+): Effect.Effect<Response, E1> =>
+  Effect.suspend(() => {
+    const answer = (reason?: unknown) => {
+      if (!Cause.isEmpty(cause)) return settle(new Unstored(reason, cause, Effect.failCause(cause)))
+      const answered = Effect.succeed(response)
+      return reason === undefined ? answered : settle(new Unstored(reason, cause, answered))
+    }
+    if (handle.endUntouched()) return answer()
+    let decided: UnitOfWork.Outcome
+    try {
+      decided = outcome(response)
+    } catch (defect) {
+      return Effect.zipRight(undo(handle), Effect.die(defect))
+    }
+    return Effect.matchEffect(handle.end(decided, restore), {
+      onFailure: (error) => {
+        const otherwise = Effect.suspend(() => Effect.as(Effect.logError(error.message), onCommitFailed(error)))
+        return settle(new Unstored(error, Cause.fail(error), otherwise))
+      },
+      onSuccess: () => answer(decided === "rollback" ? reasonOf(handle.unit.failures, cause) : undefined)
+    })
   })
-}
 
 /**
  * Ends the unit of a request after its handler has failed: by the response of its `HttpApi`, else
@@ -129,8 +130,8 @@ export const endBeforeResponse = (end: Effect.Effect<Response, unknown>): Effect
   })
 
 /**
- * Runs an app in a unit and ends the unit. `handler` is the app with the middleware; if it is the
- * handler of the route itself, the unit is entered in place.
+ * Runs an app in a unit and ends the unit. `handler` is the app with the middleware, which may be
+ * the handler of the route itself.
  */
 export const answerOnce = <E, R, E1>(
   plan: RequestPlan,
@@ -141,20 +142,20 @@ export const answerOnce = <E, R, E1>(
   settle: Settle<E, E1>,
   restore: Restore
 ): Effect.Effect<Response, E1, R | HttpServerRequest> => {
-  const entry = enterInPlace(outside, handler, handle.unit)
-    ? undefined
+  const isRoute = isRouteHandler(outside, handler)
+  const { enter, leave } = isRoute
+    ? routeEntry(outside, handle.unit)
     : unitEntry(outside, handle.unit, (response) =>
         endBeforeResponse(endBy(plan, handle, response, Cause.empty, answerIt, restore))
       )
-  const leave = entry?.leave ?? leaveInPlace
   const answered = Effect.matchCauseEffect(restore(app), {
     onFailure: (cause) => Effect.flatMap(leave, () => endByFailure(plan, handle, cause, outside, settle, restore)),
     onSuccess: (response) =>
       // the router drops the context right after this, so the unit need not be left if there is no
       // more work
-      entry === undefined && handle.endUntouched()
+      isRoute && handle.endUntouched()
         ? Effect.succeed(response)
         : Effect.flatMap(leave, () => endBy(plan, handle, response, Cause.empty, settle, restore))
   })
-  return entry === undefined ? answered : Effect.zipRight(entry.enter, answered)
+  return Effect.zipRight(enter, answered)
 }

@@ -8,51 +8,25 @@
  */
 
 import type { DatabaseConfig } from "../../DatabaseConfig.js"
-import type { CloseReason, Observation, Observer } from "../../Observation.js"
-import * as clock from "../concurrency/clock.js"
-import type { Connection } from "../connection/connection.js"
+import type { Observer } from "../../Observation.js"
 import type { CredentialSource } from "../connection/credentials.js"
-import type { ErrorLocation } from "../connection/statementFailure.js"
 import type { Invalidation } from "../pool/pool.js"
-import { ListenConnection } from "./connection.js"
-import { ListenConnector } from "./connector.js"
-import { probeDelivery } from "./deliveryProbe.js"
-import { type ConnectionFailure, isPermanent } from "./failure.js"
-import { channelCommands, Handover } from "./handover.js"
-import { type Listener, Listeners } from "./listeners.js"
+import type { ListenConnection } from "./connection.js"
+import type { ConnectionFailure } from "./failure.js"
+import { channelCommands } from "./handover.js"
+import { ListenLifecycle } from "./lifecycle.js"
+import type { Listener } from "./listeners.js"
 import { nextCommand } from "./nextCommand.js"
-import { closed, connectionOf, idle, type Outage, outageOf, type RetryPauses, type State } from "./state.js"
-
-/** Functions of the edge. */
-export interface ListenEdge {
-  /** Begins the pauses of an outage; `onPause` gets the length of each before it begins, in ms. */
-  readonly pauses: (onPause: (pause: number) => void) => RetryPauses
-  /** Returns the message of the error that a failure becomes. */
-  readonly messageOf: (failure: ConnectionFailure) => string
-}
+import type { ListenEdge } from "./outage.js"
+import { closed, connectionOf, outageOf } from "./state.js"
 
 /** Manager of the listening connection and its listeners. */
-export class ListenManager {
-  private state: State = idle
-  private readonly listeners = new Listeners()
-  private readonly connector: ListenConnector
-  private readonly location: ErrorLocation
-  /** Cancels the delay before the next handover, which outlives the connection. */
-  private cancelHandoverDelay: (() => void) | undefined
+export class ListenManager extends ListenLifecycle {
   private readonly stopFollowingCredentials: () => void
 
-  constructor(
-    private readonly config: DatabaseConfig,
-    credentials: CredentialSource,
-    private readonly observer: Observer,
-    private readonly edge: ListenEdge
-  ) {
-    this.location = { database: config.name, server: config.writer.name }
+  constructor(config: DatabaseConfig, credentials: CredentialSource, observer: Observer, edge: ListenEdge) {
+    super(config, credentials, observer, edge)
     this.stopFollowingCredentials = credentials.follow(() => this.synchronize())
-    this.connector = new ListenConnector(config, credentials, (connection, error) => {
-      const listening = connectionOf(this.state)
-      if (listening?.connection === connection) this.onLost(listening, error)
-    })
   }
 
   /**
@@ -109,7 +83,7 @@ export class ListenManager {
   /**
    * Runs the next command that brings the connection up to date with the listeners, if it is free.
    */
-  private synchronize(): void {
+  protected override synchronize(): void {
     if (this.listeners.isEmpty) return this.disconnect("idle")
     const { state } = this
     if (state._tag !== "Listening" && state._tag !== "HandingOver") return
@@ -153,11 +127,10 @@ export class ListenManager {
     }
     if (outage === undefined) return
     this.state = { _tag: "Listening", outage: undefined, listening }
-    const { attempts, since } = outage
-    this.observe(() => ({ _tag: "ListenRestored", ...this.location, attempts, tookMillis: clock.now() - since }))
+    this.reports.restored(outage)
   }
 
-  private onMessage(listening: ListenConnection, channel: string, payload: string, processId: number): void {
+  protected override onMessage(listening: ListenConnection, channel: string, payload: string, processId: number): void {
     if (listening.probe?.channel === channel) return listening.probe.onMessage()
     const { state } = this
     if (state._tag === "HandingOver") {
@@ -167,186 +140,10 @@ export class ListenManager {
     if (connectionOf(this.state) !== listening) return
     for (const listener of this.listeners.receiversOf(channel)) {
       if (!listener.receive(payload, processId)) continue
-      this.observe(() => ({ _tag: "ListenOverflowed", database: this.location.database, channel }))
+      this.reports.overflowed(channel)
       if (listener.toleratesGaps) continue
       listener.fail({ _tag: "Missed", reason: "overflow" })
       this.remove(listener)
     }
-  }
-
-  private startConnect(outage: Outage | undefined): void {
-    if (outage !== undefined) outage.attempts++
-    let cancel = () => {}
-    this.state = { _tag: "Connecting", outage, cancel: () => cancel() }
-    cancel = this.connector.connect((failure, connection) => {
-      if (connection !== undefined) return this.onConnected(connection, outage)
-      this.state = idle
-      if (failure !== undefined) this.onFailure({ _tag: "Connect", failure }, outage)
-    })
-  }
-
-  private makeListening(connection: Connection): ListenConnection {
-    const { listenHeartbeat, pool } = this.config
-    const listening = new ListenConnection(connection, pool.connectTimeout, listenHeartbeat, {
-      onLost: (listening, error) => this.onLost(listening, error),
-      onIdle: () => this.synchronize()
-    })
-    connection.onNotification((channel, payload, processId) => this.onMessage(listening, channel, payload, processId))
-    return listening
-  }
-
-  private onConnected(connection: Connection, outage: Outage | undefined): void {
-    const listening = this.makeListening(connection)
-    let cancel = () => {}
-    this.state = { _tag: "Verifying", outage, listening, cancel: () => cancel() }
-    cancel = probeDelivery(listening, this.connector.connect, this.config.pool.connectTimeout, (result) => {
-      if (connectionOf(this.state) !== listening) return
-      switch (result._tag) {
-        case "delivered":
-          this.state = { _tag: "Listening", outage, listening }
-          return this.synchronize()
-        // a pooler in transaction mode gives each transaction another session, so no message
-        // arrives
-        case "undelivered":
-          this.disconnect("invalid")
-          return this.listeners.failAll({ _tag: "Undelivered" })
-        case "unreachable":
-          return this.closeAfterFailure(listening, { _tag: "Connect", failure: result.failure })
-        case "failed":
-          return this.closeAfterFailure(listening, { _tag: "Command", failure: result.failure })
-      }
-    })
-  }
-
-  /** Makes another connection and begins the handover to it. */
-  private startHandover(listening: ListenConnection): void {
-    const onEnd = () => {
-      this.state = { _tag: "Listening", outage: undefined, listening }
-      this.delayHandover()
-    }
-    const handover = new Handover(listening, {
-      connect: this.connector.connect,
-      makeListening: (connection) => this.makeListening(connection),
-      timeout: this.config.pool.connectTimeout,
-      channels: () => this.listeners.channels(),
-      onReady: () => this.synchronize(),
-      onSucceeded: (next, buffered) => {
-        onEnd()
-        this.closeListening(listening.connection.retireAs === "invalidated" ? "invalidated" : "oldCredentials")
-        this.state = { _tag: "Listening", outage: undefined, listening: next }
-        for (const { channel, payload, processId } of buffered) this.onMessage(next, channel, payload, processId)
-        this.synchronize()
-      },
-      onFailed: () => {
-        onEnd()
-        this.synchronize()
-      },
-      onMissed: (error) => {
-        onEnd()
-        this.onLost(listening, error)
-      }
-    })
-    this.state = { _tag: "HandingOver", listening, handover }
-  }
-
-  /**
-   * Delays the next handover, also after a success: a source of credentials may return others for
-   * each connection, and handovers would never end.
-   */
-  private delayHandover(): void {
-    this.cancelHandoverDelay = clock.later(this.config.pool.connectTimeout, () => {
-      this.cancelHandoverDelay = undefined
-      this.synchronize()
-    })
-  }
-
-  /** Closes a connection after a failed command, and begins an outage. */
-  private closeAfterFailure(listening: ListenConnection, failure: ConnectionFailure): void {
-    if (connectionOf(this.state) !== listening) return
-    const outage = outageOf(this.state)
-    this.closeListening("invalid")
-    this.onFailure(failure, outage)
-  }
-
-  private onLost(listening: ListenConnection, error: Error, reason: "broken" | "invalidated" = "broken"): void {
-    const { state } = this
-    if (state._tag === "HandingOver" && state.handover.isNext(listening)) return state.handover.fail(error)
-    if (connectionOf(state) !== listening) return
-    this.closeListening(reason)
-    const { processId } = listening.connection
-    this.observe(() => ({ _tag: "ListenLost", ...this.location, processId, message: error.message }))
-    this.onFailure({ _tag: "Lost", error }, outageOf(state))
-  }
-
-  /**
-   * Begins or continues an outage: fails the listeners that do not accept gaps, and schedules a
-   * retry.
-   */
-  private onFailure(failure: ConnectionFailure, current: Outage | undefined): void {
-    this.listeners.onDisconnected(failure)
-    if (this.listeners.isEmpty) return
-    const outage = current ?? this.makeOutage(failure)
-    outage.lastFailure = failure
-    // an error that needs a change of the configuration is not retried
-    if (isPermanent(failure)) return this.failDisconnected(failure)
-    this.state = {
-      _tag: "Pausing",
-      outage,
-      cancel: outage.pauses.next(failure, (isRetried) => {
-        this.state = idle
-        if (isRetried) this.startConnect(outage)
-        else this.failDisconnected(failure)
-      })
-    }
-  }
-
-  private makeOutage(failure: ConnectionFailure): Outage {
-    const outage: Outage = {
-      since: clock.now(),
-      pauses: this.edge.pauses((pause) => this.reportRetry(outage, pause)),
-      firstMessage: failure._tag === "Lost" ? failure.error.message : this.edge.messageOf(failure),
-      lastFailure: failure,
-      attempts: 0
-    }
-    return outage
-  }
-
-  private failDisconnected(cause: ConnectionFailure): void {
-    this.listeners.failAll({ _tag: "Missed", reason: "disconnected", cause })
-  }
-
-  private reportRetry({ attempts, lastFailure }: Outage, pause: number): void {
-    this.observe(() => ({
-      _tag: "ListenRetried",
-      ...this.location,
-      attempt: attempts + 1,
-      pauseMillis: pause,
-      message: this.edge.messageOf(lastFailure)
-    }))
-  }
-
-  /** Closes the connection, or cancels the pause or connect before it. */
-  private disconnect(reason: CloseReason): void {
-    const { state } = this
-    if (state._tag === "Closed") return
-    if (state._tag === "Connecting" || state._tag === "Pausing") state.cancel()
-    if (connectionOf(state) !== undefined) this.closeListening(reason)
-    this.state = idle
-  }
-
-  private closeListening(reason: CloseReason): void {
-    const { state } = this
-    const listening = connectionOf(state)
-    if (listening === undefined) return
-    this.state = idle
-    if (state._tag === "Verifying") state.cancel()
-    else if (state._tag === "HandingOver") state.handover.cancel()
-    listening.stopHeartbeat()
-    if (reason === "broken") listening.connection.destroy(reason)
-    else listening.connection.end(reason)
-  }
-
-  private observe(make: () => Observation): void {
-    if (this.observer.active) this.observer.observe(make())
   }
 }

@@ -3,27 +3,8 @@
  */
 
 import type { ListenConnection } from "./connection.js"
-import type { ConnectionFailure } from "./failure.js"
 import type { Handover } from "./handover.js"
-
-/**
- * Pauses of one outage, before each attempt except an attempt for a new listener. `callback` is
- * called after the pause, with `false` if no further attempt follows. The returned function
- * cancels.
- */
-export interface RetryPauses {
-  readonly next: (failure: ConnectionFailure, callback: (isRetried: boolean) => void) => () => void
-}
-
-/** Time from the loss of the connection until the next one listens to the channels. */
-export interface Outage {
-  readonly since: number
-  readonly pauses: RetryPauses
-  /** The message of the first failure. */
-  readonly firstMessage: string
-  lastFailure: ConnectionFailure
-  attempts: number
-}
+import type { Outage } from "./outage.js"
 
 /**
  * State of the listening connection.

@@ -29,8 +29,8 @@ import type { Invalidation } from "../pool/pool.js"
 import { checkChannel } from "../sql/notifyLimits.js"
 import type { ListenerFailure } from "./failure.js"
 import { toConnectionError, toListenError } from "./listenError.js"
-import { type ListenEdge, ListenManager } from "./manager.js"
-import type { RetryPauses } from "./state.js"
+import { ListenManager } from "./manager.js"
+import type { ListenEdge, RetryPauses } from "./outage.js"
 import { Subscriber } from "./subscriber.js"
 
 /** The default for the number of messages that wait for a consumer. */

@@ -59,13 +59,13 @@ export const runPlain = <A>(code: () => PromiseLike<A> | A): Effect.Effect<A, un
   })
 
 /**
- * Calls code by `place` and returns its result. If that is a statement, which runs when it is
- * awaited, it runs in the context of `place`, and not in that of the `await`.
+ * Calls code by `run` and returns its result. If that is a statement, which runs when it is
+ * awaited, it runs in the context of `run`, and not in that of the `await`.
  */
-const settled = <A>(place: <B>(code: () => B) => B, code: () => A): A => {
-  const result = place(code)
+const runIn = <A>(run: <B>(code: () => B) => B, code: () => A): A => {
+  const result = run(code)
   // the cast: the new statement has the same rows
-  return result instanceof PromiseQuery ? (result.through(place) as A) : result
+  return result instanceof PromiseQuery ? (result.through(run) as A) : result
 }
 
 /**
@@ -76,18 +76,18 @@ export const runOutside = <A>(code: () => A): A => {
   const around = storage.getStore()?.context ?? Context.empty()
   const scopes = scopesOf(around)
   const session = causalSessionOf(around, contextOf(around))
-  if (scopes === undefined && session === undefined) return settled((run) => storage.exit(run), code)
+  if (scopes === undefined && session === undefined) return runIn((run) => storage.exit(run), code)
   let context: Context.Context<never> = Context.empty()
   if (scopes !== undefined) context = Context.add(context, CurrentScopes, scopes)
   if (session !== undefined) context = Context.add(context, CurrentSession, session)
-  return settled((run) => storage.run({ context, signal: undefined }, run), code)
+  return runIn((run) => storage.run({ context, signal: undefined }, run), code)
 }
 
 /** Runs plain code in other schema scopes, with all that it calls, also after it has returned. */
 export const inPlainScopes = <A>(change: ScopeChange, code: () => A): A => {
   const { context, signal } = storage.getStore() ?? { context: Context.empty(), signal: undefined }
   const inside = { context: withChange(context, change), signal }
-  return settled((run) => storage.run(inside, run), code)
+  return runIn((run) => storage.run(inside, run), code)
 }
 
 /** Returns an effect that runs in the context of the plain code around it. */

@@ -3,8 +3,8 @@
  * write to it as usual. The writes are kept, and later sent or replaced by another answer.
  */
 import { type OutgoingHttpHeaders, ServerResponse } from "node:http"
-import { Writable } from "node:stream"
-import type { Header } from "../http/sessionCookie.js"
+import { AnswerHead, hasMessage, restoreHead, setAdded, withHeader } from "./answerHead.js"
+import { type Call, drop, refuseLate } from "./heldCalls.js"
 import { showHeld } from "./heldSocket.js"
 
 /** Answer that replaces the answer of a handler. */
@@ -16,81 +16,39 @@ export interface Answer {
 
 type Sending = Pick<ServerResponse, "writeHead" | "write" | "end" | "flushHeaders">
 
-/** Kept call of a function of `Sending`. Its last argument may be a callback. */
-interface Call {
-  readonly send: () => void
-  readonly args: ReadonlyArray<unknown>
+/** The handler writes the head of its answer. `status` is that of a kept `writeHead`. */
+class WritingHead {
+  readonly _tag = "WritingHead"
+  constructor(readonly status: number | undefined) {}
 }
 
-/** Headers and status message at the moment when an answer began. */
-interface Begun {
-  readonly headers: OutgoingHttpHeaders
-  readonly statusMessage: string
+/** The handler sends the body of its answer, or has ended it. */
+class Ready {
+  readonly _tag = "Ready"
+  constructor(
+    readonly head: AnswerHead,
+    /** True if a kept `writeHead` sends the head. */
+    readonly isHeadKept: boolean,
+    readonly restoreSocket: () => void
+  ) {}
 }
-
-const cookies = "set-cookie"
-
-/** The headers that describe a body, and so belong to the first answer. */
-const ofBody = /^(content-.*|transfer-encoding|trailer|etag|last-modified|location)$/
-
-const added = new WeakMap<ServerResponse, Header>()
-
-/** Adds a header to the answer that will be sent. */
-export const addHeader = (response: ServerResponse, header: Header | undefined): void => {
-  if (header !== undefined) added.set(response, header)
-}
-
-/** Checks if two cookies have the same name. */
-const isSame = (one: string, other: string): boolean => one.startsWith(other.slice(0, other.indexOf("=") + 1))
 
 /**
- * Returns arguments of `writeHead` with all values of each header, an added cookie included.
- * Otherwise Node would replace a cookie that was set before by the cookies of the arguments, and of
- * several headers of one name in a list it would send only the last.
+ * State of a held response.
+ *
+ * - `WritingHead`, `Ready`: the response is held, and writes are kept.
+ * - `Released`: writes are sent.
+ * - `Replaced`: another answer is sent, and writes are dropped.
  */
-const withHeader = <Args extends ReadonlyArray<unknown>>(args: Args, header: Header | undefined): Args => {
-  const head: unknown = args.at(-1)
-  if (header === undefined || typeof head !== "object" || head === null) return args
-  const pairs: ReadonlyArray<ReadonlyArray<unknown>> = Array.isArray(head)
-    ? head.flatMap((name, i) => (i % 2 === 0 ? [[name, head[i + 1]]] : []))
-    : Object.entries(head)
-  const all = new Map<string, { readonly name: unknown; readonly values: Array<unknown> }>()
-  for (const [name, value] of pairs) {
-    const known = all.get(String(name).toLowerCase())
-    if (known === undefined) all.set(String(name).toLowerCase(), { name, values: [value].flat() })
-    else known.values.push(...[value].flat())
-  }
-  const own = all.get(cookies)
-  if (header[0] === cookies && own !== undefined) own.values.push(header[1])
-  const made = Object.fromEntries(
-    Array.from(all.values(), ({ name, values }) => [name, values.length === 1 ? values[0] : values])
-  )
-  // the cast: only the headers differ, and Node takes a record as well as a list
-  return [...args.slice(0, -1), made] as unknown as Args
-}
+type State = WritingHead | Ready | { readonly _tag: "Released" } | { readonly _tag: "Replaced" }
 
-/** Checks if a response has a status message. HTTP/2 has none, and warns when it is read. */
-const hasMessage = (response: ServerResponse): boolean => Object.hasOwn(response, "statusMessage")
+const writing = new WritingHead(undefined)
+const released = { _tag: "Released" } as const
+const replaced = { _tag: "Replaced" } as const
 
-/**
- * Refuses a write after the end of the body as a stream of Node does, but without an `error` event,
- * which would end the process.
- */
-const refuseLate = (args: ReadonlyArray<unknown>): void => {
-  const last = args.at(-1)
-  if (typeof last !== "function") return
-  const ended = new Writable().on("error", () => {}).end()
-  ended.write("", (error) => last(error))
-}
-
-/** Calls the callback of a write that is not sent. */
-const drop = ({ args }: Call): void => {
-  const last = args.at(-1)
-  if (typeof last === "function") process.nextTick(last)
-}
-
+/** Response that is held. */
 export class HeldResponse {
-  private state: "held" | "released" | "replaced" = "held"
+  private state: State = writing
   private kept: Array<Call> = []
   private readonly real: Sending
   /**
@@ -98,14 +56,10 @@ export class HeldResponse {
    * same response.
    */
   private readonly outside: PropertyDescriptorMap
-  private head: number | undefined
-  private ready: number | undefined
-  private begun: Begun | undefined
   private hasEnded = false
   private isEnding = false
   /** True if another answer has begun after the end of the first one. */
   private hasSecond = false
-  private hideSocket = () => {}
   /** The number of bytes that are held. */
   private size = 0
 
@@ -125,11 +79,14 @@ export class HeldResponse {
         this.hasSecond ||= this.hasEnded
         // some libraries call it again with each part of the body until the headers are sent; the
         // first call counts
-        if (this.state === "held" && (this.head ?? this.ready) !== undefined) return response
-        // arguments that Node refuses are refused here, where the handler can still send another answer
-        if (this.state === "held") new ServerResponse(response.req).writeHead(...args)
-        this.head = args[0]
-        this.call({ send: () => writeHead.apply(response, withHeader(args, added.get(response))), args: [] })
+        const { state } = this
+        if (state._tag === "Ready" || (state._tag === "WritingHead" && state.status !== undefined)) return response
+        if (state._tag === "WritingHead") {
+          // arguments that Node refuses are refused here, where the handler can still send another answer
+          new ServerResponse(response.req).writeHead(...args)
+          this.state = new WritingHead(args[0])
+        }
+        this.call({ send: () => writeHead.apply(response, withHeader(args, response)), args: [] })
         return response
       },
       write: (...args: Parameters<typeof write>) => {
@@ -137,14 +94,14 @@ export class HeldResponse {
           refuseLate(args)
           return false
         }
-        if (this.state === "released") return write.apply(response, args)
+        if (this.state._tag === "Released") return write.apply(response, args)
         // this throws for a value that is no chunk, as Node does
         const length = Buffer.byteLength(args[0])
         this.call({ send: () => write.apply(response, args), args })
         this.begin()
         // a replaced response emits no "drain" event: it closes, like after a disconnect of the
         // client
-        if (this.state === "replaced") return false
+        if (this.state._tag === "Replaced") return false
         // false at the same size as in Node: the writer then waits for "drain", which follows when
         // the kept writes are sent
         this.size += length
@@ -157,7 +114,7 @@ export class HeldResponse {
           refuseLate(args)
           return response
         }
-        if (this.state === "held" && chunk !== undefined && chunk !== null && typeof chunk !== "function") {
+        if (this.isHeld && chunk !== undefined && chunk !== null && typeof chunk !== "function") {
           Buffer.byteLength(args[0])
         }
         this.call({ send: () => this.end(() => end.apply(response, args)), args })
@@ -191,78 +148,58 @@ export class HeldResponse {
   /** Sends the kept writes. Later writes are sent at once. */
   release(): void {
     const { kept, response } = this
-    if (!this.leave("released")) return
+    const held = this.leave(released)
+    if (held === undefined) return
     if (!response.headersSent) {
-      this.takeBack()
-      this.setAdded()
+      if (held._tag === "Ready") restoreHead(response, held.head, held.isHeadKept, this.hasSecond)
+      setAdded(response)
     }
     for (const { send } of kept) send()
-    const asked = this.size >= response.writableHighWaterMark
-    if (asked && !response.writableEnded && !response.writableNeedDrain) response.emit("drain")
+    const isAwaited = this.size >= response.writableHighWaterMark
+    if (isAwaited && !response.writableEnded && !response.writableNeedDrain) response.emit("drain")
   }
 
   /** Sends another answer. The kept writes and all later ones are dropped. */
   replace({ body, status, type }: Answer): void {
     const { kept, real, response } = this
     // released for the moment, because the `end` of HTTP/2 calls `write`
-    if (!this.leave("released")) return
+    if (this.leave(released) === undefined) return
     for (const name of response.getHeaderNames()) response.removeHeader(name)
-    this.setAdded()
+    setAdded(response)
     if (hasMessage(response)) response.statusMessage = ""
     const headers: OutgoingHttpHeaders = { "content-type": type, "content-length": Buffer.byteLength(body) }
     real.writeHead.call(response, status, headers)
     this.end(() => real.end.call(response, body, "utf8"))
-    this.state = "replaced"
+    this.state = replaced
     for (const call of kept) drop(call)
   }
 
   /** Drops all writes, because the client has disconnected. */
   discard(): void {
     const { kept } = this
-    if (this.leave("replaced")) for (const call of kept) drop(call)
+    if (this.leave(replaced) !== undefined) for (const call of kept) drop(call)
   }
 
-  private leave(state: "released" | "replaced"): boolean {
-    if (this.state !== "held") return false
-    this.state = state
+  private get isHeld(): boolean {
+    const { _tag } = this.state
+    return _tag === "WritingHead" || _tag === "Ready"
+  }
+
+  /** Ends the hold, and returns its last state; `undefined` if it has ended before. */
+  private leave(next: typeof released | typeof replaced): WritingHead | Ready | undefined {
+    const { state } = this
+    if (state._tag !== "WritingHead" && state._tag !== "Ready") return undefined
+    this.state = next
     this.kept = []
-    this.hideSocket()
+    if (state._tag === "Ready") state.restoreSocket()
     for (const name of ["headersSent", "writableEnded"]) Reflect.deleteProperty(this.response, name)
     Object.defineProperties(this.response, this.outside)
-    return true
-  }
-
-  /** Undoes changes since the answer began that would mix it with another answer. */
-  private takeBack(): void {
-    const { begun, ready, response } = this
-    if (begun === undefined || ready === undefined) return
-    for (const name of new Set([...Object.keys(begun.headers), ...response.getHeaderNames()])) {
-      if (!this.hasSecond && !ofBody.test(name)) continue
-      const value = begun.headers[name]
-      if (value === undefined) response.removeHeader(name)
-      else if (value !== response.getHeader(name)) response.setHeader(name, value)
-    }
-    // the unit has ended by the earlier status, so that one is sent; a kept `writeHead` has it
-    // already
-    if (this.head !== undefined) return
-    response.statusCode = ready
-    if (hasMessage(response)) response.statusMessage = begun.statusMessage
-  }
-
-  /** Sets the header that was added. A cookie is added to the other cookies. */
-  private setAdded(): void {
-    const { response } = this
-    const header = added.get(response)
-    if (header === undefined) return
-    const [name, value] = header
-    const set = name === cookies ? [response.getHeader(name) ?? []].flat().map(String) : []
-    // several middlewares may hold the same response, and have added the same cookie
-    response.setHeader(name, [...set.filter((one) => !isSame(one, value)), value])
+    return state
   }
 
   private call(call: Call): void {
-    if (this.state === "held") this.kept.push(call)
-    else if (this.state === "released") call.send()
+    if (this.isHeld) this.kept.push(call)
+    else if (this.state._tag === "Released") call.send()
     else drop(call)
   }
 
@@ -287,8 +224,8 @@ export class HeldResponse {
 
   /** Closes the connection after the kept writes have been sent. */
   private close(close: () => void): void {
-    const { ready, response, state } = this
-    if (state !== "held" || ready === undefined) return close()
+    const { response, state } = this
+    if (state._tag !== "Ready") return close()
     const send = () => {
       if (response.writableEnded) response.once("finish", close)
       // Node sends a part of the body at the end of the tick
@@ -298,13 +235,13 @@ export class HeldResponse {
   }
 
   private begin(): void {
-    if (this.ready !== undefined || this.state !== "held") return
-    const { head, response } = this
-    this.ready = head ?? response.statusCode
-    this.begun = { headers: response.getHeaders(), statusMessage: hasMessage(response) ? response.statusMessage : "" }
+    const { response, state } = this
+    if (state._tag !== "WritingHead") return
+    const head = new AnswerHead(response, state.status ?? response.statusCode)
     const { req } = response
     // the socket is read when it is called: another middleware may have replaced it by then
-    this.hideSocket = showHeld(req, (args) => this.close(() => Reflect.apply(req.socket.destroy, req.socket, args)))
-    this.onReady(this.ready)
+    const restoreSocket = showHeld(req, (args) => this.close(() => Reflect.apply(req.socket.destroy, req.socket, args)))
+    this.state = new Ready(head, state.status !== undefined, restoreSocket)
+    this.onReady(head.status)
   }
 }

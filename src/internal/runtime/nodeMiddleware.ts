@@ -18,8 +18,9 @@ import { outcomeByStatus, type RequestOptions, requestOptions, settingsFor } fro
 import { headerOf, type SessionTokenOptions, type SessionTokens, sessionOf } from "../http/sessionCookie.js"
 import { currentContext } from "../transaction/context.js"
 import { runDescribed } from "../unitOfWork/runUnit.js"
+import { addHeader } from "./answerHead.js"
 import { runPlain } from "./asyncContext.js"
-import { addHeader, HeldResponse } from "./heldResponse.js"
+import { HeldResponse } from "./heldResponse.js"
 
 /** Options of requests; the status of the response decides the outcome. */
 export interface NodeRequestOptions extends RequestOptions<IncomingMessage, number> {

@@ -28,13 +28,13 @@ export class PromiseQuery<A> implements PromiseLike<ReadonlyArray<A>>, Statement
   ) {}
 
   /**
-   * Returns a copy of the statement that runs in the context of `place` instead of that of its
+   * Returns a copy of the statement that runs in the context of `run` instead of that of its
    * `await`.
    */
-  through(place: <B>(code: () => B) => B): PromiseQuery<A> {
+  through(run: <B>(code: () => B) => B): PromiseQuery<A> {
     const { build, runner } = this
     return new PromiseQuery(
-      { run: (use) => place(() => runner.run(use)), stream: (use) => place(() => runner.stream(use)) },
+      { run: (use) => run(() => runner.run(use)), stream: (use) => run(() => runner.stream(use)) },
       build
     )
   }

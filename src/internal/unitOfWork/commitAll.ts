@@ -23,7 +23,8 @@ import { rolledBackAtCommit } from "../transaction/levelFailure.js"
 import { rollbackNested } from "../transaction/levelRollback.js"
 import type { Transaction } from "../transaction/transaction.js"
 import { inCommitOrder } from "./commitOrder.js"
-import type { CompletionOptions, Unit } from "./unit.js"
+import type { CompletionOptions } from "./completionOptions.js"
+import type { Unit } from "./unit.js"
 
 /**
  * Makes the transactions around released savepoints end in rollback, because the part that has set

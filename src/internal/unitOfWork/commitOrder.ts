@@ -4,7 +4,7 @@
  */
 import { isSavepoint } from "../transaction/completion.js"
 import type { Transaction } from "../transaction/transaction.js"
-import type { Order } from "./unit.js"
+import type { Order } from "./completionOptions.js"
 
 /**
  * Returns the transactions in the order of their ends. Savepoints come last, because they can still

@@ -8,17 +8,17 @@ import { optionsConflict, raiseSettings, settingsConflict } from "../transaction
 import { type SettingsByDatabase, settingsOf } from "../transaction/settingsByDatabase.js"
 import type { Transaction } from "../transaction/transaction.js"
 
-const namesIn = (own: SettingsByDatabase, asked: SettingsByDatabase): ReadonlySet<string> =>
-  new Set([...own.databases.keys(), ...asked.databases.keys()])
+const namesIn = (own: SettingsByDatabase, required: SettingsByDatabase): ReadonlySet<string> =>
+  new Set([...own.databases.keys(), ...required.databases.keys()])
 
 /** Returns the conflict with a transaction that has begun, if there is one. */
 export const conflictOfBegun = (
   begun: ReadonlyArray<Transaction>,
-  asked: SettingsByDatabase,
+  required: SettingsByDatabase,
   joins: boolean
 ): OptionsConflict | undefined => {
   for (const transaction of begun) {
-    const error = optionsConflict(transaction, settingsOf(asked, transaction.origin.database), joins)
+    const error = optionsConflict(transaction, settingsOf(required, transaction.origin.database), joins)
     if (error !== undefined) return error
   }
   return undefined
@@ -27,25 +27,25 @@ export const conflictOfBegun = (
 /** Returns the conflict with the settings of transactions that have not begun, if there is one. */
 export const conflictOfSettings = (
   own: SettingsByDatabase,
-  asked: SettingsByDatabase,
+  required: SettingsByDatabase,
   /** Checks if the transaction of a database is around the unit. */
   isLeftAround: (database: string) => boolean,
   settingsFor: (database: string | undefined) => Settings
 ): OptionsConflict | undefined => {
-  const all = [undefined, ...[...namesIn(own, asked)].filter((database) => !isLeftAround(database))]
+  const all = [undefined, ...[...namesIn(own, required)].filter((database) => !isLeftAround(database))]
   for (const database of all) {
-    const error = settingsConflict(database ?? "", settingsFor(database), settingsOf(asked, database))
+    const error = settingsConflict(database ?? "", settingsFor(database), settingsOf(required, database))
     if (error !== undefined) return error
   }
   return undefined
 }
 
 /** Returns the settings of a unit that has taken those of a part. */
-export const raiseAll = (own: SettingsByDatabase, asked: SettingsByDatabase, joins: boolean): SettingsByDatabase => {
+export const raiseAll = (own: SettingsByDatabase, required: SettingsByDatabase, joins: boolean): SettingsByDatabase => {
   const raised = (database: string | undefined) =>
-    raiseSettings(settingsOf(own, database), settingsOf(asked, database), joins)
+    raiseSettings(settingsOf(own, database), settingsOf(required, database), joins)
   return {
     all: raised(undefined),
-    databases: new Map([...namesIn(own, asked)].map((database) => [database, raised(database)]))
+    databases: new Map([...namesIn(own, required)].map((database) => [database, raised(database)]))
   }
 }

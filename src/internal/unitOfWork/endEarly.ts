@@ -9,7 +9,8 @@ import { currentContext, type TransactionContext } from "../transaction/context.
 import type { Origin, Transaction } from "../transaction/transaction.js"
 import { finish } from "./commitAll.js"
 import type { Outcome } from "./options.js"
-import { type Unit, unitOf } from "./unit.js"
+import type { Unit } from "./unit.js"
+import { unitOf } from "./unitOf.js"
 
 const none: ReadonlyArray<never> = []
 const nowhere: Pick<Origin, "database"> = { database: "" }

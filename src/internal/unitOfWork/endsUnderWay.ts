@@ -45,7 +45,7 @@ export class EndsUnderWay {
    * Completes when all ends in progress are over, or fails after `busyTimeout`, like a statement
    * that waits for a nested transaction.
    */
-  get settled(): Effect.Effect<void, TransactionBusy> {
+  get allOver(): Effect.Effect<void, TransactionBusy> {
     return Effect.suspend(() => {
       const all = [...this.all]
       const over = Effect.forEach(all, ({ over }) => Deferred.await(over), { discard: true })

@@ -13,9 +13,10 @@ import type { PartName } from "../transaction/joinedPart.js"
 import type { SettingsByDatabase } from "../transaction/settingsByDatabase.js"
 import type { Transaction } from "../transaction/transaction.js"
 import { finish } from "./commitAll.js"
+import type { CompletionOptions } from "./completionOptions.js"
 import type { NestedUnit } from "./nested.js"
 import type { Outcome } from "./options.js"
-import { type CompletionOptions, Unit } from "./unit.js"
+import { Unit } from "./unit.js"
 
 /** An open unit of work. */
 export interface UnitHandle {
@@ -73,7 +74,7 @@ class OpenUnit implements UnitHandle {
       // later
       if (outcome === "commit" && unit.isEnding) {
         if (restore === undefined) return this.end("rollback", undefined)
-        return Effect.matchCauseEffect(restore(unit.settled), {
+        return Effect.matchCauseEffect(restore(unit.endsOver), {
           onFailure: (cause) => Effect.zipRight(this.end("rollback", undefined), Effect.failCause(cause)),
           onSuccess: () => this.end(outcome, restore)
         })
@@ -144,7 +145,7 @@ class OpenNested extends OpenUnit {
           const isKept = outcome === "commit" && Exit.isSuccess(exit)
           unit.passHooksOn(isKept)
           // the part around it must have recorded the kept work before the next part begins
-          if (isKept) unit.noteKept()
+          if (isKept) unit.recordKept()
           unit.leave()
         })
       )

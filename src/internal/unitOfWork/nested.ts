@@ -6,7 +6,7 @@
 
 import type * as Fiber from "effect/Fiber"
 import type { Role } from "../../Topology.js"
-import type { Options, Settings } from "../../Transaction.js"
+import type { Settings } from "../../Transaction.js"
 import type { Describe } from "../statement/workLabel.js"
 import type { Demanded, Retry, TransactionContext } from "../transaction/context.js"
 import { passedOn } from "../transaction/hook.js"
@@ -14,13 +14,16 @@ import type { PartName } from "../transaction/joinedPart.js"
 import { NestedGate } from "../transaction/nestedGate.js"
 import { mergeSettings } from "../transaction/settingsByDatabase.js"
 import { nest, type Origin, type Transaction } from "../transaction/transaction.js"
-import { type CompletionOptions, joinableUnitOf, type Order, Unit, unitOf, type WaitingHooks } from "./unit.js"
+import type { CompletionOptions, Order } from "./completionOptions.js"
+import { Unit } from "./unit.js"
+import { joinableUnitOf, unitOf } from "./unitOf.js"
+import type { Begin, HooksOfDatabase } from "./waitingHooks.js"
 
 /** Nested part, which takes turns with its siblings and leaves the end of the whole to it. */
 export class NestedUnit extends Unit {
   private readonly gate: NestedGate
   /** The hooks without a transaction that the unit around takes at the end of the part. */
-  private heldHooks: ReadonlyArray<readonly [Origin, WaitingHooks]> = []
+  private heldHooks: ReadonlyArray<readonly [Origin, HooksOfDatabase]> = []
 
   constructor(
     private readonly fiber: Fiber.RuntimeFiber<unknown, unknown>,
@@ -46,14 +49,14 @@ export class NestedUnit extends Unit {
     return kind === "writer" ? this.nestIn(around) : around
   }
 
-  override open(origin: Origin, begin: (options: Options) => Transaction): Transaction {
+  override open(origin: Origin, begin: Begin): Transaction {
     const around = this.outside.open(origin, begin)
     return around === undefined ? super.open(origin, begin) : this.nestIn(around)
   }
 
   /** Leaves retries to the unit around: a nested part is not run again by itself. */
-  override takeRetry(transaction: Transaction | undefined, asked: Retry): boolean {
-    return this.outside.takeRetry(transaction, asked)
+  override takeRetry(transaction: Transaction | undefined, retry: Retry): boolean {
+    return this.outside.takeRetry(transaction, retry)
   }
 
   /**
@@ -96,7 +99,7 @@ export class NestedUnit extends Unit {
   /**
    * Records in the part around it, if there is one, that this part has sent a writer's statement.
    */
-  noteKept(): void {
+  recordKept(): void {
     for (const { level, outer } of this.begun) {
       if (outer !== undefined && level.touched) this.outside.part(outer)?.note(outer)
     }

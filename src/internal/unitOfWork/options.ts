@@ -8,7 +8,7 @@ import type { DatabaseError } from "../../DatabaseError.js"
 import type { Settings, WorkLabel } from "../../Transaction.js"
 import type { Describe } from "../statement/workLabel.js"
 import { mergeSettings, type SettingsByDatabase } from "../transaction/settingsByDatabase.js"
-import type { CompletionOptions, Order } from "./unit.js"
+import type { EndOptions } from "./completionOptions.js"
 
 /** End of a unit. */
 export type Outcome = "commit" | "rollback"
@@ -17,12 +17,6 @@ export type Outcome = "commit" | "rollback"
 export interface SettingsOptions {
   readonly transaction?: Settings | undefined
   readonly databases?: ReadonlyArray<{ readonly database: string; readonly settings: Settings }> | undefined
-}
-
-/** Options of the end of a unit. */
-export interface EndOptions {
-  readonly order?: "safest" | "touched" | ReadonlyArray<{ readonly databaseName: string }> | undefined
-  readonly checkFirst?: boolean | undefined
 }
 
 /** Options of a part that can fail alone. */
@@ -44,17 +38,6 @@ export const settingsByDatabase = ({ databases, transaction = {} }: SettingsOpti
         all: transaction,
         databases: new Map(databases?.map(({ database, settings }) => [database, mergeSettings(transaction, settings)]))
       }
-
-/** Returns the requested order of commits, by the names of databases. */
-export const orderOf = (order: NonNullable<EndOptions["order"]>): Order =>
-  typeof order === "string" ? order : order.map((_) => _.databaseName)
-
-/** Returns the completion options of a unit. The unit of a request does not wait for forks. */
-export const completionOptions = ({ checkFirst, order }: EndOptions, isRequest = false): CompletionOptions => ({
-  order: orderOf(order ?? "safest"),
-  checked: checkFirst ?? true,
-  leavesForks: isRequest
-})
 
 /** Returns the labels of the work, if it has any. */
 export const describeWork = ({ work }: { readonly work?: WorkLabel | undefined }): Describe | undefined =>

@@ -12,7 +12,7 @@ import { type DatabaseError, fromUnknown, type Retried, type StatementError } fr
 import { Observation } from "../../Observation.js"
 import { isReplayable, type Policy, RetryPolicy } from "../../RetryPolicy.js"
 import type { Restore } from "../edge/cancellable.js"
-import { noteRetried } from "../edge/statementError.js"
+import { setRetried } from "../edge/statementError.js"
 import type { Retry } from "../transaction/context.js"
 import type { Origin, Transaction } from "../transaction/transaction.js"
 import type { Unit } from "./unit.js"
@@ -102,13 +102,17 @@ class Attempts {
    * else in the log.
    */
   end({ cause, error, origin }: Replayable): Effect.Effect<void> {
-    const retried: Retried = { attempts: this.count, endedBy: this.endedBy }
-    noteRetried(error, retried)
-    const all = [...Cause.failures(cause), ...Cause.defects(cause)]
-    const isSaid = all.map((failure) => noteRetried(failure, retried)).includes(true)
-    const { database, observer } = origin
-    observer.observe(Observation.RetryExhausted({ database, what: "transaction", ...retried, message: error.message }))
-    return isSaid ? Effect.void : Effect.logWarning(`the last attempt has failed: ${error.message}`)
+    return Effect.suspend(() => {
+      const retried: Retried = { attempts: this.count, endedBy: this.endedBy }
+      setRetried(error, retried)
+      const all = [...Cause.failures(cause), ...Cause.defects(cause)]
+      const isReported = all.map((failure) => setRetried(failure, retried)).includes(true)
+      const { database, observer } = origin
+      observer.observe(
+        Observation.RetryExhausted({ database, what: "transaction", ...retried, message: error.message })
+      )
+      return isReported ? Effect.void : Effect.logWarning(`the last attempt has failed: ${error.message}`)
+    })
   }
 }
 
@@ -123,13 +127,13 @@ export const retryTransaction = <A, E, R>(
   once: Effect.Effect<A, E, R>,
   reasonFor: (exit: Exit.Exit<A, E>) => Replayable | undefined,
   transactions: () => ReadonlyArray<Transaction>,
-  asked: Retry,
+  retry: Retry,
   policy: Policy,
   first?: Exit.Exit<A, E>
 ): Effect.Effect<A, E, R> =>
   Effect.suspend(() => {
     const attempts = new Attempts(policy)
-    const schedule = Schedule.mapInput(asked === true ? policy.transaction : asked, ({ error }: Replayable) => error)
+    const schedule = Schedule.mapInput(retry === true ? policy.transaction : retry, ({ error }: Replayable) => error)
     // a schedule that has ended takes nothing from the budget
     const granted = Schedule.whileInput(schedule, (reason) => attempts.take(reason))
     return Effect.flatMap(Schedule.driver(granted), (driver) => {
@@ -170,7 +174,7 @@ export const retryUnit = <O extends Opened, A, E, R>(
   restore: Restore,
   open: () => O,
   once: (opened: O) => Effect.Effect<A, E, R>,
-  asked: Retry,
+  retry: Retry,
   failed?: { readonly opened: O; readonly cause: Cause.Cause<E> }
 ): Effect.Effect<A, E, R> =>
   Effect.withFiberRuntime((fiber) => {
@@ -192,5 +196,5 @@ export const retryUnit = <O extends Opened, A, E, R>(
         : undefined
     }
     const first = failed === undefined ? undefined : Exit.failCause(failed.cause)
-    return retryTransaction(restore, next, reasonFor, () => opened?.unit.begun ?? [], asked, policy, first)
+    return retryTransaction(restore, next, reasonFor, () => opened?.unit.begun ?? [], retry, policy, first)
   })

@@ -16,21 +16,14 @@ import { retryRefused } from "../transaction/propagation.js"
 import type { SettingsByDatabase } from "../transaction/settingsByDatabase.js"
 import { slotOf } from "../transaction/slotScopes.js"
 import { runAsPart } from "../transaction/withTransaction.js"
+import { completionOptions, type EndOptions, orderOf } from "./completionOptions.js"
 import { nestedHandle, openUnit, type UnitHandle, type UnitPlan } from "./handle.js"
 import { NestedUnit } from "./nested.js"
 import { invalidOfNested, invalidOfSettings, invalidOfUnit } from "./optionRules.js"
-import {
-  completionOptions,
-  decide,
-  describeWork,
-  type EndOptions,
-  type NestedOptions,
-  orderOf,
-  settingsByDatabase,
-  type UnitOptions
-} from "./options.js"
+import { decide, describeWork, type NestedOptions, settingsByDatabase, type UnitOptions } from "./options.js"
 import { retryUnit } from "./retry.js"
-import { joinableUnitOf, type Unit, unitOf } from "./unit.js"
+import type { Unit } from "./unit.js"
+import { joinableUnitOf, unitOf } from "./unitOf.js"
 
 /** Runs an effect in the unit of work around it, or in a new one. */
 export const runUnit = <A, E, R>(
@@ -197,9 +190,9 @@ const runInNewUnit = <A, E, R>(
     const handle = open()
     return Effect.catchAllCause(restore(once(handle)), (cause) => {
       const { unit } = handle
-      return unit.askedRetry === undefined
+      return unit.requestedRetry === undefined
         ? Effect.failCause(cause)
-        : retryUnit(restore, open, once, unit.askedRetry, { cause, opened: handle })
+        : retryUnit(restore, open, once, unit.requestedRetry, { cause, opened: handle })
     })
   })
 }

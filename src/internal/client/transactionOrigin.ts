@@ -1,0 +1,184 @@
+/**
+ * The transactions of an opened database: the one that a statement belongs to, and those that it
+ * begins.
+ */
+
+import * as Context from "effect/Context"
+import type * as Fiber from "effect/Fiber"
+import type { DatabaseConfig } from "../../DatabaseConfig.js"
+import type { DatabaseError } from "../../DatabaseError.js"
+import type { Observer } from "../../Observation.js"
+import type { Policy } from "../../RetryPolicy.js"
+import type { Choose } from "../../Router.js"
+import type { Role } from "../../Topology.js"
+import type { Options, WorkLabel } from "../../Transaction.js"
+import { FiberBorrower } from "../edge/fiberBorrower.js"
+import { type CallSite, CurrentSite } from "../observability/callSite.js"
+import { type Attributes, beginSpan, type TransactionSpan } from "../observability/transactionSpan.js"
+import type { Borrower } from "../pool/borrower.js"
+import type { Pool } from "../pool/pool.js"
+import type { Limits } from "../sql/limits.js"
+import type { ConnectionSource } from "../topology/connectionSource.js"
+import type { Topology } from "../topology/topology.js"
+import type { TransactionContext } from "../transaction/context.js"
+import { causalSessionOf } from "../transaction/slotScopes.js"
+import { begin, type Origin, type Transaction } from "../transaction/transaction.js"
+import { unitOf } from "../unitOfWork/unitOf.js"
+import { OpenTransactions, PoolLender } from "./openTransactions.js"
+import { ReadRouting } from "./readRouting.js"
+import { StatementRetry } from "./statementRetry.js"
+
+const none: ReadonlyArray<never> = []
+
+/** Adds the label of the work around to the options of a transaction. */
+const withLabel = (options: Options, work: WorkLabel | undefined): Options =>
+  work === undefined
+    ? options
+    : {
+        ...options,
+        label: options.label ?? work.label,
+        applicationName: options.applicationName ?? work.applicationName
+      }
+
+/** Origin of the transactions of one opened database. */
+export class TransactionOrigin implements Origin {
+  readonly database: string
+  readonly limits: Limits | undefined
+  /** True if reports name the callers that hold connections. */
+  readonly isWatched: boolean
+  /** The attributes of all spans of the database, for any server. */
+  readonly attributes: Attributes
+  readonly openTransactions: OpenTransactions
+  readonly retry: StatementRetry
+  protected readonly routing: ReadRouting
+
+  constructor(
+    readonly config: DatabaseConfig,
+    readonly topology: Topology,
+    readonly observer: Observer,
+    choose: Choose,
+    readonly sandbox: Transaction | undefined
+  ) {
+    const { name, options, pool, session, writer } = config
+    this.database = name
+    this.attributes = [
+      ...Object.entries(options.spanAttributes ?? {}),
+      ["db.system.name", "postgresql"],
+      ["db.namespace", writer.database]
+    ]
+    this.isWatched = Number.isFinite(pool.leakThreshold) || pool.strategy === "assertSingle"
+    this.limits = session.mode === "transactionPooler" ? session : undefined
+    this.openTransactions = new OpenTransactions(name, pool.acquireTimeout)
+    this.retry = new StatementRetry(name, pool.acquireTimeout, topology, observer)
+    this.routing = new ReadRouting(name, topology, choose)
+  }
+
+  /**
+   * Returns the transaction that a statement belongs to; in a unit of work a writer's statement
+   * begins one.
+   */
+  transactionFor(
+    fiber: Fiber.RuntimeFiber<unknown, unknown>,
+    ambient: TransactionContext | undefined,
+    kind: Role,
+    site?: CallSite | undefined,
+    work?: WorkLabel | undefined
+  ): Transaction | undefined {
+    if (ambient === undefined) return undefined
+    if (kind === "reader") {
+      const reading = ambient.enlist(this, "reader")
+      if (reading !== undefined && reading !== "none") return reading
+      if (this.routing.consistency(fiber)?._tag === "Eventual") return undefined
+    }
+    const found = ambient.enlist(this, "writer")
+    if (found === "none") return undefined
+    // everything in this transaction is undone, so a read outside of it misses no write
+    if (kind === "reader" && found?.level.presence === "undone") return undefined
+    return (
+      found ??
+      (kind === "writer"
+        ? ambient.open(this, (options) => this.begin("writer", options, fiber, ambient, site, work))
+        : undefined)
+    )
+  }
+
+  /** Creates a transaction outside of any other. Nothing is sent before its first statement. */
+  begin(
+    kind: Role,
+    options: Options,
+    fiber: Fiber.RuntimeFiber<unknown, unknown>,
+    ambient: TransactionContext | undefined,
+    site?: CallSite | undefined,
+    work = ambient?.work(fiber)
+  ): Transaction {
+    const labeled = withLabel(options, work)
+    const held = () => ambient?.held(this) ?? none
+    const pick = this.picker(kind, fiber, ambient)
+    const span = this.span(fiber, labeled.label, ambient)
+    const borrower = this.borrower(fiber, site, work)
+    const lender = new PoolLender(this.openTransactions, pick, held, labeled.label, borrower, span)
+    const transaction = begin(this, kind, lender, labeled, ambient)
+    transaction.span = span
+    return transaction
+  }
+
+  /** Begins a span of a transaction, if a tracer is set. */
+  span(
+    fiber: Fiber.RuntimeFiber<unknown, unknown>,
+    label: string | undefined,
+    ambient: TransactionContext | undefined
+  ): TransactionSpan | undefined {
+    return beginSpan(fiber, this.attributes, label, unitOf(ambient)?.attempt ?? 1)
+  }
+
+  /**
+   * Registers the causal session of a fiber, if there is one, with the transaction that the fiber
+   * writes in. A sandbox stores nothing, so it has no tokens.
+   */
+  recordCausalSession(
+    fiber: Fiber.RuntimeFiber<unknown, unknown>,
+    ambient: TransactionContext | undefined,
+    transaction: Transaction
+  ): void {
+    const session = causalSessionOf(fiber.currentContext, ambient)
+    if (session !== undefined && this.sandbox === undefined) transaction.level.holder.addSession(session)
+  }
+
+  /**
+   * Returns a function that chooses the source of a connection. A repeated call, for another
+   * attempt, chooses another server if one fits.
+   */
+  picker(
+    kind: Role,
+    fiber: Fiber.RuntimeFiber<unknown, unknown>,
+    ambient: TransactionContext | undefined
+  ): () => ConnectionSource {
+    return kind === "writer" ? () => this.writes : this.routing.picker(fiber, ambient, ambient?.readAffinity(this))
+  }
+
+  takeReplay(policy: Policy, attempt: number, error: DatabaseError): boolean {
+    return this.retry.takeTransaction(policy, attempt, error)
+  }
+
+  giveBackReplays(policy: Policy, count: number): void {
+    this.retry.giveBackTransactions(policy, count)
+  }
+
+  /** Returns the description of a caller, if reports name the callers. */
+  borrower(
+    fiber: Fiber.RuntimeFiber<unknown, unknown>,
+    site: CallSite | undefined,
+    work: WorkLabel | undefined
+  ): Borrower | undefined {
+    if (!this.isWatched && !this.observer.active) return undefined
+    const span = fiber.currentSpan
+    const known = site ?? Context.get(fiber.currentContext, CurrentSite)
+    return new FiberBorrower(fiber.id(), span?._tag === "Span" ? span.name : undefined, known, work?.label)
+  }
+
+  protected get writes(): Pool {
+    const { writer } = this.topology
+    // the server of a writer always has this pool; it is optional because a reader has none
+    return writer.writes ?? writer.reads
+  }
+}

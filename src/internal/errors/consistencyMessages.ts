@@ -1,0 +1,26 @@
+/**
+ * The messages of errors of reads with a required consistency.
+ */
+import { type Location, locationText } from "./messageParts.js"
+
+interface NotCaughtUp {
+  readonly database: string
+  readonly waitedMillis: number
+  readonly unproved: ReadonlyArray<string>
+}
+
+export const noReplicaCaughtUp = ({ database, unproved, waitedMillis }: NotCaughtUp): string => {
+  const servers =
+    unproved.length === 0
+      ? ""
+      : `; ${unproved.join(", ")} did not report a position: a replica must stream, without a pooler in between, ` +
+        "and its user needs pg_read_all_stats"
+  return (
+    `database "${database}": no replica caught up with the required position within ${Math.round(waitedMillis)} ms${servers}` +
+    " - wait longer, or allow reads from the primary"
+  )
+}
+
+export const tokenFromLostTimeline = (self: Location & { readonly timeline: number }): string =>
+  `${locationText(self)}: the token is of a lost timeline (${self.timeline}), or of another database` +
+  " - check on the primary whether the writes before the token are there, and take a new token"

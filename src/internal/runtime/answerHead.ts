@@ -1,0 +1,92 @@
+/**
+ * The head of a held answer: headers that are added to it, and changes that are undone.
+ */
+import type { OutgoingHttpHeaders, ServerResponse } from "node:http"
+import type { Header } from "../http/sessionCookie.js"
+
+const cookies = "set-cookie"
+
+/** The headers that describe a body, and so belong to the first answer. */
+const ofBody = /^(content-.*|transfer-encoding|trailer|etag|last-modified|location)$/
+
+const added = new WeakMap<ServerResponse, Header>()
+
+/** Adds a header to the answer that will be sent. */
+export const addHeader = (response: ServerResponse, header: Header | undefined): void => {
+  if (header !== undefined) added.set(response, header)
+}
+
+/** Checks if two cookies have the same name. */
+const isSame = (one: string, other: string): boolean => one.startsWith(other.slice(0, other.indexOf("=") + 1))
+
+/**
+ * Returns arguments of `writeHead` with all values of each header, a cookie that was added to the
+ * response included. Otherwise Node would replace a cookie that was set before by the cookies of
+ * the arguments, and of several headers of one name in a list it would send only the last.
+ */
+export const withHeader = <Args extends ReadonlyArray<unknown>>(args: Args, response: ServerResponse): Args => {
+  const header = added.get(response)
+  const head: unknown = args.at(-1)
+  if (header === undefined || typeof head !== "object" || head === null) return args
+  const pairs: ReadonlyArray<ReadonlyArray<unknown>> = Array.isArray(head)
+    ? head.flatMap((name, i) => (i % 2 === 0 ? [[name, head[i + 1]]] : []))
+    : Object.entries(head)
+  const all = new Map<string, { readonly name: unknown; readonly values: Array<unknown> }>()
+  for (const [name, value] of pairs) {
+    const known = all.get(String(name).toLowerCase())
+    if (known === undefined) all.set(String(name).toLowerCase(), { name, values: [value].flat() })
+    else known.values.push(...[value].flat())
+  }
+  const own = all.get(cookies)
+  if (header[0] === cookies && own !== undefined) own.values.push(header[1])
+  const made = Object.fromEntries(
+    Array.from(all.values(), ({ name, values }) => [name, values.length === 1 ? values[0] : values])
+  )
+  // the cast: only the headers differ, and Node takes a record as well as a list
+  return [...args.slice(0, -1), made] as unknown as Args
+}
+
+/** Checks if a response has a status message. HTTP/2 has none, and warns when it is read. */
+export const hasMessage = (response: ServerResponse): boolean => Object.hasOwn(response, "statusMessage")
+
+/** Head of an answer at the moment when the answer begins. */
+export class AnswerHead {
+  readonly headers: OutgoingHttpHeaders
+  readonly statusMessage: string
+
+  constructor(
+    response: ServerResponse,
+    readonly status: number
+  ) {
+    this.headers = response.getHeaders()
+    this.statusMessage = hasMessage(response) ? response.statusMessage : ""
+  }
+}
+
+/**
+ * Undoes changes since an answer began that would mix it with another answer. `isSent` is true if a
+ * kept `writeHead` sends the status, `hasSecond` if another answer has begun.
+ */
+export const restoreHead = (response: ServerResponse, head: AnswerHead, isSent: boolean, hasSecond: boolean): void => {
+  for (const name of new Set([...Object.keys(head.headers), ...response.getHeaderNames()])) {
+    if (!hasSecond && !ofBody.test(name)) continue
+    const value = head.headers[name]
+    if (value === undefined) response.removeHeader(name)
+    else if (value !== response.getHeader(name)) response.setHeader(name, value)
+  }
+  // the unit has ended by the earlier status, so that one is sent; a kept `writeHead` has it
+  // already
+  if (isSent) return
+  response.statusCode = head.status
+  if (hasMessage(response)) response.statusMessage = head.statusMessage
+}
+
+/** Sets the header that was added to a response. A cookie is added to the other cookies. */
+export const setAdded = (response: ServerResponse): void => {
+  const header = added.get(response)
+  if (header === undefined) return
+  const [name, value] = header
+  const set = name === cookies ? [response.getHeader(name) ?? []].flat().map(String) : []
+  // several middlewares may hold the same response, and have added the same cookie
+  response.setHeader(name, [...set.filter((one) => !isSame(one, value)), value])
+}

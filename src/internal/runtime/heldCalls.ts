@@ -1,0 +1,27 @@
+/**
+ * Calls of a response's functions that are kept, or that come too late.
+ */
+import { Writable } from "node:stream"
+
+/** Kept call of a function that sends a part of a response. Its last argument may be a callback. */
+export interface Call {
+  readonly send: () => void
+  readonly args: ReadonlyArray<unknown>
+}
+
+/**
+ * Refuses a write after the end of the body as a stream of Node does, but without an `error` event,
+ * which would end the process.
+ */
+export const refuseLate = (args: ReadonlyArray<unknown>): void => {
+  const last = args.at(-1)
+  if (typeof last !== "function") return
+  const ended = new Writable().on("error", () => {}).end()
+  ended.write("", (error) => last(error))
+}
+
+/** Calls the callback of a write that is not sent. */
+export const drop = ({ args }: Call): void => {
+  const last = args.at(-1)
+  if (typeof last === "function") process.nextTick(last)
+}

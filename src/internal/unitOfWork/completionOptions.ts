@@ -1,0 +1,56 @@
+/**
+ * The options of the completion of a unit of work: the order of its commits, and the check before
+ * the first of them.
+ */
+
+/**
+ * Rule for the order of commits: a list of names is the order itself, other databases follow them.
+ */
+export type Order = "safest" | "touched" | ReadonlyArray<string>
+
+/** Options of the completion of a group of transactions. */
+export interface CompletionOptions {
+  readonly order: Order
+  /** True if each server checks its deferred constraints before the first COMMIT. */
+  readonly checked: boolean
+  /**
+   * True if nested transactions that forks have left open are rolled back at once, instead of
+   * waited for.
+   */
+  readonly leavesForks: boolean
+}
+
+/** Options of the end of a unit. */
+export interface EndOptions {
+  readonly order?: "safest" | "touched" | ReadonlyArray<{ readonly databaseName: string }> | undefined
+  readonly checkFirst?: boolean | undefined
+}
+
+/** Returns the requested order of commits, by the names of databases. */
+export const orderOf = (order: NonNullable<EndOptions["order"]>): Order =>
+  typeof order === "string" ? order : order.map((_) => _.databaseName)
+
+/** Returns the completion options of a unit. The unit of a request does not wait for forks. */
+export const completionOptions = ({ checkFirst, order }: EndOptions, isRequest = false): CompletionOptions => ({
+  order: orderOf(order ?? "safest"),
+  checked: checkFirst ?? true,
+  leavesForks: isRequest
+})
+
+/** Returns the conflict of a unit's options with those that a part requires, if there is one. */
+export const conflictOfCompletion = (
+  own: CompletionOptions,
+  order: Order | undefined,
+  checked: boolean | undefined
+): { readonly option: string; readonly outer: string; readonly inner: string } | undefined => {
+  if (order !== undefined && own.order !== "safest" && String(order) !== String(own.order))
+    return { option: "order", outer: String(own.order), inner: String(order) }
+  return checked === false && own.checked ? { option: "checkFirst", outer: "true", inner: "false" } : undefined
+}
+
+/** Returns the options of a unit that has taken those of a part. */
+export const raiseCompletion = (
+  own: CompletionOptions,
+  order: Order | undefined,
+  checked: boolean | undefined
+): CompletionOptions => ({ ...own, order: order ?? own.order, checked: checked ?? own.checked })
