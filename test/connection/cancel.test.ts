@@ -52,16 +52,8 @@ describe("a cancel", () => {
       const proxy = yield* makeProxy(server.url)
       const { messages, note, ofLast } = record()
       yield* proxy.when(note, "pass")
-      const { certificate, password, username } = server
       const context = yield* open({
-        writer: {
-          host: "localhost",
-          port: proxy.port,
-          database: "postgres",
-          username,
-          password,
-          ssl: { ca: certificate }
-        },
+        writer: server.through(proxy.port),
         // the second statement waits for the connection of the first, which is kept
         maxConnections: 1
       })

@@ -4,6 +4,7 @@ import * as os from "node:os"
 import * as path from "node:path"
 import { Writable } from "node:stream"
 import { inspect } from "node:util"
+import type { PgClient } from "@effect/sql-pg/PgClient"
 import { assert, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
 import * as Config from "effect/Config"
@@ -30,6 +31,15 @@ import { fill, given, holder, open, session, users } from "../support/providedCr
 import { makeProxy } from "../support/proxy.js"
 import type { Role } from "../support/roles.js"
 import { freshDatabase, query, terminateBackends } from "../support/server.js"
+
+/** Listens, sends a message until it arrives, and returns it. */
+const hearHello = (sql: PgClient, admin: Redacted.Redacted<string>) =>
+  Effect.gen(function* () {
+    const heard = yield* Effect.fork(Stream.runHead(sql.listen("news")))
+    const say = Effect.zipRight(query(admin, "SELECT pg_notify('news', 'hello')"), Fiber.poll(heard))
+    yield* Effect.repeat(say, { schedule: soon, until: Option.isSome })
+    return yield* Fiber.join(heard)
+  })
 
 class Refused extends Error {
   readonly _tag = "Refused"
@@ -373,10 +383,7 @@ describe("credentials from a provider", () => {
     Effect.gen(function* () {
       const { admin, provider, writer } = yield* given
       const { sql } = yield* open({ writer, credentials: provider.credentials })
-      const heard = yield* Effect.fork(Stream.runHead(sql.listen("news")))
-      const say = Effect.zipRight(query(admin, "SELECT pg_notify('news', 'hello')"), Fiber.poll(heard))
-      yield* Effect.repeat(say, { schedule: soon, until: Option.isSome })
-      assert.deepStrictEqual(yield* Fiber.join(heard), Option.some("hello"))
+      assert.deepStrictEqual(yield* hearHello(sql, admin), Option.some("hello"))
       assert.strictEqual(provider.asked, 1)
     })
   )
@@ -389,10 +396,7 @@ describe("credentials from a provider", () => {
         provider.use(a)
         return Effect.fail(refused)
       })
-      const heard = yield* Effect.fork(Stream.runHead(sql.listen("news")))
-      const say = Effect.zipRight(query(admin, "SELECT pg_notify('news', 'hello')"), Fiber.poll(heard))
-      yield* Effect.repeat(say, { schedule: soon, until: Option.isSome })
-      assert.deepStrictEqual(yield* Fiber.join(heard), Option.some("hello"))
+      assert.deepStrictEqual(yield* hearHello(sql, admin), Option.some("hello"))
       assert.strictEqual(provider.asked, 2)
     })
   )

@@ -65,6 +65,11 @@ const copying: ReadonlyArray<Network> = ["half-open", "slow"]
 const slow = ({ at, long }: Trouble) =>
   Effect.zipRight(at(sends("long")), run(`INSERT INTO item SELECT 'slow' FROM pg_sleep(${long}) AS long`))
 const insert = run("INSERT INTO item VALUES ('row')")
+/** Uses both databases, each in a transaction that has something to commit. */
+const lateOnBoth = Effect.zipRight(
+  run("INSERT INTO item VALUES ('late')"),
+  Effect.flatMap(Audit.writer, (sql) => sql`SELECT txid_current()`)
+)
 const rows = (text: string) => Stream.unwrap(Effect.map(Db.writer, (sql) => sql.unsafe(text).stream))
 const copyIn = (name: string) => Effect.flatMap(Db.writer, (sql) => sql.copyFrom("item", ["name"], Stream.make([name])))
 const copyOut = Stream.unwrap(Effect.map(Db.writer, (sql) => sql.copyTo(sql`SELECT 1 FROM generate_series(1, 3)`)))
@@ -125,28 +130,12 @@ const ways: ReadonlyArray<Way> = [
   },
   {
     name: "the COMMIT of the first of two databases",
-    run: ({ at }) =>
-      UnitOfWork.run(
-        Effect.gen(function* () {
-          yield* run("INSERT INTO item VALUES ('late')")
-          yield* Effect.flatMap(Audit.writer, (sql) => sql`SELECT txid_current()`)
-          yield* at(sends("COMMIT"))
-        }),
-        { checkFirst: false }
-      ),
+    run: ({ at }) => UnitOfWork.run(Effect.zipRight(lateOnBoth, at(sends("COMMIT"))), { checkFirst: false }),
     inDoubt: true
   },
   {
     name: "the check before the COMMIT of the first of two databases",
-    run: ({ at }) =>
-      UnitOfWork.run(
-        Effect.gen(function* () {
-          yield* run("INSERT INTO item VALUES ('late')")
-          yield* Effect.flatMap(Audit.writer, (sql) => sql`SELECT txid_current()`)
-          yield* at(sends("SET CONSTRAINTS"))
-        }),
-        { order: [Audit] }
-      )
+    run: ({ at }) => UnitOfWork.run(Effect.zipRight(lateOnBoth, at(sends("SET CONSTRAINTS"))), { order: [Audit] })
   },
   {
     name: "the COMMIT of a copyFrom",

@@ -17,7 +17,7 @@ describe("failures over TLS", () => {
     "a network that is cut anywhere in a login over TLS is ConnectFailed, and the process does not crash",
     () =>
       Effect.gen(function* () {
-        const { certificate, password, url, username } = yield* makeTlsServer
+        const { through, url } = yield* makeTlsServer
         let failed = 0
         for (let n = 1; n <= 16; n++) {
           const proxy = yield* makeProxy(url)
@@ -29,14 +29,7 @@ describe("failures over TLS", () => {
             return count === n
           }
           yield* proxy.when(isNth, "cut", Number.POSITIVE_INFINITY)
-          const writer = {
-            host: "localhost",
-            port: proxy.port,
-            database: "postgres",
-            username,
-            password,
-            ssl: { ca: certificate }
-          }
+          const writer = through(proxy.port)
           const exit = yield* Effect.exit(Effect.scoped(Layer.build(Db.layer({ writer, connectTimeout: "1 second" }))))
           if (Exit.isSuccess(exit)) continue
           failed++

@@ -45,34 +45,39 @@ const lazy = Layer.provideMerge(
   lazyWal
 ).pipe(Layer.orDie)
 
+/** Writes a row after the replica has all others, and returns its id. */
+const written = (
+  how: (sql: Effect.Effect.Success<typeof Db.writer>, id: number) => Effect.Effect<unknown, unknown, Db>
+) =>
+  Effect.gen(function* () {
+    const sql = yield* Db.writer
+    yield* write
+    yield* caughtUp
+    const id = freshId()
+    yield* how(sql, id)
+    return id
+  })
+
+/** Checks if a row is there, by two reads. */
+const readTwice = (id: number) => Effect.map(Effect.all([read(id), read(id)]), (seen) => seen.map(({ there }) => there))
+
 layer(lazy, { excludeTestServices: true, timeout: "30 seconds" })("commits that do not wait for the disk", (it) => {
   it.scoped("a write by a function that sets synchronous_commit off, in a statement of its own, is seen", () =>
     Effect.gen(function* () {
-      const sql = yield* Db.writer
-      yield* write
-      yield* caughtUp
-      const id = freshId()
-      yield* sql`SELECT fast(${id})`
+      const id = yield* written((sql, id) => sql`SELECT fast(${id})`)
       assert.isTrue((yield* read(id)).there)
     }).pipe(Consistency.withSession(hasty()), Effect.provide(open([0])))
   )
   it.scoped("a write by such a function in a schema scope, which has a transaction of its own, is seen", () =>
     Effect.gen(function* () {
-      const sql = yield* Db.writer
-      yield* write
-      yield* caughtUp
-      const id = freshId()
-      yield* Db.withSchema(sql`SELECT fast(${id})`, "public")
+      const id = yield* written((sql, id) => Db.withSchema(sql`SELECT fast(${id})`, "public"))
       assert.isTrue((yield* read(id)).there)
     }).pipe(Consistency.withSession(hasty()), Effect.provide(open([0])))
   )
   it.scoped("a write by such a function in a transaction is seen", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
-      yield* write
-      yield* caughtUp
-      const id = freshId()
-      yield* Db.withTransaction(sql`SELECT fast(${id})`)
+      const id = yield* written((sql, id) => Db.withTransaction(sql`SELECT fast(${id})`))
       assert.isTrue((yield* read(id)).there)
       const other = freshId()
       yield* Db.withTransaction(Effect.zipRight(sql`SET LOCAL synchronous_commit = off`, insertId(other)))
@@ -81,33 +86,25 @@ layer(lazy, { excludeTestServices: true, timeout: "30 seconds" })("commits that 
   )
   it.scoped("a write without waiting on a reserved connection is seen by the second read as well", () =>
     Effect.gen(function* () {
-      const sql = yield* Db.writer
-      yield* write
-      yield* caughtUp
-      const id = freshId()
-      yield* Effect.scoped(
-        Effect.flatMap(sql.reserve, (one) =>
-          Effect.zipRight(
-            one.executeUnprepared("SET synchronous_commit = off", [], undefined),
-            one.executeUnprepared(`INSERT INTO item VALUES (${id})`, [], undefined)
+      const id = yield* written((sql, id) =>
+        Effect.scoped(
+          Effect.flatMap(sql.reserve, (one) =>
+            Effect.zipRight(
+              one.executeUnprepared("SET synchronous_commit = off", [], undefined),
+              one.executeUnprepared(`INSERT INTO item VALUES (${id})`, [], undefined)
+            )
           )
         )
       )
-      const first = yield* read(id)
-      const second = yield* read(id)
-      assert.deepStrictEqual([first.there, second.there], [true, true])
+      assert.deepStrictEqual(yield* readTwice(id), [true, true])
     }).pipe(Consistency.withSession(hasty()), Effect.provide(open([0])))
   )
   it.scoped("a write without waiting among several commands in one text is seen by both reads", () =>
     Effect.gen(function* () {
-      const sql = yield* Db.writer
-      yield* write
-      yield* caughtUp
-      const id = freshId()
-      yield* sql.unsafe(`SET LOCAL synchronous_commit = off; INSERT INTO item VALUES (${id})`)
-      const first = yield* read(id)
-      const second = yield* read(id)
-      assert.deepStrictEqual([first.there, second.there], [true, true])
+      const id = yield* written((sql, id) =>
+        sql.unsafe(`SET LOCAL synchronous_commit = off; INSERT INTO item VALUES (${id})`)
+      )
+      assert.deepStrictEqual(yield* readTwice(id), [true, true])
     }).pipe(Consistency.withSession(hasty()), Effect.provide(open([0])))
   )
 })

@@ -7,6 +7,7 @@ import { EmbeddedPostgres } from "effect-db/EmbeddedPostgres"
 import manifest from "../../package.json" with { type: "json" }
 import { query } from "../support/server.js"
 import { type Answer, during, events, rows, Service, send, service, todo } from "../support/service.js"
+import { wrongInput } from "../support/suites/service/wrongInput.js"
 
 layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (it) => {
   describe("todos", () => {
@@ -88,6 +89,8 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
       })
     )
   })
+
+  wrongInput(it)
 
   describe("a failed request", () => {
     it.scoped("a change that cannot be made stores nothing in either database", () =>

@@ -72,7 +72,7 @@ export const act = (what: string, id: number): Effect.Effect<Answer, unknown, Db
 /** A server of a test. */
 export class Site extends Context.Tag("test/Site")<Site, { readonly port: number }>() {}
 
-export const databases = Layer.unwrapEffect(Effect.map(Cluster, (servers) => Db.layer(servers.settings("app"))))
+const databases = Layer.unwrapEffect(Effect.map(Cluster, (servers) => Db.layer(servers.settings("app"))))
 
 export const own = "own=cookie"
 

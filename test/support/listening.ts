@@ -32,7 +32,7 @@ export const count = <A, E>(
   }).pipe(Effect.as(heard))
 
 /** Returns a value in short: its text. */
-export const short = (one: Notification.Notification): string =>
+const short = (one: Notification.Notification): string =>
   one._tag === "Message" ? one.payload : one._tag === "Gap" ? `gap: ${one.reason}` : "listening"
 
 export const says = (heard: ReadonlyArray<Notification.Notification>) => heard.map(short)

@@ -8,13 +8,13 @@ import { failure } from "./failures.js"
 import { type Message, makeProxy } from "./proxy.js"
 import { freshDatabase, query } from "./server.js"
 
-export const schemas = ["public", "a", "b", "c"]
+const schemas = ["public", "a", "b", "c"]
 
 /**
  * Statements that give each schema a table with its name, one for rows, and a function that reads
  * where it runs.
  */
-export const setUp = [
+const setUp = [
   ...schemas.flatMap((name) => [
     `CREATE SCHEMA IF NOT EXISTS ${name}`,
     `CREATE TABLE ${name}.mark AS SELECT '${name}' AS name`,
@@ -35,7 +35,7 @@ export const place = Effect.tap(freshDatabase, ({ reader, writer }) =>
 )
 
 /** Returns the address of a database: through PgBouncer in its mode, if there is one. */
-export const address = (made: Effect.Effect.Success<typeof place>, { mode }: Partial<Database.Options>) =>
+const address = (made: Effect.Effect.Success<typeof place>, { mode }: Partial<Database.Options>) =>
   mode === "transactionPooler" ? (pooled(made.name) ?? made) : made
 
 /** Opens a database with its schemas, reached by one connection for each purpose. */
@@ -50,7 +50,7 @@ export const fresh = (options: Partial<Database.Options> = {}) =>
     })
   ).pipe(Layer.orDie)
 
-export const on = (kind: "writer" | "reader") =>
+const on = (kind: "writer" | "reader") =>
   Effect.flatMap(Db[kind], (sql) =>
     Effect.map(sql<{ name: string }>`SELECT name FROM mark`, ([row]) => row?.name ?? "none")
   )

@@ -19,6 +19,17 @@ import { closedPort, listenOnPort } from "../support/tcp.js"
 
 const secret = "s3cr3t-w0rd"
 
+/** Waits until a database of the server has no connection of ours any more. */
+const allClosed = (name: string, writer: Redacted.Redacted<string>) =>
+  Effect.repeat(
+    query<{ n: number }>(
+      writer,
+      "SELECT count(*)::int AS n FROM pg_stat_activity WHERE datname = $1 AND application_name = 'effect-db'",
+      [name]
+    ),
+    { schedule: soon, until: (rows) => rows[0]?.n === 0 }
+  )
+
 /**
  * Opens a database that cannot be opened, within its timeout and a second, and returns the failure
  * and all log messages.
@@ -220,12 +231,7 @@ describe("start-up", () => {
       )
       const error = yield* Effect.flip(Effect.scoped(Layer.build(both)))
       assert.include(error.message, 'database "audit"')
-      const left = query<{ n: number }>(
-        writer,
-        "SELECT count(*)::int AS n FROM pg_stat_activity WHERE datname = $1 AND application_name = 'effect-db'",
-        [name]
-      )
-      yield* Effect.repeat(left, { schedule: soon, until: (rows) => rows[0]?.n === 0 })
+      yield* allClosed(name, writer)
     })
   )
 
@@ -268,12 +274,7 @@ describe("start-up", () => {
       )
       const error = yield* client`SELECT 1`.pipe(DatabaseError.refine, Effect.flip)
       assert.strictEqual(error._tag, "DatabaseClosed")
-      const left = query<{ n: number }>(
-        writer,
-        "SELECT count(*)::int AS n FROM pg_stat_activity WHERE datname = $1 AND application_name = 'effect-db'",
-        [name]
-      )
-      yield* Effect.repeat(left, { schedule: soon, until: (rows) => rows[0]?.n === 0 })
+      yield* allClosed(name, writer)
     })
   )
 

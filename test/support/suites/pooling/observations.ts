@@ -1,4 +1,4 @@
-/** The figures and the observations that a pool reports. */
+/** The reports of a pool: its figures, and its observations. */
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
 import type { Database, Observation } from "effect-db"
