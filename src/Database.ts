@@ -253,8 +253,8 @@ export interface Members<Self> {
   readonly afterRollback: <E, R>(hook: Effect.Effect<unknown, E, R>) => Effect.Effect<void, never, R | Self>
   /**
    * Runs a hook after a COMMIT without an answer (`CommitOutcomeUnknown`), outside of the
-   * transaction, which may be stored or not; also if its caller was interrupted before. A failure
-   * of the hook is logged.
+   * transaction, which may be stored or not; also if its caller was interrupted before the answer
+   * arrived. A failure of the hook is logged.
    */
   readonly afterUnknown: <E, R>(hook: Effect.Effect<unknown, E, R>) => Effect.Effect<void, never, R | Self>
   /**
