@@ -68,11 +68,11 @@ export class Token extends Schema.Class<Token>("effect-db/Token")({
  * - `ReadYourWrites`, the default: at least the writes of the unit of work and of the
  *   {@link Session} around it.
  * - `AtLeast`: at least everything that the token proves, and the writes of `ReadYourWrites`. A
- *   replica that is behind gets `maxWait` to catch up, 50 ms by default, and a replica that does
- *   not answer one second. After that the primary is read or, with `otherwise: "fail"`, the read
- *   fails with `NoReplicaCaughtUp` or `TokenFromLostTimeline`. A database without replicas reads
- *   its primary. `maxWait` accepts what Effect's `Duration` accepts, a plain number in
- *   milliseconds.
+ *   replica that is behind gets `maxWait` to catch up, 50 ms by default. A replica that does not
+ *   answer is given up after one second, or after `maxWait` if that is longer. Then the primary is
+ *   read or, with `otherwise: "fail"`, the read fails with `NoReplicaCaughtUp` or
+ *   `TokenFromLostTimeline`. A database without replicas reads its primary. `maxWait` accepts what
+ *   Effect's `Duration` accepts, a plain number in milliseconds.
  * - `Eventual`: the data of any replica.
  *
  * @see `Db.withConsistency`, which sets it for an effect
@@ -167,7 +167,8 @@ const isAfter = (one: Token, other: Token): boolean =>
 export class Session {
   /**
    * The longest wait of a read for a replica that is behind, in ms; after it the read goes to the
-   * primary. A replica that does not answer gets one second.
+   * primary. A replica that does not answer is given up after one second, or after this time if it
+   * is longer.
    */
   readonly maxWaitMillis: number
   /** @internal Called after a change. */

@@ -15,14 +15,15 @@ import * as Data from "effect/Data"
  * - `broken`: the server or the network ended it.
  * - `cancelled`: a statement on it was interrupted.
  * - `dirty`: it was checked in busy, in a transaction, or could not be reset.
- * - `excess`: it was beyond `maxConnections`, or connections are not kept.
+ * - `excess`: it was beyond `maxConnections`, or the pool has the `strategy` `"none"`.
  * - `invalid`: it did not answer when it was validated.
  * - `invalidated`: the program has called `Db.invalidate`.
  * - `oldCredentials`: it was made with credentials that have been replaced.
  * - `shutdown`: the database was closed.
  * - `vetoed`: `onConnect` or `onCheckout` failed.
  * - `writable`: the session of a reader was made writable.
- * - `wrongRole`: the server of a writer is a standby, or was made read-only.
+ * - `wrongRole`: the server does not fit the pool any more: that of a writer is a standby or was
+ *   made read-only, or a new connection of a reader did not fit its `targetSessionAttrs`.
  *
  * @see {@link Observation} for `Closed`, which carries it
  * @since 0.1.0
@@ -94,7 +95,7 @@ export type Observation = Data.TaggedEnum<{
     readonly processId: number
     /** The severity, in the language of the server's messages. */
     readonly severity: string
-    /** `00000`, or of class 01 for a warning, unless a function has set another code. */
+    /** The code: `00000`, one of class 01 for a warning, or the one that a function has set. */
     readonly sqlState: string
     readonly message: string
     readonly detail: string | undefined
@@ -179,7 +180,10 @@ export type Observation = Data.TaggedEnum<{
     readonly endedBy: "schedule" | "budget"
     readonly message: string
   }
-  /** A transaction has ended; `unknown` if the answer to its COMMIT did not arrive, or its caller was interrupted before. */
+  /**
+   * A transaction has ended; `unknown` if the answer to its COMMIT did not arrive, or its caller was
+   * interrupted before the answer arrived.
+   */
   TransactionEnded: {
     readonly database: string
     readonly server: string

@@ -20,7 +20,7 @@ import { makeSessionMiddleware } from "./internal/http/sessionMiddleware.js"
 import type * as UnitOfWork from "./UnitOfWork.js"
 
 /**
- * Request as its statements describe it, for `sqlComment`.
+ * Data of a request, from which `sqlComment` makes the comments behind its statements.
  *
  * @see {@link LabelOptions}
  * @since 0.1.0
@@ -113,7 +113,7 @@ export interface Options
    * attempt is certainly undone and another may succeed: after a serialization failure, a deadlock
    * or a lost connection. `true` follows the `RetryPolicy`. The failures of the request's
    * statements decide, also if the handler has converted them into an error of its own, a defect or
-   * a response. The effects of a handler elsewhere are repeated.
+   * a response. Effects of the handler outside of the databases are repeated.
    *
    * The body is read first and kept, up to 1 MiB; a request with a longer body, or with a body of
    * unknown length, is answered once. Retries work only if the middleware is around handlers: around
@@ -131,7 +131,8 @@ export interface Options
 }
 
 /**
- * Returns read-only transactions for requests that must not change anything, `GET` and `HEAD`.
+ * Returns the settings of read-only transactions for requests that must not change anything: `GET`
+ * and `HEAD`.
  *
  * It is a value for the option `transaction`. Other requests have the settings of the database.
  *
@@ -155,9 +156,9 @@ const serverDefaults: UnitOfWork.UnitSettings = {}
 /**
  * Makes the response to a request after its commit has failed.
  *
- * The status is 409 if the client may send the request again, 503 if the database was lost, else
- * 500; the body is problem details by RFC 9457 (`application/problem+json`). The message of the
- * database is logged and not sent.
+ * The status is 409 if the client may send the request again, 503 if the database was lost, is
+ * unavailable or too busy, else 500; the body is problem details by RFC 9457
+ * (`application/problem+json`). The message of the database is logged and not sent.
  *
  * @example
  * ```ts
@@ -184,8 +185,8 @@ export const commitFailed = (error: DatabaseError): HttpServerResponse.HttpServe
  * the response of `onCommitFailed`. A streaming body runs after the commit, outside of the unit.
  *
  * The middleware may be around the handlers of a router, or around the whole server. Inside of
- * another unit of work it joins, and that unit must have or take its options, like for
- * `UnitOfWork.run`. Otherwise the handler does not run, and the response is that of
+ * another unit of work it joins, and passes its options to that unit, as `UnitOfWork.run` does. If
+ * the unit cannot take an option, the handler does not run, and the response is that of
  * `onCommitFailed` for `OptionsConflict`. With the setting `"none"` the request runs outside of all
  * units around it.
  *
@@ -222,8 +223,8 @@ export const middleware = (options: Options = {}): (<E, R>(app: HttpApp.Default<
  * Middleware of an `HttpApi`, or of some of its groups or endpoints, that runs each request as one
  * unit of work.
  *
- * The response that encodes the success or failure of the handler decides the outcome. Its
- * implementation is {@link layerApi}.
+ * The response that encodes the success or failure of the handler decides the outcome.
+ * {@link layerApi} provides the middleware.
  *
  * @example
  * ```ts
@@ -246,7 +247,7 @@ export class Api extends HttpApiMiddleware.Tag<Api>()("effect-db/RequestTransact
 /**
  * Options of {@link layerApi}.
  *
- * An endpoint without a unit of work is one without the middleware.
+ * Leave out the middleware for an endpoint without a unit of work.
  *
  * @see {@link Options} for a router
  * @since 0.1.0
@@ -301,7 +302,8 @@ interface SessionOptions {
   readonly secret: Redacted.Redacted<string> | readonly [Redacted.Redacted<string>, ...Array<Redacted.Redacted<string>>]
   /**
    * The time that a read waits for a replica that is behind, before it goes to the primary. A
-   * replica that does not answer has one second. A plain number is in milliseconds.
+   * replica that does not answer is given up after one second, or after this time if it is longer.
+   * A plain number is in milliseconds.
    *
    * @default "50 millis"
    */
@@ -362,10 +364,10 @@ export type ReadYourWrites = SessionOptions & (CookieOptions | HeaderOptions)
  * Lets a client read its own writes in later requests, from a replica that has them.
  *
  * Each response has a signed cookie or header with the positions of the databases after the
- * client's writes, and a request that repeats it reads at least there. The middleware may be inside
- * or outside of the unit of work; reads use `Db.reader` as usual. A value without a valid signature
- * is ignored. A cookie holds one position for each database: if a client writes by several requests
- * at the same time, the last response counts.
+ * client's writes. If the next request sends it back, its reads see the data at these positions or
+ * later ones. The middleware may be inside or outside of the unit of work; reads use `Db.reader` as
+ * usual. A value without a valid signature is ignored. A cookie holds one position for each
+ * database: if a client writes by several requests at the same time, the last response counts.
  *
  * Throws `ConfigInvalid` if an option is invalid.
  *

@@ -154,8 +154,8 @@ export interface Options extends Settings {
    *
    * The failures of its statements decide, also if the work has converted them into an error of its
    * own or a defect. An interrupted transaction is not run again. Only the outermost transaction is
-   * run again, for failures of its own database; its work elsewhere, transactions of other
-   * databases included, is repeated. Inside of a unit of work the unit is run again. A part fails
+   * run again, for failures of its own database; effects outside of it, such as transactions of
+   * other databases, are repeated. Inside of a unit of work the unit is run again. A part fails
    * with `OptionsConflict` if the transaction or unit that it joins cannot be run again.
    *
    * @default false

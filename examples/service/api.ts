@@ -9,7 +9,7 @@ import { Page } from "./records.js"
 import { CrossSite, TooLong } from "./refusals.js"
 import { NewTodo, Todo, TodoChange, TodoExists, TodoId, TodoNotFound } from "./todos.js"
 
-// to a program that imports it by a module's import, JSON is still an experiment in Node 20
+// by `require`, because the import of JSON into a module is experimental in Node 20
 const { version }: { readonly version: string } = createRequire(import.meta.url)("effect-db/package.json")
 
 const id = HttpApiSchema.param("id", TodoId)
@@ -85,7 +85,7 @@ const audit = HttpApiGroup.make("audit")
 
 const servers = HttpApiGroup.make("servers")
   .add(HttpApiEndpoint.get("state", "/servers").addSuccess(State))
-  .annotate(OpenApi.Description, "Whether the servers are this service's own, and how they are.")
+  .annotate(OpenApi.Description, "The state of the servers: if the service has started them itself, and if a replica is frozen.")
 
 const playground = HttpApiGroup.make("playground")
   .add(HttpApiEndpoint.post("kill", "/servers/kill").addSuccess(Killed))
@@ -95,7 +95,7 @@ const playground = HttpApiGroup.make("playground")
   .addError(TooLong)
   .annotate(
     OpenApi.Description,
-    "Only where the servers are this service's own: end all of its connections, or have the replica stand still for half a minute, and watch the service go on."
+    "Only on servers that the service has started itself: end all connections, or freeze the replica for half a minute, and see that the service keeps working."
   )
 
 export const Api = HttpApi.make("example")

@@ -18,7 +18,7 @@ const query = <Row extends object>(server: Server, sql: string, params: Readonly
 
 const n = (count: number) => count.toLocaleString("en")
 
-/** Every todo is as it was acknowledged, those deleted are gone, and there is no other one of this run. */
+/** Checks that every todo is as it was acknowledged, that deleted ones are gone, and that this run has stored no other one. */
 export const todos = (server: Server, name: string, ledger: Ledger) =>
   Effect.gen(function* () {
     const rows = yield* query<{ id: string; title: string; done: boolean }>(
@@ -42,7 +42,7 @@ export const todos = (server: Server, name: string, ledger: Ledger) =>
     return { line: `todos      ${n(rows.length)} as acknowledged, ${n(gone)} deleted and gone`, problems }
   })
 
-/** Every change has its one event, and no event tells of what was neither acknowledged nor answered with an error. */
+/** Checks that every change has its one event, and that every event belongs to a change that was acknowledged or answered with an error. */
 export const events = (server: Server, name: string, ledger: Ledger) =>
   Effect.gen(function* () {
     const rows = yield* query<Pick<Event, "what" | "subject" | "request">>(
@@ -76,7 +76,7 @@ export const events = (server: Server, name: string, ledger: Ledger) =>
     }
   })
 
-/** Every row of the file is there exactly once, with its values. */
+/** Checks that every row of the file is stored exactly once, with its values. */
 export const records = (server: Server, rows: ReadonlyArray<Airport>) =>
   Effect.gen(function* () {
     const stored = yield* query<Airport>(

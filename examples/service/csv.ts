@@ -91,7 +91,7 @@ const complaint = (cause: unknown, at: number): string => {
   return cause instanceof CsvError ? `line ${at}: ${text}` : text
 }
 
-/** Reads the lines of one file, first the header, and takes down what is wrong with them. */
+/** Reader of the lines of one file, first the header, which collects their problems. */
 class Sheet {
   readonly problems: Array<string> = []
   private header: ReadonlyArray<string> | undefined
@@ -134,7 +134,7 @@ class Sheet {
     if (header.length === 0) return undefined
     if (record.length !== header.length)
       return this.refuse(at, `it has ${record.length} fields, expected ${header.length}`)
-    // what the bytes were before they were read as UTF-8 is lost
+    // the decoder has put U+FFFD in the place of bytes that are not UTF-8, so they cannot be shown
     if (record.some((field) => field.includes("\uFFFD"))) return this.refuse(at, "it is not UTF-8")
     const fields = Object.fromEntries(Arr.zip(header, record))
     const decoded = decode(fields)
@@ -157,7 +157,7 @@ class Sheet {
   }
 }
 
-/** The rows of a file, or a failure that says all that is wrong with it. */
+/** Reads the rows of a file. Fails with all of its problems, if there are any. */
 export const rows = (file: string): Stream.Stream<Row, CsvInvalid> =>
   Stream.suspend(() => {
     const sheet = new Sheet()
@@ -177,14 +177,14 @@ export const rows = (file: string): Stream.Stream<Row, CsvInvalid> =>
     )
   })
 
-// what comes out of a pipe is gone when it has been read
+// a pipe can be read only once
 const canBeReadAgain = (file: string) =>
   stat(file).then(
     (found) => found.isFile() || found.isDirectory(),
     () => true
   )
 
-/** Reads a file for nothing but its failure, so that it comes before anything is started for its rows. */
+/** Reads a file only to find its problems, before anything is started for its rows. */
 export const check = (file: string): Effect.Effect<void, CsvInvalid> =>
   Effect.whenEffect(
     Stream.runDrain(rows(file)),

@@ -7,7 +7,7 @@ import * as Servers from "./servers.js"
 export class Db extends Database.Service<Db>()("app") {}
 export class Audit extends Database.Service<Audit>()("audit") {}
 
-/** A request is answered within seconds, so no part of it waits for longer; and Ctrl-C leaves three for everything. */
+/** The limits, by which a request is answered within seconds, and the service ends within three seconds after Ctrl-C. */
 const limits = {
   applicationName: Servers.applicationName,
   acquireTimeout: "5 seconds",

@@ -42,7 +42,7 @@ const stored = (error: DatabaseError.DatabaseError): typeof Stored.Type => {
       // the audit commits first, so the change itself has been rolled back
       return error.database === Audit.databaseName ? "partly" : "unknown"
     case "PartialCommit":
-      // the event is stored; the change is what did not follow
+      // the event was committed, and the change was not
       return error.outcome === "unknown" ? "unknown" : "partly"
     case "Disconnected":
       return error.outcome === "inDoubt" ? "unknown" : "no"
@@ -68,7 +68,7 @@ const passing = new Set<DatabaseError.DatabaseError["_tag"]>([
 export const fromDatabase = (error: DatabaseError.DatabaseError): Unavailable | Broken =>
   passing.has(error._tag) || RetryPolicy.isReplayable(error) ? Unavailable.because(error._tag, stored(error)) : broken
 
-/** Turns the failures of databases into those of the API, and is one of them itself when it takes too long. */
+/** Turns the failures of databases into those of the API. Fails with `Unavailable` after six seconds. */
 export const answer = <A, E, R>(self: Effect.Effect<A, E, R>) =>
   DatabaseError.refine(self).pipe(
     Effect.timeoutFail({ duration: "6 seconds", onTimeout: () => Unavailable.because("Timeout", "no") }),
@@ -79,7 +79,7 @@ export const answer = <A, E, R>(self: Effect.Effect<A, E, R>) =>
 
 export const encode = Schema.encodeSync(Schema.Union(Unavailable, Broken))
 
-/** The same as a response, for where no handler is. */
+/** Makes the response for a failure outside of the handlers. */
 export const respond = (error: Unavailable | Broken): HttpServerResponse.HttpServerResponse =>
   HttpServerResponse.unsafeJson(encode(error), { status: error._tag === "Unavailable" ? 503 : 500 })
 

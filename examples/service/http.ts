@@ -73,14 +73,14 @@ const playground = ({ freeze, kill, state, thaw }: Acts) =>
 const problem = (status: number, _tag: string, message: string, more: object = {}) =>
   HttpServerResponse.unsafeJson({ _tag, message, ...more }, { status })
 
-/** Names each wrong part once: of what a schema tried, the first is what was meant. */
+/** Answers wrong input with the first issue of each part: further ones come from the other alternatives of a schema. */
 const badInput = (error: HttpApiError.HttpApiDecodeError) => {
   const issues = Arr.dedupeWith(error.issues, (a, b) => a.path.join() === b.path.join())
   const message = issues.map(({ message, path }) => `${path.join(".") || "the request"}: ${message}`).join("; ")
   return problem(400, error._tag, message, { issues })
 }
 
-/** There is nothing at this path, or not for this method. */
+/** Answers a request with an unknown or malformed path, or with a method that the path does not take. */
 const notFound = ({ request }: HttpServerError.RouteNotFound) =>
   Effect.map(allowed(request), (methods) => {
     if (methods.length === 0) return problem(404, "RouteNotFound", "there is nothing here; /docs shows what there is")
@@ -105,8 +105,8 @@ const lastWord = (cause: Cause.Cause<never>) => {
 }
 
 /**
- * A unit of work per request: all databases or none. Handlers have a time limit of their own, after which nothing is stored; this one is
- * for a COMMIT that is not answered.
+ * Runs each request as one unit of work: all databases commit, or none. Handlers have a shorter time limit, after which nothing is stored; the
+ * limit here is for a COMMIT without an answer.
  */
 const requests = (app: HttpApp.Default) =>
   notCrossSite(notInParts(notTooLong(app))).pipe(

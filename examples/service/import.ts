@@ -11,11 +11,11 @@ import { Airport } from "./records.js"
 const size = (file: string) =>
   Effect.tryPromise(() => stat(file)).pipe(
     Effect.map((found) => found.size),
-    // what is no file is found out by reading it
+    // 0 if there is no such file: reading it fails then, with the reason
     Effect.orElseSucceed(() => 0)
   )
 
-/** A request is over in seconds; a file may be long, and its COPY is one statement. */
+/** A longer timeout than that of requests, because a file may be long and its COPY is one statement. */
 const transaction = { statementTimeout: "10 minutes" } as const
 
 /**
@@ -42,7 +42,7 @@ export const run = <E, R>(file: string, rows: Stream.Stream<Row, E, R>) =>
       ON CONFLICT (iata) DO UPDATE SET name = excluded.name, city = excluded.city, state = excluded.state,
         country = excluded.country, latitude = excluded.latitude, longitude = excluded.longitude
       WHERE record IS DISTINCT FROM excluded`
-    // the event is committed first all the same; until here its database has had no transaction to hold open
+    // recorded last, so that its database has no open transaction during the COPY; `order` still commits it first
     yield* Audit.record("records.imported", name)
     return copied
   }).pipe(Effect.scoped, UnitOfWork.run({ transaction, order: [AuditDb, Db] }))

@@ -16,5 +16,5 @@ export const plainText = (most: number) =>
 export const required = (most: number) =>
   plainText(most).pipe(Schema.filter((text) => (text.trim() === "" ? "it is empty" : undefined)))
 
-/** For structs whose fields are all there is: a misspelt one is refused, not ignored. All that is wrong is said at once. */
+/** Annotations of a struct that refuses unknown fields, which may be misspelt, and reports all problems at once. */
 export const strict = { parseOptions: { onExcessProperty: "error", errors: "all" } } as const

@@ -1,6 +1,6 @@
 import type { Event } from "./audit.js"
 
-/** One request, as it was sent, maybe not for the first time. */
+/** One attempt to send a request, the first one or a later one. */
 export interface Attempt {
   readonly request: string
   /** The change it asked for; none where it only reads. */

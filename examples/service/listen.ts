@@ -62,7 +62,7 @@ const drain = (server: Server) =>
         Schedule.spaced("20 millis")
       )
     ),
-    // the bound runs it in a fiber of its own: this one has been interrupted
+    // `timeout` interrupts it in another fiber; this fiber was interrupted already
     Effect.interruptible,
     Effect.timeout("1 second"),
     Effect.ignore,

@@ -24,14 +24,14 @@ let interrupted = 0
 const main = Effect.gen(function* () {
   const args = yield* Args.parse(process.argv.slice(2))
   if (args.help) return yield* Console.log(Args.help)
-  // to be stopped is how a service ends well; a job that is stopped has proved nothing
+  // an interrupted service has ended as it should; an interrupted job has proved nothing, so it fails
   if (args.once) interrupted = 130
   if (args.csv !== undefined) yield* Csv.check(args.csv)
   const file = args.csv ?? Args.airports()
   yield* args.once ? Once.run(file) : Service.run(file)
 })
 
-// npm passes on what the terminal has sent to all: the second signal must not end what the first has begun
+// the terminal sends a signal to all processes, and npm passes it on: the second one must not end the shutdown
 for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => {})
 // a closed terminal or pipe ends it as Ctrl-C does
 process.once("SIGHUP", () => process.emit("SIGTERM"))

@@ -37,7 +37,7 @@ const audit = Migrator.fromRecord({
     )`)
 })
 
-/** Makes the tables of both databases, which may be one. Of instances that start together one does, and the others wait for it. */
+/** Makes the tables of both databases, which may be the same. If instances start together, one of them does it and the others wait. */
 export const run = Migrations.runAll([
   Migrations.on(Db, { loader: app, table: "app_migrations" }),
   Migrations.on(Audit, { loader: audit, table: "audit_migrations" })

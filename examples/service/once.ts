@@ -24,7 +24,7 @@ class OnceFailed extends Data.TaggedError("OnceFailed")<{ readonly problems: Rea
   }
 }
 
-/** Keeps what the service logs: each killed connection is a line there, which matters only if the job fails. */
+/** Keeps the log of the service, whose last lines are printed only if the job fails: each killed connection logs one. */
 const kept = () => {
   const lines: Array<string> = []
   return { lines, logger: Logger.make(({ message }) => void lines.push([message].flat().map(String).join(" "))) }

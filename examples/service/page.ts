@@ -18,7 +18,7 @@ const files: ReadonlyArray<readonly [path: `/${string}`, file: string, contentTy
   )
 ]
 
-/** The page loads what lies here, speaks with this service, and stands in no other page. */
+/** The policy of the page: it loads files of this service only, sends requests to it only, and is in no frame of another page. */
 const policy = [
   "default-src 'none'",
   "connect-src 'self'",
@@ -30,7 +30,7 @@ const policy = [
   "frame-ancestors 'none'"
 ].join("; ")
 
-/** Asked again each time, and sent only if it is another one. */
+/** Serves a file. Browsers request it each time, and it is sent only if it has changed. */
 const serve = (content: Buffer, contentType: string) => {
   const etag = `"${createHash("sha256").update(content).digest("base64url").slice(0, 22)}"`
   const headers = {

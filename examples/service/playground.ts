@@ -2,25 +2,25 @@ import { Clock, Context, Duration, Effect, FiberHandle, Layer, Option, Ref, Sche
 import type { EmbeddedPostgres } from "effect-db"
 import { killOn, type Server, ServersFailed } from "./servers.js"
 
-/** A replica that was forgotten is of no use to the next visitor. */
+/** The time after which a frozen replica thaws, so that the next visitor finds it running. */
 const frozenFor = Duration.seconds(30)
 
 export const State = Schema.Struct({
-  embedded: Schema.Boolean.annotations({ description: "Whether the servers are this service's own" }),
-  frozenFor: Schema.Number.annotations({ description: "In how many seconds the replica thaws; 0 if it is not frozen" })
+  embedded: Schema.Boolean.annotations({ description: "True if the service has started the servers itself" }),
+  frozenFor: Schema.Number.annotations({ description: "The seconds until the replica thaws; 0 if it is not frozen" })
 }).annotations({ identifier: "ServersState" })
 
 export const Killed = Schema.Struct({ killed: Schema.Number }).annotations({ identifier: "Killed" })
 
 export interface Acts {
-  /** Ends every connection; gives how many there were. */
+  /** Ends the connections to all servers, except frozen ones; returns their number. */
   readonly kill: Effect.Effect<number, ServersFailed>
   readonly freeze: Effect.Effect<void, ServersFailed>
   readonly thaw: Effect.Effect<void, ServersFailed>
   readonly state: Effect.Effect<typeof State.Type>
 }
 
-/** Actions of a visitor on the servers, which show that the service goes on. They are refused for servers that the service has not started. */
+/** Actions by which a visitor disturbs the servers, and sees that the service keeps working. Servers that it has not started have none. */
 export class Playground extends Context.Tag("example/Playground")<Playground, Option.Option<Acts>>() {}
 
 export const none = Layer.succeed(Playground, Option.none())
@@ -40,7 +40,7 @@ const make = (postgres: EmbeddedPostgres.EmbeddedPostgres.Service) =>
     )
     yield* Effect.addFinalizer(() => Effect.ignore(thawNow))
 
-    // only servers that stand still make it necessary to go to the others by themselves
+    // `terminateBackends` would wait for a frozen replica, so while there is one the primary is called alone
     const primaries = (["app", "audit"] as const).map(
       (database): Server => ({ database, role: "primary", url: postgres.primary.url(database) })
     )
@@ -70,6 +70,6 @@ const make = (postgres: EmbeddedPostgres.EmbeddedPostgres.Service) =>
     return Option.some(acts)
   })
 
-/** For servers of our own. A frozen replica thaws by itself, after some time and at the end. */
+/** The actions on servers that the service has started. A frozen replica thaws by itself after `frozenFor`, and when the service ends. */
 export const embedded = (postgres: EmbeddedPostgres.EmbeddedPostgres.Service) =>
   Layer.scoped(Playground, make(postgres))

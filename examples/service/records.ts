@@ -25,7 +25,7 @@ export const Page = Schema.Struct({
   records: Schema.Array(Airport)
 }).annotations({ identifier: "Page" })
 
-/** One page of the airports whose code, name, city, state or country holds a text; read from a replica. */
+/** Returns one page of the airports whose code, name, city, state or country contains a text; read from a replica. */
 export const page = (ask: { readonly search: string; readonly page: number; readonly size: number }) =>
   Effect.gen(function* () {
     const sql = yield* Db.reader

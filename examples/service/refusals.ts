@@ -26,7 +26,7 @@ const takeBodies = new Set(["POST", "PUT", "PATCH"])
 
 const tooLong = respond(413, new TooLong({ message: `the body is longer than ${mostBytes} bytes` }))
 
-/** Reads a body up to the limit. What is left of a longer one is discarded as it comes, so that the client reads the answer. */
+/** Reads a body up to the limit. The rest of a longer one is received and discarded, so that the client reads the answer. */
 const readBody = (source: IncomingMessage) =>
   Effect.async<Buffer, "TooLong">((resume) => {
     const pieces: Array<Buffer> = []
@@ -48,7 +48,7 @@ const readBody = (source: IncomingMessage) =>
     return Effect.sync(discard)
   })
 
-/** Refuses what is too long: by its length before it is read, else when it is too long, with an answer instead of the end of its connection. */
+/** Refuses bodies that are too long, with an answer: by `content-length` before they are read, or, without it, when the limit is exceeded. */
 export const notTooLong = (app: HttpApp.Default): HttpApp.Default =>
   Effect.flatMap(HttpServerRequest.HttpServerRequest, (request) => {
     const { headers, method, url } = request
@@ -63,7 +63,7 @@ export const notTooLong = (app: HttpApp.Default): HttpApp.Default =>
     })
   })
 
-/** Nothing here takes files, which would be written down before anything else is known of them. */
+/** Refuses multipart bodies: no endpoint takes files, which would be written to disk before the request is checked. */
 export const notInParts = (app: HttpApp.Default) =>
   Effect.flatMap(HttpServerRequest.HttpServerRequest, ({ headers }) =>
     /^\s*multipart\//i.test(headers["content-type"] ?? "")
@@ -84,8 +84,8 @@ const names = Config.string("ALLOWED_HOSTS").pipe(
 )
 
 /**
- * Checks if a name is one of this service. Any site may have a name of its own lead to this address, and to a browser its page is then one of
- * ours; but an address is no name, and no one can take the name `localhost`.
+ * Checks if a host is one of this service. Another site may point its own name to this address, and browsers then take its page for one of
+ * this service. Addresses and `localhost` are accepted, because no other site can have them as its name.
  */
 const isOurs = (host: string, allowed: ReadonlyArray<string>): boolean => {
   const [, name = ""] = /^(\[[^\]]*\]|[^:]*)(?::\d+)?$/.exec(host.toLowerCase()) ?? []
@@ -93,7 +93,7 @@ const isOurs = (host: string, allowed: ReadonlyArray<string>): boolean => {
   return isLocal || isIP(name.replace(/^\[(.*)\]$/, "$1")) !== 0 || (name !== "" && allowed.includes(name))
 }
 
-/** Browsers say where a request comes from, older ones with its origin alone; what is no browser says nothing, and is not tricked. */
+/** Checks the headers by which browsers report the origin of a request. Other clients send none, and run no pages of other sites. */
 const isOwn = (headers: Headers.Headers): boolean => {
   const site = headers["sec-fetch-site"]
   if (site !== undefined) return site === "same-origin" || site === "none"

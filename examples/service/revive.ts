@@ -14,7 +14,7 @@ const revive = (server: EmbeddedPostgres.EmbeddedPostgres.Server) =>
     )
   )
 
-/** Starts servers of our own again that end while the service runs: killed from outside, or because the system had no memory left. */
+/** Restarts the service's own servers if they end while it runs: killed from outside, or because the system was out of memory. */
 export const layer = Layer.scopedDiscard(
   Effect.flatMap(EmbeddedPostgres.EmbeddedPostgres, ({ primary, replicas }) =>
     Effect.forEach([primary, ...replicas], (server) => Effect.forkScoped(revive(server)))

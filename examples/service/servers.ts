@@ -12,22 +12,22 @@ export interface Server {
 
 export class ServersFailed extends Data.TaggedError("ServersFailed")<{ readonly message: string }> {}
 
-/** The servers behind the databases, for what a service does not do: look at each of them, end its connections. */
+/** The servers behind the databases, for a job or a visitor: to query each of them, and to end connections. */
 export class Servers extends Context.Tag("example/Servers")<
   Servers,
   {
     readonly embedded: boolean
     readonly all: ReadonlyArray<Server>
-    /** Ends every connection that this program has; gives how many there were. */
+    /** Ends every connection that this program has, and returns their number. */
     readonly killBackends: Effect.Effect<number, ServersFailed>
-    /** Ends when the replicas have what the primary has by now, or after ten seconds. */
+    /** Waits, for ten seconds at most, until the replicas have the data that the primary has now. Returns true if they have it. */
     readonly caughtUp: Effect.Effect<boolean>
   }
 >() {}
 
 class Direct extends Database.Service<Direct>()("check of the server") {}
 
-/** Runs statements on one server, whatever its role, outside of every unit of work. They may run twice: they look, or end connections. */
+/** Runs statements on one server, whatever its role, outside of every unit of work. They may run twice, because they only read or end connections. */
 export const on = <A, E>(server: Server, use: Effect.Effect<A, E, Direct>) =>
   Effect.provide(
     Direct.independent(RetryPolicy.idempotent(use)),
@@ -76,7 +76,7 @@ export const embedded = (postgres: EmbeddedPostgres.EmbeddedPostgres.Service) =>
 
 const terminate = Effect.flatMap(
   direct,
-  // chosen first, so that the planner does not ask about every process of the server
+  // MATERIALIZED, because the planner could otherwise call pg_terminate_backend for every process of the server
   (sql) => sql`
     WITH chosen AS MATERIALIZED (
       SELECT pid FROM pg_stat_activity
@@ -84,7 +84,7 @@ const terminate = Effect.flatMap(
     ) SELECT pid FROM chosen WHERE pg_terminate_backend(pid)`
 )
 
-/** Ends the connections that this program has to one database of a server; gives how many there were. */
+/** Ends the connections that this program has to one database of a server, and returns their number. */
 export const killOn = (server: Server) =>
   on(server, terminate).pipe(
     Effect.map((killed) => killed.length),

@@ -10,7 +10,7 @@ export type Functions = Readonly<Record<string, (...args: ReadonlyArray<never>) 
 
 const rolledBack = new Error("its caller rolls it back")
 
-/** Answers what the thread is asked that has started this one. */
+/** Answers the calls of the thread that has started this one. */
 export const answer = <D, R>(runtime: DatabaseRuntime.DatabaseRuntime<D, R>, functions: Functions): void => {
   const { bell, port }: Given = workerData
   let next: (ask: Ask) => void
@@ -34,7 +34,7 @@ export const answer = <D, R>(runtime: DatabaseRuntime.DatabaseRuntime<D, R>, fun
     if (ask.what === "close") return runtime.close()
     if (ask.what === "call") {
       const { signal } = ending
-      // those of its type, as the caller's own was checked against it
+      // the cast: the types of the arguments are checked at the caller
       return runtime.unitOfWork(async () => functions[ask.name]?.(...(ask.args as Array<never>)), { signal })
     }
     const inside = () => {
@@ -46,7 +46,7 @@ export const answer = <D, R>(runtime: DatabaseRuntime.DatabaseRuntime<D, R>, fun
     })
   }
 
-  /** To the end of the unit of work that it is called in: one in another is a call of this in another. */
+  /** Answers until the unit of work around it ends. A nested unit of work is a nested call of this function. */
   const answerAll = async (): Promise<void> => {
     for (;;) {
       const ask = await new Promise<Ask>((resolve) => {
@@ -59,7 +59,7 @@ export const answer = <D, R>(runtime: DatabaseRuntime.DatabaseRuntime<D, R>, fun
       try {
         reply({ value: await perform(ask) })
       } catch (error) {
-        // around what failed, an effect may have what the ecosystem puts there
+        // the failure may be wrapped in the `SqlError` of `@effect/sql`
         const failure = error instanceof SqlError.SqlError ? DatabaseError.fromSqlError(error) : error
         reply({ failure: Schema.encodeUnknownSync(Failure)(failure) })
       }

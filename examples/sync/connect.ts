@@ -1,9 +1,9 @@
-/** Databases for code that cannot wait, by the functions of a thread that has them. */
+/** Databases for code that cannot await: it calls functions of a thread that has the databases. */
 import type { Functions } from "./answer.js"
 import type { Ask } from "./protocol.js"
 import { start } from "./start.js"
 
-/** Nothing is started before the first use; all of them share the one thread, and what it has open. */
+/** Connects to the thread of a file, which starts at the first call. All calls share it and its open databases. */
 export const connect = <F extends Functions>(file: URL) => {
   let started: ReturnType<typeof start> | undefined
   const ask = (ask: Ask): unknown => {
@@ -11,16 +11,16 @@ export const connect = <F extends Functions>(file: URL) => {
     return started(ask)
   }
   return {
-    /** Opens the databases, and is counted: the last to leave its block drains and closes them. */
+    /** Opens the databases. They are drained and closed at the end of the last block that has opened them. */
     open: (): Disposable => {
       ask({ what: "open" })
       return { [Symbol.dispose]: () => void ask({ what: "close" }) }
     },
     /** Calls a function, which is one unit of work: stored, or rolled back, when it returns. */
     call: <K extends keyof F & string>(name: K, ...args: Parameters<F[K]>): Awaited<ReturnType<F[K]>> =>
-      // what the function of that name gives is what it is answered with
+      // the cast: the answer is the result of the function of that name
       ask({ what: "call", name, args }) as Awaited<ReturnType<F[K]>>,
-    /** All that is called in here is one unit of work; inside of another one it joins. */
+    /** Runs code whose calls are one unit of work; inside of another one it joins. */
     unitOfWork: <A>(code: () => A): A => {
       ask({ what: "begin" })
       let result: A

@@ -2,7 +2,7 @@
 import { explain } from "../main.js"
 import { Interrupted } from "./start.js"
 
-/** Prints a failure as one line. Listens to no signal, for a blocked thread receives none: Ctrl-C ends the call that it waits for, or the program. */
+/** Prints a failure as one line. Listens to no signal, because a blocked thread receives none: Ctrl-C ends the call in progress, or the program. */
 export const main = (program: () => void): void => {
   try {
     program()

@@ -3,7 +3,7 @@ import type { MessagePort } from "node:worker_threads"
 import { Schema } from "effect"
 import { DatabaseError } from "effect-db"
 
-/** One at a time, each answered once: `begin` when it has begun, `commit` and `rollback` when that is over. */
+/** Request to the thread, one at a time and answered once: `begin` after the unit has begun, `commit` and `rollback` after it has ended. */
 export type Ask =
   | { readonly what: "open" | "close" | "begin" | "commit" | "rollback" }
   | { readonly what: "call"; readonly name: string; readonly args: ReadonlyArray<unknown> }
@@ -19,10 +19,10 @@ export class BlocksItself extends Schema.TaggedError<BlocksItself>()("BlocksItse
 const isError = (u: unknown): u is Schema.Schema<DatabaseError.DatabaseError, unknown> => Schema.isSchema(u)
 const exported: ReadonlyArray<unknown> = Object.values(DatabaseError)
 
-/** On the way an error loses its class and its fields: those of databases get them back, others are left with name and message. */
+/** Failure as a message, in which an error loses its class and its fields: errors of databases get them back, others keep name and message. */
 export const Failure = Schema.Union(...exported.filter(isError), BlocksItself, Schema.Defect)
 
-/** The data of the thread that answers. `bell` is memory of both threads: a blocked thread can look at nothing else. */
+/** The data of the thread that answers. `bell` is memory of both threads, because a blocked thread can wait for nothing else. */
 export interface Given {
   readonly bell: Int32Array
   readonly port: MessagePort

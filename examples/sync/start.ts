@@ -1,15 +1,14 @@
 /**
- * The side that asks: it is blocked until it is answered.
+ * The side that asks, and is blocked until it is answered.
  *
- * There are libraries for that, such as synckit; but they copy what is thrown, which an error of a database does not survive, and what has
- * been asked cannot be broken off.
+ * Libraries for this, such as synckit, copy errors, so that an error of a database loses its class and fields, and they cannot cancel a call.
  */
 import { createContext, Script } from "node:vm"
 import { MessageChannel, receiveMessageOnPort, Worker, workerData } from "node:worker_threads"
 import { Data, Schema } from "effect"
 import { type Answer, type Ask, answered, BlocksItself, ended, Failure, type Given, silent } from "./protocol.js"
 
-/** Ctrl-C: the call has been broken off, and is rolled back; or, where the one before could not be, it has not been made. */
+/** Interruption by Ctrl-C: the call was cancelled and rolled back. If it could not be cancelled, the next call fails instead, and is not made. */
 export class Interrupted extends Data.TaggedError("Interrupted") {
   override readonly message = "interrupted by Ctrl-C"
 }
@@ -18,17 +17,18 @@ class ThreadEnded extends Data.TaggedError("ThreadEnded") {
   override readonly message = "the thread that has the databases has ended"
 }
 
-// In JavaScript this is `new Worker(file)`: a thread has to be told how to read TypeScript. Who is blocked hears of no event, such as its end.
+// In JavaScript this is `new Worker(file)`: here the thread registers a loader for TypeScript. A blocked thread receives no events, so this one
+// reports its end by `bell`.
 const code = (file: URL) => `
   const { bell, port } = require("node:worker_threads").workerData
   process.once("uncaughtExceptionMonitor", ({ message, name }) => port.postMessage({ failure: { message, name } }))
   process.once("exit", () => { Atomics.store(bell, 0, ${ended}); Atomics.notify(bell, 0) })
   import("tsx/esm/api").then(({ register }) => { register(); return import(${JSON.stringify(file.href)}) })`
 
-// nor does it hear of a signal; but a script can be broken off by one
+// a blocked thread receives no signal either, but `breakOnSigint` ends a script
 const waiting = new Script("wait()")
 
-/** Starts the thread of a file, which ends with the program. What comes back asks it. */
+/** Starts the thread of a file, which ends with the program. The returned function asks it, and waits for the answer. */
 export const start = (file: URL): ((ask: Ask) => unknown) => {
   if (workerData instanceof Object && "bell" in workerData) throw new BlocksItself()
   const { port1: port, port2 } = new MessageChannel()
@@ -60,7 +60,7 @@ export const start = (file: URL): ((ask: Ask) => unknown) => {
     Atomics.compareExchange(given.bell, 0, answered, silent)
     const answer: Answer | undefined = receiveMessageOnPort(port)?.message
     if (answer === undefined) {
-      // what it had open went with it
+      // its databases and its unit of work have ended with it
       if (ask.what === "close" || ask.what === "rollback") return undefined
       throw new ThreadEnded()
     }

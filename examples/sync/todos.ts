@@ -1,4 +1,4 @@
-/** A thread with the application's databases, and those of its functions that code calls that cannot wait. */
+/** The thread with the application's databases, and its functions for code that cannot await. */
 import { DatabaseRuntime } from "effect-db"
 import { DatabasesLive, Db } from "../databases.js"
 import * as Todos from "../todos.js"

@@ -122,7 +122,7 @@ describe("a reserved reader on the primary", () => {
 
 describe("a reader on a standby", () => {
   it.scopedLive(
-    "a reader on a standby is refused ALTER SYSTEM, and cannot write with its first statement after a promotion",
+    "a reader on a standby cannot run ALTER SYSTEM, nor write with its first statement after a promotion",
     () =>
       Effect.gen(function* () {
         const { primary, replicas } = yield* EmbeddedPostgres.make({ directory, replicas: 1 })

@@ -26,7 +26,10 @@ const isSimple = (kind: Role, sql: string, values: ReadonlyArray<unknown>): bool
   return first >= 0 && sql.slice(first + 1).trim() !== ""
 }
 
-/** Request of a statement. It is a class and no literal: see `cancellable`. */
+/**
+ * Request of a statement. It lives as long as the operation, so it is a class and no object literal
+ * (see "Performance rules" in CONTRIBUTING.md).
+ */
 class PlainRequest implements Request {
   readonly simple: boolean
 

@@ -7,7 +7,7 @@ import type * as Tracer from "effect/Tracer"
 import type { WorkLabel } from "../../Transaction.js"
 import type { Describe } from "../statement/workLabel.js"
 
-/** Request, as its statements describe it. */
+/** Data of a request, for the comments behind its statements. */
 interface RequestDescription {
   readonly method: string
   /** The pattern of the route; the path if no router has matched yet. */

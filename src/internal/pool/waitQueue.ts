@@ -10,8 +10,8 @@ import type { Caller } from "./caller.js"
 import type { LoadShedding } from "./loadShedding.js"
 
 /**
- * A waiter. It retains a whole operation, so it is a class and no object literal; `cancellable`
- * explains why V8 keeps such literals for long.
+ * A waiter. It lives as long as the operation, so it is a class and no object literal (see
+ * "Performance rules" in CONTRIBUTING.md).
  */
 export class Waiter<Callback> {
   /** @internal */ isQueued = false

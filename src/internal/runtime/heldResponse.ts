@@ -52,8 +52,8 @@ export class HeldResponse {
   private kept: Array<Call> = []
   private readonly real: Sending
   /**
-   * The earlier descriptors of the properties that frameworks read: another middleware may hold the
-   * same response.
+   * The own properties `headersSent` and `writableEnded` of the response before this hold, which
+   * are restored at its end. There are some if another middleware holds the same response.
    */
   private readonly outside: PropertyDescriptorMap
   private hasEnded = false
@@ -99,8 +99,8 @@ export class HeldResponse {
         const length = Buffer.byteLength(args[0])
         this.call({ send: () => write.apply(response, args), args })
         this.begin()
-        // a replaced response emits no "drain" event: it closes, like after a disconnect of the
-        // client
+        // false stops the writer: a replaced response emits "close", and no "drain", as after a
+        // disconnect of the client
         if (this.state._tag === "Replaced") return false
         // false at the same size as in Node: the writer then waits for "drain", which follows when
         // the kept writes are sent
@@ -215,7 +215,10 @@ export class HeldResponse {
     }
   }
 
-  /** Checks if the answer has ended, so that a write belongs to another one. */
+  /**
+   * Checks if a write is late, because the answer has ended. Such a write counts as the beginning of
+   * another answer.
+   */
   private isLate(): boolean {
     if (this.isEnding) return false
     this.hasSecond ||= this.hasEnded
@@ -239,7 +242,7 @@ export class HeldResponse {
     if (state._tag !== "WritingHead") return
     const head = new AnswerHead(response, state.status ?? response.statusCode)
     const { req } = response
-    // the socket is read when it is called: another middleware may have replaced it by then
+    // `req.socket` is read at the call, because another middleware may have replaced it by then
     const restoreSocket = showHeld(req, (args) => this.close(() => Reflect.apply(req.socket.destroy, req.socket, args)))
     this.state = new Ready(head, state.status !== undefined, restoreSocket)
     this.onReady(head.status)

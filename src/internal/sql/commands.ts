@@ -3,8 +3,8 @@
  */
 
 /**
- * The beginning of a token; {@link tokenEnd} finds the end of a long one. No part repeats without a
- * bound, because V8 keeps a stack for each repetition.
+ * The beginning of a token; {@link tokenEnd} finds the end of a long one. Each quantifier has a
+ * bound, because V8 puts an entry on its backtracking stack for each repetition.
  */
 const token =
   /--|\/\*|[eE]?'|"|\$(?:[A-Za-z_\x80-\uffff][\w\x80-\uffff]{0,99})?\$|[A-Za-z_\x80-\uffff][\w$\x80-\uffff]{0,99}|[\s\S]/y

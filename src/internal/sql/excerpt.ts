@@ -11,7 +11,7 @@ export interface FailedStatement {
   readonly location?: string | undefined
 }
 
-/** The length of an excerpt of one line, in characters. */
+/** The length of the line above a mark, in characters. */
 const maxLineWidth = 100
 
 /** The length of an excerpt without a mark, in characters. */
@@ -82,8 +82,8 @@ export const statementLines = ({ location, position, sql, where }: FailedStateme
 }
 
 /**
- * The lines of a context that are shown, without the rest of each line. Other lines, and the rest
- * of these, may show values.
+ * The patterns of the lines of a context that are shown, up to the end of the match. Other lines,
+ * and the text after a match, may contain values.
  */
 const contexts: ReadonlyArray<RegExp> = [
   /^(?:PL\/\w+|SQL) function .+ (?:line \d+ at .+|statement \d+|during \w+)$/,

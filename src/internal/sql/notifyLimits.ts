@@ -10,7 +10,7 @@ const longestChannel = 63
 const longestPayload = 7999
 
 /**
- * Part of a notification that the server would reject, with descriptions of the given value and of
+ * Part of a notification that is beyond the limits, with descriptions of the given value and of
  * valid values.
  */
 export interface InvalidPart {

@@ -5,21 +5,26 @@
 import type { Step } from "../protocol/messages.js"
 import type { Level } from "./level.js"
 
-/** Plan of the beginning and end of a level. */
+/** Settings of a level, with the steps that begin it, and those that undo its settings at its end. */
 export interface LevelSettings {
   /**
    * The steps that begin the level: BEGIN and the settings of a transaction, or only the settings
    * of a savepoint.
    */
   readonly begin: ReadonlyArray<Step>
-  /** The steps that restore the settings around a savepoint when it is released. */
+  /**
+   * The steps after the release of a savepoint, which set the settings of the level around it again.
+   */
   readonly restore: ReadonlyArray<Step>
   readonly readOnly: boolean
   /** The statement timeout in ms: 0 is none, `undefined` the session's. */
   readonly limit: number | undefined
 }
 
-/** Level that begins with the next statement; a class, for the reason that `cancellable` gives. */
+/**
+ * Level that begins with the next statement. It lives as long as the operation, so it is a class and
+ * no object literal (see "Performance rules" in CONTRIBUTING.md).
+ */
 export class PendingBegin {
   constructor(
     readonly level: Level,
@@ -52,8 +57,8 @@ export const markBegun = (pending: ReadonlyArray<PendingBegin>, acknowledged: nu
 }
 
 /**
- * Releases the connection or the parent of each level that has not begun, from the innermost level
- * on.
+ * Gives up each level that has not begun, the innermost first: checks in the connection of a
+ * transaction, and releases the lock that a savepoint holds on the level around it.
  */
 export const releaseUnbegun = (pending: ReadonlyArray<PendingBegin>): void => {
   for (let i = pending.length - 1; i >= 0; i--) {

@@ -1,6 +1,7 @@
 /**
- * Propagation: the decision of a `withTransaction` inside or outside of another transaction of the
- * same database, and the conflicts of its options with that transaction. All functions are pure,
+ * Propagation: a `withTransaction` joins the transaction of its database around it, nests in it,
+ * begins another transaction, or runs outside of all. A part is work that joins a transaction or
+ * unit, or nests in it; its options must not conflict with those around it. All functions are pure,
  * except `raiseIsolation`, which changes a transaction.
  */
 import * as Duration from "effect/Duration"
@@ -17,7 +18,10 @@ const strength: Readonly<Record<Isolation, number>> = { "read committed": 0, "re
 const isHigher = (required: Isolation | undefined, around: Isolation): required is Isolation =>
   required !== undefined && strength[required] > strength[around]
 
-/** Returns the setting of a transaction, or of the nearest transaction around it that has it. */
+/**
+ * Returns the isolation or access of a transaction: its own option, else that of the nearest
+ * transaction around it with this option, else the default.
+ */
 const settingOf = <K extends "isolation" | "access">(outer: Transaction, option: K): NonNullable<Options[K]> => {
   for (let one: Transaction | undefined = outer; one !== undefined; one = one.outer) {
     const given = one.options[option]
@@ -26,7 +30,10 @@ const settingOf = <K extends "isolation" | "access">(outer: Transaction, option:
   return effective[option] as NonNullable<Options[K]>
 }
 
-/** Returns the outermost transaction of the program, which has the isolation and is run again. */
+/**
+ * Returns the outermost transaction around a transaction, apart from that of a sandbox. The
+ * isolation is set there, and a retry runs all of it again.
+ */
 export const rootOf = (transaction: Transaction): Transaction => {
   let root = transaction
   while (root.outer !== undefined) root = root.outer
@@ -45,8 +52,8 @@ const others: Readonly<Record<string, (options: Options) => string>> = {
 }
 
 /**
- * Selects the settings of a part that a transaction can take, because it has sent nothing yet. A
- * nested part has settings of its own, except isolation.
+ * Selects the settings of a part that the transactions around it can still take, because they have
+ * sent nothing. A nested part leaves only its isolation to them: its savepoint has the others.
  */
 const taken = (
   outer: Transaction,
@@ -82,8 +89,8 @@ export const optionsConflict = (outer: Transaction, options: Options, joins: boo
 }
 
 /**
- * Returns the conflict of a part's settings with those of a unit of work, for transactions that it
- * has not begun.
+ * Returns the conflict of a part's settings with those of a unit of work, for transactions that the
+ * unit has not begun.
  */
 export const settingsConflict = (
   database: string,
@@ -110,7 +117,7 @@ export const raiseSettings = (around: Settings, required: Settings, joins: boole
 }
 
 /**
- * Builds the refusal of a part's `retry`, if the transaction or unit around it cannot be run again.
+ * Builds the error of a part with `retry` inside of a transaction or unit that cannot be run again.
  */
 export const retryRefused = (database: string): OptionsConflict =>
   new OptionsConflict({ database, server: "", option: "retry", outer: "false", inner: "true" })
