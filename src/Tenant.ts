@@ -6,7 +6,7 @@
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import { tenantChange } from "./internal/sql/schemaScopes.js"
-import { inScopes } from "./internal/transaction/slotScopes.js"
+import { inScopes } from "./internal/transaction/ambientScopes.js"
 
 /**
  * The schema in which unqualified names are looked up, or several in the order of the lookup, as in

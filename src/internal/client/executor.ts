@@ -13,20 +13,20 @@ import type { WorkLabel } from "../../Transaction.js"
 import type { Connection, Exchange, Request } from "../connection/connection.js"
 import { runAutocommit } from "../statement/autocommit.js"
 import { withComment } from "../statement/workLabel.js"
+import { causalSessionOf, scoped } from "../transaction/ambientScopes.js"
 import { currentContext, type TransactionContext } from "../transaction/context.js"
 import type { JoinedPart } from "../transaction/joinedPart.js"
 import { runStatement } from "../transaction/levelStatement.js"
 import type { StatementIsolation } from "../transaction/savepoint.js"
-import { causalSessionOf, scoped } from "../transaction/slotScopes.js"
 import type { Transaction } from "../transaction/transaction.js"
+import { DatabaseTransactions } from "./databaseTransactions.js"
 import { sandboxRefusal } from "./sandboxRefusal.js"
 import { mayRetryOnWriter, type Start } from "./statementRetry.js"
-import { TransactionOrigin } from "./transactionOrigin.js"
 
 const none: ReadonlyArray<never> = []
 
 /** Dispatcher of the statements of one opened database. */
-export class Executor extends TransactionOrigin {
+export class Executor extends DatabaseTransactions {
   /** Runs a statement of a fiber in its transaction or on a server. */
   run<A>(
     fiber: Fiber.RuntimeFiber<unknown, unknown>,

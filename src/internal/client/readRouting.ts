@@ -11,8 +11,8 @@ import * as clock from "../concurrency/clock.js"
 import type { ConnectionSource } from "../topology/connectionSource.js"
 import { type ReadRequirement, ReplicaSelection } from "../topology/replicaSelection.js"
 import type { Server, Topology } from "../topology/topology.js"
+import { causalSessionOf } from "../transaction/ambientScopes.js"
 import type { ReadAffinity, TransactionContext } from "../transaction/context.js"
-import { causalSessionOf } from "../transaction/slotScopes.js"
 
 /** Choice of the servers that serve the reads of one database. */
 export class ReadRouting {

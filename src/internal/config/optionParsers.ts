@@ -5,7 +5,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as LogLevel from "effect/LogLevel"
 import { isByName } from "../protocol/parsersByName.js"
-import { wholeMillis } from "../sql/limits.js"
+import { wholeMillis } from "../sql/timeouts.js"
 
 /** Refusal of a setting, which is thrown. It never has a secret in it. */
 export class Invalid {

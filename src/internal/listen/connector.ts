@@ -7,7 +7,7 @@ import * as clock from "../concurrency/clock.js"
 import { connect } from "../connection/connect.js"
 import type { Connection, Owner } from "../connection/connection.js"
 import type { CredentialSource } from "../connection/credentials.js"
-import { markForEviction } from "../pool/eviction.js"
+import { markForEviction } from "../pool/invalidation.js"
 import type { ConnectAnother } from "./deliveryProbe.js"
 
 /** The timeout of closing the sockets, in ms. */

@@ -10,7 +10,7 @@
 import type { DatabaseConfig } from "../../DatabaseConfig.js"
 import type { Observer } from "../../Observation.js"
 import type { CredentialSource } from "../connection/credentials.js"
-import type { Invalidation } from "../pool/eviction.js"
+import type { Invalidation } from "../pool/invalidation.js"
 import type { ListenConnection } from "./connection.js"
 import type { ConnectionFailure } from "./failure.js"
 import { channelCommands } from "./handover.js"

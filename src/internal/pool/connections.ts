@@ -8,7 +8,7 @@ import type { CloseReason } from "../../Observation.js"
 import * as clock from "../concurrency/clock.js"
 import type { Connection } from "../connection/connection.js"
 import type { PoolMetrics } from "../observability/poolMetrics.js"
-import { markForEviction } from "./eviction.js"
+import { markForEviction } from "./invalidation.js"
 
 /**
  * The share of a lifetime over which retirements are spread, so that connections opened together

@@ -14,8 +14,8 @@ import { CurrentConsistency, CurrentSession } from "../../Consistency.js"
 import { RetryPolicy } from "../../RetryPolicy.js"
 import { CurrentScopes } from "../edge/currentSchemaScopes.js"
 import type { ScopeChange } from "../sql/schemaScopes.js"
+import { causalSessionOf, scopesOf, withChange } from "../transaction/ambientScopes.js"
 import { contextOf } from "../transaction/context.js"
-import { causalSessionOf, scopesOf, withChange } from "../transaction/slotScopes.js"
 import { PromiseQuery } from "./promiseQuery.js"
 
 interface Ambient {

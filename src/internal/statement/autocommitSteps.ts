@@ -8,7 +8,7 @@ import type { Connection, OnExchange, Request } from "../connection/connection.j
 import { isStaleRefusal } from "../connection/statementFailure.js"
 import { constantStep, type Step } from "../protocol/messages.js"
 import { isCopy } from "../sql/copy.js"
-import { setLocal } from "../sql/limits.js"
+import { setLocal } from "../sql/timeouts.js"
 
 const none: ReadonlyArray<never> = []
 const begin = constantStep("BEGIN")

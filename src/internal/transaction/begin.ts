@@ -2,7 +2,7 @@
  * The commands that begin a transaction with its options.
  */
 import type { Access, Isolation } from "../../Transaction.js"
-import { setLocal } from "../sql/limits.js"
+import { setLocal } from "../sql/timeouts.js"
 import { labelSql } from "../statement/workLabel.js"
 import type { PlainOptions } from "./plainOptions.js"
 

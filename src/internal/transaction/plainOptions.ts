@@ -3,11 +3,11 @@
  */
 import * as Duration from "effect/Duration"
 import type { Options } from "../../Transaction.js"
-import type { Limits } from "../sql/limits.js"
+import type { Timeouts } from "../sql/timeouts.js"
 
 /** Options of a transaction, with timeouts in ms. */
 export type PlainOptions = Omit<Options, "statementTimeout" | "lockTimeout"> &
-  Pick<Limits, "statementTimeout" | "lockTimeout">
+  Pick<Timeouts, "statementTimeout" | "lockTimeout">
 
 /** Returns options with their timeouts in ms; without timeouts they are returned as they are. */
 export const inMillis = (options: Options): PlainOptions => {

@@ -8,10 +8,10 @@ import type * as Fiber from "effect/Fiber"
 import type { Role } from "../../Topology.js"
 import type { Options, WorkLabel } from "../../Transaction.js"
 import { runReported } from "./afterHooks.js"
+import { slotOf, withoutSlot } from "./ambientScopes.js"
 import { currentContext, type TransactionContext } from "./context.js"
 import type { Hook, RegisteredHook } from "./hook.js"
 import type { LevelState } from "./level.js"
-import { slotOf, withoutSlot } from "./slotScopes.js"
 import type { Origin, Transaction } from "./transaction.js"
 
 /** Origin that begins transactions. */

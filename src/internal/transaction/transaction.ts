@@ -12,7 +12,7 @@ import * as clock from "../concurrency/clock.js"
 import type { StatementFailure } from "../connection/plainFailure.js"
 import type { TransactionSpan } from "../observability/transactionSpan.js"
 import * as wire from "../protocol/messages.js"
-import { type Limits, setLocal } from "../sql/limits.js"
+import { setLocal, type Timeouts } from "../sql/timeouts.js"
 import { beginSql, limitsSql } from "./begin.js"
 import { ConnectionHolder, type ConnectionProvider } from "./connectionHolder.js"
 import type { TransactionContext } from "./context.js"
@@ -26,10 +26,10 @@ export interface Origin {
   readonly database: string
   readonly observer: Observer
   /**
-   * The limits that each transaction sets itself, if sessions cannot have them, for example behind
-   * a transaction pooler.
+   * The timeouts that each transaction sets itself, if sessions cannot have them, for example
+   * behind a transaction pooler.
    */
-  readonly limits?: Limits | undefined
+  readonly timeouts?: Timeouts | undefined
   /**
    * The transaction of a sandbox, which is never committed. Every other transaction is a savepoint
    * inside of it.
@@ -150,7 +150,7 @@ export const begin = (
   // writer may run between them, as they may outside of a sandbox
   if (origin.sandbox !== undefined)
     return nest(origin, ambient?.around(origin) ?? origin.sandbox, kind, undefined, requested)
-  const options = withLimits(kind === "reader" ? { ...requested, access: "read only" } : requested, origin.limits)
+  const options = withTimeouts(kind === "reader" ? { ...requested, access: "read only" } : requested, origin.timeouts)
   const level = new Level(new ConnectionHolder(provider), undefined, transactionSettings(origin, kind, options))
   return new Transaction(origin, kind, level, undefined, options)
 }
@@ -166,25 +166,26 @@ const transactionSettings = (origin: Origin, kind: Role, options: PlainOptions):
     options.applicationName === undefined
       ? plainBegin
       : beginSql(options).map(wire.step)
-  const limited = origin.limits === undefined ? steps : [...steps, ...idleLimit(origin.limits)]
+  const limited = origin.timeouts === undefined ? steps : [...steps, ...idleTimeout(origin.timeouts)]
   // a program could make the transaction writable again before its first query
   const begin = kind === "reader" ? [...limited, wire.constantStep("SELECT 1")] : limited
   return { begin, restore: none, readOnly, limit: options.statementTimeout }
 }
 
 /**
- * Returns options with the limits that a session would have, unless they have limits of their own.
+ * Returns options with the timeouts that a session would have, unless they have timeouts of their
+ * own.
  */
-const withLimits = (options: PlainOptions, limits: Limits | undefined): PlainOptions =>
-  limits === undefined
+const withTimeouts = (options: PlainOptions, timeouts: Timeouts | undefined): PlainOptions =>
+  timeouts === undefined
     ? options
     : {
         ...options,
-        statementTimeout: options.statementTimeout ?? limits.statementTimeout,
-        lockTimeout: options.lockTimeout ?? limits.lockTimeout
+        statementTimeout: options.statementTimeout ?? timeouts.statementTimeout,
+        lockTimeout: options.lockTimeout ?? timeouts.lockTimeout
       }
 
-const idleLimit = ({ idleInTransactionTimeout }: Limits): ReadonlyArray<wire.Step> =>
+const idleTimeout = ({ idleInTransactionTimeout }: Timeouts): ReadonlyArray<wire.Step> =>
   setLocal({ idleInTransactionTimeout }).map(wire.constantStep)
 
 /**

@@ -3,7 +3,7 @@
  */
 
 /** Timeouts in ms. For a missing timeout the server's own setting applies. */
-export interface Limits {
+export interface Timeouts {
   readonly statementTimeout?: number | undefined
   readonly lockTimeout?: number | undefined
   readonly idleInTransactionTimeout?: number | undefined
@@ -16,21 +16,21 @@ const maxMillis = 2_147_483_647
  * Returns a timeout in whole milliseconds. The server reads zero as no timeout, so infinity becomes
  * zero, and a fraction is rounded up.
  */
-export const wholeMillis = (limit: number): number =>
-  Number.isFinite(limit) ? Math.min(Math.ceil(limit), maxMillis) : 0
+export const wholeMillis = (timeout: number): number =>
+  Number.isFinite(timeout) ? Math.min(Math.ceil(timeout), maxMillis) : 0
 
 /** Returns the timeouts as settings of the server. */
-export const settingsOf = (limits: Limits): ReadonlyArray<readonly [name: string, millis: number]> => {
+export const settingsOf = (timeouts: Timeouts): ReadonlyArray<readonly [name: string, millis: number]> => {
   const all: Array<readonly [string, number]> = []
-  const set = (name: string, limit: number | undefined) => {
-    if (limit !== undefined) all.push([name, wholeMillis(limit)])
+  const set = (name: string, timeout: number | undefined) => {
+    if (timeout !== undefined) all.push([name, wholeMillis(timeout)])
   }
-  set("statement_timeout", limits.statementTimeout)
-  set("lock_timeout", limits.lockTimeout)
-  set("idle_in_transaction_session_timeout", limits.idleInTransactionTimeout)
+  set("statement_timeout", timeouts.statementTimeout)
+  set("lock_timeout", timeouts.lockTimeout)
+  set("idle_in_transaction_session_timeout", timeouts.idleInTransactionTimeout)
   return all
 }
 
 /** Returns the timeouts as commands that set them for one transaction. */
-export const setLocal = (limits: Limits): ReadonlyArray<string> =>
-  settingsOf(limits).map(([name, millis]) => `SET LOCAL ${name} = ${millis}`)
+export const setLocal = (timeouts: Timeouts): ReadonlyArray<string> =>
+  settingsOf(timeouts).map(([name, millis]) => `SET LOCAL ${name} = ${millis}`)

@@ -17,12 +17,12 @@ import { type CallSite, CurrentSite } from "../observability/callSite.js"
 import { type Attributes, beginSpan, type TransactionSpan } from "../observability/transactionSpan.js"
 import type { Caller } from "../pool/caller.js"
 import type { Pool } from "../pool/pool.js"
-import type { Limits } from "../sql/limits.js"
+import type { Timeouts } from "../sql/timeouts.js"
 import type { ConnectionSource } from "../topology/connectionSource.js"
 import type { Topology } from "../topology/topology.js"
+import { causalSessionOf } from "../transaction/ambientScopes.js"
 import type { TransactionContext } from "../transaction/context.js"
 import { inMillis } from "../transaction/plainOptions.js"
-import { causalSessionOf } from "../transaction/slotScopes.js"
 import { begin, type Origin, type Transaction } from "../transaction/transaction.js"
 import { unitOf } from "../unitOfWork/unitOf.js"
 import { OpenTransactions, PoolConnectionProvider } from "./openTransactions.js"
@@ -41,10 +41,10 @@ const withLabel = (options: Options, work: WorkLabel | undefined): Options =>
         applicationName: options.applicationName ?? work.applicationName
       }
 
-/** Origin of the transactions of one opened database. */
-export class TransactionOrigin implements Origin {
+/** Transactions of one opened database, and the parts that they share: retry, routing, spans. */
+export class DatabaseTransactions implements Origin {
   readonly database: string
-  readonly limits: Limits | undefined
+  readonly timeouts: Timeouts | undefined
   /** True if reports name the callers that hold connections. */
   readonly isWatched: boolean
   /** The attributes of all spans of the database, for any server. */
@@ -68,7 +68,7 @@ export class TransactionOrigin implements Origin {
       ["db.namespace", writer.database]
     ]
     this.isWatched = Number.isFinite(pool.leakThreshold) || pool.strategy === "assertSingle"
-    this.limits = session.mode === "transactionPooler" ? session : undefined
+    this.timeouts = session.mode === "transactionPooler" ? session : undefined
     this.openTransactions = new OpenTransactions(name, pool.acquireTimeout)
     this.retry = new StatementRetry(name, pool.acquireTimeout, topology, observer)
     this.routing = new ReadRouting(name, topology, choose)

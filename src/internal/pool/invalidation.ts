@@ -1,4 +1,4 @@
-/** Eviction of the connections that an invalidation matches. */
+/** The invalidation of connections, and the eviction of those that it matches. */
 import type { Connection } from "../connection/connection.js"
 
 /** The connections that an invalidation closes. */
