@@ -10,7 +10,10 @@ import type { Origin, Transaction } from "./transaction.js"
 
 const none: ReadonlyArray<never> = []
 
-/** Takes the hooks of a transaction that has ended. */
+/**
+ * Removes the hooks that are due after the end of a transaction, and returns them. A savepoint
+ * passes its hooks to the transaction around it instead.
+ */
 const takeDue = (transaction: Transaction, isWhole: boolean): ReadonlyArray<Hook> => {
   const { state } = transaction.level
   if (transaction.outer !== undefined) {
@@ -20,18 +23,20 @@ const takeDue = (transaction: Transaction, isWhole: boolean): ReadonlyArray<Hook
   if (state === "unknown") return transaction.takeHooks("afterUnknown", "afterEnd", "whenStored")
   if (state === "committed" && isWhole) return transaction.takeHooks("afterCommit", "afterEnd", "whenStored")
   if (state === "committed" && transaction.stores) return transaction.takeHooks("afterEnd", "whenStored")
-  // a committed transaction that has stored nothing counts as undone if the others are undone
+  // a committed transaction that has stored nothing counts as undone if others of its group are
+  // undone
   return transaction.takeHooks("afterRollback", "afterEnd")
 }
 
 /**
- * Runs the hooks that follow the end of transactions, in the order of their registration, or leaves
- * them to the transactions around. It does not fail: failures of hooks are reported.
+ * Runs the hooks that are due after the end of transactions, in the order of their registration.
+ * They can be interrupted only with `restore`. Failures of hooks are reported, and do not fail the
+ * effect.
  */
 export const runAfterHooks = (
   transactions: ReadonlyArray<Transaction>,
   restore: Restore | undefined,
-  /** True if all transactions of the group were committed. */
+  /** False if only a part of the group was committed. */
   isWhole = true
 ): Effect.Effect<void> =>
   Effect.suspend(() => {
@@ -50,7 +55,7 @@ export const runAfterHooks = (
           return run
         })
         return Effect.catchAllCause(isInterruptible(begin), () => {
-          // interrupted in this hook, or before it; the other hooks must run nevertheless
+          // interrupted in this hook or before it; the other hooks must run nevertheless
           isInterruptible = undefined
           return hasBegun ? Effect.void : run
         })
@@ -59,7 +64,10 @@ export const runAfterHooks = (
     )
   })
 
-/** Runs a hook, and reports its failure as an observation and in the log. */
+/**
+ * Runs a hook, and reports its failure as an observation and in the log. An interruption is no such
+ * failure, and interrupts the caller.
+ */
 export const runReported = (origin: Origin, hook: Hook): Effect.Effect<void> =>
   Effect.catchAllCause(Effect.asVoid(hook.run(undefined)), (cause) => {
     if (Cause.isInterruptedOnly(cause)) return Effect.interrupt

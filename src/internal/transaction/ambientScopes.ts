@@ -1,8 +1,8 @@
 /**
  * The schema scopes and the causal session of a fiber, in its context and in the transaction slot.
  *
- * `SqlResolver` passes on only the slot, so the slot has both, too. Its values are as new as those
- * of the context, or newer.
+ * `SqlResolver` passes on only the slot, so the slot has both as well. Its values are never older
+ * than those of the context.
  */
 import { TransactionConnection } from "@effect/sql/SqlClient"
 import * as Context from "effect/Context"
@@ -32,8 +32,8 @@ export const causalSessionOf = (
 ): Session | undefined => ambient?.session ?? context.unsafeMap.get(CurrentSession.key)
 
 /**
- * Returns the value of the slot that puts a transaction context into a context, and keeps its
- * scopes and session.
+ * Returns the value of the slot for a transaction context that is put into `context`, with the
+ * scopes and session of `context`.
  */
 export const slotOf = (context: Context.Context<never>, ambient: TransactionContext): TransactionContext["slot"] => {
   const around = contextOf(context)
@@ -44,7 +44,7 @@ export const slotOf = (context: Context.Context<never>, ambient: TransactionCont
   return hasBoth ? ambient.slot : new ScopedContext(ambient, scopes, session).slot
 }
 
-/** Returns a context without transactions and units of work; its scopes stay. */
+/** Returns a context without transactions and units of work, but with the same scopes. */
 export const withoutSlot = <R>(context: Context.Context<R>): Context.Context<R> => {
   // the cast: the slot is no part of R
   const outside = Context.omit(TransactionConnection)(context) as Context.Context<R>
@@ -52,7 +52,7 @@ export const withoutSlot = <R>(context: Context.Context<R>): Context.Context<R> 
   return scopes === undefined ? outside : Context.add(outside, CurrentScopes, scopes)
 }
 
-/** Returns a context in which other scopes are in force. */
+/** Returns a context with changed schema scopes. */
 export const withChange = <R>(context: Context.Context<R>, change: ScopeChange): Context.Context<R> => {
   // the cast: the keys that are read here are no part of R
   const plain = context as Context.Context<never>
@@ -64,7 +64,7 @@ export const withChange = <R>(context: Context.Context<R>, change: ScopeChange):
     : Context.add(inside, TransactionConnection, new ScopedContext(ambient, scopes, undefined).slot)
 }
 
-/** Runs an effect in other scopes. */
+/** Runs an effect with changed schema scopes. */
 export const inScopes = <A, E, R>(self: Effect.Effect<A, E, R>, change: ScopeChange): Effect.Effect<A, E, R> =>
   Effect.mapInputContext(self, (context: Context.Context<R>) => withChange(context, change))
 

@@ -10,8 +10,8 @@ const isolations: ReadonlyArray<Isolation> = ["read committed", "repeatable read
 const accesses: ReadonlyArray<Access> = ["read write", "read only"]
 
 /**
- * Returns the keywords of an option. A program without types may pass any value, which must neither
- * become SQL nor be ignored.
+ * Returns the SQL keywords of an option, and throws if its value is not in `all`. A program without
+ * types may pass any value, which must neither become SQL nor be ignored.
  */
 const keywords = <A extends string>(
   option: string,
@@ -35,7 +35,7 @@ export const beginSql = (options: PlainOptions): ReadonlyArray<string> => {
   return [begin.filter((part) => part !== "").join(" "), ...limitsSql(options)]
 }
 
-/** Returns the commands that set the limits and the name of a transaction. */
+/** Returns the commands that set the timeouts and the application name of a transaction. */
 export const limitsSql = ({ applicationName, lockTimeout, statementTimeout }: PlainOptions): ReadonlyArray<string> => {
   const limits = setLocal({ statementTimeout, lockTimeout })
   return applicationName === undefined ? limits : [...limits, labelSql(applicationName)]

@@ -14,12 +14,15 @@ import { rollbackLevel } from "./levelRollback.js"
 import type { Transaction } from "./transaction.js"
 
 /**
- * Checks whether a transaction is a savepoint of the program. Its work is stored with the
- * transaction around it.
+ * Checks whether a transaction is a savepoint of the program. The work of a savepoint is stored
+ * with the transaction around it.
  */
 export const isSavepoint = ({ outer }: Transaction): boolean => outer !== undefined
 
-/** Commits a transaction and runs its hooks; if it cannot be committed, rolls it back. */
+/**
+ * Commits a transaction, or rolls it back if that fails, and runs the hooks after its end. `wrap`
+ * converts the failure.
+ */
 export const commitAndRunHooks = <X>(
   transaction: Transaction,
   restore: Restore,
@@ -35,9 +38,10 @@ export const commitAndRunHooks = <X>(
   })
 
 /**
- * Sends COMMIT, or RELEASE for a savepoint. An interruption after it was sent waits up to a second
- * for the answer; without an answer, `CommitOutcomeUnknown` is added to its cause. With
- * `countsAsUndone` an interrupted caller takes a savepoint for undone, also if it was released.
+ * Sends COMMIT, or RELEASE for a savepoint. If the caller is interrupted after that, the answer is
+ * awaited for up to 500 ms. If the outcome is still unknown then, `CommitOutcomeUnknown` is added
+ * to the interruption. With `countsAsUndone`, an interrupted caller regards the savepoint as
+ * undone, so if it was released, the level around it can only be rolled back.
  */
 export const sendCommit = (
   transaction: Transaction,
@@ -50,8 +54,9 @@ export const sendCommit = (
   })
 
 /**
- * Commits. The returned function gives up, and calls back with the failure that is added to the
- * interruption, if there is one.
+ * Starts to commit, and passes the result to `resume`. The returned function gives up for an
+ * interrupted caller. It calls `onEnded` with a failure to add to the interruption if the outcome
+ * is unknown, else with success.
  */
 const startCommit = (
   transaction: Transaction,
@@ -62,7 +67,8 @@ const startCommit = (
   const giveUp = commitLevel(transaction.level, (failure) => {
     const { state } = transaction.level
     const error = failure === undefined ? undefined : toDatabaseError(failure)
-    // a transaction that another caller has ended was observed then
+    // in any other state, another caller has ended the transaction and observed that, or it is
+    // still open
     if (error === undefined || state === "failed" || state === "unknown") observe(transaction, error)
     ended = error === undefined ? Effect.void : Effect.fail(error)
     resume(ended)
@@ -72,8 +78,8 @@ const startCommit = (
 }
 
 /**
- * Makes the server check the deferred constraints now, and not at COMMIT. A transaction that has
- * not begun has nothing to check.
+ * Makes the server check the deferred constraints now, and not at COMMIT. This also fails if the
+ * transaction can only be rolled back. A transaction that has not begun has nothing to check.
  */
 export const checkConstraints = (transaction: Transaction): Effect.Effect<void, TransactionError> =>
   Effect.async((resume) => {
@@ -84,8 +90,9 @@ export const checkConstraints = (transaction: Transaction): Effect.Effect<void, 
   })
 
 /**
- * Commits for a caller that was interrupted, within a second: it cannot be interrupted itself and
- * does not wait for the lock of the level. `countsAsUndone` is as for {@link sendCommit}.
+ * Commits for a caller that was interrupted. This waits up to 500 ms for the answer and cannot be
+ * interrupted. If another operation holds the lock of the level, this fails with `TransactionBusy`.
+ * `countsAsUndone` is as for {@link sendCommit}.
  */
 export const commitUninterruptibly = (
   transaction: Transaction,
@@ -101,7 +108,7 @@ export const commitUninterruptibly = (
   })
 
 /**
- * Rolls back a transaction that is open; without `restore` the caller was interrupted, and the
+ * Rolls back a transaction if it is open. Without `restore` the caller was interrupted, and the
  * timeout is shorter.
  */
 const rollBack = (transaction: Transaction, restore: Restore | undefined): Effect.Effect<void> =>
@@ -122,8 +129,8 @@ const rollBack = (transaction: Transaction, restore: Restore | undefined): Effec
   })
 
 /**
- * Rolls back a transaction that is open and runs the hooks of its end, interruptibly with
- * `restore`.
+ * Rolls back a transaction if it is open, and runs the hooks after its end. The hooks can be
+ * interrupted only with `restore`.
  */
 export const rollback = (transaction: Transaction, restore: Restore | undefined): Effect.Effect<void> =>
   Effect.suspend(() => {
@@ -132,8 +139,9 @@ export const rollback = (transaction: Transaction, restore: Restore | undefined)
   })
 
 /**
- * Rolls back transactions concurrently. Then runs their hooks, and those of `committed`, the
- * committed transactions of the same unit, all in the order of registration.
+ * Rolls back transactions concurrently, then runs the hooks after their ends. `committed` are the
+ * transactions of the same unit that were committed before; their hooks run together with the
+ * others, in the order of registration.
  */
 export const rollbackAll = (
   transactions: ReadonlyArray<Transaction>,
@@ -173,8 +181,10 @@ const observe = (transaction: Transaction, error?: TransactionError | undefined)
 }
 
 /**
- * Runs the `beforeCommit` hooks, and the hooks that these register, also in transactions that the
- * hooks begin. If a hook fails, all transactions are rolled back.
+ * Runs the `beforeCommit` hooks of the open transactions, then those that the hooks have
+ * registered, also in transactions that the hooks have begun. If a hook fails, all transactions are
+ * rolled back, and the failure is `CommitVetoed`. The hooks of a savepoint run before the COMMIT of
+ * the transaction around it.
  */
 export const runBeforeCommitHooks = (
   open: () => ReadonlyArray<Transaction>,

@@ -1,6 +1,6 @@
 /**
- * The one connection of a transaction: checked out with its first statement and checked in at its
- * end, or lost in between.
+ * The connection of a transaction. It is checked out with the first statement, and checked in at
+ * the end of the transaction.
  */
 import type { Session } from "../../Consistency.js"
 import type { Connection, Failure } from "../connection/connection.js"
@@ -25,25 +25,27 @@ const none: ReadonlyArray<never> = []
 /** The connection that the levels of one transaction share. */
 export class ConnectionHolder {
   connection: Connection | undefined = undefined
-  /** The reason why the transaction cannot go on; everything in it is undone. */
+  /** The failure of all further statements, after which the transaction can only end. */
   lost: StatementFailure | undefined = undefined
-  /** True if this side has given the transaction up, for example after an interrupted statement. */
+  /**
+   * True if `abort` has ended the transaction, for example because ROLLBACK was not possible
+   * in time. This is no reason for a retry.
+   */
   private isAborted = false
   /**
-   * The first collision with another transaction, also in a savepoint that was undone since: only
+   * The first serialization failure or deadlock, also in a savepoint that was undone since: only
    * the whole transaction can be retried.
    */
   private conflict: StatementFailure | undefined
   /**
-   * True if a statement has, or may have, stored the work before it, so that the work must not be
-   * repeated.
+   * True if a statement may have stored the work before it, so that the work must not be repeated.
    */
   mayHaveStored = false
-  /** The causal sessions that have written in the transaction: its COMMIT gives them a token. */
+  /** The causal sessions that have written in the transaction, and get a token from its COMMIT. */
   private sessions: Set<Session> | undefined
   /** Callbacks of the waiters for a lock, called when the transaction cannot go on. */
   private lossCallbacks: Set<(failure: StatementFailure) => void> | undefined
-  /** True if any of its statements had a search path of its own. */
+  /** True if a statement on this connection had a search path of its own. */
   private hasSearchPath = false
 
   constructor(readonly provider: ConnectionProvider) {}
@@ -53,18 +55,19 @@ export class ConnectionHolder {
   }
 
   /**
-   * Returns the steps before a statement that set its search path. After the first search path,
-   * each statement sets its own again, because the setting that a statement or savepoint has left
-   * is unknown, unless the server reports it.
+   * Returns the steps that set the search path of a statement. After the first statement with a
+   * search path, each statement sets its own again, because a statement or the end of a savepoint
+   * may have changed it. No step is necessary if the server has reported the same path.
    */
   searchPathSteps(path: SearchPath | undefined): ReadonlyArray<Step> {
     const { connection, hasSearchPath } = this
-    // a failed transaction would refuse it, and then skip a ROLLBACK TO SAVEPOINT in the same
-    // exchange
+    // an aborted transaction would refuse these steps, and the server would then skip a ROLLBACK TO
+    // SAVEPOINT in the same exchange
     if (connection?.status === "E") return none
     if (path === undefined) return hasSearchPath ? restoreSearchPath : none
     this.hasSearchPath = true
-    // the first one also saves the earlier setting, which may have the same text
+    // the first step also saves the earlier path, so it is necessary even if both paths are the
+    // same
     return hasSearchPath && connection?.hasSearchPath(path) === true ? none : path.forTransaction
   }
 
@@ -75,8 +78,8 @@ export class ConnectionHolder {
   }
 
   /**
-   * Creates a recorder for the causal sessions of the transaction, if it has any. Its tokens count
-   * from this moment.
+   * Creates a recorder for the causal sessions of the transaction, if it has any. This must be
+   * called before the WAL position is queried.
    */
   recordTokens(): TokenRecorder | undefined {
     return this.sessions === undefined ? undefined : new TokenRecorder(this.location.database, this.sessions)
@@ -100,7 +103,7 @@ export class ConnectionHolder {
     if (failure._tag === "lost") this.markLost(statementFailure(this.location, failure, "undone"))
   }
 
-  /** Calls back when the transaction cannot go on; the returned function cancels that. */
+  /** Adds a callback for the loss of the transaction. The returned function removes it. */
   onLost(callback: (failure: StatementFailure) => void): () => void {
     this.lossCallbacks ??= new Set()
     const { lossCallbacks } = this
@@ -110,29 +113,32 @@ export class ConnectionHolder {
     }
   }
 
-  /** Marks the transaction as one that cannot go on. */
+  /**
+   * Records the failure of all further statements, unless there is one already, and fails the
+   * waiters.
+   */
   markLost(failure: StatementFailure): void {
     this.lost ??= failure
     const { lossCallbacks } = this
     if (lossCallbacks === undefined) return
-    // a callback may cancel others, which must not be called any more
+    // a callback may remove others, which must not be called then
     for (const callback of [...lossCallbacks]) if (lossCallbacks.has(callback)) callback(this.lost)
   }
 
-  /** Holds a connection that was checked out. */
+  /** Stores a connection that was checked out, and registers a callback for its loss. */
   hold(connection: Connection): void {
     this.connection = connection
     connection.onLost = (error) => this.recordLoss({ _tag: "lost", error, sent: true, acknowledged: 0 })
   }
 
-  /** Gives the transaction up: its statement is cancelled and the connection closed. */
+  /** Gives up the transaction: cancels its statement and closes the connection. */
   abort(reason: string, failure?: StatementFailure | undefined): void {
     this.isAborted ||= this.lost === undefined
     this.markLost(failure ?? { _tag: "Disconnected", ...this.location, cause: new Error(reason), outcome: "undone" })
     this.connection?.abort("cancelled")
   }
 
-  /** Checks the connection in, if it is held. */
+  /** Checks in the connection, if there is one. */
   checkIn(): void {
     const connection = this.connection
     this.connection = undefined

@@ -1,10 +1,11 @@
 /**
- * The transaction context: the transactions and units of work around a statement. It is the value
- * of `@effect/sql`'s transaction slot while one of them is open.
+ * The transaction context: the transactions and units of work around a statement. It is the first
+ * element of the pair in `@effect/sql`'s transaction slot.
  *
- * A client of another library uses the first part of the slot as its connection, so that part
- * refuses every statement. Clients of this library find their transactions in it. `SqlResolver`
- * copies the slot, so batched requests of one transaction share it.
+ * A client of another library uses this element as its connection, so a context refuses all
+ * statements of such a client, except ROLLBACK, which it ignores. Clients of this library find
+ * their transactions in it. `SqlResolver` copies the slot, so batched requests of one transaction
+ * share it.
  */
 import { TransactionConnection } from "@effect/sql/SqlClient"
 import type { Connection } from "@effect/sql/SqlConnection"
@@ -26,17 +27,20 @@ import type { JoinedPart } from "./joinedPart.js"
 import type { SettingsByDatabase } from "./settingsByDatabase.js"
 import type { Origin, Transaction } from "./transaction.js"
 
-/** Schedule of the attempts of a transaction or unit; `true` is that of the policy. */
+/** Schedule for retries of a transaction or unit; `true` means the schedule of the retry policy. */
 export type Retry = true | Schedule.Schedule<unknown, DatabaseError>
 
-/** Answer to the settings that a part requires: a refusal, or the function that takes them. */
+/**
+ * Result of {@link TransactionContext.demand}: the conflict, or a function that applies the
+ * settings.
+ */
 export type Demanded = OptionsConflict | (() => void)
 
-/** Affinity of the reads of a unit of work to the servers of a database. */
+/** Choice of servers for the reads of a unit of work on one database. */
 export interface ReadAffinity {
-  /** The name of the server that has served its reads. */
+  /** The name of the server that has executed the earlier reads. */
   reader: string | undefined
-  /** True after the unit has committed a write, which a replica may not have yet. */
+  /** True after the unit may have stored a write, which a replica may not have yet. */
   written: boolean
 }
 
@@ -45,20 +49,20 @@ const takeNothing = () => {}
 const blank: readonly unknown[] = [undefined, 0]
 
 /**
- * Creates the value of the slot, as a copy instead of a literal. Once most of the arrays of a
- * literal have outlived a collection, V8 allocates all of them in the old generation, where they
- * keep a whole request in memory until the next full collection.
+ * Creates the value of the slot. It is a copy and not a literal, because it lives as long as a
+ * request (see "Performance rules" in CONTRIBUTING.md).
  */
 const makeSlot = (context: TransactionContext): readonly [TransactionContext, number] => {
   const pair = blank.slice()
   pair[0] = context
-  // an array that is not a literal has no type for each element
+  // the cast: the type of a copied array does not distinguish its elements
   return pair as unknown as readonly [TransactionContext, number]
 }
 
 /**
  * Transaction context of a fiber. A subclass adds a transaction, a unit of work or scopes to the
- * context around it, its `parent`, which answers all methods that the subclass does not override.
+ * context around it, which is its `parent`. A method that the subclass does not override calls the
+ * same method of the parent.
  */
 export abstract class TransactionContext implements Connection {
   /** The value of the slot. Each context has one object, because `SqlResolver` batches by it. */
@@ -66,34 +70,38 @@ export abstract class TransactionContext implements Connection {
 
   constructor(
     readonly parent: TransactionContext | undefined,
-    /** The database of the connection that a client of another library would get. */
+    /** The database that is named in the error of a client of another library. */
     readonly owner: string
   ) {}
 
   /**
-   * Returns the innermost transaction of a database that takes writes; `"none"` if the work is
-   * isolated from all of them on purpose.
+   * Returns the innermost transaction that a writer's statement on a database would run in;
+   * `"none"` if the work is isolated from all of them on purpose.
    */
   find(origin: Origin): Transaction | "none" | undefined {
     return this.parent?.find(origin)
   }
 
   /**
-   * Returns the transaction that a statement or hook of a database belongs to, as {@link find}. A
-   * unit of work records that it is used, and a nested part sets its savepoint in the transaction.
+   * Returns the transaction for a statement or hook on a database, as {@link find}, and prepares
+   * it: a unit of work records that a transaction around it is used, and a nested part begins its
+   * savepoint.
    */
   enlist(origin: Origin, kind: Role): Transaction | "none" | undefined {
     return this.parent?.enlist(origin, kind)
   }
 
-  /** Begins a transaction in the unit of work around, if there is one. */
+  /**
+   * Begins a transaction in the unit of work around and returns it, or returns `undefined` if there
+   * is no unit. A nested part returns its savepoint in the transaction.
+   */
   open(origin: Origin, begin: (options: Options) => Transaction): Transaction | undefined {
     return this.parent?.open(origin, begin)
   }
 
   /**
-   * Adds a hook to the unit of work around, for a transaction that has not begun; returns false if
-   * there is no unit.
+   * Adds a hook to the unit of work around, for a transaction that has not begun. Returns false if
+   * no unit takes it.
    */
   addHook(origin: Origin, hook: Hook, begin: (options: Options) => Transaction): boolean {
     return this.parent?.addHook(origin, hook, begin) ?? false
@@ -104,7 +112,7 @@ export abstract class TransactionContext implements Connection {
     return this.parent?.takesHooks(origin) ?? false
   }
 
-  /** The lock of the nested parts that run concurrently in the context. */
+  /** The lock by which concurrent nested parts take turns. */
   get siblingLock(): FifoLock {
     return this.parent?.siblingLock ?? new FifoLock()
   }
@@ -123,29 +131,32 @@ export abstract class TransactionContext implements Connection {
   }
 
   /**
-   * The innermost transaction of any database that ends by itself, unless the work is isolated from
-   * it on purpose.
+   * The innermost transaction that `withTransaction` has begun, on any database, unless the work is
+   * isolated from it on purpose.
    */
   get transaction(): Transaction | undefined {
     return this.parent?.transaction
   }
 
-  /** Returns the innermost part that has joined a transaction since it began. */
+  /**
+   * Returns the innermost part around the work that has joined this transaction, if there is one.
+   */
   part(transaction: Transaction): JoinedPart | undefined {
     return this.parent?.part(transaction)
   }
 
   /**
-   * Requests, for a part, further attempts of the outermost transaction or of the unit of work.
-   * Returns false if that cannot be run again.
+   * Requests retries for a part: of the outermost transaction, or of the unit of work if
+   * `transaction` is `undefined`. Returns false if that cannot be run again.
    */
   takeRetry(transaction: Transaction | undefined, requested: Retry): boolean {
     return this.parent?.takeRetry(transaction, requested) ?? false
   }
 
   /**
-   * Checks the settings that a part requires of the open transactions and of those that begin
-   * later. A nested part, which does not join, has limits of its own.
+   * Checks the settings of a part against the open transactions and those that begin later. If
+   * `joins` is false, the part is nested, and its timeouts and application name are those of its
+   * savepoints.
    */
   demand(settings: SettingsByDatabase, joins: boolean): Demanded {
     return this.parent?.demand(settings, joins) ?? takeNothing
@@ -159,7 +170,10 @@ export abstract class TransactionContext implements Connection {
     return this.parent?.hasOpen(database) ?? false
   }
 
-  /** Defers an action until the work is stored, or may be; returns false if nothing is open. */
+  /**
+   * Defers an action until the work is stored, or may be. Returns false if the action must run at
+   * once.
+   */
   whenStored(action: () => void): boolean {
     return this.parent?.whenStored(action) ?? false
   }
@@ -189,7 +203,7 @@ export abstract class TransactionContext implements Connection {
     return this.parent?.session
   }
 
-  /** Returns the value of the slot for another causal session. */
+  /** Returns the value of the slot for this context in another causal session. */
   inSession(session: Session): TransactionContext["slot"] {
     return new ScopedContext(this, undefined, session).slot
   }
@@ -212,8 +226,8 @@ export abstract class TransactionContext implements Connection {
   }
 
   executeUnprepared(sql: string): Effect.Effect<ReadonlyArray<never>, SqlError> {
-    // a client of another library rolls back to its savepoint also if that was refused, and dies if
-    // the rollback fails
+    // a client of another library rolls back to its savepoint even if the savepoint was refused,
+    // and dies if the rollback fails
     return sql.startsWith("ROLLBACK") ? Effect.succeed(none) : this.execute()
   }
 
@@ -241,12 +255,12 @@ export class ScopedContext extends TransactionContext {
   }
 }
 
-/** Returns the transaction context of a context, if the slot has one. */
+/** Returns the transaction context in the slot of a context, if there is one. */
 export const contextOf = (context: Context.Context<never>): TransactionContext | undefined => {
   const slot: unknown = context.unsafeMap.get(TransactionConnection.key)
   return Array.isArray(slot) && slot[0] instanceof TransactionContext ? slot[0] : undefined
 }
 
-/** Returns the transaction context of a fiber, if the slot has one. */
+/** Returns the transaction context in the slot of a fiber, if there is one. */
 export const currentContext = (fiber: Fiber.RuntimeFiber<unknown, unknown>): TransactionContext | undefined =>
   contextOf(fiber.currentContext)

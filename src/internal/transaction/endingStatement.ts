@@ -1,7 +1,7 @@
 /**
  * Statements of a program that end the transaction around them. The server reports each command by
- * its tag. The tag `ROLLBACK` needs the text as well, because `ROLLBACK TO SAVEPOINT`, which ends
- * no transaction, has the same tag.
+ * its tag. For the tag `ROLLBACK` the text is read as well, because `ROLLBACK TO SAVEPOINT`, which
+ * ends no transaction, has the same tag.
  */
 import type { Exchange } from "../protocol/exchange.js"
 import { commandsIn } from "../sql/commands.js"
@@ -13,8 +13,8 @@ const commits = /^(?:COMMIT|END|PREPARE TRANSACTION)\b/
 const savepointRollback = /^ROLLBACK(?: WORK| TRANSACTION)? TO\b/
 
 /**
- * Returns the command of a statement that has ended the transaction, if there is one; another
- * transaction may have begun at once.
+ * Returns the command by which a statement has ended the transaction, if it has. The statement may
+ * have begun another transaction at once.
  */
 export const endingStatementOf = ({ result, results }: Exchange, text: string): EndingStatement | undefined => {
   let rollbacks = 0
@@ -28,8 +28,7 @@ export const endingStatementOf = ({ result, results }: Exchange, text: string): 
 }
 
 /**
- * Checks by the text of a statement if it may commit its transaction. It is called if the answer
- * was lost.
+ * Checks by the text of a statement whether it may commit its transaction, if the answer was lost.
  */
 export const mayCommit = (text: string): boolean => commandsIn(text).some((command) => commits.test(command))
 

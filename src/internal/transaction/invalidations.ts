@@ -15,9 +15,9 @@ type Keys = Parameters<Service["unsafeInvalidate"]>[0]
 const deferring = new WeakSet<Service>()
 
 /**
- * Defers the invalidations of a service. The service is changed in place, once. Layers are built
- * once, so `Reactivity.mutation` in the program uses the same object; there is no other way to
- * reach its invalidations.
+ * Makes the invalidations of a service wait until the work around them is stored. The service is
+ * changed in place, once: layers are built once, so `Reactivity.mutation` in the program uses the
+ * same object, and its invalidations can be reached in no other way.
  */
 export const deferInvalidations = (service: Service): void => {
   if (deferring.has(service)) return
@@ -39,8 +39,8 @@ export const deferInvalidations = (service: Service): void => {
 }
 
 /**
- * Returns a query that runs in the transaction around it while that is open, and later outside of
- * it.
+ * Returns a query that runs in the transaction around it while that is open, and outside of all
+ * transactions after that.
  */
 export const outliving = <A, E, R>(query: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
   Effect.withFiberRuntime((fiber) =>

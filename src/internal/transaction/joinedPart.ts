@@ -1,6 +1,7 @@
 /**
- * A part that has joined a transaction or a unit of work. The part is committed or rolled back with
- * it; after a rollback of the part nothing of it may be stored.
+ * A part that has joined a transaction or a unit of work, and is committed or rolled back with it.
+ * If the part itself ends in rollback, its work must not be stored, so the whole must end in
+ * rollback.
  */
 import type * as Fiber from "effect/Fiber"
 import type { WorkLabel } from "../../Transaction.js"
@@ -29,8 +30,9 @@ export class JoinedPart {
   ) {}
 
   /**
-   * Records that a writer's statement was sent in a transaction. A fork may send one after the end
-   * of the part.
+   * Records that a writer's statement was sent in a transaction, also for the part around this one.
+   * If this part has already ended in rollback, a fork has sent the statement, and the transaction
+   * must end in rollback.
    */
   recordSent(transaction: Transaction): void {
     if (this.undone === undefined) {
@@ -41,18 +43,18 @@ export class JoinedPart {
   }
 
   /**
-   * Ends the part in rollback, with the cause. Transactions with statements of the part must not be
-   * stored then.
+   * Ends the part in rollback. The transactions in which it has sent statements must end in
+   * rollback then.
    */
   undo(cause: unknown): void {
     const part = this.name?.label ?? this.name?.site?.location ?? "without a label"
     this.undone = { part, ...(cause === undefined ? {} : { cause }) }
-    // a transaction that was not begun after all has no work of the part
+    // a transaction that has not begun has no work of the part
     for (const { level } of this.sent ?? []) if (!level.isUnsent) level.markUndone(this.undone)
   }
 }
 
-/** A context in which statements belong to a part as well. */
+/** Context of the statements of a joined part. */
 export class PartContext extends TransactionContext {
   constructor(
     parent: TransactionContext,

@@ -2,8 +2,8 @@
  * A level: one transaction of one database as its server sees it, or a savepoint inside of it. Its
  * functions use callbacks, not fibers.
  *
- * At each level there is one exchange at a time: that of a statement, or those of a nested level
- * from its first statement to its end. Nothing is sent before the first statement.
+ * A level has one exchange at a time. A nested level occupies the level around it from its first
+ * statement to its end. Nothing is sent before the first statement.
  *
  * This file has the state of a level and its transitions; `levelLock`, `levelExchange`,
  * `levelCommit` and `levelRollback` have the exchanges with the server that lead to them.
@@ -21,14 +21,14 @@ import { makeSavepoint, type Savepoint } from "./savepoint.js"
 export type LevelState = "open" | "committed" | "rolledBack" | "failed" | "unknown"
 
 /**
- * Presence of a level on its server. `undone`: all its work is undone, and it does not exist on the
- * server, as before its first statement. The next statement begins it again.
+ * Presence of a level on its server. `undone`: the level was undone together with a nested part,
+ * and does not exist on the server. The next statement begins it again.
  */
 export type LevelPresence = "unsent" | "begun" | "undone" | "ended"
 
 /**
- * Part of a transaction that ended in rollback, and the reason. The work of the part must not be
- * kept.
+ * Part of a transaction that ended in rollback, and the cause. The work of the part must not be
+ * stored.
  */
 export interface UndoneReason {
   readonly part: string
@@ -48,23 +48,22 @@ export class Level {
   /** The first failure after which the server refuses further statements. */
   failedBy: StatementFailure | undefined = undefined
   /**
-   * The interruption of a statement, after which the savepoint can only be undone. The levels
-   * around it go on.
+   * The interruption after which a savepoint can only be undone. The levels around it stay usable.
    */
   interrupted: Interrupted | undefined = undefined
-  /** The first part of it that ended in rollback: the level cannot be kept. */
+  /** The first part of the level that ended in rollback, so that the level cannot be kept. */
   undone: UndoneReason | undefined = undefined
-  /** The gate of a nested part, which the level passes before its first statement. */
+  /** The gate that a level of a nested part passes before its first statement. */
   gate: NestedGate | undefined = undefined
-  /** True after its end was requested: no statement may begin any more. */
+  /** True after the end of the level was requested: no statement may begin any more. */
   isEnding = false
   /** True if the level has work that remains when a nested level is undone. */
   hasOwnWork = false
-  /** Held by the statement in progress, or by the nested level that has begun. */
+  /** Held by the statement or end in progress, or by the nested level that has begun. */
   readonly lock = new FifoLock()
   /** True if the caller of the statement in progress was interrupted. */
   isCallerGone = false
-  /** Fails the statement that is about to begin the level, and was not sent yet. */
+  /** Fails the statement that is about to begin the level, before it is sent. */
   cancelBegin: ((failure: StatementFailure) => void) | undefined = undefined
   /** The nested level that holds the lock, from its first statement to its end. */
   nested: Level | undefined = undefined
@@ -80,32 +79,37 @@ export class Level {
     this.savepoint = parent === undefined ? undefined : makeSavepoint()
   }
 
-  /** True if the server refuses writes in it. */
+  /** True if the server refuses writes in the level. */
   get readOnly(): boolean {
     return this.settings.readOnly
   }
 
-  /** The server's limit for a statement in it, in ms: 0 is none, `undefined` the session's. */
+  /** The statement timeout in the level, in ms: 0 is none, `undefined` the session's. */
   get limit(): number | undefined {
     return this.settings.limit
   }
 
-  /** True while the server has it open. */
+  /** True while the level is open on the server. */
   get isBegun(): boolean {
     return this.presence === "begun"
   }
 
-  /** True if the server has executed statements of it, and has not undone all of them. */
+  /**
+   * True if the level has begun on the server, also after its end. False after it was undone
+   * together with a nested part, until it begins again.
+   */
   get touched(): boolean {
     return this.presence === "begun" || this.presence === "ended"
   }
 
-  /** True if nothing of it was sent, or is about to be. */
+  /**
+   * True if the level is open, has not begun on the server, and no statement is about to begin it.
+   */
   get isUnsent(): boolean {
     return !this.isBegun && !this.lock.isHeld && this.state === "open"
   }
 
-  /** The connections that it holds. */
+  /** The connections that the level holds: one or none. */
   get held(): ReadonlyArray<Connection> {
     return this.connectionHolder.connection === undefined ? none : [this.connectionHolder.connection]
   }
@@ -115,19 +119,19 @@ export class Level {
     return this.connectionHolder.lost ?? this.interrupted
   }
 
-  /** The steps that undo it on the server. */
+  /** The steps that undo the level on the server. */
   get undoSteps(): ReadonlyArray<wire.Step> {
     return this.savepoint === undefined ? rollback : this.savepoint.undo
   }
 
-  /** Makes it end in rollback, because a part of it was undone. */
+  /** Makes the level end in rollback, because a part of it was undone. */
   markUndone(undone: UndoneReason): void {
     if (this.state === "open") this.undone ??= undone
   }
 
   /**
-   * Marks the level as one that can only be undone. Without a savepoint this is the whole
-   * transaction.
+   * Records an interruption after which the level can only be undone. If it is no savepoint, this
+   * concerns the whole transaction.
    */
   interrupt(failure: Interrupted): void {
     if (this.savepoint === undefined) this.connectionHolder.markLost(failure)
@@ -135,8 +139,8 @@ export class Level {
   }
 
   /**
-   * Makes the level around a released savepoint end in rollback: the savepoint cannot be undone
-   * alone any more, and its caller takes it for undone.
+   * Makes the level around this savepoint end in rollback if the savepoint was released with work:
+   * its caller regards it as undone, but a released savepoint cannot be undone alone.
    */
   undoReleased(): void {
     const { connectionHolder, parent, state } = this
@@ -144,7 +148,10 @@ export class Level {
     parent?.interrupt({ _tag: "TransactionInterrupted", ...connectionHolder.location, statement: "RELEASE SAVEPOINT" })
   }
 
-  /** Releases its lock and, if it had begun, the connection or the lock of the level around it. */
+  /**
+   * Releases the lock of the level. A transaction also checks in its connection, and a savepoint
+   * that had begun releases the lock of the level around it.
+   */
   release(): void {
     const wasBegun = this.isBegun
     if (wasBegun) this.presence = "ended"
@@ -153,7 +160,7 @@ export class Level {
     else if (wasBegun) this.parent.releaseNested()
   }
 
-  /** Releases the lock that a nested level has held. */
+  /** Releases the lock of this level, which a nested level has held. */
   releaseNested(): void {
     this.nested = undefined
     this.lock.release()

@@ -14,9 +14,9 @@ import { revert } from "./levelRollback.js"
 import type { Savepoint } from "./savepoint.js"
 
 /**
- * The timeout of a COMMIT after an interruption of its caller, in ms. An interruption waits for the
- * end of a transaction and, if there are several, for one COMMIT and the ROLLBACK of the others,
- * all within a second, also on a dead network.
+ * The timeout of a COMMIT after an interruption of its caller, in ms. On a dead network an
+ * interrupted caller waits for one COMMIT and then for the ROLLBACK of other transactions, together
+ * within a second.
  */
 const interruptedCommitTimeout = 500
 
@@ -27,8 +27,9 @@ const nothing = () => {}
 type OnEnd = (failure: TransactionFailure | undefined) => void
 
 /**
- * Makes the server check the deferred constraints now, and not at COMMIT. A savepoint has no such
- * checks. The returned function gives up.
+ * Checks if a level can be committed. For a transaction the server checks the deferred constraints
+ * now, and not at COMMIT. The returned function gives up; if the check was sent, this closes the
+ * connection.
  */
 export const checkLevel = (level: Level, done: OnEnd): (() => void) => {
   const { connectionHolder } = level
@@ -65,9 +66,10 @@ export const checkLevel = (level: Level, done: OnEnd): (() => void) => {
 }
 
 /**
- * Commits a level. The returned function is for an interrupted caller. It gives up if COMMIT was
- * not sent, else it waits for the answer, up to a timeout. It calls back when `state` is known.
- * With `countsAsUndone` the caller takes a savepoint for undone, also if it is released.
+ * Commits a level, or undoes it and reports the reason if it cannot be kept. The returned function
+ * is for an interrupted caller. If nothing was sent, it gives up, else it waits for the answer, up
+ * to a timeout. Then it calls `onEnded`. With `countsAsUndone` the caller regards the savepoint as
+ * undone, even if it is released.
  */
 export const commitLevel = (level: Level, done: OnEnd): ((onEnded: () => void, countsAsUndone: boolean) => void) => {
   const { connectionHolder } = level
@@ -79,7 +81,7 @@ export const commitLevel = (level: Level, done: OnEnd): ((onEnded: () => void, c
   const finish: OnCommitted = (state, failure) => {
     level.state = state
     isFinished = true
-    // before the lock is released, because a COMMIT may wait for the lock
+    // before `release`, because the COMMIT of the level around may wait for its lock
     if (isUndoneForCaller) level.undoReleased()
     level.release()
     done(failure)
@@ -92,7 +94,7 @@ export const commitLevel = (level: Level, done: OnEnd): ((onEnded: () => void, c
   const leaveQueue = acquireForEnd(level, refuse, () => {
     const { blockedBy, savepoint } = level
     const { connection } = connectionHolder
-    // another caller has ended it, perhaps in another way
+    // another caller has ended the level, perhaps with another outcome
     if (level.state !== "open") {
       isFinished = true
       level.lock.release()
@@ -126,7 +128,7 @@ export const commitLevel = (level: Level, done: OnEnd): ((onEnded: () => void, c
 type OnCommitted = (state: LevelState, failure: TransactionFailure | undefined) => void
 
 const sendCommit = (level: Level, connection: Connection, finish: OnCommitted): void => {
-  // an aborted transaction stores nothing
+  // an aborted transaction stores nothing, so it needs no token
   const recorder = level.readOnly || connection.status === "E" ? undefined : level.connectionHolder.recordTokens()
   const refused = (failure: Failure) => {
     const [state, reported] = commitFailure(level, failure)

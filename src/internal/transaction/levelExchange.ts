@@ -13,15 +13,16 @@ import type { StatementIsolation } from "./savepoint.js"
 
 /**
  * Part of an exchange that was undone on the server after the statement had failed: nothing, the
- * statement by its savepoint, or all levels that began with it.
+ * statement by its savepoint, or all levels that began with the statement.
  */
 type UndonePart = "nothing" | "statement" | "begun"
 
-/** Callback of the exchange itself. */
+/** Callback for the result of an exchange. */
 export type FinishExchange = (failure: Failure | undefined, exchange: Exchange, undone?: UndonePart) => void
 
 /**
- * Builds the failure of a transaction that gives up its connection: another server may execute it.
+ * Builds the failure of a transaction whose connection is closed because the server takes no
+ * writes: the transaction is undone, and another server may execute it.
  */
 const undoneWith = ({ acknowledged, error }: Failure): Failure => ({
   _tag: "lost",
@@ -32,9 +33,9 @@ const undoneWith = ({ acknowledged, error }: Failure): Failure => ({
 })
 
 /**
- * Sends one statement of a level. The returned function leaves the queue or, if the statement was
- * sent, cancels it. A level with a cancelled statement can only be undone, unless the statement has
- * a savepoint of its own.
+ * Acquires a level and sends one statement with `send`. The returned function leaves the queue or,
+ * if the statement was sent, cancels it. A level with a cancelled statement can only be undone,
+ * unless the statement has a savepoint of its own.
  */
 export const exchangeIn = (
   level: Level,
@@ -60,7 +61,8 @@ export const exchangeIn = (
     send(connection, pending, (failure, exchange, undone = "nothing") => {
       isFinished = true
       const { connectionHolder } = level
-      // a statement that has ended the transaction may have begun another one
+      // the statement may have committed earlier writes, even if it has begun another transaction
+      // after that
       if (exchange.result.command === "COMMIT" || exchange.results.length > 0)
         connectionHolder.recordTokens()?.recordCommit(undefined)
       // in a read-only transaction, a refused write does not show that the server has a wrong role

@@ -10,8 +10,8 @@ import type { Interrupted, Level, LevelState } from "./level.js"
 import type { PendingBegin } from "./pendingBegin.js"
 
 /**
- * Returns the failure of a statement that has failed or has ended the transaction, and marks the
- * level accordingly.
+ * Returns the failure of a statement that has failed, was interrupted or has ended the transaction,
+ * and marks the level and its transaction accordingly.
  */
 export const judge = (
   level: Level,
@@ -37,18 +37,18 @@ export const judge = (
   const ending = endingStatementOf(exchange, text)
   const isLost = failure?._tag === "lost"
   if (ending !== undefined || (!isLost && connection.status === "I")) {
-    // commands that follow a ROLLBACK in one text run outside of the transaction
+    // commands that follow a ROLLBACK in one text run outside of the transaction, and may be stored
     connectionHolder.mayHaveStored ||= exchange.results.length > 1
     return markEnded(level, ending, failure)
   }
   if (failure === undefined) return interruption
-  // its COMMIT may have been executed before its answer was lost
+  // the COMMIT in its text may have been executed before the answer was lost
   const isInDoubt = isLost && failure.sent && !failure.undone && mayCommit(text)
   connectionHolder.mayHaveStored ||= isInDoubt
   const reported =
     interruption ??
     afterFirst(statementFailure(connectionHolder.location, failure, isInDoubt ? "inDoubt" : "undone"), level.failedBy)
-  // if this side has closed the connection, the reason is recorded already
+  // if this side has closed the connection, the reason is recorded already, and stays
   if (isLost) connectionHolder.markLost(reported)
   else if (isAborted) {
     level.failedBy ??= reported
@@ -58,8 +58,8 @@ export const judge = (
 }
 
 /**
- * Marks the consequence of an interrupted statement: a lost connection, or a level that the server
- * has aborted.
+ * Records an interruption: for the whole transaction if the connection is closed, or for the
+ * innermost begun level if the server has aborted that.
  */
 const markInterrupted = (level: Level, interruption: Interrupted, connection: Connection, isAborted: boolean): void => {
   if (connection.broken !== undefined) return level.connectionHolder.markLost(interruption)
@@ -70,15 +70,15 @@ const markInterrupted = (level: Level, interruption: Interrupted, connection: Co
 }
 
 /**
- * Marks a transaction that a statement has ended: further statements must run neither without
- * a transaction nor in another one that began at once.
+ * Marks a transaction that a statement has ended, and returns the failure: further statements must
+ * run neither without a transaction nor in another one that the statement has begun.
  */
 const markEnded = (
   { connectionHolder }: Level,
   by: EndingStatement | undefined,
   failure: Failure | undefined
 ): StatementFailure | undefined => {
-  // without a tag the statement is PREPARE TRANSACTION, and a COMMIT PREPARED may store the work
+  // `by` is undefined after PREPARE TRANSACTION, whose work a later COMMIT PREPARED may store
   connectionHolder.mayHaveStored ||= by !== "ROLLBACK"
   connectionHolder.recordTokens()?.recordCommit(undefined)
   connectionHolder.markLost({
@@ -106,7 +106,7 @@ export const commitFailure = (
   return ["failed", { _tag: "CommitFailed", ...location, sqlState, earlier }]
 }
 
-/** Builds the failure of an end that has rolled back. */
+/** Builds the failure of a COMMIT or RELEASE that has become a rollback, with the reason. */
 export const rolledBackAtCommit = ({
   failedBy,
   connectionHolder,

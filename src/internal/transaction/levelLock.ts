@@ -1,6 +1,7 @@
 /**
- * The lock of a level. A statement acquires it for its exchange, and before that the locks of the
- * levels that begin with the statement. The end of a level acquires it and keeps it.
+ * The lock of a level. A statement holds it during its exchange. The first statement of a level
+ * also acquires the lock of the level around, which is held until the end of the nested level. The
+ * end of a level acquires the lock, too.
  */
 import * as clock from "../concurrency/clock.js"
 import type { Connection } from "../connection/connection.js"
@@ -10,8 +11,8 @@ import type { NestedGate } from "./nestedGate.js"
 import { PendingBegin } from "./pendingBegin.js"
 
 /**
- * Callback of an acquired level: its connection, and the levels that begin with the statement, the
- * outermost first.
+ * Callback of an acquired level, with its connection and the levels that begin with the statement,
+ * the outermost first; or with the failure.
  */
 type OnAcquired = (
   failure: StatementFailure | undefined,
@@ -23,14 +24,14 @@ const none: ReadonlyArray<never> = []
 const nothing = () => {}
 
 /**
- * Acquires the lock of a level. If the level has not begun, this also acquires the locks of the
- * levels around it and a connection, which are held while the level is open. `nested` is the level
- * that acquires it, if any. The returned function gives up.
+ * Acquires the lock of a level. If the level has not begun, this also acquires the level around it,
+ * or a connection for a transaction, which are held while the level is open. `nested` is the nested
+ * level that acquires the lock, if any. The returned function gives up.
  */
 export const acquireLevel = (level: Level, acquired: OnAcquired, nested?: Level): (() => void) => {
   const { blockedBy } = level
   if (blockedBy !== undefined && !level.isEnding) {
-    // the lock may stay held until the connection is closed
+    // the lock may be held until the connection is closed, so this does not wait for it
     acquired(blockedBy, undefined, none)
     return nothing
   }
@@ -85,7 +86,8 @@ export const acquireLevel = (level: Level, acquired: OnAcquired, nested?: Level)
 
 /**
  * Acquires the lock of a level for its end, within `busyTimeout`: a nested level of a fork may hold
- * it. If the connection is lost, the end is refused at once. The returned function gives up.
+ * it. If the transaction is lost while the lock is held, the end is refused at once. The returned
+ * function gives up.
  */
 export const acquireForEnd = (
   level: Level,
@@ -107,7 +109,7 @@ export const acquireForEnd = (
   }
   stop = watchEnd(level, fail)
   const { lost } = level.connectionHolder
-  // a statement that holds the lock may keep it until the connection is closed
+  // a statement may hold the lock until the connection is closed
   if (lost !== undefined) fail(lost)
   return () => {
     leave()
@@ -115,7 +117,7 @@ export const acquireForEnd = (
   }
 }
 
-/** Releases a lock if no level has begun with it. */
+/** Releases the lock of a level for which nothing was sent. */
 const releaseUnused = (level: Level): void => {
   level.cancelBegin = undefined
   level.releaseNested()
@@ -128,8 +130,8 @@ const checkOut = (level: Level, acquired: OnAcquired): (() => void) =>
   })
 
 /**
- * Waits up to `busyTimeout` for the turn of the nested part of a level among its siblings. The
- * returned function gives up.
+ * Waits up to `busyTimeout` for the turn of the nested part of a level among its siblings, then
+ * calls `goOn`. The returned function gives up.
  */
 const passGate = (
   level: Level,
@@ -159,8 +161,8 @@ const passGate = (
 }
 
 /**
- * Fails a waiter after `busyTimeout`, or when the connection is lost. The returned function stops
- * that.
+ * Fails a waiter after `busyTimeout`, or when the transaction is lost. The returned function stops
+ * the watch.
  */
 const watchEnd = ({ connectionHolder }: Level, fail: (failure: StatementFailure) => void): (() => void) => {
   const { busyTimeout } = connectionHolder.provider
@@ -175,8 +177,9 @@ const watchEnd = ({ connectionHolder }: Level, fail: (failure: StatementFailure)
 }
 
 /**
- * Fails a waiter when the connection is lost, or when a nested level holds the lock after a
- * `busyTimeout`; if a statement holds it, the wait goes on. The returned function stops that.
+ * Fails a waiter when the transaction is lost, or when a nested level holds the lock after
+ * `busyTimeout`. If a statement holds it, the wait continues for another `busyTimeout`. The
+ * returned function stops the watch.
  */
 const watchQueue = (level: Level, fail: (failure: StatementFailure) => void): (() => void) => {
   const { location, provider } = level.connectionHolder

@@ -7,8 +7,8 @@ import type { Level } from "./level.js"
 const nothing = () => {}
 
 /**
- * Rolls a level back. This does not fail: if the server does not answer in time, the connection is
- * closed, which undoes the transaction as well.
+ * Rolls back a level if it is open. This does not fail: if the server does not answer in time, the
+ * connection is closed, which undoes the transaction as well.
  */
 export const rollbackLevel = (
   level: Level,
@@ -33,19 +33,19 @@ export const rollbackLevel = (
     }
     over()
   }
-  // the connection is lost, so the nested level that holds the lock may keep it for long
+  // the transaction is lost, and the nested level may hold the lock for long
   if (connectionHolder.lost !== undefined && level.nested !== undefined) return finish()
   rollbackNested(level)
   // a statement that was not sent yet may wait for long, for example for the turn of its part, and
-  // must not run any more
+  // must not be sent any more
   level.cancelBegin?.({ _tag: "TransactionEnded", ...connectionHolder.location })
   stop = clock.later(clock.rollbackTimeout[timeout], () => {
-    // the statement or nested level that has the lock loses its connection
+    // the statement or nested level that holds the lock loses its connection
     connectionHolder.abort("ROLLBACK was not possible in time", level.interrupted)
     finish()
   })
   level.lock.acquire(() => {
-    // another caller has ended it
+    // another caller has ended the level
     if (level.state !== "open") {
       level.lock.release()
       return over()
@@ -55,8 +55,9 @@ export const rollbackLevel = (
 }
 
 /**
- * Rolls back the open nested levels of a level, the innermost first. This waits for their
- * statements in progress, and later statements of the level wait for this.
+ * Starts to roll back the open nested levels of a level, the innermost first. Each rollback waits
+ * for the statement in progress at its level. Later statements of the outer level wait for the
+ * rollbacks.
  */
 export const rollbackNested = (level: Level): void => {
   const open: Array<Level> = []
@@ -65,14 +66,14 @@ export const rollbackNested = (level: Level): void => {
 }
 
 /**
- * Undoes a level on the server, together with the levels around it up to `outermost`. If the
- * connection is lost, they are undone already.
+ * Undoes a level on the server, together with the levels around it up to `outermost`. After a loss
+ * of the connection they are undone already.
  */
 export const revert = (level: Level, outermost: Level, done: () => void): void => {
   const { connectionHolder } = level
   const { connection, lost } = connectionHolder
   const isClosed = connection === undefined || connection.broken !== undefined || connection.status === "I"
-  // the transaction around a savepoint is undone, too
+  // a lost transaction is undone as a whole, so its savepoints need no step
   if (!level.isBegun || isClosed || (level.savepoint !== undefined && lost !== undefined)) return done()
   connection.undo(outermost.undoSteps, (failure) => {
     if (failure !== undefined) connectionHolder.abort("ROLLBACK was refused", level.interrupted)
@@ -82,8 +83,8 @@ export const revert = (level: Level, outermost: Level, done: () => void): void =
 }
 
 /**
- * Returns the outermost level that has only this nested part in it. It is undone with the part, so
- * that its snapshot does not remain either.
+ * Returns the level itself, or for a nested part the outermost level around it that has no other
+ * work. The snapshot of that level must not remain either.
  */
 const outermostToUndo = (part: Level): Level => {
   let level = part
@@ -93,8 +94,8 @@ const outermostToUndo = (part: Level): Level => {
 }
 
 /**
- * Marks the undone levels around a level as not begun, and releases their locks and connection. The
- * next statement begins them again.
+ * Marks the levels around a level, up to `outermost`, as undone, and releases their locks and
+ * connection. The next statement begins them again.
  */
 const forgetAround = (level: Level, outermost: Level): void => {
   const all: Array<Level> = []

@@ -1,6 +1,6 @@
 /**
- * Statements of a level: the steps before and after each statement, and its repetition or undoing
- * after a failure.
+ * Statements of a level: the steps before and after each statement, and the repetition or undoing
+ * of a failed one.
  */
 import type { Connection, Exchange, Failure, Request } from "../connection/connection.js"
 import { isStaleRefusal } from "../connection/statementFailure.js"
@@ -16,10 +16,7 @@ import { makeSavepoint, type StatementIsolation, stepsAfter, stepsBefore } from 
 const none: ReadonlyArray<never> = []
 const nothing = () => {}
 
-/**
- * Runs a statement. The returned function cancels it, and if it was sent, gives up the transaction
- * as well.
- */
+/** Runs a statement. The returned function cancels it, as that of {@link exchangeIn}. */
 export const runStatement = (
   level: Level,
   request: Request,
@@ -37,13 +34,15 @@ export const runStatement = (
     const onExchange = (
       failure: Failure | undefined,
       exchange: Exchange,
-      // if only its rows could not be read, the steps after the statement have been executed, too
+      // if only the rows could not be read, the server has executed the steps after the statement,
+      // too
       hasSavepoint = exchange.acknowledged > first.length - before.length &&
         !(failure?._tag === "unsendable" && exchange.acknowledged > first.length)
     ): void => {
       if (failure === undefined || failure._tag === "lost") return finish(failure, exchange)
       const undo = pending[0]?.level.undoSteps ?? own?.undo
-      // refused before it was bound, so nothing has run in the levels that began with it
+      // the statement was refused before it was bound, so nothing has run in the levels that began
+      // with it
       if (undo !== undefined && !isRepeated && isStaleRefusal(failure) && exchange.bound === first.length) {
         isRepeated = true
         const undone = pending.length > 0 ? "begun" : "statement"
@@ -53,12 +52,12 @@ export const runStatement = (
         })
       }
       if (own === undefined || !hasSavepoint) return finish(failure, exchange)
-      // the failure concerns the statement alone: the level goes on
+      // the failure concerns the statement alone: the level stays usable
       connection.undo(own.undo, (undoFailure) =>
         finish(failure, exchange, undoFailure === undefined ? "statement" : "nothing")
       )
     }
-    // after a COPY, the server would read further messages as its data
+    // the server would read messages behind a COPY as data of the COPY
     const isAlone = request.simple || (after.length > 0 && isCopy(request.text))
     if (!isAlone) return connection.run(first, request, after, onExchange)
     // a text with several commands is sent by the simple protocol, in an exchange of its own
@@ -72,8 +71,8 @@ export const runStatement = (
   })
 
 /**
- * Runs a COPY with the data of `copy`. The returned function cancels it, and if it was sent, gives
- * up the transaction as well.
+ * Runs a COPY with the data of `copy`. The returned function cancels it, as that of {@link
+ * exchangeIn}.
  */
 export const runCopy = (level: Level, request: Request, copy: Copy, done: OnStatement): (() => void) =>
   exchangeIn(level, request, "none", done, nothing, (connection, pending, finish) => {

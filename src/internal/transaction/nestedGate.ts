@@ -1,7 +1,7 @@
 /**
  * The turn of a nested part among concurrent ones. A part takes its turn with its first statement
- * and keeps it until its end, for all databases: with a turn for each database, two parts could
- * wait for each other.
+ * and has it until its end, on all databases: with a turn for each database, two parts could wait
+ * for each other.
  */
 import type { FifoLock } from "../concurrency/fifoLock.js"
 

@@ -1,11 +1,14 @@
 /**
- * The levels that begin with the next statement: nothing of a level is sent before its first
- * statement, and the steps that begin levels are sent with that statement in one exchange.
+ * The levels that begin with the next statement. Nothing of a level is sent before its first
+ * statement, so the steps that begin the level are sent with that statement.
  */
 import type { Step } from "../protocol/messages.js"
 import type { Level } from "./level.js"
 
-/** Settings of a level, with the steps that begin it, and those that undo its settings at its end. */
+/**
+ * Settings of a level, with the steps that begin the level and those that restore the settings
+ * around it.
+ */
 export interface LevelSettings {
   /**
    * The steps that begin the level: BEGIN and the settings of a transaction, or only the settings
@@ -13,7 +16,7 @@ export interface LevelSettings {
    */
   readonly begin: ReadonlyArray<Step>
   /**
-   * The steps after the release of a savepoint, which set the settings of the level around it again.
+   * The steps after the release of a savepoint, which restore the settings of the level around it.
    */
   readonly restore: ReadonlyArray<Step>
   readonly readOnly: boolean
@@ -22,8 +25,8 @@ export interface LevelSettings {
 }
 
 /**
- * Level that begins with the next statement. It lives as long as the operation, so it is a class and
- * no object literal (see "Performance rules" in CONTRIBUTING.md).
+ * Level that begins with the next statement, and its steps. It lives as long as the operation, so
+ * it is a class and no object literal (see "Performance rules" in CONTRIBUTING.md).
  */
 export class PendingBegin {
   constructor(
@@ -33,8 +36,8 @@ export class PendingBegin {
 }
 
 /**
- * Returns the steps that come before a statement: those of the levels that begin with it, then its
- * own. Most often only one of the two lists has any, and is returned as it is.
+ * Returns the steps before a statement: those of the levels that begin with it, then its own. Most
+ * often only one of the two lists has steps, and is returned without a copy.
  */
 export const withOwnSteps = (pending: ReadonlyArray<PendingBegin>, own: ReadonlyArray<Step>): ReadonlyArray<Step> => {
   const [outermost] = pending
@@ -57,8 +60,8 @@ export const markBegun = (pending: ReadonlyArray<PendingBegin>, acknowledged: nu
 }
 
 /**
- * Gives up each level that has not begun, the innermost first: checks in the connection of a
- * transaction, and releases the lock that a savepoint holds on the level around it.
+ * Gives up each level that has not begun, the innermost first. A transaction checks in its
+ * connection, and a savepoint releases the lock of the level around it.
  */
 export const releaseUnbegun = (pending: ReadonlyArray<PendingBegin>): void => {
   for (let i = pending.length - 1; i >= 0; i--) {

@@ -13,8 +13,8 @@ import { withOwnSteps } from "./pendingBegin.js"
 const nothing = () => {}
 
 /**
- * Opens a portal and fetches its first rows. The returned function cancels that, and if it was
- * sent, gives up the transaction as well.
+ * Opens a portal and fetches its first rows. The returned function cancels both. If the statement
+ * was sent, its level can only be undone then.
  */
 export const openPortal = (
   level: Level,
@@ -44,7 +44,7 @@ export class Portal {
   constructor(
     private readonly level: Level,
     private readonly name: string,
-    /** The exchange that has opened it, with the first rows. */
+    /** The exchange that has opened the portal, with the first rows. */
     readonly first: Exchange,
     private readonly size: number,
     private readonly request: Request
@@ -54,16 +54,16 @@ export class Portal {
   next(done: OnStatement): () => void {
     const { first, level, name, request, size } = this
     return exchangeIn(level, request, "none", done, nothing, (connection, _, finish) =>
-      // the types of the columns may be looked up as late as now
+      // the server may look up names while it fetches, so the search path is set again
       connection.fetchPortal(level.connectionHolder.searchPathSteps(request.path), name, first, size, finish)
     )
   }
 
   /**
    * Closes the portal before its last row. `done` is called within a second in any case, because
-   * the portal ends with its transaction at the latest. If `isOver`, the transaction is not
-   * expected to go on, and a connection that does not answer is closed, so that the end of the
-   * transaction does not wait again.
+   * the end of the transaction closes the portal, too. `isOver` is true if the transaction is about
+   * to end. Then a connection that does not answer is closed, so that the end does not wait for it
+   * again.
    */
   close(isOver: boolean, done: () => void): void {
     const { level, name, request } = this

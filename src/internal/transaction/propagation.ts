@@ -1,8 +1,8 @@
 /**
  * Propagation: a `withTransaction` joins the transaction of its database around it, nests in it,
  * begins another transaction, or runs outside of all. A part is work that joins a transaction or
- * unit, or nests in it; its options must not conflict with those around it. All functions are pure,
- * except `raiseIsolation`, which changes a transaction.
+ * unit, or nests in it; the options of a part must not conflict with those of the whole. All
+ * functions are pure, except `raiseIsolation`, which changes a transaction.
  */
 import * as Duration from "effect/Duration"
 import { OptionsConflict, PropagationRefused, type TransactionError } from "../../DatabaseError.js"
@@ -31,8 +31,9 @@ const settingOf = <K extends "isolation" | "access">(outer: Transaction, option:
 }
 
 /**
- * Returns the outermost transaction around a transaction, apart from that of a sandbox. The
- * isolation is set there, and a retry runs all of it again.
+ * Returns the outermost transaction around a transaction, or the transaction itself. That of a
+ * sandbox does not count. The isolation is set in the outermost one, and a retry runs all of it
+ * again.
  */
 export const rootOf = (transaction: Transaction): Transaction => {
   let root = transaction
@@ -43,7 +44,7 @@ export const rootOf = (transaction: Transaction): Transaction => {
 const formatMillis = (duration: Duration.DurationInput | undefined): string =>
   duration === undefined ? "none" : `${Duration.toMillis(duration)} ms`
 
-/** The other settings that hold for a whole transaction, as text for the error. */
+/** The other settings of a whole transaction, with their formats for the error. */
 const others: Readonly<Record<string, (options: Options) => string>> = {
   deferrable: ({ deferrable = false }) => String(deferrable),
   statementTimeout: ({ statementTimeout }) => formatMillis(statementTimeout),
@@ -53,7 +54,8 @@ const others: Readonly<Record<string, (options: Options) => string>> = {
 
 /**
  * Selects the settings of a part that the transactions around it can still take, because they have
- * sent nothing. A nested part leaves only its isolation to them: its savepoint has the others.
+ * sent nothing. From a nested part they take only the isolation: its savepoint has the other
+ * settings.
  */
 const taken = (
   outer: Transaction,
@@ -109,6 +111,7 @@ export const settingsConflict = (
 
 /**
  * Returns the settings of a unit of work after it has taken those of a part, which do not conflict.
+ * A part that does not join raises only the isolation.
  */
 export const raiseSettings = (around: Settings, required: Settings, joins: boolean): Settings => {
   const { access: _, isolation, label, ...rest } = required
@@ -122,7 +125,10 @@ export const raiseSettings = (around: Settings, required: Settings, joins: boole
 export const retryRefused = (database: string): OptionsConflict =>
   new OptionsConflict({ database, server: "", option: "retry", outer: "false", inner: "true" })
 
-/** Makes a transaction take the settings of a part, which do not conflict. */
+/**
+ * Makes a transaction and the outermost one around it take the settings of a part, which do not
+ * conflict.
+ */
 export const raiseIsolation = (outer: Transaction, options: Options, joins: boolean): void => {
   const { isolation, rest } = taken(outer, options, joins)
   if (rest !== undefined) outer.raise(inMillis(rest))
@@ -141,7 +147,7 @@ const join: PropagationDecision = { _tag: "join" }
 const outside: PropagationDecision = { _tag: "outside" }
 const fresh: PropagationDecision = { _tag: "begin" }
 
-/** Decides the propagation of a `withTransaction`. */
+/** Decides the propagation of a `withTransaction` with these options inside of `current`. */
 export const decidePropagation = (
   origin: Origin,
   current: Transaction | undefined,

@@ -36,7 +36,9 @@ const isDue = (kind: RegisteredHook, state: LevelState): boolean => {
 
 /**
  * Registers a hook with the innermost transaction of a database, or with the unit of work that will
- * begin one. Without either everything counts as committed, so `afterCommit` runs at once.
+ * begin one. Without either the work counts as committed, so `beforeCommit` and `afterCommit` run
+ * at once. After the end of its transaction a hook runs at once if it fits the outcome, and else
+ * never.
  */
 export const registerHook = <E, R>(
   origin: TransactionFactory,
@@ -62,8 +64,8 @@ export const registerHook = <E, R>(
       found.addHook(registered)
       return Effect.void
     }
-    // the program's function for labels may throw: here the caller gets its exception, at the end
-    // the exception would stop the other hooks
+    // the program's function for labels may throw. It is called here, because at the end its
+    // exception would stop the other hooks
     const work = ambient?.work(fiber)
     const begin = (options: Options) => origin.begin("writer", options, fiber, ambient, undefined, work)
     if (found === undefined && ambient?.addHook(origin, registered, begin) === true) return Effect.void

@@ -13,7 +13,7 @@ export interface Savepoint {
 
 /**
  * Protection of a transaction from one of its statements: none, a savepoint around the statement,
- * or a savepoint that refuses writes and is undone after a success as well.
+ * or a savepoint in which the server refuses writes and which is always undone.
  */
 export type StatementIsolation = "none" | "savepoint" | "readOnly"
 
@@ -39,7 +39,7 @@ export const stepsBefore = (
 ): ReadonlyArray<wire.Step> =>
   savepoint === undefined ? none : isolation === "readOnly" ? [savepoint.set, readOnly] : [savepoint.set]
 
-/** Returns the steps after such a statement, if it succeeds. */
+/** Returns the steps after a successful statement that has a savepoint of its own. */
 export const stepsAfter = (
   savepoint: Savepoint | undefined,
   isolation: StatementIsolation

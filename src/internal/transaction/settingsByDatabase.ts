@@ -4,7 +4,8 @@
 import type { Settings } from "../../Transaction.js"
 
 /**
- * Settings for all databases, and settings by the names of databases, which include those for all.
+ * Settings for all databases, and settings for single databases by name. The latter are complete:
+ * they include the settings for all.
  */
 export interface SettingsByDatabase {
   readonly all: Settings

@@ -21,12 +21,15 @@ import { Level } from "./level.js"
 import type { LevelSettings } from "./pendingBegin.js"
 import type { PlainOptions } from "./plainOptions.js"
 
-/** An opened database, as the origin of transactions. Its identity distinguishes databases. */
+/**
+ * An opened database, as the origin of transactions. Databases are compared by the identity of this
+ * object.
+ */
 export interface Origin {
   readonly database: string
   readonly observer: Observer
   /**
-   * The timeouts that each transaction sets itself, if sessions cannot have them, for example
+   * The timeouts that each transaction sets for itself if sessions cannot have them, for example
    * behind a transaction pooler.
    */
   readonly timeouts?: Timeouts | undefined
@@ -35,7 +38,10 @@ export interface Origin {
    * inside of it.
    */
   readonly sandbox?: Transaction | undefined
-  /** Takes one more attempt of a transaction or unit from the retry budget, and reports it. */
+  /**
+   * Takes one more attempt of a transaction or unit from the retry budget, and reports the retry.
+   * Returns false if the budget is used up.
+   */
   readonly takeReplay: (policy: Policy, attempt: number, error: DatabaseError) => boolean
   /** Returns attempts to the retry budget. */
   readonly giveBackReplays: (policy: Policy, count: number) => void
@@ -58,7 +64,7 @@ export class Transaction {
   private readonly startedAt = clock.now()
   /** True if a unit of work has begun it. */
   isOfUnit = false
-  /** The role of the server of its outermost transaction. */
+  /** The role of its outermost transaction. */
   readonly base: Role
 
   constructor(
@@ -78,7 +84,10 @@ export class Transaction {
     return this.settings
   }
 
-  /** Replaces options by those of a part, before anything of the transaction was sent. */
+  /**
+   * Replaces options by those of a part. This is possible before anything of the transaction was
+   * sent.
+   */
   raise(more: PlainOptions): void {
     const given = Object.fromEntries(Object.entries(more).filter(([_, value]) => value !== undefined))
     this.settings = { ...this.settings, ...given }
@@ -97,7 +106,7 @@ export class Transaction {
     return this.level.readOnly
   }
 
-  /** True if its COMMIT stores something, as far as this side knows. */
+  /** True if its COMMIT may store something. */
   get stores(): boolean {
     return this.level.touched && !this.level.readOnly
   }
@@ -113,7 +122,7 @@ export class Transaction {
     else this.hooks.push(hook)
   }
 
-  /** Takes the hooks of some kinds, in the order of their registration. */
+  /** Removes the hooks of some kinds and returns them, in the order of their registration. */
   takeHooks(...kinds: ReadonlyArray<HookKind>): ReadonlyArray<Hook> {
     if (this.hooks === undefined) return none
     const taken = this.hooks.filter((hook) => kinds.includes(hook.kind))
@@ -121,7 +130,7 @@ export class Transaction {
     return taken
   }
 
-  /** Leaves its hooks to the transaction around it. */
+  /** Passes its hooks to the transaction around it, if there is one. */
   passHooksOn(isKept: boolean): void {
     if (this.hooks === undefined || this.outer === undefined) return
     for (const hook of this.hooks) {
@@ -137,7 +146,8 @@ export class Transaction {
 }
 
 /**
- * Begins a transaction. Nothing is sent, and no connection checked out, before its first statement.
+ * Begins a transaction, or a savepoint in a sandbox. Nothing is sent, and no connection checked
+ * out, before its first statement.
  */
 export const begin = (
   origin: Origin,
@@ -146,8 +156,9 @@ export const begin = (
   requested: PlainOptions,
   ambient: TransactionContext | undefined
 ): Transaction => {
-  // in a sandbox each statement of a reader has a savepoint of its own, because statements of a
-  // writer may run between them, as they may outside of a sandbox
+  // in a sandbox the transaction of a reader stays writable, and each of its statements has a
+  // read-only savepoint instead, because statements of a writer may run between them, as they may
+  // outside of a sandbox
   if (origin.sandbox !== undefined)
     return nest(origin, ambient?.around(origin) ?? origin.sandbox, kind, undefined, requested)
   const options = withTimeouts(kind === "reader" ? { ...requested, access: "read only" } : requested, origin.timeouts)
@@ -155,7 +166,7 @@ export const begin = (
   return new Transaction(origin, kind, level, undefined, options)
 }
 
-/** Returns the settings of a transaction that is no savepoint. */
+/** Returns the settings of a transaction, with the steps that begin it. */
 const transactionSettings = (origin: Origin, kind: Role, options: PlainOptions): LevelSettings => {
   const readOnly = options.access === "read only"
   const plain = options.isolation === undefined && options.access === undefined && options.deferrable === undefined
@@ -167,15 +178,12 @@ const transactionSettings = (origin: Origin, kind: Role, options: PlainOptions):
       ? plainBegin
       : beginSql(options).map(wire.step)
   const limited = origin.timeouts === undefined ? steps : [...steps, ...idleTimeout(origin.timeouts)]
-  // a program could make the transaction writable again before its first query
+  // before its first query the program could make the transaction writable again
   const begin = kind === "reader" ? [...limited, wire.constantStep("SELECT 1")] : limited
   return { begin, restore: none, readOnly, limit: options.statementTimeout }
 }
 
-/**
- * Returns options with the timeouts that a session would have, unless they have timeouts of their
- * own.
- */
+/** Returns options with the timeouts of the database, unless they have their own. */
 const withTimeouts = (options: PlainOptions, timeouts: Timeouts | undefined): PlainOptions =>
   timeouts === undefined
     ? options

@@ -46,8 +46,8 @@ export class OpenContext extends TransactionContext {
 
   private serves(origin: Origin, kind: Role): boolean {
     const { own } = this
-    // a level nested in a writer's transaction holds its lock, so a writer's statement belongs
-    // there, too
+    // a reader's level nested in a writer's transaction holds the lock of the transaction, so a
+    // writer's statement runs in the nested level, too
     return own.origin === origin && (own.kind === kind || (kind === "writer" && own.base === "writer"))
   }
 
@@ -74,7 +74,7 @@ export class OpenContext extends TransactionContext {
   }
 
   override whenStored(action: () => void): boolean {
-    // a savepoint that has ended has left its work to the transaction around it
+    // a savepoint that has ended has passed its work to the transaction around it
     if (this.isOver) return this.own.outer !== undefined && super.whenStored(action)
     this.own.addHook(whenStored(action))
     return true
@@ -122,8 +122,8 @@ export class OutsideContext extends TransactionContext {
   }
 
   override whenStored(action: () => void): boolean {
-    // the action may belong to work that is stored already, or to work that is stored with the
-    // transactions around
+    // the action may belong to work that is stored already, or to work of the transactions around,
+    // so it runs now, and again after those
     super.whenStored(action)
     return false
   }

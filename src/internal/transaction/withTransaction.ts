@@ -18,11 +18,11 @@ import type { Origin, Transaction } from "./transaction.js"
 import { OpenContext, OutsideContext } from "./transactionContexts.js"
 
 /**
- * Runs an effect in a transaction and ends it by the exit of the effect. `wrap` converts the
- * failures of the transaction itself.
+ * Runs an effect in a transaction, and commits it after a success or rolls it back after a failure.
+ * `wrap` converts the failures of the transaction itself.
  *
- * Values that live as long as a transaction are kept in closures, not in object literals, for the
- * reason that `cancellable` gives.
+ * Values that live as long as a transaction are closures, not object literals (see "Performance
+ * rules" in CONTRIBUTING.md).
  */
 export const runInTransaction = <A, E, R, X>(
   self: Effect.Effect<A, E, R>,
@@ -87,8 +87,8 @@ export interface PartOf {
 
 /**
  * Runs an effect as a part of the transaction or unit of work around it. `decide` returns the
- * outcome of the part. After a rollback, the transaction or unit must end in rollback, too, if the
- * part has sent a writer's statement.
+ * outcome of the part; if it fails, the part is rolled back. After a rollback, the transaction or
+ * unit must end in rollback, too, if the part has sent a writer's statement.
  */
 export const runAsPart = <A, E, R>(
   self: Effect.Effect<A, E, R>,

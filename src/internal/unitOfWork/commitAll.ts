@@ -42,7 +42,10 @@ const storedOf = (committed: ReadonlyArray<Transaction>): ReadonlyArray<Transact
 
 const namesOf = (transactions: ReadonlyArray<Transaction>) => transactions.map((_) => _.origin.database)
 
-/** Returns the cause of a failed COMMIT; as `PartialCommit` if databases before it are stored. */
+/**
+ * Returns the cause of a failed COMMIT, or `PartialCommit` with this cause if other databases of
+ * the group are stored already.
+ */
 const withPartialCommit = (
   committed: ReadonlyArray<Transaction>,
   failed: Transaction,
@@ -66,9 +69,9 @@ const withPartialCommit = (
 }
 
 /**
- * Checks all transactions but the first before any COMMIT. A violated deferred constraint, an
- * aborted transaction or a lost connection then undoes all transactions, and not only a part of
- * them.
+ * Checks the transactions that store work, before any COMMIT. The first is left out, because
+ * nothing is stored yet when its own COMMIT checks it. If a constraint is violated, a transaction
+ * aborted or a connection lost, all transactions are rolled back.
  */
 const checkAll = (
   transactions: ReadonlyArray<Transaction>,
@@ -76,7 +79,7 @@ const checkAll = (
 ): Effect.Effect<void, TransactionError> => {
   const storing = transactions.filter((_) => _.stores)
   if (storing.length < 2) return Effect.void
-  // each is awaited, because an interrupted check would cost its connection
+  // each check is awaited, because an interrupted check closes its connection
   const checks = Effect.flatMap(
     Effect.forEach(storing.slice(1), (_) => Effect.exit(checkConstraints(_)), { concurrency: "unbounded" }),
     (exits) => {
@@ -94,13 +97,13 @@ const checkAll = (
 }
 
 /**
- * Commits one after the other. A failure rolls the rest back, and names the databases that have
- * committed before.
+ * Commits the transactions one after the other. After a failure the rest is rolled back, and the
+ * error names the databases that were committed before.
  *
- * An interruption has an effect only before the first COMMIT. After it the other COMMITs follow,
- * within a second each, so that an interruption does not store a part. If all of them are
- * savepoints, the transactions around them end in rollback then, because the caller takes the
- * savepoints for undone.
+ * An interruption has an effect only before the first COMMIT. After that the other COMMITs follow,
+ * for up to 500 ms each, so that the interruption does not store a part of the work. If only
+ * savepoints have work, the transactions around them must end in rollback then, because the
+ * interrupted caller regards the savepoints as undone.
  */
 const commitAll = (
   transactions: ReadonlyArray<Transaction>,
@@ -148,25 +151,26 @@ export interface CommitGroup {
   readonly unit: Unit
   /** The transaction context that the hooks run in. */
   readonly context: TransactionContext
-  /** Returns the transactions, after those that have nothing but hooks have begun. */
+  /** Begins the transactions that have nothing but hooks, and returns all. */
   readonly beginAll: () => ReadonlyArray<Transaction>
-  /** True if the unit goes on after this end. */
+  /** True if the unit continues after this end. */
   readonly isEarly: boolean
   /**
-   * Returns the effect to run instead, if another end is under way. It is called in the moment in
-   * which this end begins: the runtime may run another fiber between an earlier check and this end.
+   * Returns the effect to run instead, if another end is in progress. It is called when this end
+   * begins, because the runtime may run another fiber between an earlier check and this end.
    */
   readonly otherEnd: () => Effect.Effect<void, TransactionError> | undefined
   /**
-   * Called with the transactions when no hook has vetoed: from then on none may begin. It is called
-   * again at the end if the end is early or has hooks.
+   * Called with the transactions after the last `beforeCommit` hook, before the first COMMIT: later
+   * statements must not use them. If the end is early or has hooks, it is called again at the end,
+   * also after a failure.
    */
   readonly close: (all: ReadonlyArray<Transaction>) => void
 }
 
 /**
- * Runs the `beforeCommit` hooks, which may use further databases, then commits all. It must run in
- * an uninterruptible region.
+ * Runs the `beforeCommit` hooks, which may use further databases, then commits all transactions, or
+ * rolls them back if a part of one was undone. It must run in an uninterruptible region.
  */
 export const finish = (
   { beginAll, close, context, isEarly, otherEnd, unit }: CommitGroup,
@@ -214,7 +218,7 @@ export const finish = (
       isAgreed = true
       return commit(ending)
     })
-    // the end is over, too, if a hook fails or is interrupted
+    // the end is also over if a hook fails or is interrupted
     const over = Effect.sync(() => {
       close([...seen])
       unit.endIsOver(end)

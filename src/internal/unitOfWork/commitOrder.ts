@@ -7,8 +7,8 @@ import type { Transaction } from "../transaction/transaction.js"
 import type { Order } from "./completionOptions.js"
 
 /**
- * Returns the transactions in the order of their ends. Savepoints come last, because they can still
- * be undone after a failed COMMIT.
+ * Returns the transactions in the order in which they are committed. Savepoints are last, because
+ * they can still be undone after a failed COMMIT.
  */
 export const inCommitOrder = (transactions: ReadonlyArray<Transaction>, order: Order): ReadonlyArray<Transaction> => {
   if (transactions.length < 2) return transactions
@@ -31,8 +31,8 @@ const byRank = (transactions: ReadonlyArray<Transaction>, order: Order): Readonl
 }
 
 /**
- * Returns a rank by the risk of a failed COMMIT, the highest risk first: serializable transactions
- * are refused most often, and read-only ones have nothing to lose.
+ * Returns a rank by the risk of a failed COMMIT, 0 for the highest: serializable transactions are
+ * refused most often, and read-only ones have nothing to lose.
  */
 const riskRank = ({ options, readOnly }: Transaction): number =>
   readOnly ? 2 : options.isolation === "serializable" ? 0 : 1

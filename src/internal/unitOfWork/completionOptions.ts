@@ -4,7 +4,8 @@
  */
 
 /**
- * Rule for the order of commits: a list of names is the order itself, other databases follow them.
+ * Rule for the order of commits: `safest` is by the risk of a failure, `touched` by the first use,
+ * and a list of names is the order itself, with other databases after it.
  */
 export type Order = "safest" | "touched" | ReadonlyArray<string>
 
@@ -14,8 +15,8 @@ export interface CompletionOptions {
   /** True if each server checks its deferred constraints before the first COMMIT. */
   readonly checked: boolean
   /**
-   * True if nested transactions that forks have left open are rolled back at once, instead of
-   * waited for.
+   * True if nested transactions that forks have left open are rolled back at once. False if the end
+   * waits for them.
    */
   readonly leavesForks: boolean
 }
@@ -30,7 +31,10 @@ export interface EndOptions {
 export const orderOf = (order: NonNullable<EndOptions["order"]>): Order =>
   typeof order === "string" ? order : order.map((_) => _.databaseName)
 
-/** Returns the completion options of a unit. The unit of a request does not wait for forks. */
+/**
+ * Returns the completion options of a unit. The defaults are the order `safest` and a check before
+ * the first COMMIT. The unit of a request does not wait for forks.
+ */
 export const completionOptions = ({ checkFirst, order }: EndOptions, isRequest = false): CompletionOptions => ({
   order: orderOf(order ?? "safest"),
   checked: checkFirst ?? true,
@@ -48,7 +52,7 @@ export const conflictOfCompletion = (
   return checked === false && own.checked ? { option: "checkFirst", outer: "true", inner: "false" } : undefined
 }
 
-/** Returns the options of a unit that has taken those of a part. */
+/** Returns the completion options of a unit after it has taken those of a part. */
 export const raiseCompletion = (
   own: CompletionOptions,
   order: Order | undefined,

@@ -11,7 +11,7 @@ import type { Transaction } from "../transaction/transaction.js"
 const namesIn = (own: SettingsByDatabase, required: SettingsByDatabase): ReadonlySet<string> =>
   new Set([...own.databases.keys(), ...required.databases.keys()])
 
-/** Returns the conflict with a transaction that has begun, if there is one. */
+/** Returns the conflict of a part's settings with a transaction that has begun, if there is one. */
 export const conflictOfBegun = (
   begun: ReadonlyArray<Transaction>,
   required: SettingsByDatabase,
@@ -24,11 +24,14 @@ export const conflictOfBegun = (
   return undefined
 }
 
-/** Returns the conflict with the settings of transactions that have not begun, if there is one. */
+/**
+ * Returns the conflict of a part's settings with those of transactions that have not begun, if
+ * there is one.
+ */
 export const conflictOfSettings = (
   own: SettingsByDatabase,
   required: SettingsByDatabase,
-  /** Checks if the transaction of a database is around the unit. */
+  /** Checks if the transaction of a database is one around the unit. */
   isLeftAround: (database: string) => boolean,
   settingsFor: (database: string | undefined) => Settings
 ): OptionsConflict | undefined => {
@@ -40,7 +43,7 @@ export const conflictOfSettings = (
   return undefined
 }
 
-/** Returns the settings of a unit that has taken those of a part. */
+/** Returns the settings of a unit after it has taken those of a part. */
 export const raiseAll = (own: SettingsByDatabase, required: SettingsByDatabase, joins: boolean): SettingsByDatabase => {
   const raised = (database: string | undefined) =>
     raiseSettings(settingsOf(own, database), settingsOf(required, database), joins)

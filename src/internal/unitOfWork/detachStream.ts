@@ -7,7 +7,7 @@ import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { withoutSlot } from "../transaction/ambientScopes.js"
 
-/** Returns a stream that has the context of this effect, without its unit of work. */
+/** Returns a stream that runs in the context of this effect, but outside of its unit of work. */
 export const detachStream = <A, E, R>(self: Stream.Stream<A, E, R>): Effect.Effect<Stream.Stream<A, E>, never, R> =>
   Effect.map(Effect.context<R>(), (context) => {
     // a context that is provided to a stream is merged with that of its reader, which may be in a

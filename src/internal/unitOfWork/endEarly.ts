@@ -1,6 +1,5 @@
 /**
- * COMMIT and ROLLBACK by hand: they end transactions of the unit of work around, and the unit goes
- * on.
+ * COMMIT and ROLLBACK by hand: they end transactions of the unit of work around, which stays open.
  */
 import * as Effect from "effect/Effect"
 import { PropagationRefused, TransactionBusy, TransactionEnded, type TransactionError } from "../../DatabaseError.js"
@@ -17,14 +16,17 @@ const nowhere: Pick<Origin, "database"> = { database: "" }
 
 /** Selection of the transactions to end. */
 interface Selection {
-  /** The database that is meant; `undefined` is all of them. */
+  /** The database whose transaction is to end; `undefined` means all databases. */
   readonly database: Pick<Origin, "database"> | undefined
   /**
-   * Returns the transactions of a unit, after the unit has begun those that have nothing but hooks;
-   * or the reason why they cannot be ended here.
+   * Returns the transactions to end, or the error if they cannot be ended here. Transactions that
+   * have nothing but hooks begin before.
    */
   readonly take: (context: TransactionContext, unit: Unit) => ReadonlyArray<Transaction> | PropagationRefused
-  /** Returns the open transaction if there is no unit. It must not be ended by hand. */
+  /**
+   * Returns the transaction that is open without a unit, if there is one. It cannot be ended by
+   * hand.
+   */
   readonly withoutUnit: (context: TransactionContext) => Transaction | undefined
 }
 
@@ -54,9 +56,9 @@ const endSelected = (
       }
       const { location } = first.level.connectionHolder
       const otherEnd = (): Effect.Effect<never, TransactionError> | undefined => {
-        // they end with the unit, or have ended with it
+        // the transactions end with the unit, or have ended with it
         if (unit.hasEnded) return Effect.fail(new TransactionEnded(location))
-        // another fiber is ending them, or this code runs in a hook of their end
+        // another fiber is ending the transactions, or this code runs in a hook of their end
         return outcome === "commit" && unit.isEndOf(selected)
           ? Effect.fail(new TransactionBusy({ ...location, waitedMillis: 0 }))
           : undefined
@@ -83,8 +85,8 @@ const endSelected = (
   )
 
 /**
- * Ends the transactions of all databases of the unit of work; the next statement on each begins
- * another.
+ * Ends the transactions of all databases of the unit of work. The next statement on a database
+ * begins another transaction.
  */
 export const endAll = (outcome: Outcome): Effect.Effect<void, TransactionError> =>
   endSelected(outcome, {
@@ -99,8 +101,8 @@ export const endAll = (outcome: Outcome): Effect.Effect<void, TransactionError> 
   })
 
 /**
- * Ends the transaction that the unit of work has open on one database; the next statement begins
- * another.
+ * Ends the transaction of the unit of work on one database. The next statement on the database
+ * begins another transaction.
  */
 export const endEarly = (origin: Origin, outcome: Outcome): Effect.Effect<void, TransactionError> =>
   endSelected(outcome, {

@@ -1,6 +1,6 @@
 /**
- * The ends of transactions of a unit that are in progress: their hooks, which may still veto, and
- * the commits.
+ * The ends of transactions of a unit that are in progress, from the `beforeCommit` hooks, which may
+ * still veto, to the last commit.
  */
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
@@ -15,7 +15,7 @@ export interface End {
   readonly over: Deferred.Deferred<void>
 }
 
-/** Set of the ends of one unit that are under way. */
+/** Set of the ends of one unit that are in progress. */
 export class EndsUnderWay {
   private readonly all = new Set<End>()
 
@@ -36,14 +36,14 @@ export class EndsUnderWay {
     Deferred.unsafeDone(end.over, Exit.void)
   }
 
-  /** Checks whether one of these transactions is in an end. */
+  /** Checks whether one of these transactions is in an end in progress. */
   includes(transactions: ReadonlyArray<Transaction>): boolean {
     return [...this.all].some((end) => end.transactions().some((one) => transactions.includes(one)))
   }
 
   /**
-   * Completes when all ends in progress are over, or fails after `busyTimeout`, like a statement
-   * that waits for a nested transaction.
+   * Completes when all ends in progress are over, or fails with `TransactionBusy` after
+   * `busyTimeout`, like a statement that waits for a nested transaction.
    */
   get allOver(): Effect.Effect<void, TransactionBusy> {
     return Effect.suspend(() => {

@@ -1,5 +1,5 @@
 /**
- * The handle of an open unit of work: it ends the unit, once, by the outcome that its caller
+ * The handle of an open unit of work: it ends the unit, once, with the outcome that its caller
  * decides.
  */
 import * as Effect from "effect/Effect"
@@ -39,7 +39,7 @@ export interface UnitPlan {
   readonly settings: SettingsByDatabase | undefined
   readonly completion: CompletionOptions
   readonly describe: Describe | undefined
-  /** Its name as a part of the transactions that are open around it. */
+  /** The name of the unit as a part of the transactions that are open around it. */
   readonly name?: PartName | undefined
 }
 
@@ -50,7 +50,7 @@ export const openUnit = ({ around, completion, describe, joins, name, settings }
   new OpenUnit(new Unit(joins ? around : undefined, joins ? undefined : around, settings, completion, describe, name))
 
 /**
- * Returns the handle of a nested part, which leaves its hooks to the unit or transaction around it.
+ * Returns the handle of a nested part, which passes its hooks to the unit or transaction around it.
  */
 export const nestedHandle = (unit: NestedUnit): UnitHandle => new OpenNested(unit)
 
@@ -70,8 +70,8 @@ class OpenUnit implements UnitHandle {
       if (this.endUntouched()) return Effect.void
       const { unit } = this
       // an early commit of a fork must end before the unit does. Otherwise the unit could be
-      // committed before a hook of the fork vetoes the commit, or be reported as committed and fail
-      // later
+      // committed before a hook of the fork vetoes the early commit, or it could be reported as
+      // committed and fail later
       if (outcome === "commit" && unit.isEnding) {
         if (restore === undefined) return this.end("rollback", undefined)
         return Effect.matchCauseEffect(restore(unit.endsOver), {
@@ -101,7 +101,7 @@ class OpenUnit implements UnitHandle {
           unit.completion,
           restore
         )
-        // a hook may invalidate something, too
+        // a hook may defer an action, too
         if (!unit.hasPending && !all.some((transaction) => transaction.hasHooks)) return committed
         return Effect.onExit(committed, (exit) =>
           Effect.sync(() => {
@@ -130,7 +130,7 @@ class OpenUnit implements UnitHandle {
   }
 }
 
-/** Handle of a nested part, which passes its hooks on and ends its turn. */
+/** Handle of a nested part, which passes on its hooks and then ends its turn. */
 class OpenNested extends OpenUnit {
   constructor(override readonly unit: NestedUnit) {
     super(unit)

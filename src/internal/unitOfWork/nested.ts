@@ -20,10 +20,13 @@ import { Unit } from "./unit.js"
 import { joinableUnitOf, unitOf } from "./unitOf.js"
 import type { Begin, HooksOfDatabase } from "./waitingHooks.js"
 
-/** Nested part, which takes turns with its siblings and leaves the end of the whole to it. */
+/**
+ * Nested part of a unit or transaction. It takes turns with its siblings, and ends with savepoints
+ * where a transaction is around it.
+ */
 export class NestedUnit extends Unit {
   private readonly gate: NestedGate
-  /** The hooks without a transaction that the unit around takes at the end of the part. */
+  /** The hooks without a transaction that are passed to the unit around at the end of the part. */
   private heldHooks: ReadonlyArray<readonly [Origin, HooksOfDatabase]> = []
 
   constructor(
@@ -41,7 +44,10 @@ export class NestedUnit extends Unit {
     return true
   }
 
-  /** Sets the savepoint of the part in the transaction around it. */
+  /**
+   * Returns the savepoint of the part in the transaction around it. The first call begins the
+   * savepoint. A reader's statement runs in the transaction itself.
+   */
   override enlist(origin: Origin, kind: Role): Transaction | "none" | undefined {
     const own = kind === "writer" ? this.ownOf(origin) : undefined
     if (own !== undefined) return own
@@ -55,7 +61,7 @@ export class NestedUnit extends Unit {
     return around === undefined ? super.open(origin, begin) : this.nestIn(around)
   }
 
-  /** Leaves retries to the unit around: a nested part is not run again by itself. */
+  /** Requests a retry of the unit around: a nested part is not run again by itself. */
   override takeRetry(transaction: Transaction | undefined, retry: Retry): boolean {
     return this.outside.takeRetry(transaction, retry)
   }
@@ -80,13 +86,15 @@ export class NestedUnit extends Unit {
   /**
    * Holds back the hooks without a transaction if a unit around will take them: otherwise the end
    * of the part would begin a transaction for them. Without such a unit the part is the outermost,
-   * and the hooks are its own.
+   * and runs the hooks itself.
    */
   holdHooks(): void {
     this.heldHooks = [...this.heldHooks, ...this.takeWaiting((origin) => this.outside.takesHooks(origin))]
   }
 
-  /** Passes the hooks that were held back to the unit around, like hooks of savepoints. */
+  /**
+   * Passes the hooks that were held back to the unit around, by the rules for hooks of savepoints.
+   */
   passHooksOn(isKept: boolean): void {
     for (const [origin, { begin, hooks }] of this.heldHooks) {
       for (const hook of hooks) {
@@ -97,9 +105,7 @@ export class NestedUnit extends Unit {
     this.heldHooks = []
   }
 
-  /**
-   * Records in the part around it, if there is one, that this part has sent a writer's statement.
-   */
+  /** Records in the part around this one, if there is one, that a writer's statement was sent. */
   recordKept(): void {
     for (const { level, outer } of this.begun) {
       if (outer !== undefined && level.touched) this.outside.part(outer)?.recordSent(outer)

@@ -37,7 +37,7 @@ const transactionOptions: OptionRules<Options> = {
 
 const nestedOptions: OptionRules<NestedOptions<unknown, unknown>> = { outcome: aFunction, work: anObject }
 
-/** Checks for the class of a database, or another value with its name. */
+/** Checks if a value has the name of a database, as the class of a database has. */
 const isDatabase = (given: unknown): boolean =>
   Predicate.hasProperty(given, "databaseName") && typeof given.databaseName === "string"
 
@@ -58,25 +58,28 @@ const unitOptions: OptionRules<UnitOptions<unknown, unknown>> = {
   retry: aRetry
 }
 
-/** Returns the refusal of the options of a transaction, if one is invalid. */
+/** Returns the error of the options of a transaction, if one of them is invalid. */
 export const invalidOfTransaction = (database: string, given: Options): ConfigInvalid | undefined =>
   invalidOption(database, given, transactionOptions)
 
-/** Returns the refusal of the options of a unit of work, if one is invalid. */
+/** Returns the error of the options of a unit of work, if one of them is invalid. */
 export const invalidOfUnit = <A, E>(options: UnitOptions<A, E>): ConfigInvalid | undefined =>
   invalidOption("", options, unitOptions) ?? invalidOfSettings(options)
 
-/** Returns the refusal of the options of a nested part, if one is invalid. */
+/** Returns the error of the options of a nested part, if one of them is invalid. */
 export const invalidOfNested = <A, E>(options: NestedOptions<A, E>): ConfigInvalid | undefined =>
   invalidOption("", options, nestedOptions)
 
-/** Checks settings, which a function of the program may have returned. */
+/**
+ * Returns the error of settings, if they are invalid. A function of the program may have returned
+ * them, so they may be no object.
+ */
 const invalidSettings = (database: string, given: Settings, name: string): ConfigInvalid | undefined =>
   anObject.accepts(given)
     ? invalidOption(database, given, settings, database === "" ? name : "")
     : invalidOption(database, { [name]: given }, { [name]: anObject })
 
-/** Returns the refusal of the settings of a unit of work, if one is invalid. */
+/** Returns the error of the settings of a unit of work, if one of them is invalid. */
 export const invalidOfSettings = ({ databases, transaction }: SettingsOptions): ConfigInvalid | undefined => {
   const ofAll = transaction === undefined ? undefined : invalidSettings("", transaction, "transaction")
   if (ofAll !== undefined || databases === undefined) return ofAll

@@ -30,7 +30,7 @@ export interface UnitOptions<A, E> extends NestedOptions<A, E>, SettingsOptions,
   readonly retry?: boolean | Schedule.Schedule<unknown, DatabaseError> | undefined
 }
 
-/** Returns the settings in options, if there are any. */
+/** Returns the settings that the options have, if there are any. */
 export const settingsByDatabase = ({ databases, transaction = {} }: SettingsOptions): SettingsByDatabase | undefined =>
   Object.keys(transaction).length === 0 && databases === undefined
     ? undefined
@@ -44,8 +44,9 @@ export const describeWork = ({ work }: { readonly work?: WorkLabel | undefined }
   work === undefined ? undefined : () => work
 
 /**
- * Decides the outcome of a unit. If the function of the options throws, the unit is rolled back,
- * and the exception is its failure.
+ * Decides the outcome of a unit by the function in its options. Without one, success commits and
+ * failure rolls back. If the function throws, the unit is rolled back, and the exception is its
+ * failure.
  */
 export const decide = <A, E>(options: NestedOptions<A, E>, exit: Exit.Exit<A, E>): Exit.Exit<Outcome> => {
   try {

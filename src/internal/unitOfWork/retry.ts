@@ -20,13 +20,13 @@ import type { Origin, Transaction } from "../transaction/transaction.js"
 import type { Unit } from "./unit.js"
 
 /**
- * Returns the failure after which another attempt of the work may succeed. It is a failure of the
- * work, or of a statement in its transactions, also if the work has converted that into another
- * failure. Interrupted work is not run again.
+ * Returns the failure after which another attempt of the work may succeed, if there is one. It is
+ * one of `known`, the failures of statements, even if the work has converted that into another
+ * failure, or it is in `cause`. Interrupted work is not run again.
  */
 export const reasonOf = (known: ReadonlyArray<StatementFailure>, cause: Cause.Cause<unknown>): unknown => {
   const failures = [...Cause.failures(cause)]
-  // plain code that awaits an effect rejects with the exception when that is interrupted
+  // a promise of an interrupted effect rejects with this exception in the code of the program
   const isInterrupted = !Cause.isEmpty(cause) && Cause.isInterruptedOnly(cause)
   if (isInterrupted || failures.some(Cause.isInterruptedException)) return undefined
   return [...known.map(toDatabaseError), ...failures, ...Cause.defects(cause)].find(isReplayable)
@@ -43,8 +43,8 @@ export interface Replayable {
 }
 
 /**
- * Returns the failure after which work runs again, if it may. It does not run again if it found no
- * connection, because the checkout has waited and retried already.
+ * Returns `reason` with the database that has the budget, if the work may run again. After
+ * `ConnectFailed` it may not, because the checkout has waited and retried already.
  */
 export const replayable = (
   reason: unknown,
@@ -58,7 +58,8 @@ export const replayable = (
 }
 
 /**
- * Returns the failure after which a unit runs again, if it may, because nothing of it is stored.
+ * Returns the failure after which a unit runs again, if another attempt may succeed and nothing of
+ * the unit is stored.
  */
 export const replayableUnit = (unit: Unit, reason: unknown, cause: Cause.Cause<unknown>): Replayable | undefined =>
   unit.hasCommitted || !isReplayable(reason) ? undefined : replayable(reason, (name) => unit.origin(name), cause)
@@ -83,7 +84,7 @@ class Attempts {
 
   constructor(private readonly policy: Policy) {}
 
-  /** Takes another attempt; returns false if the budget is used up. */
+  /** Takes another attempt from the budget, and returns false if that is used up. */
   take({ error, origin }: Replayable): boolean {
     if (!origin.takeReplay(this.policy, this.count, error)) {
       this.endedBy = "budget"
@@ -100,8 +101,8 @@ class Attempts {
   }
 
   /**
-   * Reports that there is no further attempt: in the failure, if it is an error of this library,
-   * else in the log.
+   * Reports that there is no further attempt: as an observation, and in the failure if that is an
+   * error of this library, else in the log.
    */
   end({ cause, error, origin }: Replayable): Effect.Effect<void> {
     return Effect.suspend(() => {
@@ -119,10 +120,12 @@ class Attempts {
 }
 
 /**
- * Runs work again while it fails with a reason to do so, and schedule and budget grant another
- * attempt. `first` is the exit of an earlier attempt. It must run in an uninterruptible region,
- * because an interruptible handler would lose the failures beside an interruption; `restore` is for
- * the work and the pauses. `transactions` returns the transactions of the last attempt.
+ * Runs work again while `reasonFor` returns a failure, and the schedule and the budget grant
+ * another attempt. `first` is the exit of an earlier attempt. `transactions` returns the
+ * transactions of the last attempt.
+ *
+ * It must run in an uninterruptible region, because an interruptible handler would lose the
+ * failures beside an interruption. `restore` is for the work and the pauses.
  */
 export const retryTransaction = <A, E, R>(
   restore: Restore,
@@ -162,7 +165,7 @@ export const retryTransaction = <A, E, R>(
     })
   })
 
-/** An open unit of work, as its retries see it. */
+/** An open unit of work, as its retries use it. */
 interface Opened {
   readonly unit: Unit
   readonly isRolledBack: boolean
@@ -192,7 +195,7 @@ export const retryUnit = <O extends Opened, A, E, R>(
       if (opened === undefined) return undefined
       const { isRolledBack, unit } = opened
       const cause = Exit.isFailure(exit) ? exit.cause : Cause.empty
-      // the outcome of the options may have rolled a success back
+      // the function `outcome` of the options may have rolled back a success
       return Exit.isFailure(exit) || isRolledBack
         ? replayableUnit(unit, reasonOf(unit.failures, cause), cause)
         : undefined

@@ -43,7 +43,10 @@ export const runUnit = <A, E, R>(
   })
 }
 
-/** Runs a request as a unit of work; its labels are known when its first statement runs. */
+/**
+ * Runs a request as a unit of work. `describe` returns its labels, which may not be known before
+ * its first statement.
+ */
 export const runDescribed = <A, E, R>(
   self: Effect.Effect<A, E, R>,
   options: UnitOptions<A, E>,
@@ -91,7 +94,8 @@ export const runNested = <A, E, R>(
 }
 
 /**
- * Makes a unit take the options of a part that joins it. If one option is refused, none is taken.
+ * Makes a unit take the options of a part that joins it, or returns the conflict and changes
+ * nothing.
  */
 export const demandOfUnit = (
   context: TransactionContext,
@@ -110,7 +114,8 @@ export const demandOfUnit = (
 }
 
 /**
- * Makes the open transactions around a unit of work, which it joins, take its settings.
+ * Makes the open transactions around a unit of work that joins them take its settings, or returns
+ * the conflict.
  */
 export const demandAround = (
   around: TransactionContext | undefined,
@@ -122,7 +127,7 @@ export const demandAround = (
   return undefined
 }
 
-/** Returns the failure of an exit, if it is one. */
+/** Returns the failure of an exit, or `undefined` for a success. */
 const failureOf = (exit: Exit.Exit<unknown, unknown>): unknown =>
   Exit.isFailure(exit) ? Cause.squash(exit.cause) : undefined
 
@@ -198,8 +203,8 @@ const runInNewUnit = <A, E, R>(
 }
 
 /**
- * Runs a part of a unit of work. Its end is left to the unit, which takes or refuses the options of
- * the part.
+ * Runs a part that joins a unit of work. The unit takes the options of the part, or refuses the
+ * part.
  */
 const runJoined = <A, E, R>(
   self: Effect.Effect<A, E, R>,

@@ -23,7 +23,7 @@ const noSettingsByDatabase: SettingsByDatabase = { all: noSettings, databases: n
 
 /** A unit of work. */
 export class Unit extends UnitTransactions {
-  /** The number of the attempt, if the work is run again. */
+  /** The number of the attempt, from 1. */
   attempt = 1
   private ends: EndsUnderWay | undefined = undefined
   private joined: JoinedPart | undefined = undefined
@@ -56,15 +56,15 @@ export class Unit extends UnitTransactions {
   }
 
   override whenStored(action: () => void): boolean {
-    // a fiber that outlives the unit acts on the work that the unit has passed to the unit around
-    // it
+    // a fiber that outlives the unit defers the action to the unit around, which may have taken the
+    // work
     if (this.hasEnded) return super.whenStored(action)
     this.pending ??= []
     this.pending.push(action)
     return true
   }
 
-  /** Drops the deferred actions, if all work that they may belong to is undone. */
+  /** Discards the deferred actions if all work of the unit so far is undone. */
   dropPending(): void {
     if (this.isUndone) this.pending = undefined
   }
@@ -74,8 +74,9 @@ export class Unit extends UnitTransactions {
   }
 
   /**
-   * Runs the deferred actions; an early commit stores only a part of the work, so the end runs them
-   * again.
+   * Runs the deferred actions, or at the end of the unit passes them to the unit or transaction
+   * around it, if there is one. An early commit stores only a part of the work, so the actions run
+   * again at the end.
    */
   stored(isEarly: boolean): void {
     for (const action of this.pending ?? []) if (isEarly || !super.whenStored(action)) action()
@@ -88,7 +89,7 @@ export class Unit extends UnitTransactions {
     return this.joined
   }
 
-  /** Makes the transactions around the unit in which it has written end in rollback. */
+  /** Makes the transactions around the unit end in rollback if the unit has written in them. */
   undoJoined(cause: unknown): void {
     this.joined?.undo(cause)
   }
@@ -97,14 +98,17 @@ export class Unit extends UnitTransactions {
     return this.describe === undefined ? (super.work(fiber) ?? this.behind?.work(fiber)) : this.describe(fiber)
   }
 
-  /** True if no transaction has begun in the unit, and its end has nothing to do. */
+  /**
+   * True if the unit has no transaction, no waiting hook and no deferred action, so its end has
+   * nothing to do.
+   */
   get isUntouched(): boolean {
     return this.isUnused && !this.hasPending
   }
 
   /**
-   * True if a part of the work is stored, may be stored, or is in a transaction around the unit.
-   * Then the unit cannot be run again as a whole.
+   * True if a part of the work is stored, may be stored, or is in a transaction around the unit, or
+   * an end is in progress. Then the unit cannot be run again as a whole.
    */
   get hasCommitted(): boolean {
     return this.isEnding || this.keepsPart
@@ -137,8 +141,8 @@ export class Unit extends UnitTransactions {
   }
 
   /**
-   * Checks the transactions that have begun, and the settings of those that have not, by the same
-   * rules.
+   * Checks the settings of a part against the transactions around the unit, those that it has
+   * begun, and its settings for those that it has not begun.
    */
   override demand(required: SettingsByDatabase, joins: boolean): Demanded {
     const takeAround = super.demand(required, joins && !this.isNested)
@@ -159,8 +163,8 @@ export class Unit extends UnitTransactions {
   }
 
   /**
-   * Checks the order of commits and the check that a part requires. Returns the same as {@link
-   * demand}.
+   * Checks the completion options that a part requires. Returns the conflict, or a function that
+   * applies them, as {@link demand}.
    */
   demandCompletion(order: Order | undefined, checked: boolean | undefined): Demanded {
     const { completion } = this

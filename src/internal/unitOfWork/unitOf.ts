@@ -12,8 +12,8 @@ export const unitOf = (context: TransactionContext | undefined): Unit | undefine
 }
 
 /**
- * Returns the unit of work that a part joins: none if the part was isolated from a database on
- * purpose.
+ * Returns the unit of work that a part joins, if there is one. A part that was isolated from a
+ * database on purpose joins none.
  */
 export const joinableUnitOf = (context: TransactionContext | undefined): Unit | undefined => {
   for (let one = context; one !== undefined; one = one.parent) {

@@ -1,6 +1,6 @@
 /**
- * The transactions of a unit of work: those that it has begun, the hooks that wait for one, and the
- * read affinity.
+ * The transactions that a unit of work has begun, the hooks that wait for one, and the affinity of
+ * reads to servers.
  */
 import type { Role } from "../../Topology.js"
 import type { Settings } from "../../Transaction.js"
@@ -40,8 +40,8 @@ export abstract class UnitTransactions extends TransactionContext {
   abstract get isNested(): boolean
 
   /**
-   * Returns the settings of a transaction that the unit begins on a database; without a name, the
-   * settings for databases that have none of their own.
+   * Returns the settings of a transaction that the unit begins on a database. Without a name, these
+   * are the settings for databases that have none of their own.
    */
   abstract settingsFor(database: string | undefined): Settings
 
@@ -82,7 +82,10 @@ export abstract class UnitTransactions extends TransactionContext {
     return transaction
   }
 
-  /** Adds a transaction of its own, with the hooks that have waited for it. */
+  /**
+   * Adds a transaction that the unit has begun, with the hooks that have waited for it. After the
+   * end of the unit the transaction is rolled back instead.
+   */
   protected add(transaction: Transaction): void {
     const { level, origin } = transaction
     transaction.isOfUnit = true
@@ -109,7 +112,10 @@ export abstract class UnitTransactions extends TransactionContext {
     return this.transactions?.get(transaction.origin) === transaction
   }
 
-  /** Takes the hooks without a transaction, of some databases. */
+  /**
+   * Removes the hooks without a transaction on the databases that `isMeant` selects, and returns
+   * them.
+   */
   protected takeWaiting(isMeant: (origin: Origin) => boolean): ReadonlyArray<readonly [Origin, HooksOfDatabase]> {
     const { waiting } = this
     if (waiting === undefined) return none
@@ -123,7 +129,10 @@ export abstract class UnitTransactions extends TransactionContext {
     return !this.ended
   }
 
-  /** Keeps a hook until a transaction begins. */
+  /**
+   * Adds a hook to the transaction of its database, or to the hooks that wait for a transaction.
+   * Returns false after the end of the unit.
+   */
   override addHook(origin: Origin, hook: Hook, begin: Begin): boolean {
     if (this.ended) return false
     const own = this.transactions?.get(origin)
@@ -168,15 +177,13 @@ export abstract class UnitTransactions extends TransactionContext {
     return this.transactions === undefined ? none : [...this.transactions.values()]
   }
 
-  /**
-   * Returns the unit's transaction on a database, after it has begun if it has nothing but hooks.
-   */
+  /** Returns the unit's transaction on a database. If it has nothing but hooks, this begins it. */
   beginOwn(origin: Origin): Transaction | undefined {
     const waiting = this.waiting?.of(origin)
     return this.transactions?.get(origin) ?? (waiting === undefined ? undefined : this.open(origin, waiting.begin))
   }
 
-  /** Returns the database of a name, if the unit has used it. */
+  /** Returns the database with a name, if the unit has used it. */
   origin(database: string): Origin | undefined {
     const known = [...(this.transactions?.keys() ?? []), ...(this.affinities?.keys() ?? [])]
     return known.find((origin) => origin.database === database)
@@ -197,7 +204,10 @@ export abstract class UnitTransactions extends TransactionContext {
     this.ended = true
   }
 
-  /** Forgets a transaction that has ended; the next statement on its database begins another. */
+  /**
+   * Removes a transaction that ends before the unit, and records if its work may be stored. The
+   * next statement on its database begins another transaction.
+   */
   forget(transaction: Transaction): void {
     if (this.isOwn(transaction)) this.transactions?.delete(transaction.origin)
     if (!transaction.level.touched) return

@@ -1,6 +1,6 @@
 /**
- * The hooks of a unit of work that wait for a transaction. A hook begins none itself, because later
- * reads would have to join that.
+ * The hooks of a unit of work that wait for a transaction. A hook begins no transaction itself,
+ * because later reads would have to join it.
  */
 import type { Options } from "../../Transaction.js"
 import type { Hook } from "../transaction/hook.js"
