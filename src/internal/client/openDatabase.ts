@@ -137,7 +137,7 @@ export const openDatabase = <L extends Listening>(
     revealRedactedValues()
     const credentials = (server: DatabaseConfig.ServerConfig) => makeCredentialSource(config, server, runtime)
     const isEchoing = config.echo !== LogLevel.None
-    // without `echo`, warnings are logged nevertheless, such as leaks
+    // without `echo`, only leaks and servers that cannot prove their position are logged
     const observers = new Observers(yield* makeLogger(isEchoing ? LogLevel.None : LogLevel.Warning))
     if (isEchoing) observers.add(yield* makeLogger(config.echo))
     // closed in parallel, so that a server that does not answer delays the close by one timeout
