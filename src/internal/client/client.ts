@@ -1,6 +1,6 @@
 /**
- * The `PgClient` of a program. Each statement runs in the transaction around it, or else on a
- * server that is chosen for it.
+ * The `PgClient` of a database for one role. Each statement runs in the transaction around it, or
+ * else on a server that is chosen for it.
  */
 import * as Reactivity from "@effect/experimental/Reactivity"
 import * as SqlClient from "@effect/sql/SqlClient"
@@ -42,8 +42,9 @@ const byExit = (exit: Exit.Exit<unknown, unknown>): Exit.Exit<"commit" | "rollba
   Exit.succeed(Exit.isSuccess(exit) ? "commit" : "rollback")
 
 /**
- * Runs an effect in a transaction of an executor. `wrap` converts the failures of the transaction
- * itself.
+ * Runs an effect as the propagation of `options` decides: in a new transaction, in a savepoint, as
+ * a part of the current transaction, outside of any, or not at all. `wrap` converts the failures of
+ * the transaction itself.
  *
  * @internal
  */
@@ -64,7 +65,7 @@ export const withTransaction = <A, E, R, X>(
     const { label, retry = false } = options
     if (current !== undefined && (chosen._tag === "join" || chosen._tag === "nest")) {
       const isTaken = retry === false || ambient?.takeRetry(rootOf(current), retry) === true
-      // a refused transaction changes nothing
+      // this check precedes `raiseIsolation`, so that a refused part changes nothing
       if (!isTaken && chosen._tag === "join") return Effect.fail(wrap(retryRefused(executor.database)))
       raiseIsolation(current, options, chosen._tag === "join")
     }
@@ -167,13 +168,13 @@ export const make = (
       const copy = makeCopy(executor, kind, rename, options.transformJson ?? true)
       const client: Client = Object.assign(statement, members, copy, {
         reserve: makeSandboxReserve(executor, kind),
-        // the cast: it refers to the client that is being made, and is set below
+        // the cast: `safe` is the client itself, and is set below
         safe: undefined as unknown as Client,
         withoutTransforms: () => withoutTransforms(client)
       })
       Object.assign(client, { safe: client })
       if (executor.sandbox !== undefined) return client
-      // it is a getter, so that the call site is where the property is read
+      // `reserve` is a getter, so that the call site is where the program reads the property
       return Object.defineProperty(client, "reserve", {
         configurable: true,
         enumerable: true,

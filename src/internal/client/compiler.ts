@@ -1,6 +1,6 @@
 /**
  * The compilers that turn a statement into its text and parameters. They compile as @effect/sql-pg
- * does, and keep the columns and parts of statements that it loses.
+ * does, after `completeHelpers` has replaced the helpers that lose columns or values.
  */
 import * as Statement from "@effect/sql/Statement"
 import { identity } from "effect/Function"
@@ -14,8 +14,8 @@ type PgJson = Statement.Custom<"PgJson", unknown>
 const pgJson = Statement.custom<PgJson>("PgJson")
 
 /**
- * Returns a value as JSON, as a part of a statement. It has `toPostgres` because node-postgres
- * calls that for an element of an array.
+ * Returns a fragment that sends a value as JSON. Its `toPostgres` encodes it as an element of an
+ * array.
  */
 export const json = (value: unknown): Statement.Fragment =>
   Object.assign(pgJson(value, undefined, undefined), {
@@ -25,7 +25,7 @@ export const json = (value: unknown): Statement.Fragment =>
 
 const escape = Statement.defaultEscape('"')
 
-/** The compiler of PostgreSQL. */
+/** Makes a compiler for PostgreSQL that replaces no helpers. */
 const makePlain = (
   rename: ((name: string) => string) | undefined,
   renameJson: ((key: string) => string) | undefined,
@@ -60,7 +60,8 @@ class Compiler implements Statement.Compiler {
 }
 
 /**
- * Makes a compiler that renames the columns and, unless `transformJson` is false, the keys of JSON.
+ * Makes the compiler of a client. `rename` applies to identifiers and, unless `transformJson` is
+ * false, to the keys of JSON.
  */
 export const makeCompiler = (
   rename?: ((name: string) => string) | undefined,
@@ -69,24 +70,25 @@ export const makeCompiler = (
 
 /**
  * Makes a compiler for statements that take no parameters: `write` turns each value into a part of
- * the text. The compiler throws if a fragment of plain text has parameters of its own, because only
- * the server can tell where they are in it.
+ * the text. The compiler throws if the text contains NUL, or if a literal fragment has parameters
+ * of its own, because their places in its text are unknown.
  */
 export const makeInliner = (
   rename: ((name: string) => string) | undefined,
   transformJson: boolean,
   write: (value: unknown) => string
 ) => {
-  // no statement contains NUL, so that the text between two of them is the number of a placeholder
+  // a statement must not contain NUL, so the text between two of them is the number of a
+  // placeholder
   const compiler = makePlain(rename, transformJson ? rename : undefined, (index) => `\0${index}\0`)
   return ({ segments }: Statement.Fragment): Inlined => {
     if (segments.some((one) => one._tag === "Literal" && one.params !== undefined && one.params.length > 0)) {
-      throw new Error("a text with parameters of its own cannot be a part of a COPY: write it as a template")
+      throw new Error("sql.unsafe with parameters cannot be a part of a COPY: write it as a template")
     }
-    // a statement keeps the text that another compiler has made of it; a new object has none
+    // a fragment caches the text of the compiler that ran first, so this compiles a new object
     const [text, values] = compiler.compile(completeHelpers({ [Statement.FragmentId]: identity, segments }), false)
     const pieces = text.split("\0")
-    if (pieces.length !== 2 * values.length + 1) throw new Error("the statement holds a NUL character")
+    if (pieces.length !== 2 * values.length + 1) throw new Error("the statement contains a NUL character")
     return new Inlined(
       pieces.map((piece, i) =>
         i % 2 === 0 ? plain(piece) : { sent: write(values[Number(piece) - 1]), shown: `$${piece}` }

@@ -1,5 +1,5 @@
 /**
- * COPY as effects: rows that are sent to the server, and rows that it sends.
+ * COPY as effects: `copyFrom` sends rows to the server, and `copyTo` streams the rows of a query.
  */
 
 import type { SqlError } from "@effect/sql/SqlError"
@@ -26,13 +26,13 @@ import { endsWithin, endTimeout, outcomeOf, type RunningCopy, startCopy, stopCop
 import type { Executor } from "./executor.js"
 import { locationOf } from "./statementRetry.js"
 
-/** Function that builds the failure of refused data, with its place. */
+/** Function that builds the error of refused data, with its line and column. */
 type Refuse = (cause: unknown, line: number, column: string | undefined, server?: string) => SqlError
 
 const escape = Statement.defaultEscape('"')
 
-/** Failures that may not occur in another attempt: no row of the data has caused them. */
-const aboutMoment = new Set<DatabaseError["_tag"]>([
+/** The tags of failures that are not caused by a row of the data. */
+const notAboutData = new Set<DatabaseError["_tag"]>([
   "DeadlockDetected",
   "Disconnected",
   "IdleTransactionTimeout",
@@ -64,7 +64,7 @@ export const makeCopy = (
     prepare: false
   })
 
-  /** Builds the failures of a COPY with data that is refused. */
+  /** Returns the function that builds the errors of refused data. */
   const refusing =
     (fiber: Fiber.RuntimeFiber<unknown, unknown>, { site, text: sql }: Request, table: string): Refuse =>
     (cause, line, column, server = "") => {
@@ -83,12 +83,15 @@ export const makeCopy = (
       )
     }
 
-  /** Adds to a refusal its place in the data, if the server names it. */
+  /**
+   * Returns a function that turns a failure into a `CopyFailed` with its line and column, if the
+   * server names the line and a row has caused the failure.
+   */
   const located = (table: string, columns: ReadonlyArray<string>, refuse: Refuse) => (error: SqlError) => {
     const refusal = fromSqlError(error)
     const { cause } = refusal as { readonly cause?: unknown }
     const context = cause instanceof Error && isServerError(cause) ? cause.where : undefined
-    if (context === undefined || aboutMoment.has(refusal._tag)) return error
+    if (context === undefined || notAboutData.has(refusal._tag)) return error
     const renamed = columns.map(named)
     const spot = errorPositionIn(context, named(table).split(".").at(-1) ?? "", renamed)
     if (spot === undefined) return error
@@ -96,7 +99,7 @@ export const makeCopy = (
     return refuse(refusal, spot.line, column, "server" in refusal ? refusal.server : "")
   }
 
-  /** Sends rows as fast as the server takes them, and then the end of the data. */
+  /** Sends rows as fast as the server reads them, and then the end of the data. */
   const feed = <E, R>(
     data: CopyIn,
     columns: ReadonlyArray<string>,
@@ -170,8 +173,8 @@ export const makeCopy = (
   }
 
   /**
-   * Makes the pull of the blocks, which ends the transaction after the last block, and the
-   * finalizer.
+   * Makes the pull of a `copyTo` and its finalizer. The pull returns the blocks, and ends the
+   * transaction after the last one.
    */
   const blocks = (running: RunningCopy, data: CopyOut, options: Options) => {
     let bytes = 0
@@ -198,8 +201,8 @@ export const makeCopy = (
         if (isOver) return Effect.void
         const { copying, transaction } = running
         if (!data.isSent || Exit.isFailure(exit)) return stopCopy(running, data, undefined)
-        // the consumer has stopped early: if the rest comes soon, the connection and the writes of
-        // the query are kept
+        // the consumer has stopped early: if the remaining blocks arrive within `endTimeout`, the
+        // writes of the query are committed and the connection can be reused
         data.discard()
         return Effect.flatMap(endsWithin(copying, endTimeout), (hasEnded) =>
           hasEnded && transaction.level.state === "open" && copying.unsafePoll()?._tag === "Success"

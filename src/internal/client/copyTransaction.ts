@@ -31,15 +31,15 @@ export interface RunningCopy {
   readonly transaction: Transaction
   readonly copying: Fiber.RuntimeFiber<number, SqlError>
   /**
-   * Commits the transaction, or releases the savepoint. `restore` is `undefined` if the caller was
-   * interrupted.
+   * Commits the transaction. Releases the savepoint of a writer, and rolls back that of a reader.
+   * `restore` is `undefined` if the caller no longer waits for the result.
    */
   readonly keep: (restore: Restore | undefined) => Effect.Effect<void, SqlError>
 }
 
 /**
- * The timeout of the remaining rows after the consumer of a COPY has stopped, and of the answer to
- * the end of its data, in ms.
+ * The timeout, in ms, for the remaining rows after the consumer of a `copyTo` has stopped, and for
+ * the answer to the CopyFail of a `copyFrom`.
  */
 export const endTimeout = 400
 
@@ -56,7 +56,7 @@ const optionRules: OptionRules<Options> = {
   onProgress: aFunction
 }
 
-/** Waits until a fiber has ended; succeeds with `false` after a timeout in ms. */
+/** Waits until a fiber has ended. Succeeds with `false` if that takes longer than `timeout` ms. */
 export const endsWithin = (fiber: Fiber.RuntimeFiber<unknown, unknown>, timeout: number): Effect.Effect<boolean> =>
   Effect.async((resume) => {
     const stop = clock.later(timeout, () => resume(Effect.succeed(false)))
@@ -71,8 +71,8 @@ export const outcomeOf = <A, E>(fiber: Fiber.RuntimeFiber<A, E>): Effect.Effect<
   Effect.flatten(Fiber.await(fiber))
 
 /**
- * Creates a savepoint of the open transaction, or a transaction for the COPY. If the client is a
- * reader, it is read-only, also inside of a transaction of a writer.
+ * Creates a savepoint of the open transaction, or a transaction for the COPY. The COPY of a reader
+ * is read-only, also inside of a transaction of a writer.
  */
 const begin = (
   executor: Executor,
@@ -93,9 +93,9 @@ const begin = (
 }
 
 /**
- * Commits a COPY, or leaves that to the transaction around it. Rolls back if that fails. A
- * `copyFrom` counts as undone if its caller is interrupted meanwhile; the rows of a `copyTo` are
- * all read by then.
+ * Commits the transaction of a COPY, or releases its savepoint. Rolls back after a failure. A
+ * `copyFrom` in a savepoint counts as undone if its caller is interrupted meanwhile, but a `copyTo`
+ * does not, because all its rows have been read.
  */
 const commit = (transaction: Transaction, data: Data, restore: Restore | undefined): Effect.Effect<void, SqlError> =>
   Effect.catchAllCause(
@@ -109,7 +109,9 @@ const commit = (transaction: Transaction, data: Data, restore: Restore | undefin
       )
   )
 
-/** Starts a COPY in a fiber that only `stopCopy` interrupts. */
+/**
+ * Begins the transaction of a COPY, and starts the COPY in a fiber that only `stopCopy` interrupts.
+ */
 export const startCopy = (
   executor: Executor,
   kind: Role,
@@ -142,7 +144,7 @@ export const startCopy = (
       transaction,
       copying,
       keep: (restore) =>
-        // a reader's settings for its statement are undone with the savepoint
+        // the rollback also undoes the settings of the savepoint, which make it read-only
         kind === "reader" && transaction.level.parent !== undefined
           ? rollback(transaction, restore)
           : Effect.zipRight(commit(transaction, data, restore), recorded)
@@ -150,9 +152,9 @@ export const startCopy = (
   })
 
 /**
- * Rolls back a COPY. If the server waits for data, it gets CopyFail and answers at once. If it does
- * not answer, or does not wait for data, the statement is interrupted like any other. ROLLBACK
- * follows.
+ * Stops a COPY and rolls it back. If the server waits for data, CopyFail is sent and its answer
+ * awaited for `endTimeout`. A COPY that is still running is then cancelled like any other
+ * statement.
  */
 export const stopCopy = (
   { copying, transaction }: RunningCopy,
@@ -161,7 +163,7 @@ export const stopCopy = (
 ): Effect.Effect<void> =>
   Effect.suspend(() => {
     const isAnswered = data._tag === "in" && data.isOpen ? endsWithin(copying, endTimeout) : Effect.void
-    if (data._tag === "in") data.fail("the data ends here, and nothing of it is to be stored")
+    if (data._tag === "in") data.fail("the client has stopped the COPY")
     else data.discard()
     return isAnswered.pipe(
       Effect.zipRight(Fiber.interrupt(copying)),

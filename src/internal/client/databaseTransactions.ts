@@ -1,6 +1,6 @@
 /**
- * The transactions of an opened database: the one that a statement belongs to, and those that it
- * begins.
+ * The transactions of an opened database: the look-up of the transaction of a statement, and the
+ * beginning of new ones.
  */
 
 import * as Context from "effect/Context"
@@ -31,7 +31,10 @@ import { StatementRetry } from "./statementRetry.js"
 
 const none: ReadonlyArray<never> = []
 
-/** Adds the label of the work around to the options of a transaction. */
+/**
+ * Adds the label and the application name of the work around to the options of a transaction that
+ * has none.
+ */
 const withLabel = (options: Options, work: WorkLabel | undefined): Options =>
   work === undefined
     ? options
@@ -75,8 +78,8 @@ export class DatabaseTransactions implements Origin {
   }
 
   /**
-   * Returns the transaction that a statement belongs to; in a unit of work a writer's statement
-   * begins one.
+   * Returns the transaction that a statement belongs to, or `undefined` if it runs in none. In a
+   * unit of work, a writer's first statement begins one.
    */
   transactionFor(
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
@@ -93,7 +96,7 @@ export class DatabaseTransactions implements Origin {
     }
     const found = ambient.enlist(this, "writer")
     if (found === "none") return undefined
-    // everything in this transaction is undone, so a read outside of it misses no write
+    // all writes of this transaction are undone, so a read outside of it misses none
     if (kind === "reader" && found?.level.presence === "undone") return undefined
     return (
       found ??
@@ -146,8 +149,8 @@ export class DatabaseTransactions implements Origin {
   }
 
   /**
-   * Returns a function that chooses the source of a connection. A repeated call, for another
-   * attempt, chooses another server if one fits.
+   * Returns a function that chooses the source of a connection. For a reader, each further call,
+   * for another attempt, chooses another server if possible.
    */
   picker(
     kind: Role,
@@ -165,7 +168,7 @@ export class DatabaseTransactions implements Origin {
     this.retry.giveBackTransactions(policy, count)
   }
 
-  /** Returns the description of a caller, if reports name the callers. */
+  /** Returns the description of a caller, if reports or an observer use it. */
   caller(
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
     site: CallSite | undefined,

@@ -1,5 +1,6 @@
 /**
- * The hooks of the settings for the sessions of a pool: effects that run on one physical connection.
+ * The hooks `onConnect`, `onCheckout` and `resetOnReturn` of the settings: effects that run on one
+ * physical connection of a pool.
  */
 import * as Reactivity from "@effect/experimental/Reactivity"
 import * as SqlClient from "@effect/sql/SqlClient"
@@ -16,7 +17,7 @@ import { makeCompiler } from "./compiler.js"
 import { makeRun } from "./reserve.js"
 import { makeSqlConnection } from "./sqlConnection.js"
 
-const dirty = new Error("it left the session busy or in a transaction")
+const dirty = new Error("the hook left the session busy or in a transaction")
 
 /** Makes a client that runs all its statements on one connection. */
 const makeClient = (
@@ -48,12 +49,11 @@ const toError = (cause: Cause.Cause<unknown>): Error => {
 const fromEffect = (config: DatabaseConfig, runtime: Runtime.Runtime<never>, effect: SessionEffect): SessionTask => {
   const fork = Runtime.runFork(
     // a database may be opened inside of a transaction of another one, and the hooks must not run
-    // in that
+    // in that transaction
     Runtime.updateContext(runtime, Context.omit(SqlClient.TransactionConnection))
   )
   return (connection, done) => {
-    // a fiber that a hook has forked may outlive the hook, and another caller may have the session
-    // then
+    // a fiber that a hook has forked may outlive the hook, when another caller may use the session
     let hasEnded = false
     const fiber = fork(
       Effect.flatMap(
@@ -79,7 +79,7 @@ const discardAll: SessionTask = (connection, done) => {
   return () => {}
 }
 
-/** Runs tasks one after the other. */
+/** Returns a task that runs two tasks in order. A failure of the first skips the second. */
 const inTurn =
   (first: SessionTask, second: SessionTask): SessionTask =>
   (connection, done) => {
@@ -101,7 +101,7 @@ export const makeLifecycleHooks = (config: DatabaseConfig, runtime: Runtime.Runt
     onCheckout: task(onCheckout),
     onReturn:
       resetOnReturn === "discardAll"
-        ? // what a new session gets belongs to it for as long as it lives
+        ? // DISCARD ALL also undoes the work of `onConnect`, so `onConnect` runs again
           setUp === undefined
           ? discardAll
           : inTurn(discardAll, setUp)

@@ -1,6 +1,6 @@
 /**
- * Renamed rows: the names of columns and, if requested, the keys of JSON at every depth, by the
- * rules for parameters.
+ * The renaming of rows: of the columns and, if requested, of the keys of JSON at every depth. It
+ * follows the rules for parameters.
  */
 import { isPlain, renameKeys } from "../protocol/parameterEncoder.js"
 import type { TransformRows } from "./sqlConnection.js"
@@ -17,8 +17,8 @@ const value =
 const itself = (given: unknown): unknown => given
 
 /**
- * Returns a function that renames rows. A text with several commands has a list of rows for each
- * command.
+ * Returns a function that renames rows. The result of a text with several commands has a list of
+ * rows for each command.
  */
 export const renameRows = (rename: Rename, isDeep: boolean): NonNullable<TransformRows> => {
   const inside = isDeep ? value(rename) : itself

@@ -34,12 +34,15 @@ import { Executor } from "./executor.js"
 import { makeLifecycleHooks } from "./lifecycleHooks.js"
 import type { NamedClass } from "./uniqueNames.js"
 
-/** Listening connection, as the clients need it. */
+/** The part of the listening connection that the clients use. */
 interface Listening {
   readonly payloads: (channel: string) => Stream.Stream<string, SqlError>
 }
 
-/** Function that makes the listening connection. It is passed in, because `listen` is a higher layer. */
+/**
+ * Function that makes the listening connection. It is a parameter, because `listen` is a higher
+ * layer.
+ */
 type MakeListen<L> = (executor: Executor) => Effect.Effect<L, never, Scope.Scope>
 
 /** Opened database. */
@@ -53,7 +56,7 @@ interface OpenedDatabase<L> {
   readonly owner: NamedClass
 }
 
-/** Makes the clients of an executor. */
+/** Makes the listening connection and the clients of an executor. */
 const makeClients = <L extends Listening>(
   executor: Executor,
   observers: Observers,
@@ -66,7 +69,8 @@ const makeClients = <L extends Listening>(
     return {
       writer: yield* makeClient(executor, "writer", listen.payloads),
       reader,
-      // a reader's statement runs in an open transaction if the consistency allows that
+      // `any` is the reader, whose statements run in an open transaction if the consistency allows
+      // it
       any: reader,
       executor,
       listen,
@@ -76,8 +80,8 @@ const makeClients = <L extends Listening>(
   })
 
 /**
- * Checks a server by opening one connection. Retries until `connectTimeout` while `waits` accepts
- * the reason of the failure.
+ * Checks that a server accepts a connection and has the required role. Retries until
+ * `connectTimeout` while `waits` accepts the reason of the failure.
  */
 const verify = (
   pool: Pool,
@@ -86,7 +90,8 @@ const verify = (
 ): Effect.Effect<void, StartupError> =>
   Effect.suspend(() => {
     const last = clock.now() + pool.options.pool.connectTimeout
-    // later than the timeout of the connect, because the failure of the connect has the reason
+    // later than the timeout of the connect, so that the failure of the connect, which has the
+    // reason, arrives first
     const deadline = last + 500
     const attempt = Effect.async<void, ConnectFailed>((resume) => {
       let checkedOut: Connection | undefined
@@ -132,11 +137,11 @@ export const openDatabase = <L extends Listening>(
     revealRedactedValues()
     const credentials = (server: DatabaseConfig.ServerConfig) => makeCredentialSource(config, server, runtime)
     const isEchoing = config.echo !== LogLevel.None
-    // leaks, and servers that cannot prove their position, are logged also without a subscriber
+    // without `echo`, only leaks and servers that cannot prove their position are logged
     const observers = new Observers(yield* makeLogger(isEchoing ? LogLevel.None : LogLevel.Warning))
     if (isEchoing) observers.add(yield* makeLogger(config.echo))
-    // closed in parallel, so that a server without answers delays the close by one timeout, and not
-    // by one for each kind of connection
+    // closed in parallel, so that a server that does not answer delays the close by one timeout
+    // only
     const sockets = yield* Scope.fork(yield* Effect.scope, ExecutionStrategy.parallel)
     const topology = yield* Effect.acquireRelease(
       Effect.sync(
@@ -156,7 +161,7 @@ export const openDatabase = <L extends Listening>(
         (server) =>
           // reads go to other servers, so the start neither fails nor waits for this one
           Effect.catchAll(verify(server.reads, config, isNotYet), (error) =>
-            Effect.logWarning(`${error.message}; it is left out until it answers`)
+            Effect.logWarning(`${error.message}; reads use other servers until this one answers`)
           ).pipe(Effect.forkScoped),
         { discard: true }
       )

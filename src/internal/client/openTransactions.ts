@@ -29,14 +29,15 @@ export class OpenTransactions {
       .sort((a, b) => b.ageMillis - a.ageMillis)
   }
 
-  /** Adds a transaction that has got its connection. */
+  /** Adds a transaction after its checkout. */
   add(provider: PoolConnectionProvider): void {
     provider.since = clock.now()
     provider.index = this.providers.push(provider) - 1
   }
 
   /**
-   * Removes a transaction that returns its connection. The last one of the list takes its index.
+   * Removes a transaction that returns its connection. The last transaction of the list moves to
+   * the index that becomes free.
    */
   remove(provider: PoolConnectionProvider): void {
     const last = this.providers.pop()

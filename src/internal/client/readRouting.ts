@@ -1,6 +1,5 @@
 /**
- * Read routing: the server that serves a read, by the consistency that is in force and the choice
- * of the `Router`.
+ * Read routing: the choice of the server for a read, by the consistency in force and the `Router`.
  */
 
 import * as Context from "effect/Context"
@@ -14,7 +13,7 @@ import type { Server, Topology } from "../topology/topology.js"
 import { causalSessionOf } from "../transaction/ambientScopes.js"
 import type { ReadAffinity, TransactionContext } from "../transaction/context.js"
 
-/** Choice of the servers that serve the reads of one database. */
+/** Chooser of the servers for the reads of one database. */
 export class ReadRouting {
   private turn = 0
 
@@ -24,15 +23,15 @@ export class ReadRouting {
     private readonly choose: Choose
   ) {}
 
-  /** Returns the consistency in force for a fiber, if it is not the default. */
+  /** Returns the consistency in force for a fiber, or `undefined` for the default. */
   consistency(fiber: Fiber.RuntimeFiber<unknown, unknown>): Consistency | undefined {
     return Context.get(fiber.currentContext, CurrentConsistency).get(this.database)
   }
 
   /**
-   * Returns a function that chooses the server of a read. A repeated call, for another attempt,
-   * prefers a server that it has not returned before; if no replica is left it returns the primary,
-   * read-only.
+   * Returns a function that chooses the server of a read. Each further call, for another attempt,
+   * chooses a replica that was not chosen before. If none is left, the function chooses the
+   * primary, read-only, and starts again with all replicas.
    */
   picker(
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
@@ -57,7 +56,7 @@ export class ReadRouting {
       return reads
     }
     return () => {
-      // read at each call, because a transaction may begin long after it was made
+      // evaluated at each call, because a transaction may begin long after it was created
       const requirement = this.requirement(consistency, session, affinity)
       const mayFail = typeof requirement === "object" && requirement.otherwise === "fail"
       if (requirement === "primary" || (affinity?.reader === writer.name && !mayFail)) return writer.reads
@@ -68,8 +67,8 @@ export class ReadRouting {
   }
 
   /**
-   * Returns the writes that a read must see: `none`, all that the `primary` has committed, or the
-   * writes that tokens stand for.
+   * Returns the writes that a read must see: `none`, all writes that the `primary` has committed,
+   * or the writes up to the tokens of a requirement.
    */
   private requirement(
     consistency: Consistency | undefined,

@@ -1,8 +1,9 @@
 import { ConfigInvalid } from "../../DatabaseError.js"
 
 /**
- * Makes the refusal of a function that needs a session, behind a transaction pooler. Otherwise
- * notifications would not arrive, or a lock would belong to the session of another client.
+ * Builds the error of a function that needs a session of its own, for a database behind a
+ * transaction pooler. There, notifications would not arrive, and a lock would belong to a session
+ * that other clients use.
  */
 export const requiresSessionMode = (database: string, what: string): ConfigInvalid =>
   new ConfigInvalid({

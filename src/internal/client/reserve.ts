@@ -31,8 +31,8 @@ const none: ReadonlyArray<never> = []
 const scopeEnded = new Error("the scope of the reserved connection has ended")
 
 /**
- * Makes a function that runs statements on one connection, one after the other. `reader` are the
- * settings of a session that must not write.
+ * Makes a function that runs statements on one connection, one after the other. `reader` has the
+ * settings of a reader's session, which must not write.
  */
 export const makeRun = (
   location: ErrorLocation,
@@ -82,20 +82,20 @@ export const makeRun = (
 }
 
 /**
- * Refuses schema scopes on a reserved connection. It may be in a transaction that the program
- * begins and ends by hand, so it is unknown how long a `SET LOCAL` would last, and names could be
- * looked up in a wrong schema.
+ * Returns the error if schema scopes are in effect, because a reserved connection cannot apply
+ * them: the program begins and ends transactions on it by hand, so a `SET LOCAL` could end early,
+ * and names could be looked up in a wrong schema.
  */
 export const refuseSchemaScopes = (executor: Executor, context: Context.Context<never>): SchemaInvalid | undefined =>
   scopesOf(context)?.find(executor.database) === undefined
     ? undefined
     : new SchemaInvalid({
         database: executor.database,
-        given: "in effect for a reserved connection",
+        given: "in effect on a reserved connection",
         expected: "none: run SET search_path in that session"
       })
 
-/** Checks out a connection for a scope. */
+/** Reserves a connection for a scope. */
 export const makeReserve = (
   executor: Executor,
   kind: Role,
@@ -109,9 +109,10 @@ export const makeReserve = (
     const pick = executor.picker(kind, fiber, ambient)
     const caller = executor.caller(fiber, site, ambient?.work(fiber))
     const deadline = executor.retry.deadline()
-    // the statements of a reserved connection are not observed, so their writes have no token
+    // the results of statements on a reserved connection are not inspected, so their writes have no
+    // token
     const session = kind === "writer" ? causalSessionOf(fiber.currentContext, ambient) : undefined
-    let giveSessionBack = () => {}
+    let endUnreported = () => {}
     let taken: { readonly pool: ConnectionSource; readonly connection: Connection } | undefined
     let ended = false
     const attempt = Effect.async<NonNullable<typeof taken>, StatementError>((resume) => {
@@ -119,7 +120,7 @@ export const makeReserve = (
       const settle: OnCheckout = (failure, connection) => {
         if (connection !== undefined) {
           taken = { pool, connection }
-          if (session !== undefined) giveSessionBack = session.beginUnreported(executor.database)
+          if (session !== undefined) endUnreported = session.beginUnreported(executor.database)
           resume(Effect.succeed(taken))
         } else if (failure !== undefined) resume(Effect.fail(toDatabaseError(failure)))
       }
@@ -133,15 +134,15 @@ export const makeReserve = (
     )
     // the finalizer is added before the checkout, so that an interruption in between leaks no
     // connection
-    const giveBack = Effect.addFinalizer(() =>
+    const release = Effect.addFinalizer(() =>
       Effect.sync(() => {
         ended = true
         if (taken === undefined) return
         taken.pool.checkin(taken.connection)
-        giveSessionBack()
+        endUnreported()
       })
     )
-    return Effect.map(Effect.zipRight(giveBack, Effect.mapError(checkout, toSqlError)), ({ connection, pool }) => {
+    return Effect.map(Effect.zipRight(release, Effect.mapError(checkout, toSqlError)), ({ connection, pool }) => {
       const location = { database: pool.options.database, server: pool.options.server.name }
       const plain = makeRun(location, connection, () => ended, kind === "reader" ? pool.options.session : undefined)
       const run: Run = (request, read) =>

@@ -1,7 +1,7 @@
 /**
- * A session that a reader has reserved. Its statements are in no transaction of this library. So
- * each statement outside of a transaction is guarded against writes, and a transaction of the
- * program is made read-only after its BEGIN.
+ * Statements on a connection that a reader has reserved. They are in no transaction of this
+ * library, so each statement outside of a transaction runs in a read-only guard, and a transaction
+ * of the program is made read-only after its BEGIN.
  */
 
 import type { SessionConfig } from "../../DatabaseConfig.js"
@@ -11,24 +11,27 @@ import { commandsIn } from "../sql/commands.js"
 import { autocommitGuard, runGuarded } from "../statement/autocommitSteps.js"
 
 /**
- * The commands that begin and end transactions. Outside of a transaction all but BEGIN and START
- * are refused, or do nothing.
+ * Matches the commands that control transactions. Outside of a transaction, the server refuses or
+ * ignores all of them except BEGIN and START.
  */
 const control = /^(?:BEGIN|START|COMMIT|END|ROLLBACK|ABORT|SAVEPOINT|RELEASE)\b/
 
 /**
- * The tags after which the transaction may be a new one: COMMIT AND CHAIN has the tag of COMMIT.
+ * The command tags after which a new transaction may be open. COMMIT AND CHAIN has the tag COMMIT.
  */
 const begins = new Set(["BEGIN", "START", "COMMIT", "ROLLBACK"])
 
 /**
- * The steps that make a transaction read-only. It cannot be made writable again after its first
- * query, so the first step is a query; as the last step its rows would be taken for those of the
- * statement.
+ * The steps that make a transaction read-only. A query is among them, because after its first query
+ * a transaction cannot be made writable again. It is the first step, because the rows of the last
+ * step would be read as those of the statement.
  */
 const seal = [constantStep("SELECT 1"), constantStep("SET TRANSACTION READ ONLY")]
 
-/** Runs a statement so that it cannot write, in a transaction that the program has begun by hand or outside of any. */
+/**
+ * Runs a statement that must not write, outside of a transaction or in one that the program has
+ * begun by hand.
+ */
 export const runReadOnly = (
   connection: Connection,
   session: SessionConfig,

@@ -7,9 +7,9 @@ import type { Budget } from "../../RetryPolicy.js"
 import * as clock from "../concurrency/clock.js"
 
 /**
- * Token bucket that fills with time. Work that succeeds in the end returns its tokens. So
- * collisions of callers that succeed later do not empty the bucket, but an outage, in which no work
- * succeeds, empties it.
+ * Token bucket that fills with time. Work that succeeds in the end returns its tokens. So conflicts
+ * between callers that all succeed in the end do not empty the bucket, but an outage, in which no
+ * work succeeds, does.
  */
 export class RetryBudget {
   private tokens: number | undefined
@@ -26,7 +26,10 @@ export class RetryBudget {
     return true
   }
 
-  /** Returns tokens, up to the burst of the policy, and never removes those of another policy. */
+  /**
+   * Returns tokens, up to the burst of the policy. If a policy with a larger burst has filled the
+   * bucket further, no tokens are removed.
+   */
   giveBack(count: number, { burst }: Budget): void {
     if (this.tokens !== undefined) this.tokens = Math.max(this.tokens, Math.min(burst, this.tokens + count))
   }

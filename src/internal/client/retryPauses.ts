@@ -1,9 +1,10 @@
 /**
  * The pauses between the attempts of one statement, or of one checkout.
  *
- * An attempt that found no connection follows the policy's schedule for that until its deadline,
- * whatever failed before. So a statement that was running when the server went away waits as long
- * as a later statement. A statement that a server has received follows a schedule of its own.
+ * An attempt that found no connection is followed by the pauses of `policy.acquire`, until its
+ * deadline, whatever failed before. So a statement that was running when an outage began waits as
+ * long as a later statement. A failure of a statement that the server has received is followed by
+ * the pauses of `policy.statement`.
  */
 
 import * as Duration from "effect/Duration"
@@ -24,7 +25,7 @@ export interface RetryPauses {
   readonly pause: (error: DatabaseError, deadline: number) => Effect.Effect<boolean>
   /** Returns the reason why there is no further attempt. */
   readonly endedBy: () => Retried["endedBy"]
-  /** Returns the tokens of the statement to the budget, because the statement has succeeded. */
+  /** Returns the tokens to the budget after the statement has succeeded. */
   readonly giveBack: () => void
 }
 
@@ -38,7 +39,7 @@ const before = <In>(schedule: Schedule.Schedule<unknown, In>, deadline: () => nu
 const no = Effect.succeed(false)
 const yes = Effect.succeed(true)
 
-/** Creates the pauses of one statement. */
+/** Creates the pauses of one statement, or of one checkout. */
 export const makeRetryPauses = (
   policy: Policy,
   budget: RetryBudget,
@@ -55,9 +56,9 @@ export const makeRetryPauses = (
       else endedBy = "budget"
       return isLeft
     }
-    // a schedule that has ended takes nothing of the budget
+    // `whileInput` does not call `take` once the schedule has ended
     const acquire = yield* Schedule.driver(
-      // a waiting caller costs the server nothing: its pool connects for all of its waiters
+      // waiting for a connect takes no token, because a pool makes the attempts for all its waiters
       // together
       Schedule.whileInput(
         before(policy.acquire, () => until),
@@ -77,7 +78,8 @@ export const makeRetryPauses = (
       if (error._tag === "ConnectFailed") {
         until = deadline
         if (waiters.hasRoom) return waitForServer(error)
-        // the last attempt fails with the reason of the pool, or finds a connection after all
+        // too many callers wait, so the last attempt follows at once: it fails with the error of
+        // the pool, or finds a connection after all
         isLast = true
         return yes
       }

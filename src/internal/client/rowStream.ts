@@ -1,5 +1,5 @@
 /**
- * The rows of a statement as a stream. They are fetched from a portal, batch by batch.
+ * The rows of a statement as a stream that fetches them from a portal, batch by batch.
  */
 
 import type { SqlError } from "@effect/sql/SqlError"
@@ -30,8 +30,8 @@ import { reportServer } from "./statementSpan.js"
 const batch = 128
 
 /**
- * The timeout of the fetch in progress when the consumer stops, in ms. An interruption waits for
- * that fetch and for a COMMIT, which must both end within a second.
+ * The timeout, in ms, of the fetch in progress when the consumer stops early. The close of the
+ * stream waits for this fetch and then for a COMMIT, which together must end within a second.
  */
 const lastFetchTimeout = 400
 
@@ -40,7 +40,10 @@ const toChunk = (exchange: Exchange, transformRows: TransformRows): Chunk.Chunk<
   return Chunk.unsafeFromArray(transformRows === undefined ? rows : transformRows(rows))
 }
 
-/** Ownership of the transaction of a stream. An own transaction ends with the stream. */
+/**
+ * Ownership of the transaction of a stream: the stream ends its `own` transaction, but not a
+ * `shared` one.
+ */
 type Ownership = "own" | "shared"
 
 /**
@@ -105,7 +108,10 @@ const portalStream = (
         portal.close(isOver, () => resume(Effect.void))
       })
     const drop = Effect.suspend(() => (isOwn ? rollback(transaction, undefined) : close(true)))
-    /** Keeps the effects of the statement, as if it had run without a stream. */
+    /**
+     * Commits an own transaction, or closes the portal in a shared one, so that the writes of the
+     * statement are kept.
+     */
     const keep = Effect.suspend(() => {
       if (!isOwn) return close(false)
       if (transaction.level.state !== "open") return drop
@@ -115,8 +121,8 @@ const portalStream = (
     })
     return Effect.as(
       Effect.addFinalizer((exit) => {
-        // the consumer has stopped early; if it stops before the first rows arrive, that counts as
-        // an interruption
+        // after a success before the last row, the consumer has stopped early; before the first
+        // rows, that counts as an interruption
         if (Exit.isSuccess(exit) && portal !== undefined)
           return Effect.if(settle, { onTrue: () => keep, onFalse: () => drop })
         fetches.abort()
@@ -153,8 +159,8 @@ export const makeStream =
             const part = kind === "writer" ? ambient?.part(found) : undefined
             return portalStream(executor, found, request, transformRows, "shared", () => part?.recordSent(found))
           }
-          // this read has a read-only savepoint of its own, and no other statement could run before
-          // its end: so all rows are read at once
+          // the read gets a read-only savepoint, during which no other statement of the transaction
+          // can run, so all rows are read at once
           return Effect.map(
             executor.run(fiber, kind, reported, (exchange) => toChunk(exchange, transformRows)),
             Stream.fromChunk

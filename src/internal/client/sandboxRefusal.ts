@@ -4,8 +4,9 @@ import { endingStatementIn } from "../transaction/endingStatement.js"
 import type { Origin } from "../transaction/transaction.js"
 
 /**
- * Returns the refusal of a statement that would end the transaction of a sandbox; a COMMIT would
- * store it.
+ * Returns the error of a statement that would end the transaction of a sandbox. Its COMMIT would
+ * store the writes of the sandbox. Returns `undefined` for any other statement, and without a
+ * sandbox.
  */
 export const sandboxRefusal = (
   { database, sandbox }: Pick<Origin, "database" | "sandbox">,
@@ -13,6 +14,6 @@ export const sandboxRefusal = (
 ): QueryFailed | undefined => {
   const command = sandbox === undefined ? undefined : endingStatementIn(text)
   if (command === undefined) return undefined
-  const cause = new Error(`${command} would end the sandbox - use withTransaction, or end it on a reserved connection`)
+  const cause = new Error(`${command} would end the sandbox: use withTransaction, or a reserved connection`)
   return new QueryFailed({ database, server: "", cause })
 }

@@ -57,8 +57,8 @@ export const makeSandboxReserve = (
       return transaction === undefined ? Effect.void : rollback(transaction, undefined)
     })
     /**
-     * Commits and returns the tag that the server would return: COMMIT rolls a failed transaction
-     * back, without an error.
+     * Commits the transaction and returns the tag that the server would return. For a failed
+     * transaction that is ROLLBACK, because COMMIT then rolls back without an error.
      */
     const commitOwn = Effect.uninterruptibleMask((restore) =>
       Effect.suspend(() => {

@@ -1,6 +1,5 @@
 /**
- * The connection interface of @effect/sql, with its five functions that run a statement, on top of
- * the executor.
+ * The implementation of the connection interface of @effect/sql by one function that runs requests.
  */
 import type { Connection as SqlConnection } from "@effect/sql/SqlConnection"
 import type { SqlError } from "@effect/sql/SqlError"
@@ -13,12 +12,15 @@ import type { CallSite } from "../observability/callSite.js"
 /** Function that transforms the rows of a statement. */
 export type TransformRows = (<A extends object>(rows: ReadonlyArray<A>) => ReadonlyArray<A>) | undefined
 
-/** Function that runs a statement: by a pool, a transaction or a reserved connection. */
+/**
+ * Function that runs a statement: on a pooled connection, in a transaction or on a reserved
+ * connection.
+ */
 export type Run = <A>(request: Request, read: (exchange: Exchange) => A) => Effect.Effect<A, SqlError>
 
 /**
- * Checks if a text is sent by the simple protocol, which several commands need. One statement with
- * a semicolon in a string may be sent in the same way.
+ * Checks if a text is sent by the simple protocol, which several commands need. A single statement
+ * with a semicolon in a string may be sent so, too. The text of a reader never is.
  */
 const isSimple = (kind: Role, sql: string, values: ReadonlyArray<unknown>): boolean => {
   if (kind === "reader" || values.length > 0) return false
@@ -27,8 +29,8 @@ const isSimple = (kind: Role, sql: string, values: ReadonlyArray<unknown>): bool
 }
 
 /**
- * Request of a statement. It lives as long as the operation, so it is a class and no object literal
- * (see "Performance rules" in CONTRIBUTING.md).
+ * Request of a statement. It lives as long as the operation, so it is a class and not an object
+ * literal (see "Performance rules" in CONTRIBUTING.md).
  */
 class PlainRequest implements Request {
   readonly simple: boolean

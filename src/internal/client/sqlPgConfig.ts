@@ -20,15 +20,15 @@ const sslmodeOf = (ssl: Ssl): string | undefined => {
 }
 
 /**
- * Returns the host for a client without `hostaddr`: the address if there is no TLS, else the name,
- * because a certificate is compared with it.
+ * Returns the host for a client that does not support `hostaddr`: the address without TLS, the name
+ * with TLS, because the certificate must match the name.
  */
 const hostOf = ({ address, host, ssl }: DatabaseConfig["writer"]): string => (ssl === false ? (address ?? host) : host)
 
 /**
  * Returns a URL of the writer's first host for other libraries, which support neither keyword
- * strings nor several hosts. It is `undefined` if no URL can express the settings: for a stream of
- * the program, and for TLS options of Node, which are in `ssl`.
+ * strings nor several hosts. Returns `undefined` if no URL can express the settings: a `socket`,
+ * TLS options of Node, a revocation list, or the password of a key.
  */
 const urlOf = ({ options, writer }: DatabaseConfig): Redacted.Redacted<string> | undefined => {
   const { database, isDirectTls, own, port, ssl, tlsFiles, username } = writer

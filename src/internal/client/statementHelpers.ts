@@ -3,7 +3,7 @@
  *
  * `@effect/sql` takes the columns of `insert` and `updateValues` from the first row, so that a
  * column that only another row has is lost without an error. It also stores NULL for a value that
- * is a part of a statement. This module replaces the affected helpers by other segments, and keeps
+ * is a fragment or helper. This module replaces the affected helpers by other segments, and keeps
  * all others.
  */
 import * as Statement from "@effect/sql/Statement"
@@ -42,7 +42,8 @@ const isHelper = (value: object): value is Statement.Helper =>
   "_tag" in value && tags.has(value._tag) && Object.getPrototypeOf(value) !== Object.prototype
 
 /**
- * Checks if a value is a part of a statement. A fragment of a single parameter counts as a value.
+ * Checks if a value is a fragment or helper. A fragment of a single parameter does not count,
+ * because compilers handle it.
  */
 const isPart = (value: unknown): boolean => {
   if (!isObject(value)) return false
@@ -95,17 +96,17 @@ const returning = (helper: object): Segments => {
 
 /** Shape of rows. */
 interface Shape {
-  /** The columns of all rows, in the order of the first row. */
+  /** The columns of all rows: those of the first row, then those that later rows add. */
   readonly keys: ReadonlyArray<string>
-  /** The number of the first row with other columns than the first row, from 1. */
+  /** The number, from 1, of the first row whose columns differ from those of row 1. */
   readonly other: number | undefined
-  /** True if a value is a part of a statement. */
+  /** True if a value is a fragment or helper. */
   readonly hasParts: boolean
 }
 
 /** Returns the shape of rows, or the reason why they are invalid. */
 const shapeOf = (helper: string, rows: ReadonlyArray<Row>): Shape | string => {
-  if (rows.length === 0) return `${helper} was given no rows: leave the statement out where there are none`
+  if (rows.length === 0) return `${helper} was given no rows: skip the statement if there are none`
   let keys: ReadonlyArray<string> = []
   let known: Set<string> | undefined
   let other: number | undefined
@@ -147,7 +148,7 @@ const updateValues = (helper: Statement.RecordUpdateHelper): Segments | undefine
   if (shape.keys.length === 0) return refused("sql.updateValues was given a row without columns")
   if (shape.other !== undefined) {
     return refused(
-      `row ${shape.other} of sql.updateValues has other columns than row 1: give all rows the same, for there is no default here`
+      `row ${shape.other} of sql.updateValues has other columns than row 1: give all rows the same columns, because DEFAULT is not possible here`
     )
   }
   if (!shape.hasParts) return undefined
@@ -172,7 +173,7 @@ const update = (helper: Statement.RecordUpdateHelperSingle): Segments | undefine
 const array = ({ value: values }: Statement.ArrayHelper): Segments | undefined =>
   values.some(isPart) ? [literal("("), ...list(values.map(ofValue)), literal(")")] : undefined
 
-/** Returns the segments that replace a segment; `undefined` if it stays. */
+/** Returns the segments that replace a segment, or `undefined` if it is kept. */
 const replacement = (segment: Segment): Segments | undefined => {
   switch (segment._tag) {
     case "RecordInsertHelper":

@@ -36,7 +36,7 @@ export type MayRetry = (error: DatabaseError, refusals: number) => boolean
 /** Function that continues after a failed attempt, which had to find a connection by `deadline`. */
 type OnFailed<A, E> = (error: E, deadline: number) => Effect.Effect<A, E>
 
-/** Attempts of the statements and checkouts of one database, which share a budget. */
+/** Retries of the statements, checkouts and transactions of one database, which share a budget. */
 export class StatementRetry {
   private readonly budget = new RetryBudget()
 
@@ -48,8 +48,8 @@ export class StatementRetry {
   ) {}
 
   /**
-   * Checks if a failed read allows another attempt. A server that has refused permanently would
-   * refuse again, but another server may accept the read, so each server is tried once.
+   * Checks if a read may be retried after a failure. After a permanent refusal another server may
+   * still accept the read, so it is retried until every server has refused.
    */
   readonly mayRetryRead: MayRetry = (error, refusals) => {
     if (error._tag === "ConnectFailed") return isNotSent(error) || refusals <= this.topology.readers.length
@@ -75,14 +75,17 @@ export class StatementRetry {
       if (!mayRetry(first, 1)) return Effect.fail(toFailure(first))
       const policy = Context.get(fiber.currentContext, RetryPolicy)
       const next = (last: StatementError, until: number, onFailed: OnFailed<A, StatementError>) =>
-        // attempts that found no connection share one deadline; a statement that was sent had found
-        // a connection
+        // attempts that found no connection share one deadline; after an attempt that found one, a
+        // new deadline begins
         this.once(start, isNotSent(last) ? until : undefined, read, onFailed)
       return Effect.mapError(this.retry(policy, mayRetry, first, deadline, next), toFailure)
     })
   }
 
-  /** Runs a checkout, and retries it by the policy until the deadline. */
+  /**
+   * Runs a checkout, and retries it by the policy until the deadline, if `mayRetry` accepts the
+   * failure.
+   */
   attemptCheckout<A, E extends DatabaseError>(
     checkout: Effect.Effect<A, E>,
     deadline: number,
@@ -97,14 +100,17 @@ export class StatementRetry {
     )
   }
 
-  /** Takes one more attempt of a transaction from the budget, and reports it if there is one left. */
+  /**
+   * Takes a token for another attempt of a transaction, and reports the retry. Returns false if the
+   * budget is empty.
+   */
   takeTransaction(policy: Policy, attempt: number, error: DatabaseError): boolean {
     const isLeft = this.budget.take(policy.budget)
     if (isLeft) this.reportRetried("transaction", attempt, error.message)
     return isLeft
   }
 
-  /** Returns attempts of a transaction to the budget. */
+  /** Returns the tokens of a transaction's attempts to the budget. */
   giveBackTransactions({ budget }: Policy, count: number): void {
     this.budget.giveBack(count, budget)
   }
@@ -130,8 +136,8 @@ export class StatementRetry {
           }
           this.reportRetried(isNotSent(error) ? "acquire" : "statement", ++attempts, error.message)
           return attempt(error, deadline, (next, until) =>
-            // the earlier error has the reason why the server is away, and the timeout of the
-            // checkout has not
+            // the earlier error has the reason of the outage, which the timeout of the checkout
+            // lacks
             next._tag === "PoolExhausted" && next.reason === "timeout" && next.total === 0 && isAway(error)
               ? Effect.fail(error)
               : onFailed(next, until)
@@ -142,7 +148,7 @@ export class StatementRetry {
     })
   }
 
-  /** Runs one attempt. An attempt that succeeds allocates nothing for a failure. */
+  /** Runs one attempt, and continues with `recover` after a failure. */
   private once<A, E>(
     start: Start,
     deadline: number | undefined,
@@ -159,8 +165,8 @@ export class StatementRetry {
   }
 
   /**
-   * Reports the last failure of a statement that was retried in vain. A failure without a
-   * connection has the time of its wait already.
+   * Adds the retries to the last failure of a statement or checkout, and reports them. Does nothing
+   * for a failed connect, or if the schedule allowed no retry.
    */
   private reportExhausted(error: DatabaseError, retried: Retried): void {
     if (error._tag === "ConnectFailed" || (retried.attempts === 1 && retried.endedBy === "schedule")) return
@@ -175,18 +181,18 @@ export class StatementRetry {
   }
 }
 
-/** Returns the location in the program that a fiber is at, if it is known without a recorded site. */
+/** Returns the location of the call site in a fiber's context, or else the name of its span. */
 export const locationOf = ({ currentContext, currentSpan }: Fiber.RuntimeFiber<unknown, unknown>): string | undefined =>
   Context.get(currentContext, CurrentSite)?.location ??
   (currentSpan?._tag === "Span" ? `span "${currentSpan.name}"` : undefined)
 
-/** Returns the check for the statements of a fiber on the writer, outside of a transaction. */
+/** Returns the `MayRetry` for the statements of a fiber on the writer, outside of a transaction. */
 export const mayRetryOnWriter = (fiber: Fiber.RuntimeFiber<unknown, unknown>): ((error: DatabaseError) => boolean) =>
   fiber.getFiberRef(idempotentRef) ? mayRetryIdempotent : isNotSent
 
 const mayRetryIdempotent = (error: DatabaseError): boolean => isNotSent(error) || error._tag === "Disconnected"
 
-/** Checks if there was no connection because the server is away, and may come back. */
+/** Checks if a connect failed for a reason that may pass. */
 const isAway = (error: DatabaseError): boolean => error._tag === "ConnectFailed" && isNotSent(error)
 
 /**

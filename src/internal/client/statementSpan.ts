@@ -1,7 +1,7 @@
 /**
- * The server in the span of a statement. It is known only when the statement is sent.
+ * The server in the span of a statement. The server is known only when the statement is sent.
  *
- * @effect/sql makes the span, and passes it only to a transformer of statements.
+ * The span is made by @effect/sql, which passes it to transformers of statements only.
  */
 import * as Statement from "@effect/sql/Statement"
 import * as Context from "effect/Context"
@@ -33,8 +33,8 @@ const recordingSpan =
     })
 
 /**
- * Returns a function that runs effects of one statement, in which {@link reportServer} finds its
- * span.
+ * Returns a function that runs an effect with a cell, in which {@link reportServer} finds the span
+ * of the statement.
  */
 const inSpanCell = (fiber: Fiber.RuntimeFiber<unknown, unknown>) => {
   const cell: SpanCell = { span: undefined }
@@ -57,8 +57,8 @@ export const nameStreamServer = <A, E>(self: Stream.Stream<A, E>): Stream.Stream
   )
 
 /**
- * Returns the request of a statement, which adds its server to the span of the statement when it is
- * sent.
+ * Returns the request with a callback that adds the server to the span when the statement is sent.
+ * Without a span, the request is unchanged.
  */
 export const reportServer = (fiber: Fiber.RuntimeFiber<unknown, unknown>, request: Request): Request => {
   const span = Context.get(fiber.currentContext, CurrentSpanCell)?.span

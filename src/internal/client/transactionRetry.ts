@@ -14,7 +14,10 @@ import { reasonOf, replayable, retryTransaction } from "../unitOfWork/retry.js"
 
 const none: ReadonlyArray<never> = []
 
-/** Runs a transaction again while it is certainly undone and another attempt may succeed. */
+/**
+ * Runs a transaction, and repeats it by `retry` while it is certainly undone and another attempt
+ * may succeed.
+ */
 export const runWithRetry = <A, E, R>(
   own: Origin,
   fiber: Fiber.RuntimeFiber<unknown, unknown>,

@@ -9,7 +9,7 @@ import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import { ConfigInvalid } from "../../DatabaseError.js"
 
-/** One class of `Database.Service`. */
+/** Class of `Database.Service`. */
 export class NamedClass {
   /** The number of its open databases. */
   open = 0
@@ -20,8 +20,8 @@ export class NamedClass {
 class Names extends Context.Tag("effect-db/internal/Names")<Names, Map<string, NamedClass>>() {}
 
 /**
- * The open names of one build of layers. A layer is built once in each build, so all databases of
- * the build share them.
+ * The names of the open databases of one build of layers. A layer is built once in each build, so
+ * all databases of the build share the map.
  */
 export const names: Layer.Layer<Names> = Layer.sync(Names, () => new Map())
 
@@ -34,8 +34,8 @@ const refusal = (name: string) =>
   })
 
 /**
- * Registers the name of a class for the scope. Fails if another class has it; `around` is the class
- * that has it in the context around.
+ * Registers the name of a class until the scope ends. Fails if another class uses the name.
+ * `around` is the class with this name in the surrounding context, if there is one.
  */
 export const takeName = (
   own: NamedClass,

@@ -1,6 +1,6 @@
 /**
- * The provider of the credentials of a server: effects of the program, with their secrets
- * concealed.
+ * The provider of the credentials of a server. It runs effects of the program, and conceals the
+ * secrets in their results and failures.
  */
 import { TransactionConnection } from "@effect/sql/SqlClient"
 import * as Cause from "effect/Cause"
@@ -20,8 +20,8 @@ import { Secret } from "../protocol/secret.js"
 import { connectedStream } from "../protocol/socket.js"
 
 /**
- * Function that runs an effect; `callback` is called once, unless the returned function is called
- * before.
+ * Function that runs an effect and calls `callback` once. The returned function interrupts the
+ * effect and prevents the call.
  */
 type Run = <A, E>(
   effect: Effect.Effect<A, E>,
@@ -56,29 +56,30 @@ const secretOf = (redacted: Redacted.Redacted<string> | undefined): Secret | und
   redacted === undefined ? undefined : new Secret(Redacted.value(redacted))
 
 /**
- * Checks credentials of the program. They may be of a wrong type, for example if they were read
- * from JSON.
+ * Checks credentials of the program, and converts them to secrets. They may be of a wrong type, for
+ * example if they were read from JSON.
  */
 const checked = (given: Credentials, tlsPassphrase: Secret | undefined): ProvidedCredentials => {
   if (typeof given?.username !== "string" || given.username === "") throw new Error("no user was given")
   const password: unknown = given.password === undefined ? undefined : Redacted.value(given.password)
-  if (password !== undefined && typeof password !== "string") throw new Error("the password is no text")
+  if (password !== undefined && typeof password !== "string") throw new Error("the password is not a string")
   // in a message of the protocol a NUL would end the text, and the rest would be read as another
   // parameter
-  if (`${given.username}${password ?? ""}`.includes("\0")) throw new Error("user or password holds a NUL character")
+  if (`${given.username}${password ?? ""}`.includes("\0"))
+    throw new Error("the user or the password contains a NUL character")
   const { username, version } = given
   return { username, password: password === undefined ? undefined : new Secret(password), version, tlsPassphrase }
 }
 
 /**
- * Returns the failure of an effect of the program. The message of the effect's own failure may be
- * secret. It is in a `Redacted`: a program can read it, and a log that prints causes does not show
- * it.
+ * Returns the failure of a connect for the failure of a source of credentials. That failure may
+ * contain a secret, so it is in a `Redacted`: a program can read it, and a log that prints causes
+ * does not show it. The failure of a password file contains none.
  */
 const failureOf = (cause: unknown, isDynamic: boolean): ConnectFailure => {
   const error = Cause.isCause(cause) ? Cause.squash(cause) : cause
   if (error instanceof PasswordFileError) return { reason: "credentials", error, isPermanent: isLasting(error.cause) }
-  const why = isDynamic ? "the provider of credentials failed" : "the user or the password of the settings is no text"
+  const why = isDynamic ? "the provider of credentials failed" : "the user or the password of the settings is invalid"
   return {
     reason: "credentials",
     error: new Error(why, { cause: Redacted.make(error) }),
@@ -87,7 +88,8 @@ const failureOf = (cause: unknown, isDynamic: boolean): ConnectFailure => {
 }
 
 /**
- * Opens streams by an effect of the program. Its failures are concealed like those of a provider.
+ * Returns a function that opens a stream by an effect of the program. The failures of the effect
+ * are concealed like those of a source of credentials.
  */
 const dialBy =
   (connector: Connector, run: Run): Dial =>
@@ -107,7 +109,7 @@ const dialBy =
       }
     })
 
-/** Reads the credentials with the password in a file. */
+/** Returns the effect that reads the password from a file. */
 const fromFile = (username: string, file: string): Effect.Effect<Credentials, unknown> =>
   Effect.map(Effect.tryPromise({ try: () => readPassword(file), catch: (error) => error }), (password) => ({
     username,

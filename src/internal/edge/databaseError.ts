@@ -19,7 +19,10 @@ const constructors: {
   ) => ErrorOf<Tag>
 } = Errors
 
-/** The tags of failed checkouts. Their failures may be shared by several callers. */
+/**
+ * The tags of failed checkouts. Several callers may share such a failure, so each call builds a new
+ * error for it.
+ */
 const checkoutTags: Readonly<Record<SourceFailure["_tag"], true>> = {
   ConnectFailed: true,
   DatabaseClosed: true,
@@ -30,9 +33,9 @@ const checkoutTags: Readonly<Record<SourceFailure["_tag"], true>> = {
 }
 
 /**
- * The errors of failures that a transaction may report again, by a later statement, by COMMIT, or
- * as the cause of another failure. The fields that are added to an error later, such as its
- * location, are then in each report.
+ * The errors that were built for failures other than those of checkouts. A transaction may report
+ * such a failure again: by a later statement, by COMMIT, or as the cause of another failure. All
+ * reports share one error, with the fields that were added to it later, such as its location.
  */
 const errors = new WeakMap<PlainFailure, Errors.TransactionError>()
 
@@ -40,8 +43,8 @@ const errors = new WeakMap<PlainFailure, Errors.TransactionError>()
 const firstLine = (cause: unknown): string => messageOf(cause).split("\n")[0] ?? ""
 
 /**
- * Makes the error of an earlier failure a cause: of the refusal that the failure has as its cause,
- * else of the failure itself.
+ * Replaces the field `earlier` of a failure by a cause. If the failure has a cause already, the
+ * error of the earlier failure becomes the cause of that cause, and its message is added.
  */
 const withCause = (failure: PlainFailure): PlainFailure => {
   if (!("earlier" in failure) || failure.earlier === undefined) return failure
@@ -55,7 +58,8 @@ const withCause = (failure: PlainFailure): PlainFailure => {
 
 const construct = <Tag extends PlainTag>(tag: Tag, failure: PlainFailures[Tag]): ErrorOf<Tag> => {
   if (tag !== "PoolExhausted") return new constructors[tag](failure, trusted)
-  // load shedding makes many of these, and the stack of a callback has no frame of the caller
+  // without a stack, because load shedding makes many of these errors, and the stack of a callback
+  // has no frame of the caller
   const { stackTraceLimit } = Error
   Error.stackTraceLimit = 0
   const error = new constructors[tag](failure, trusted)
@@ -64,8 +68,8 @@ const construct = <Tag extends PlainTag>(tag: Tag, failure: PlainFailures[Tag]):
 }
 
 /**
- * Builds the error of a failure by its tag. A failure of a statement or of a COMMIT has one error,
- * also if it is reported several times.
+ * Builds the error of a failure by its tag. For the same failure of a statement or of a COMMIT,
+ * returns the same error each time.
  */
 export const toDatabaseError = <Failure extends PlainFailure>(failure: Failure): ErrorOf<Failure["_tag"]> => {
   type Tag = Failure["_tag"]

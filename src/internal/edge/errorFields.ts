@@ -7,8 +7,8 @@ import { type DatabaseError, isDatabaseError, type Retried, type StatementError 
 import { staleAgainHint, staleHint } from "../connection/statementFailure.js"
 
 /**
- * Adds the location in the program to an error that has none. The fiber is known where a statement
- * is awaited, and unknown where it fails.
+ * Adds the location in the program to an error with `sql` that has no location. The fiber is known
+ * where a statement is awaited, but not where its failure is built.
  */
 export const withLocation = (error: StatementError, location: string | undefined): StatementError => {
   if (location !== undefined && "sql" in error && error.sql !== undefined && error.location === undefined) {
@@ -26,9 +26,9 @@ const hasRetried = (error: unknown): error is DatabaseError =>
     (error._tag === "QueryFailed" && (error.hint === staleHint || error.hint === staleAgainHint)))
 
 /**
- * Sets the retries in a failure, also if it is the cause of another one. Returns true if there is a
- * failure with such a field. The failure is changed in place, so that errors of the program around
- * it stay the same.
+ * Sets `retried` in a failure and in its causes, and updates the hint of a stale plan and the
+ * messages of a `SqlError`. Returns true if a failure with the field was found. The failures are
+ * changed in place, so that errors of the program around them stay the same objects.
  */
 export const setRetried = (failure: unknown, retried: Retried): boolean => {
   const chain: Array<unknown> = []

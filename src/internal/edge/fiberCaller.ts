@@ -1,5 +1,5 @@
 /**
- * The fibers that check out connections.
+ * The description of the fiber that checks out a connection.
  */
 import * as FiberId from "effect/FiberId"
 import type { CallSite } from "../observability/callSite.js"

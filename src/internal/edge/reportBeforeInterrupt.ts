@@ -1,6 +1,6 @@
 /**
- * Databases are checked at start. If one of them fails, the checks of the others are interrupted,
- * after a short time in which their own failures are logged.
+ * Delayed interruption of the checks of databases at start. If the check of one database fails, the
+ * checks of the others may still fail within a short time, and their failures are logged.
  */
 
 import * as Effect from "effect/Effect"
@@ -16,8 +16,8 @@ const reportDeadline = Effect.async<void>((resume) => {
 })
 
 /**
- * Runs an effect that goes on for up to a second after it is interrupted. A failure within that
- * time is logged, because the interruption would hide it.
+ * Runs an effect, and delays its interruption by up to a second. A failure within that time is
+ * logged, because the interruption would hide it.
  */
 export const reportBeforeInterrupt = <E extends Error>(self: Effect.Effect<void, E>): Effect.Effect<void, E> =>
   Effect.uninterruptibleMask((restore) =>

@@ -11,5 +11,8 @@ const redacted: SecretType = {
   reveal: (secret) => (Redacted.isRedacted(secret) ? Redacted.value(secret) : secret)
 }
 
-/** Makes statements send the value of each `Redacted`; called before a database is opened. */
+/**
+ * Makes statements send the values inside of `Redacted`. Must be called before a database is
+ * opened.
+ */
 export const revealRedactedValues = (): void => setSecretType(redacted)

@@ -1,5 +1,5 @@
 /**
- * The connection that runs LISTEN. Every command and heartbeat has a timeout; when it passes, the
+ * The connection that runs LISTEN. Every command and heartbeat has a timeout, after which the
  * connection counts as lost.
  */
 
@@ -11,7 +11,9 @@ const pingTimeout = 1000
 
 /** Callbacks of a listening connection. */
 interface ListenCallbacks {
-  /** The connection is lost or has timed out. Called at least once, first with the first cause. */
+  /**
+   * Called when the connection is lost or has timed out. Of several calls, the first has the cause.
+   */
   readonly onLost: (listening: ListenConnection, error: Error) => void
   /** A heartbeat was answered, and the connection is free for a command. */
   readonly onIdle: (listening: ListenConnection) => void
@@ -21,7 +23,7 @@ interface ListenCallbacks {
 export class ListenConnection {
   /** The channels that the server's session listens to. */
   readonly channels = new Set<string>()
-  /** The channel of a probe, which checks if messages arrive at all. */
+  /** The probe in progress, which checks if messages arrive at all. */
   probe: { readonly channel: string; readonly onMessage: () => void } | undefined
   private heartbeatTimer: clock.Timer | undefined
 
@@ -38,7 +40,10 @@ export class ListenConnection {
     return this.connection.busy
   }
 
-  /** Runs a command, one at a time. A loss is reported by `onLost` alone and not by `callback`. */
+  /**
+   * Runs a command on the connection, which must be free. A loss is reported to `onLost`, and not
+   * to `callback`.
+   */
   command(
     text: string,
     callback: (failure: Exclude<Failure, { _tag: "lost" }> | undefined, exchange: Exchange) => void
@@ -70,8 +75,8 @@ export class ListenConnection {
       this.connection.destroy("broken")
     }
     const timer = clock.timer(timeout, () => {
-      // this process may have been busy: it reads the pending input first, because the answer may
-      // be in it
+      // the answer may have arrived while this process was busy, so the process first reads the
+      // pending input
       pending = clock.immediate(onTimeout)
     })
     start(() => {
@@ -88,8 +93,8 @@ export class ListenConnection {
   }
 
   private ping(): void {
-    // the answer to a running command proves that the server is alive, and its timeout that it is
-    // not
+    // a running command needs no heartbeat: its answer proves that the server is alive, and its
+    // timeout ends the connection
     if (this.busy) return this.scheduleHeartbeat()
     this.withTimeout(pingTimeout, "a heartbeat", (stopTimeout) =>
       this.connection.ping((failure) => {

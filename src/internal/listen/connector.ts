@@ -1,5 +1,5 @@
 /**
- * The sockets of the listening connection: connects, evictions and their end.
+ * The sockets of the listening connection: connects, evictions and closing.
  */
 
 import type { DatabaseConfig } from "../../DatabaseConfig.js"
@@ -13,11 +13,11 @@ import type { ConnectAnother } from "./deliveryProbe.js"
 /** The timeout of closing the sockets, in ms. */
 const maxCloseTime = 1000
 
-/** Maker of connections to the writer. It keeps each of them until its socket is closed. */
+/** Maker of connections to the writer. It tracks each connection until its socket is closed. */
 export class ListenConnector {
   private readonly open = new Set<Connection>()
   private readonly owner: Owner
-  /** Connections with a connect that was started before this time are invalid. */
+  /** A connection is invalid if its connect was started at this time or before. */
   private invalidBefore = Number.NEGATIVE_INFINITY
   private onEmpty = () => {}
 
@@ -35,7 +35,10 @@ export class ListenConnector {
     }
   }
 
-  /** Makes a connection; the returned function cancels. */
+  /**
+   * Makes a connection. If the connection is outdated already, replaces it once. The returned
+   * function cancels.
+   */
   readonly connect: ConnectAnother = (callback) => {
     const { pool, session, writer: server } = this.config
     const options = { server, session, credentials: this.credentials, readOnly: false, timeout: pool.connectTimeout }
@@ -45,8 +48,8 @@ export class ListenConnector {
         if (connection !== undefined) {
           this.open.add(connection)
           if (startedAt <= this.invalidBefore) connection.retireAt = startedAt
-          // only once: if each connection gets other credentials, two callers that connect at the
-          // same time would make each other's credentials old without end
+          // only once: if each connection gets new credentials, two concurrent connects would make
+          // each other's credentials old again and again
           if (isFirst && this.isOutdated(connection)) {
             connection.end(connection.retireAt === startedAt ? "invalidated" : "oldCredentials")
             cancel = attempt(false)
@@ -61,20 +64,25 @@ export class ListenConnector {
   }
 
   /**
-   * Checks if a connection must be replaced, because its credentials are old, or it was
-   * invalidated.
+   * Checks if a connection must be replaced, because its credentials are old or it was invalidated.
    */
   isOutdated({ generation, retireAt }: Connection): boolean {
     return generation < this.credentials.generation || retireAt <= clock.now()
   }
 
-  /** Marks the connections that an invalidation matches for eviction, and returns them. */
+  /**
+   * Marks the connections that an invalidation matches for eviction, and returns them. Without
+   * `processId`, connects in progress are matched too, but not returned.
+   */
   invalidate(before: number, processId: number | undefined): ReadonlyArray<Connection> {
     if (processId === undefined) this.invalidBefore = Math.max(this.invalidBefore, before)
     return markForEviction(this.open, before, processId)
   }
 
-  /** Calls back when all sockets are closed; destroys the last of them after a timeout in ms. */
+  /**
+   * Calls back when all sockets are closed. Destroys those that are still open after `timeout` ms,
+   * or after `maxCloseTime` if that is shorter.
+   */
   close(timeout: number, callback: () => void): void {
     const timer = clock.timer(Math.min(timeout, maxCloseTime), () => {
       for (const connection of this.open) connection.destroy("shutdown")

@@ -20,8 +20,8 @@ export type ConnectAnother = (
 ) => () => void
 
 /**
- * Sends a message from another connection and waits for it on this one. The returned function
- * cancels.
+ * Sends a message from another connection and waits until `listening` receives it. The returned
+ * function cancels.
  */
 const probeByNotify = (
   listening: ListenConnection,
@@ -38,7 +38,7 @@ const probeByNotify = (
     stopSender()
     clock.clear(timer)
     listening.probe = undefined
-    // in this set, the channel is removed by the next UNLISTEN of channels without listeners
+    // `nextCommand` runs UNLISTEN for the channels of this set that have no listeners
     listening.channels.add(channel)
   }
   const complete = (result: ProbeResult) => {
@@ -73,9 +73,9 @@ const probeByNotify = (
 }
 
 /**
- * Checks that a connection receives messages of other connections. No message is needed if the
- * server process is the one that the startup named: then no pooler is between, and the connection
- * leads to a primary. The returned function cancels.
+ * Checks that a connection receives messages of other connections. A standby is `unreachable`. No
+ * message is sent if the session has the process ID of the startup, because then there is no pooler
+ * in between. The returned function cancels.
  */
 export const probeDelivery = (
   listening: ListenConnection,

@@ -18,7 +18,8 @@ export type ConnectionFailure =
  * - `Closed`: the database is closed.
  * - `Undelivered`: messages of other connections do not arrive, for example behind a pooler in
  *   transaction mode.
- * - `Missed`: the connection is lost, or the buffer is full, and the listener does not accept gaps.
+ * - `Missed`: messages may be missed, and the listener does not accept gaps, or no further attempt to
+ *   connect follows.
  */
 export type ListenerFailure =
   | ConnectionFailure

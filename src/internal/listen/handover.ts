@@ -1,9 +1,9 @@
 /**
  * The handover from one listening connection to another, without a missed or repeated message.
  *
- * The server delivers messages in one order, the same for all sessions. When both connections
- * listen to all channels, a mark is sent, which both receive. Messages of the old connection count
- * until the mark, those of the next connection after it.
+ * The server delivers messages in the same order to all sessions. When both connections listen to
+ * all channels, one message is sent as a mark. Listeners receive the messages of the old connection
+ * until the mark, and those of the next connection after it.
  */
 
 import { randomUUID } from "node:crypto"
@@ -20,7 +20,7 @@ interface ReceivedMessage {
   readonly processId: number
 }
 
-/** Functions and callbacks of a handover. */
+/** Functions that a handover needs, and its callbacks. */
 interface HandoverCallbacks {
   readonly connect: ConnectAnother
   /** Makes a listening connection of a connection. */
@@ -29,13 +29,22 @@ interface HandoverCallbacks {
   readonly timeout: number
   /** Returns the channels that have listeners. */
   readonly channels: () => Iterable<string>
-  /** The next step, `sendMark`, needs the old connection and waits until that is free. */
+  /**
+   * Called when the next connection listens to all channels. `sendMark` must follow when the old
+   * connection is free.
+   */
   readonly onReady: () => void
-  /** The next connection listens, and has received these messages since the mark. */
+  /**
+   * Called after success. `buffered` are the messages that the next connection has received since
+   * the mark.
+   */
   readonly onSucceeded: (next: ListenConnection, buffered: ReadonlyArray<ReceivedMessage>) => void
-  /** The handover has failed, and the old connection goes on. */
+  /** Called when the handover has failed and the old connection remains in use. */
   readonly onFailed: () => void
-  /** The handover has failed after the mark, and messages may be missed. */
+  /**
+   * Called when the handover has failed after the old connection received the mark, so messages may
+   * be missed.
+   */
   readonly onMissed: (error: Error) => void
 }
 
@@ -43,7 +52,7 @@ interface HandoverCallbacks {
 export const channelCommands = (command: string, channels: Iterable<string>): string =>
   Array.from(channels, (channel) => `${command} ${quoteIdentifier(channel)}`).join("; ")
 
-/** Handover to a connection that is made for it. */
+/** Handover to a new connection. */
 export class Handover {
   private next: ListenConnection | undefined
   private readonly mark = `effect_db_${randomUUID()}`
@@ -69,7 +78,7 @@ export class Handover {
       this.stop = probeDelivery(next, callbacks.connect, callbacks.timeout, ({ _tag }) => {
         this.stop = () => {}
         if (_tag === "delivered") this.listenToMissing(next)
-        else this.fail(new Error("no message arrives on the other connection"))
+        else this.fail(new Error("the next connection does not receive messages"))
       })
     })
   }
@@ -84,19 +93,22 @@ export class Handover {
     return this.next === listening
   }
 
-  /** Sends the mark. The old connection must be free and listen to all channels with listeners. */
+  /**
+   * Sends the mark. The old connection must be free and listen to all channels with listeners. If
+   * the next connection does not listen to all of them yet, runs its LISTEN instead.
+   */
   sendMark(): void {
     const { next, old } = this
     if (!this.isReady || this.isMarking || next === undefined) return
-    // a listener of another channel has come since the last LISTEN
+    // a listener of another channel was added after the last LISTEN
     if (this.missing(next).length > 0) {
-      // a connection that is busy with a heartbeat is free soon, and then reports that it is idle
+      // if the connection is busy with a heartbeat, its `onIdle` leads to another call
       if (!next.busy) this.listenToMissing(next)
       return
     }
     this.isMarking = true
     const { timeout } = this.callbacks
-    this.stop = clock.later(timeout, () => this.fail(new Error(`no message came within ${timeout} ms`)))
+    this.stop = clock.later(timeout, () => this.fail(new Error(`the mark did not arrive within ${timeout} ms`)))
     const isRejected = (failure: { readonly error: Error } | undefined): boolean => {
       if (failure !== undefined) this.fail(failure.error)
       return this.isDone
@@ -112,7 +124,7 @@ export class Handover {
     })
   }
 
-  /** Records a message on the old connection. Returns true if that message counts. */
+  /** Processes a message of the old connection. Returns true if the listeners must receive it. */
   onOldMessage(channel: string): boolean {
     if (channel !== this.mark) return !this.passed.old
     this.passed.old = true
@@ -120,7 +132,7 @@ export class Handover {
     return false
   }
 
-  /** Buffers a message on the next connection if it comes after the mark. */
+  /** Processes a message of the next connection. Buffers it if it arrives after the mark. */
   onNextMessage(message: ReceivedMessage): void {
     if (message.channel === this.mark) {
       this.passed.next = true
@@ -128,7 +140,7 @@ export class Handover {
     } else if (this.passed.next) this.buffered.push(message)
   }
 
-  /** Fails the handover and closes the next connection. */
+  /** Fails the handover, closes the next connection, and reports the failure. */
   fail(error: Error): void {
     if (this.isDone) return
     this.cancel()

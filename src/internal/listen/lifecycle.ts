@@ -23,7 +23,7 @@ export abstract class ListenLifecycle {
   protected readonly listeners = new Listeners()
   protected readonly connector: ListenConnector
   protected readonly reports: ListenReports
-  /** Cancels the delay before the next handover, which outlives the connection. */
+  /** Cancels the delay before the next handover. The delay may outlive the connection. */
   protected cancelHandoverDelay: (() => void) | undefined
 
   constructor(
@@ -39,7 +39,10 @@ export abstract class ListenLifecycle {
     })
   }
 
-  /** Runs the next command that brings the connection up to date with the listeners, if it is free. */
+  /**
+   * Brings the connection up to date with the listeners by the next command, if it is free, or
+   * closes it if there are no listeners.
+   */
   protected abstract synchronize(): void
 
   /** Delivers a message to the listeners of its channel. */
@@ -121,7 +124,7 @@ export abstract class ListenLifecycle {
   }
 
   /**
-   * Delays the next handover, also after a success: a source of credentials may return others for
+   * Delays the next handover, also after a success: a source of credentials may return new ones for
    * each connection, and handovers would never end.
    */
   private delayHandover(): void {
@@ -131,7 +134,7 @@ export abstract class ListenLifecycle {
     })
   }
 
-  /** Closes a connection after a failed command, and begins an outage. */
+  /** Closes the connection after a failed command or probe, and begins or continues an outage. */
   protected closeAfterFailure(listening: ListenConnection, failure: ConnectionFailure): void {
     if (connectionOf(this.state) !== listening) return
     const outage = outageOf(this.state)
@@ -149,15 +152,15 @@ export abstract class ListenLifecycle {
   }
 
   /**
-   * Begins or continues an outage: fails the listeners that do not accept gaps, and schedules a
-   * retry.
+   * Begins or continues an outage: fails the listeners that the loss ends. If others remain,
+   * schedules a retry, or fails them after a permanent failure.
    */
   private onFailure(failure: ConnectionFailure, current: Outage | undefined): void {
     this.listeners.onDisconnected(failure)
     if (this.listeners.isEmpty) return
     const outage = current ?? beginOutage(failure, this.edge, (outage, pause) => this.reports.retried(outage, pause))
     outage.lastFailure = failure
-    // an error that needs a change of the configuration is not retried
+    // a failure that only a change of the configuration can mend is not retried
     if (isPermanent(failure)) return this.failDisconnected(failure)
     this.state = {
       _tag: "Pausing",

@@ -15,7 +15,10 @@ import { type ErrorLocation, statementFailure } from "../connection/statementFai
 import { toDatabaseError } from "../edge/databaseError.js"
 import type { ConnectionFailure, ListenerFailure } from "./failure.js"
 
-/** Builds the error of a failed connection. Nothing of a caller's work was sent on it. */
+/**
+ * Builds the error of a failed connection. Its outcome is `notSent`, because no statement of a
+ * caller runs there.
+ */
 export const toConnectionError = (location: ErrorLocation, failure: ConnectionFailure): StatementError => {
   switch (failure._tag) {
     case "Connect":

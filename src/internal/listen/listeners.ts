@@ -8,7 +8,7 @@ import type { ConnectionFailure, ListenerFailure } from "./failure.js"
  * State of a listener.
  *
  * - `joining`: the connection does not listen to the channel yet.
- * - `listening`: every message arrives.
+ * - `listening`: the connection listens to the channel.
  * - `disconnected`: the connection is lost.
  */
 export type ListenerState = "joining" | "listening" | "disconnected"
@@ -19,7 +19,10 @@ export interface Listener {
   /** True if the consumer accepts gaps as notifications. Otherwise a gap is a failure. */
   readonly toleratesGaps: boolean
   state: ListenerState
-  /** Marks the listener as listening. `cause` is the reason of a gap since the last message. */
+  /**
+   * Marks the listener as listening. After a loss of the connection, `cause` is the reason of the
+   * gap.
+   */
   readonly onListening: (cause?: string) => void
   /** Buffers a message; returns true if it is the first that does not fit. */
   readonly receive: (payload: string, processId: number) => boolean
@@ -72,7 +75,10 @@ export class Listeners {
     return true
   }
 
-  /** Removes and fails the listeners that a loss of the connection ends. */
+  /**
+   * Handles a loss of the connection. Listeners that accept gaps and had joined become
+   * `disconnected`; all others are removed and fail.
+   */
   onDisconnected(cause: ConnectionFailure): void {
     for (const channel of [...this.byChannel.keys()]) {
       for (const listener of this.of(channel)) {

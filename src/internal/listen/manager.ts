@@ -2,9 +2,9 @@
  * The listening connection of a database: one for all channels, opened with the first listener,
  * closed with the last, and replaced when it is lost.
  *
- * Listeners are added and removed at once; the connection is brought up to date with them when it
- * is free. So no listener waits for another one, and the removal of a listener does not wait for
- * the network.
+ * Listeners are added and removed at once, and the connection sends LISTEN and UNLISTEN when it is
+ * free. So no listener waits for another one, and the removal of a listener does not wait for the
+ * network.
  */
 
 import type { DatabaseConfig } from "../../DatabaseConfig.js"
@@ -41,7 +41,7 @@ export class ListenManager extends ListenLifecycle {
       case "Idle":
         return this.startConnect(undefined)
       case "Pausing":
-        // a new listener does not wait for the end of the pause, just as a statement does not
+        // a new listener does not wait for the end of the pause
         state.cancel()
         return this.startConnect(state.outage)
       case "Connecting":
@@ -58,8 +58,8 @@ export class ListenManager extends ListenLifecycle {
   }
 
   /**
-   * Evicts the connections that an invalidation matches, at once or after the handover to another;
-   * returns their number.
+   * Evicts the connections that an invalidation matches, and returns their number. `hard` closes
+   * the listening connection at once, `soft` after a handover to another one.
    */
   invalidate({ before, mode, processId }: Invalidation): number {
     const matched = this.connector.invalidate(before, processId)
@@ -81,7 +81,8 @@ export class ListenManager extends ListenLifecycle {
   }
 
   /**
-   * Runs the next command that brings the connection up to date with the listeners, if it is free.
+   * Brings the connection up to date with the listeners, if it is free: runs the next command, or
+   * continues or starts a handover. Without listeners, closes the connection.
    */
   protected override synchronize(): void {
     if (this.listeners.isEmpty) return this.disconnect("idle")
@@ -118,7 +119,10 @@ export class ListenManager extends ListenLifecycle {
     })
   }
 
-  /** The server's session listens to these channels: ends the outage, if there is one. */
+  /**
+   * Records that the server's session listens to these channels, notifies their listeners, and ends
+   * the outage, if there is one.
+   */
   private onListening(listening: ListenConnection, channels: ReadonlyArray<string>): void {
     const outage = outageOf(this.state)
     for (const channel of channels) {

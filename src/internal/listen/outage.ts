@@ -6,9 +6,9 @@ import * as clock from "../concurrency/clock.js"
 import type { ConnectionFailure } from "./failure.js"
 
 /**
- * Pauses of one outage, before each attempt except an attempt for a new listener. `callback` is
- * called after the pause, with `false` if no further attempt follows. The returned function
- * cancels.
+ * Pauses of one outage. Each attempt has a pause before it, except an attempt for a new listener.
+ * `callback` is called after the pause, with `false` if no further attempt follows. The returned
+ * function cancels.
  */
 export interface RetryPauses {
   readonly next: (failure: ConnectionFailure, callback: (isRetried: boolean) => void) => () => void
@@ -24,9 +24,11 @@ export interface Outage {
   attempts: number
 }
 
-/** Functions of the edge. */
+/** Functions that are implemented with Effect, and passed to the callback part. */
 export interface ListenEdge {
-  /** Begins the pauses of an outage; `onPause` gets the length of each before it begins, in ms. */
+  /**
+   * Begins the pauses of an outage. `onPause` is called before each pause, with its length in ms.
+   */
   readonly pauses: (onPause: (pause: number) => void) => RetryPauses
   /** Returns the message of the error that a failure becomes. */
   readonly messageOf: (failure: ConnectionFailure) => string

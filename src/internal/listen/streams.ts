@@ -33,7 +33,7 @@ import { ListenManager } from "./manager.js"
 import type { ListenEdge, RetryPauses } from "./outage.js"
 import { Subscriber } from "./subscriber.js"
 
-/** The default for the number of messages that wait for a consumer. */
+/** The default number of messages that may wait for a consumer. */
 const defaultBufferSize = 4096
 
 /** Streams over the listening connection of a database. */
@@ -48,7 +48,7 @@ export interface Listen {
   readonly invalidate: (which: Invalidation) => number
 }
 
-/** Makes the pauses of outages by a schedule. Its input is the error of the last failure. */
+/** Makes the pauses of outages by a schedule, whose input is the error of the last failure. */
 const pausesOf =
   (schedule: Schedule.Schedule<unknown, DatabaseError>, location: ErrorLocation, runtime: Runtime.Runtime<never>) =>
   (onPause: (pause: number) => void): RetryPauses => {
@@ -61,9 +61,8 @@ const pausesOf =
       next: (failure, callback) => {
         let isCancelled = false
         const error = toConnectionError(location, failure)
-        // yields so that the callback comes after this call has returned; and is interruptible,
-        // because the fiber that opened the database may have been uninterruptible when the runtime
-        // was taken
+        // yields, so that `callback` is called after `next` has returned; is interruptible, because
+        // the runtime may come from an uninterruptible fiber that opened the database
         const pause = Effect.interruptible(Effect.zipRight(Effect.yieldNow(), driver.next(error)))
         const cancel = Runtime.runCallback(runtime, pause, {
           onExit: (exit) => {
@@ -78,9 +77,7 @@ const pausesOf =
     }
   }
 
-/**
- * Adds a listener, with retries by the policy, within the `acquireTimeout` of a statement.
- */
+/** Adds a listener, and retries by the policy for up to `acquireTimeout`, as for a statement. */
 const join = (executor: Executor, manager: ListenManager, listener: Subscriber): Effect.Effect<void, ListenError> =>
   Effect.suspend(() => {
     const { name: database, pool, writer } = executor.config
@@ -126,7 +123,10 @@ const notificationsOf = (
   )
 }
 
-/** Creates the listening connection of a database, for as long as the scope lasts. */
+/**
+ * Creates the streams over the listening connection of a database. The first listener opens the
+ * connection; the end of the scope closes it.
+ */
 export const makeListen = (executor: Executor): Effect.Effect<Listen, never, Scope.Scope> =>
   Effect.gen(function* () {
     const { config, observer } = executor

@@ -14,7 +14,7 @@ export class Subscriber implements Listener {
   state: ListenerState = "joining"
   /** Called once per attempt to join, with the error if it has failed. */
   onJoined: (error: ListenError | undefined) => void = nothing
-  /** The failure that the consumer gets after the buffered notifications. */
+  /** The failure that the consumer receives after the buffered notifications. */
   failure: ListenError | undefined
   private buffer: Array<Notification> = []
   private dropped = 0
@@ -38,9 +38,9 @@ export class Subscriber implements Listener {
   })
 
   /**
-   * Removes and returns all notifications. The gap of dropped messages comes last, because these
-   * arrived after the buffered ones. When a consumer gets the gap, the writes that the messages
-   * announced are in the tables.
+   * Removes and returns all notifications. The gap of dropped messages is the last one, because
+   * they arrived after the buffered messages. When a consumer receives the gap, the writes that the
+   * dropped messages announced are committed.
    */
   drain(): ReadonlyArray<Notification> {
     const drained = this.buffer

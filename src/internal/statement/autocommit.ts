@@ -21,8 +21,8 @@ const mayHaveRun = (failure: Failure): boolean =>
 
 /**
  * Runs a statement on a connection of `pool`; the returned function cancels it. `outcomeIfLost` is
- * the outcome that is reported if the connection is lost during the statement. A causal session
- * that the statement may write in gets a token of the server's position after it.
+ * the outcome that is reported if the connection is lost during the statement. `session`, if given,
+ * records the server's position after the statement as a token.
  */
 export const runAutocommit = (
   pool: ConnectionSource,
@@ -45,7 +45,8 @@ export const runAutocommit = (
     const onExchange: OnExchange = (failure, exchange) => {
       if (session === undefined) return finish(failure, exchange)
       const recorder = new TokenRecorder(database, [session])
-      // several commands in one text may have written in any way, so the position counts as unknown
+      // the position cannot be queried on a broken connection, and a text with several commands may
+      // have written in any way, so the position counts as unknown
       if (checkedOut.broken !== undefined || request.simple) {
         if (failure === undefined || mayHaveRun(failure)) recorder.recordWrite(undefined)
         return finish(failure, exchange)
@@ -62,8 +63,8 @@ export const runAutocommit = (
       pool.checkin(checkedOut)
       if (failure === undefined) return callback(undefined, exchange)
       const location = { database, server: pool.options.server.name }
-      // commands before the failed one may have run, so it is not reported as unsent to a wrong
-      // role
+      // of several commands, those before the failed one may have run, so their text is not
+      // reported as unsent
       if (!request.simple && checkedOut.hasWrongRole(failure)) {
         return callback(wrongRoleFailure(location, failure), undefined)
       }

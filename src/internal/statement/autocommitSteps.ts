@@ -1,6 +1,6 @@
 /**
- * Steps around an autocommit statement: BEGIN with settings, and COMMIT, if the session does not
- * enforce the settings itself.
+ * Steps around an autocommit statement: BEGIN, settings and COMMIT, for settings that the session
+ * does not enforce itself, and for schema scopes.
  */
 
 import type { SessionConfig } from "../../DatabaseConfig.js"
@@ -45,10 +45,10 @@ const sessionGuard = (
 ): ReadonlyArray<Step> => {
   if (session.mode === "session") {
     if (!readOnly) return none
-    // Code on the server can lift a read-only default of the session, unless it runs in a
-    // transaction. A query needs no guard on a standby, and none right after a promotion. But after
-    // a promotion a CALL or DO has transactions of its own, and ALTER SYSTEM is allowed outside of
-    // a transaction.
+    // Code on the server can lift a read-only default of the session, but not BEGIN READ ONLY. A
+    // query on a standby needs no guard, even if the standby has just been promoted. Other
+    // statements do: after a promotion, CALL and DO can begin transactions of their own, and ALTER
+    // SYSTEM runs outside of a transaction.
     return connection.parameter("in_hot_standby") === "on" && harmlessQuery.test(text) ? none : readOnlyGuard
   }
   // a pooler may report a standby from before a failover, so its `in_hot_standby` is not used
@@ -58,9 +58,9 @@ const sessionGuard = (
 }
 
 /**
- * Sends a statement with its guard, and rolls back if it fails. If only a cached plan was stale,
- * all is sent again: the transaction has no other statement, so nothing has run. `isAwaited`
- * returns true while the caller still waits.
+ * Sends a statement with its guard, and rolls back if it fails. If the statement was refused
+ * because of a stale plan, sends guard and statement once more: the transaction has no other
+ * statement, so nothing has run. `isAwaited` returns true while the caller still waits.
  */
 export const runGuarded = (
   connection: Connection,
@@ -83,8 +83,9 @@ export const runGuarded = (
 }
 
 /**
- * Sends the guard, the statement and COMMIT in one exchange. A text with several commands is sent
- * alone, and so is a COPY: the server would read the messages after it as its data.
+ * Sends the guard, the statement and COMMIT in one exchange. A text with several commands gets an
+ * exchange of its own, and so does a COPY, because the server would read the messages after it as
+ * its data.
  */
 const send = (connection: Connection, guard: ReadonlyArray<Step>, request: Request, callback: OnExchange): void => {
   if (!request.simple && !isCopy(request.text)) return connection.run(guard, request, commit, callback)

@@ -34,14 +34,14 @@ export class PortalFetcher {
     }
   }
 
-  /** Cancels the fetch in progress, and with it the transaction. */
+  /** Cancels the fetch in progress, which fails the transaction. */
   abort(): void {
     this.cancelFetch?.()
   }
 
   /**
    * Waits up to `timeout` ms for the fetch in progress, then cancels it. `callback` receives true
-   * if the fetch was completed.
+   * if the fetch was completed, or if there was none.
    */
   drain(timeout: number, callback: (isComplete: boolean) => void): void {
     if (this.cancelFetch === undefined) return callback(true)

@@ -22,7 +22,10 @@ const commentOf = (fields: NonNullable<WorkLabel["comment"]>): string => {
   return parts.length === 0 ? "" : `\n/*${parts.sort().join(",")}*/`
 }
 
-/** Returns the statement with the comment of its label. */
+/**
+ * Returns the statement with the comment of its label. A statement with a unique comment is not
+ * prepared.
+ */
 export const withComment = (request: Request, label: WorkLabel | undefined): Request => {
   if (label?.comment === undefined) return request
   const text = request.text + commentOf(label.comment)
@@ -43,7 +46,7 @@ export const labelSql = (applicationName: string): string =>
     .replaceAll("'", "''")}'`
 
 /**
- * Function that returns the labels of a fiber's work. It is called late, because the route of a
- * request is known only inside of the work.
+ * Function that returns the labels of a fiber's work. It is called for each statement, because the
+ * route of a request is known only inside of the work.
  */
 export type Describe = (fiber: Fiber.RuntimeFiber<unknown, unknown>) => WorkLabel | undefined
