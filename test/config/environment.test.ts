@@ -196,7 +196,7 @@ describe("the environment as a configuration", () => {
       assert.include(yield* refused({ PGPASSFILE: path.join(folder, "nowhere") }), "none was given")
       assert.include(
         yield* refused({ PGPASSFILE: write("open", `${line}${PGPASSWORD}`, 0o644) }),
-        "others may read it; make it yours alone (chmod 0600)"
+        "other users may read it: restrict its permissions (chmod 0600)"
       )
     })
   )

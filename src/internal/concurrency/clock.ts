@@ -1,5 +1,5 @@
 /**
- * Time, timers and random numbers. No other file takes them from the process, so that they can be
+ * Time, timers and random numbers. No other file uses those of the process, so that they can be
  * replaced as a whole. All times are in ms.
  */
 

@@ -6,7 +6,10 @@
 export class FifoLock {
   private held = false
   private isReleasing = false
-  /** The waiters in order. The set is created for the first one: most transactions have none. */
+  /**
+   * The waiters in order. The set is created for the first waiter, because most transactions have
+   * none.
+   */
   private waiters: Set<() => void> | undefined
 
   get isHeld(): boolean {
@@ -15,7 +18,7 @@ export class FifoLock {
 
   /**
    * Calls `onAcquired` when the caller has the lock: at once if the lock is free and no caller
-   * waits. The returned function leaves the queue.
+   * waits. The returned function removes the caller from the queue.
    */
   acquire(onAcquired: () => void): () => void {
     if (!this.held && (this.waiters === undefined || this.waiters.size === 0)) {
@@ -34,8 +37,8 @@ export class FifoLock {
   /** Releases the lock and calls the next waiter. */
   release(): void {
     this.held = false
-    // a waiter that releases at once calls this again: the loop keeps a long queue from growing the
-    // stack
+    // a waiter may release the lock within `next`; the loop then calls the next waiter, so that a
+    // long queue does not grow the stack
     const { waiters } = this
     if (this.isReleasing || waiters === undefined) return
     this.isReleasing = true

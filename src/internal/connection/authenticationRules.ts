@@ -1,7 +1,8 @@
 /**
  * The rules for the authentication requests of a server: `require_auth`, `channel_binding=require`,
- * and no password in plain text to a remote host. Without these rules a server could request the
- * password itself in place of a proof.
+ * no plain or MD5 password to a remote host without TLS, and no SCRAM without a proof of the
+ * server. Without these rules a server could request the password itself instead of a proof that
+ * the client has it.
  */
 import type { EventEmitter } from "node:events"
 import type { AuthMethod, ServerConfig } from "../../DatabaseConfig.js"
@@ -31,14 +32,15 @@ const refusalOf = (server: Destination, method: AuthMethod, mechanisms: Readonly
 }
 
 /**
- * Checks if others can read the messages on the network. A stream of the program counts as secure.
+ * Checks if the connection leads to a remote host without TLS. A stream of the program counts as
+ * secure.
  */
 const isExposed = (server: Destination): boolean =>
   server.ssl === false && server.dial === undefined && !isLocal(server)
 
 /**
- * Watches a login. `refuse` is called in the same turn as a message that requests a forbidden
- * method, before the driver answers it, and must destroy the connection.
+ * Watches a login, and calls `refuse` if a message of the server breaks a rule. The call is made
+ * before the driver answers the message. `refuse` must destroy the connection.
  */
 export const watchAuthentication = (
   protocol: EventEmitter,
@@ -62,7 +64,7 @@ export const watchAuthentication = (
   })
   protocol.on("authenticationOk", () => {
     if (requested === "none") return check("none", [])
-    // SCRAM also proves the server to the client, unless it ends early
+    // in SCRAM the server must prove, too, that it knows the password
     if (requested === "scram-sha-256" && !isProved) {
       refuse(new Error("it ended SCRAM without a proof that it knows the password: it may be another server"))
     }

@@ -12,12 +12,12 @@ import type { Destination } from "./preparedEndpoint.js"
 import { startup } from "./startup.js"
 import type { BackendState } from "./watchdog.js"
 
-/** The timeout of the login, and that of the query, in ms. */
+/** The timeout of the login and, separately, of the query, in ms. */
 const stepTimeout = 5000
 
 /**
- * Returns the query. The state of a process is `active` even while it waits for the client to send
- * or read a message, so the wait event decides first.
+ * Returns the text of the activity query. The state of a process is `active` even while it waits
+ * for the client to send or read a message, so the wait event decides first.
  */
 const activityQuery = (processId: number): string =>
   `SELECT CASE WHEN state LIKE 'idle%' OR wait_event IN ('ClientRead', 'ClientWrite') THEN 'waiting'
@@ -46,8 +46,8 @@ const runQuery = (client: Client, processId: number, callback: (state: BackendSt
     () => messages.encodeSimple(activityQuery(processId)),
     (_, { results }) => {
       const state: unknown = Object.values(results[0]?.rows[0] ?? {})[0]
-      // there may be no row: a pooler has reported a number of its own, or this session is on
-      // another server
+      // there is no row if a pooler has reported a process number of its own, or if this session is
+      // on another server
       settle(isState(state) ? state : "unknown")
     }
   )

@@ -1,6 +1,6 @@
 /**
- * A session that has logged in, and its socket: the settings that the server has reported, and the
- * end of the connection.
+ * The part of a physical connection below its exchanges: the socket, the settings that the server
+ * has reported, and the end of the connection.
  */
 
 import type { SessionConfig } from "../../DatabaseConfig.js"
@@ -29,24 +29,27 @@ export interface OpenedSession {
   readonly login: Login
 }
 
-/** Physical connection without its exchanges. */
+/** Socket and session of a physical connection; `ExchangeConnection` adds the exchanges. */
 export abstract class BaseConnection {
   readonly server: Destination
   /** The generation of the credentials of the login. */
   readonly generation: number
   readonly createdAt = clock.now()
   /**
-   * The number of the server process. A pooler reports a number of its own, which is good for
-   * cancel requests only.
+   * The number of the server process. A pooler reports a number of its own, which only a cancel
+   * request can use.
    */
   readonly processId: number
-  /** True if the connection leads to a pooler, whose clients share the sessions of the server. */
+  /**
+   * True if the connection leads to a transaction pooler, whose clients share the sessions of the
+   * server.
+   */
   readonly isPooled: boolean
   /** @internal The address of the same server, for another socket. */
   readonly secondSocket: SecondSocket
   protected readonly client: Client
   protected readonly parameters: Map<string, string>
-  /** The error that the connection was lost with. */
+  /** The error of the loss of the connection. */
   protected lossError: Error | undefined = undefined
   private brokenReason: CloseReason | undefined = undefined
   private isEnding = false
@@ -69,27 +72,33 @@ export abstract class BaseConnection {
   /** Checks if an exchange is in progress. */
   abstract get busy(): boolean
 
-  /** Checks if the socket must stay open for a cancel request that is on its way. */
+  /**
+   * Checks if the socket must stay open for a cancel request that is on its way through a pooler.
+   */
   protected abstract get isPassingPooler(): boolean
 
   /**
-   * Fails the exchange in progress after a loss of the connection. `isFirst` is false if the
-   * connection was to be closed anyway.
+   * Handles the loss of the connection, and fails the exchange in progress. `isFirst` is false if
+   * the connection was marked as broken before.
    */
   protected abstract onLoss(error: Error, isFirst: boolean): void
 
-  /** Called when it may have changed if the connection can be used. */
+  /** Reports that the connection may have become usable or unusable. */
   abstract reportUsability(): void
 
-  /** Called once, when the socket is closed. */
+  /** Reports, once, that the socket is closed. */
   protected abstract reportClose(reason: CloseReason): void
 
-  /** Returns the reason if the connection must not be used again. */
+  /**
+   * Returns the reason why the connection must not be used again; `undefined` if it may be used.
+   */
   get broken(): CloseReason | undefined {
     return this.brokenReason
   }
 
-  /** `I` idle, `T` in a transaction, `E` in a failed one. */
+  /**
+   * Returns the status of the session: `I` idle, `T` in a transaction, `E` in a failed transaction.
+   */
   get status(): "I" | "T" | "E" | null {
     return this.client.getTransactionStatus()
   }
@@ -103,8 +112,8 @@ export abstract class BaseConnection {
   }
 
   /**
-   * Checks if the server has reported this search path for the session. PostgreSQL reports it since
-   * version 18. The report of a pooler is not used.
+   * Checks if the server has reported this search path for the session. PostgreSQL reports search
+   * paths since version 18. The report of a pooler is not used.
    */
   hasSearchPath(path: SearchPath): boolean {
     return !this.isPooled && this.parameters.get("search_path") === path.text
@@ -132,6 +141,7 @@ export abstract class BaseConnection {
 
   /**
    * Closes an idle connection with a Terminate message, and a busy connection without one, at once.
+   * Does nothing while a cancel request is on its way through a pooler.
    */
   end(reason: CloseReason): void {
     if (this.isClosing || this.isPassingPooler) return
@@ -147,13 +157,19 @@ export abstract class BaseConnection {
     this.client.end().catch(() => stream.destroy())
   }
 
-  /** Closes the socket: at once, unless a cancel request is on its way through a pooler. */
+  /**
+   * Marks the connection as broken and closes its socket. A cancel request that is on its way
+   * through a pooler delays the close.
+   */
   destroy(reason: CloseReason): void {
     this.markBroken(reason)
     if (!this.isPassingPooler) this.client.connection.stream.destroy()
   }
 
-  /** @internal Marks the connection as not to be used again. The first reason counts. */
+  /**
+   * @internal Marks the connection as broken, so that it is not used again. The first reason is
+   * kept.
+   */
   markBroken(reason: CloseReason): void {
     if (this.brokenReason !== undefined) return
     this.brokenReason = reason

@@ -3,19 +3,20 @@
  */
 
 /**
- * Cancel requests of one exchange. They record if one of them may still arrive.
+ * Cancel requests of one exchange. The class records if a request may still arrive at the session.
  *
  * PostgreSQL signals the session before it closes the socket of a cancel request, and a session
- * that waits for its next command ignores the signal. So a cancel request cannot hit another
- * statement if the server has closed its socket and has refused the statement because of it.
+ * that waits for its next command ignores the signal. So a cancel request cannot hit a later
+ * statement after the server has closed the socket of the request and has refused the cancelled
+ * statement.
  */
 export class CancelRequests {
   private sent = 0
   private pending = 0
   private areReceived = true
   /**
-   * True if all requests have arrived without a visible effect, and another answer of the session
-   * is awaited as a proof.
+   * True after all requests have arrived without a visible effect. A Sync was then sent, and its
+   * answer proves that no signal is pending.
    */
   isProbing = false
 
@@ -43,8 +44,8 @@ export class CancelRequests {
   }
 
   /**
-   * Checks if no request can arrive any more. After two requests this is unknown: a pooler in
-   * session mode may pass one of them on after it has closed the socket.
+   * Checks if no request can arrive any more. After two requests the result is false, because a
+   * pooler in session mode may pass a request on after it has closed the socket of the request.
    */
   get isOver(): boolean {
     return this.sent === 1 && this.pending === 0 && this.areReceived

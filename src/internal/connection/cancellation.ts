@@ -15,8 +15,8 @@ const pooledCancelTimeout = 15_000
 const cancelTimeout = 1000
 
 /**
- * The pause before the second cancel request, in ms. There are two such pauses if the server has
- * not received the first request after one.
+ * The pause before the second cancel request, in ms. If the socket of the first request is still
+ * open after the pause, the second request waits for another pause.
  */
 const repeatDelay = 250
 
@@ -36,7 +36,7 @@ export interface CancellableConnection {
    * closed it.
    */
   readonly sendCancelRequest: (timeout: number, callback: (isReceived: boolean) => void) => void
-  /** Continues to read, which a COPY may have stopped. */
+  /** Resumes reading from the socket, which a COPY may have paused. */
   readonly resume: () => void
   readonly ping: (callback: OnExchange) => void
   readonly finish: (exchange: Exchange, failure: Failure | undefined) => void
@@ -49,31 +49,33 @@ export interface CancellableConnection {
 /** Cancellation of the exchanges of one connection, one at a time. */
 export class Cancellation {
   /**
-   * The cancel requests of the exchange in progress. They stay after its end if the connection is
-   * not kept.
+   * The cancel requests of the exchange in progress. They remain set after the exchange if the
+   * connection is to be closed.
    */
   private attempts: CancelRequests | undefined = undefined
   /**
-   * True if the exchange in progress is answered, and only a cancel request may still be pending.
+   * True if the exchange in progress is answered, but its end is held back until no cancel request
+   * is pending.
    */
   isHeldBack = false
   /**
-   * True while a cancel request is on its way through a pooler. The connection must stay open until
-   * then: PgBouncer 1.18 exits if a cancel request is cut short, by the client or by the end of the
-   * session.
+   * True while a cancel request is on its way through a pooler. The connection must stay open
+   * meanwhile, because PgBouncer 1.18 exits if the socket of a cancel request or the cancelled
+   * session is closed too early.
    */
   isPassingPooler = false
 
   constructor(private readonly connection: CancellableConnection) {}
 
-  /** Checks if an exchange was cancelled, and the connection is not known to be usable again. */
+  /** Checks if an exchange was cancelled, and the connection is not usable again yet. */
   get isActive(): boolean {
     return this.attempts !== undefined
   }
 
   /**
-   * Sends a cancel request, unless one was sent. The connection is closed if it is not usable again
-   * within a second.
+   * Sends a cancel request, and a second one if the first has no effect. Does nothing if the
+   * exchange was cancelled before. The connection is closed if it is not usable again within a
+   * second.
    */
   start(reason: CloseReason): void {
     if (this.attempts !== undefined) return
@@ -114,7 +116,10 @@ export class Cancellation {
     this.settle()
   }
 
-  /** Ends the cancelled exchange if it is answered and no request is pending. */
+  /**
+   * Ends the cancelled exchange, or first probes the session, if the exchange is answered and no
+   * request is pending.
+   */
   private settle(): void {
     const { attempts, connection } = this
     const { exchange } = connection
@@ -133,9 +138,9 @@ export class Cancellation {
   }
 
   /**
-   * Checks if the process number of the session can be one of PostgreSQL. A pooler, even in session
-   * mode, reports a random number instead. It may pass a cancel request on after it has closed the
-   * socket of the request, and the request would then hit the next statement.
+   * Checks if the process number of the session can be that of a server process. A pooler, even in
+   * session mode, reports a random number instead. The pooler may pass a cancel request on after it
+   * has closed the socket of the request, and the request would then hit the next statement.
    */
   private get isOnServer(): boolean {
     const { processId } = this.connection
@@ -144,9 +149,9 @@ export class Cancellation {
 
   /**
    * Sends a Sync after a request that may have cancelled nothing: the statement had ended before,
-   * or the server reports the reason in another language. Before it answers the Sync, the session
-   * receives the signal and ignores it, as it does between commands. So the signal cannot hit a
-   * statement after the Sync.
+   * or the server reports the reason in another language. Before the session answers the Sync, it
+   * receives the signal of the request and ignores the signal, because no command is running. So
+   * the signal cannot hit a statement after the Sync.
    */
   private probe(attempts: CancelRequests, exchange: Exchange, failure: Failure | undefined): void {
     const { connection } = this
@@ -161,8 +166,8 @@ export class Cancellation {
   }
 
   /**
-   * Sends a request through a pooler. A statement that the pooler has not passed to a server yet is
-   * dropped with the connection; it would run later if the connection stayed open.
+   * Sends up to two cancel requests through a pooler, then closes the connection. If the connection
+   * stayed open, a statement that the pooler has not passed to a server yet would run later.
    */
   private sendThroughPooler(reason: CloseReason, isLast: boolean): void {
     const { connection } = this

@@ -1,6 +1,6 @@
 /**
- * The opening of a physical connection: requests credentials, and connects with them. If the server
- * refuses the credentials, they are requested once more.
+ * The opening of a physical connection: the request of credentials, and the connect with them. If
+ * the server refuses credentials of a provider, they are requested once more.
  */
 
 import type { ServerConfig, SessionConfig } from "../../DatabaseConfig.js"
@@ -19,8 +19,8 @@ export interface ConnectOptions {
 }
 
 /**
- * Opens a connection. Calls back once, and not before this function has returned, unless the
- * returned function cancels.
+ * Opens a connection; the returned function cancels. Unless the opening is cancelled, `callback` is
+ * called once, after this function has returned.
  */
 export const connect = (
   options: ConnectOptions,
@@ -37,7 +37,7 @@ export const connect = (
   const start = (wasRefused: boolean) => {
     const timer = clock.timer(deadline - clock.now(), () => {
       cancel()
-      const error = new Error(`the provider of credentials gave none within ${options.timeout} ms`)
+      const error = new Error(`the provider of credentials returned none within ${options.timeout} ms`)
       callback({ reason: "credentials", error }, undefined)
     })
     const onLogin: OnLogin = (login, failure) => {

@@ -20,7 +20,7 @@ type OnConnected = (failure: ConnectFailure | undefined, connection: Connection 
 export interface HostOptions {
   /**
    * The timeout for all hosts together, in ms. Each host gets an equal part of the remaining time,
-   * but no more than the `hostTimeout` of its server.
+   * but no more than the `hostTimeout` of the server.
    */
   readonly timeout: number
   readonly readOnly: boolean
@@ -39,8 +39,8 @@ const shuffled = <A>(all: ReadonlyArray<A>): Array<A> =>
     .map(({ one }) => one)
 
 /**
- * Withholds the events of a connection from its owner until the connection is assigned to the
- * owner. A connection to a server of the wrong role is never assigned.
+ * Drops the events `lost` and `closed` of a connection until it is assigned to its owner. A
+ * connection to a server of the wrong role is never assigned.
  */
 const withholdEvents = (owner: Owner) => {
   let isAssigned = false
@@ -139,8 +139,8 @@ class HostAttempts {
   }
 
   /**
-   * Adds the other addresses of a host name to the queue: the socket has connected to the first
-   * address that answered.
+   * Adds the other addresses of a host name to the queue, because the socket has connected only to
+   * the first address that answered.
    */
   private addOtherAddresses(endpoint: Endpoint, current: SecondSocket, until: number, proceed: () => void): void {
     const { address, host } = endpoint
@@ -190,8 +190,9 @@ class HostAttempts {
 }
 
 /**
- * Combines the failures of all hosts. The failure of a host that is down takes precedence over the
- * failure of a host with another role, because the host that is down may have the required role.
+ * Combines the failures of all hosts. A permanent failure takes precedence. The failure of a host
+ * that is down comes before the failure of a host with another role, because the host that is down
+ * may have the required role.
  */
 const combine = (failures: ReadonlyArray<readonly [name: string, failure: ConnectFailure]>): ConnectFailure => {
   const [only] = failures
@@ -212,8 +213,8 @@ const combine = (failures: ReadonlyArray<readonly [name: string, failure: Connec
 }
 
 /**
- * Connects to the first host of a server that has the required role. Calls back once, and not
- * before this function has returned, unless the returned function cancels.
+ * Connects to the first host of a server that has the required role. `callback` is called once,
+ * unless the returned function cancels before.
  */
 export const connectToFirstHost = (
   server: Destination,

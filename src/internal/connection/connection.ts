@@ -27,14 +27,17 @@ const none: ReadonlyArray<never> = []
 
 /** The callbacks of a connection for its pool. */
 export interface Owner {
-  /** The server or the network has ended the connection, in use or not. */
+  /**
+   * The connection is lost, in use or idle. Not called if the connection was already marked as
+   * broken.
+   */
   readonly lost: (connection: Connection, error: Error) => void
   /** The socket is closed. Called once, for any reason. */
   readonly closed: (connection: Connection, reason: CloseReason) => void
   /**
    * An exchange of the program has ended, after `millis` ms. Each exchange counts as one operation:
    * a statement with the BEGIN before it, a COMMIT, a batch of a stream. `error` is the SQLSTATE,
-   * or the tag of the error if the server gave none.
+   * or the tag of the error if there is none.
    */
   readonly operated?: ((millis: number, error: string | undefined) => void) | undefined
   /** The count of refused writes on the connections of the owner. */
@@ -54,8 +57,8 @@ export class Connection extends ExchangeConnection {
   /** The reason for the retirement at that time. */
   retireAs: CloseReason = "aged"
   /**
-   * The position of the server at the last query. It stays a lower bound, because the position of a
-   * server goes back only if its connections are lost.
+   * The position of the server at the last position query. While the connection is open, it is a
+   * lower bound: the position of a server goes back only if its connections are lost.
    */
   position: Position | undefined = undefined
   private readonly statements: StatementCache
@@ -73,20 +76,23 @@ export class Connection extends ExchangeConnection {
     this.client.connection.on("parameterStatus", () => this.onParameter())
   }
 
-  /** Checks if the next exchange must prove that the server takes writes. */
+  /** Checks if the server must still prove that it takes writes. */
   get doubtsRole(): boolean {
     return this.role.isDoubted
   }
 
   /**
    * Checks if a failure means only that the server takes no writes, so that nothing has run. The
-   * check is for the failure of a statement without a statement before it in the transaction.
+   * failure must be that of an autocommit statement or of the first statement of a transaction.
    */
   hasWrongRole(failure: Failure): boolean {
     return this.role.explains(failure)
   }
 
-  /** Sends a statement, with steps before and after it, in one write with one Sync. */
+  /**
+   * Sends a statement, with steps before and after it, in one write with one Sync. A `simple`
+   * request is sent without the steps.
+   */
   run(
     before: ReadonlyArray<messages.Step>,
     request: Request,
@@ -128,8 +134,8 @@ export class Connection extends ExchangeConnection {
             this.types?.clear()
           }
         } else if (failure._tag === "refused" && isStalePlan(failure.error.code ?? "", failure.error.message)) {
-          // Without a bind nothing of the statement has run, and the change of the schema may
-          // concern all other statements.
+          // the statement has not run if its bind was not completed, and the other statements may
+          // be stale, too
           if (exchange.bound === before.length) this.statements.removeAll()
           else this.statements.remove(text, path)
           // outside of a transaction the statement can be prepared again at once
@@ -150,7 +156,7 @@ export class Connection extends ExchangeConnection {
     this.send(exchangeRequest)
   }
 
-  /** Sends several commands in one text. */
+  /** Sends a text with several commands by the simple protocol. */
   private runSimple(request: Request, callback: OnExchange): void {
     const exchangeRequest = new ExchangeRequest(() => messages.encodeSimple(sendableText(request.text)), callback)
     exchangeRequest.asArrays = request.rows === "array"
@@ -159,7 +165,10 @@ export class Connection extends ExchangeConnection {
     this.send(exchangeRequest)
   }
 
-  /** Sends a COPY, with steps before it unless it is `simple`. Its data passes through `copy`. */
+  /**
+   * Sends a COPY, with steps before it unless the request is `simple`. The data of the COPY passes
+   * through `copy`.
+   */
   copy(before: ReadonlyArray<messages.Step>, request: Request, copy: Copy, callback: OnExchange): void {
     if (this.needsProof) return this.prove(callback, () => this.copy(before, request, copy, callback))
     const exchangeRequest = new ExchangeRequest(
@@ -189,7 +198,7 @@ export class Connection extends ExchangeConnection {
     this.send(exchangeRequest)
   }
 
-  /** Sends steps only. */
+  /** Sends steps without a statement. */
   steps(all: ReadonlyArray<messages.Step>, callback: OnExchange): void {
     this.sendSteps(all, false, callback)
   }
@@ -230,7 +239,8 @@ export class Connection extends ExchangeConnection {
   }
 
   /**
-   * Opens a portal and fetches its first rows. The end of the transaction closes it at the latest.
+   * Opens a portal and fetches its first rows. The end of the transaction closes the portal at the
+   * latest.
    */
   openPortal(
     before: ReadonlyArray<messages.Step>,
@@ -292,8 +302,8 @@ export class Connection extends ExchangeConnection {
   }
 
   /**
-   * Checks if the next exchange must prove the role of the server. Inside of a transaction a proof
-   * would be too late.
+   * Checks if a proof of the server's role must be sent before the next exchange. Inside of a
+   * transaction a proof would be too late.
    */
   private get needsProof(): boolean {
     return this.role.isDoubted && this.status === "I"
@@ -304,8 +314,8 @@ export class Connection extends ExchangeConnection {
   }
 
   /**
-   * Retires the connection if its server takes no writes any more, or its session is read-only now.
-   * The statement in progress may end.
+   * Retires a connection for writes if its server or its session has become read-only. The
+   * statement in progress is not interrupted.
    */
   private onParameter(): void {
     if (!this.role.isForWrites || this.isPooled || !this.takesNoWrites) return

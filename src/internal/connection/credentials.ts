@@ -2,19 +2,22 @@
  * The user and password of a server, which are fixed or requested for each physical connection, and
  * their generations.
  *
- * A generation begins when a provider gives other credentials than before. Answers may overtake
- * each other: if an answer differs from the answer to a later request, it is of an older
- * generation.
+ * A generation begins when a provider returns credentials that differ from the current ones.
+ * Answers may arrive out of order: an answer that differs from the answer to a later request
+ * belongs to the previous generation.
  */
 import type { Secret } from "../protocol/secret.js"
 import type { ConnectFailure } from "./connectFailure.js"
 import type { Dial } from "./preparedEndpoint.js"
 
-/** Credentials as a provider gives them. */
+/** Credentials as a provider returns them. */
 export interface ProvidedCredentials {
   readonly username: string
   readonly password: Secret | undefined
-  /** A value that identifies these credentials, in place of user and password. */
+  /**
+   * A value that identifies the credentials. If two credentials both have one, it is compared
+   * instead of user and password.
+   */
   readonly version?: string | number | undefined
   /** The passphrase of the TLS key in the settings. */
   readonly tlsPassphrase?: Secret | undefined
@@ -31,9 +34,9 @@ type OnAnswer<Answer> = (answer: Answer | undefined, failure: ConnectFailure | u
 /** Callback for credentials and their generation. */
 export type OnLogin = OnAnswer<Login>
 
-/** Access to a server as a program provides it. It may run code of the program. */
+/** Provider of credentials, and of streams in place of sockets. It may run code of the program. */
 export interface CredentialProvider {
-  /** True if each request may give other credentials. */
+  /** True if each request may return other credentials. */
   readonly isDynamic: boolean
   /** Requests credentials; the returned function cancels. */
   readonly request: (callback: OnAnswer<ProvidedCredentials>) => () => void
@@ -59,12 +62,12 @@ export class CredentialSource {
 
   constructor(private readonly provider: CredentialProvider) {}
 
-  /** Checks if each request may give other credentials. */
+  /** Checks if each request may return other credentials. */
   get isDynamic(): boolean {
     return this.provider.isDynamic
   }
 
-  /** Returns the function that opens a stream in place of a socket, if the program has one. */
+  /** Returns the function that opens a stream in place of a socket, if the program has set it. */
   get dial(): Dial | undefined {
     return this.provider.dial
   }

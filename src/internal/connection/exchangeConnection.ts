@@ -18,7 +18,7 @@ import { typeLookupRequest } from "./typeLookup.js"
 import { Watchdog } from "./watchdog.js"
 import { type CheckedConnection, RoleCheck } from "./writerRoleCheck.js"
 
-/** Physical connection without its statements. */
+/** Physical connection that runs exchanges; `Connection` adds the statements. */
 export abstract class ExchangeConnection extends BaseConnection implements CancellableConnection, CheckedConnection {
   /** Called with the error if the connection is lost while no exchange is in progress. */
   onLost: ((error: Error) => void) | undefined = undefined
@@ -38,7 +38,7 @@ export abstract class ExchangeConnection extends BaseConnection implements Cance
   transaction: { readonly limit: number | undefined } | undefined = undefined
   protected readonly role: RoleCheck
   protected readonly watchdog: Watchdog
-  /** The types of the server, if the program reads types by their names. */
+  /** The types of the server, if the program has set parsers by the names of types. */
   protected readonly types: TypeNames | undefined
   private readonly cancellation = new Cancellation(this)
   private readonly refusesWrites: boolean
@@ -70,10 +70,10 @@ export abstract class ExchangeConnection extends BaseConnection implements Cance
     client.connection.on("readyForQuery", () => this.onReady())
   }
 
-  /** Called when the server or the network has ended the connection. */
+  /** Reports the loss of a connection that was not marked as broken before. */
   protected abstract reportLoss(error: Error): void
 
-  /** Called after each exchange of the program, with its duration in ms. */
+  /** Reports the duration of an exchange of the program, in ms, and the name of its error. */
   protected abstract reportOperation(millis: number, error: string | undefined): void
 
   override get busy(): boolean {
@@ -89,8 +89,8 @@ export abstract class ExchangeConnection extends BaseConnection implements Cance
   }
 
   /**
-   * Checks if the connection can be used, now or after its statement. It cannot if it is closing or
-   * its statement was interrupted.
+   * Checks if the connection can be used, now or after its statement. The result is false if the
+   * connection is closing or its statement was interrupted.
    */
   get isUsable(): boolean {
     return this.broken === undefined && !this.cancellation.isActive
@@ -120,7 +120,7 @@ export abstract class ExchangeConnection extends BaseConnection implements Cance
 
   /**
    * Cancels the statement in progress, and closes the connection when the server has answered, or
-   * after a second.
+   * after a second. Without a statement in progress the connection is closed at once.
    */
   abort(reason: CloseReason): void {
     if (this.isClosed) return
@@ -130,7 +130,10 @@ export abstract class ExchangeConnection extends BaseConnection implements Cance
     this.cancellation.start(reason)
   }
 
-  /** @internal Ends an exchange that was answered. */
+  /**
+   * @internal Ends an exchange that was answered. If types of its columns are unknown, they are
+   * looked up first.
+   */
   finish(exchange: Exchange, failed: Failure | undefined): void {
     this.exchange = undefined
     this.cancellation.isHeldBack = false
@@ -146,19 +149,19 @@ export abstract class ExchangeConnection extends BaseConnection implements Cance
     this.settle(exchange, failure)
   }
 
-  /** Begins an exchange. */
+  /** Begins an exchange, or fails it if it cannot begin. */
   protected send(request: ExchangeRequest): void {
     const exchange = new Exchange(this.client, request, this.onExchangeLost, this.types)
     const failure = this.refusalOf(exchange)
-    // in a microtask, because a call would recurse: the callback may assign the connection to the
-    // next waiter, whose exchange may fail in the same way
+    // in a microtask, to avoid recursion: the callback may assign the connection to the next
+    // waiter, whose exchange may fail in the same way
     if (failure !== undefined) return queueMicrotask(() => request.onDone(failure, exchange))
     this.exchange = exchange
     this.awaitServer()
     this.client.query(exchange)
   }
 
-  /** Begins to watch the server, which must send something within its limit for a statement. */
+  /** Starts the watchdog if the server has a limit for the statement. */
   protected awaitServer(): void {
     const limit = this.transaction?.limit ?? this.statementTimeout
     // in the queue of a pooler a statement may wait for longer than its limit

@@ -1,5 +1,5 @@
 /**
- * The meaning of a failed exchange for its connection, and its name in the metrics.
+ * The meaning of a failed exchange for its connection, and the name of the failure in the metrics.
  */
 import type { CloseReason } from "../../Observation.js"
 import { meaning } from "../../SqlState.js"
@@ -19,8 +19,8 @@ export const isWriteRefused = (failure: Failure): failure is Refusal =>
   failure._tag === "refused" && meaningOf(failure) === "ReadOnlyViolation"
 
 /**
- * Returns the failure of a statement on a connection that will be closed. A statement that this
- * library has cancelled counts as lost with its connection, and not as timed out by the server.
+ * Returns the failure of a statement on a connection that will be closed. A cancelled statement
+ * counts as lost and undone, and not as timed out by the server.
  */
 export const failureOnClosing = (failure: Failure, reason: CloseReason): Failure =>
   failure._tag === "refused" && meaningOf(failure) === "StatementTimeout"
@@ -34,7 +34,10 @@ export const failureOnClosing = (failure: Failure, reason: CloseReason): Failure
       }
     : failure
 
-/** Returns the name of a failure in the metrics: its SQLSTATE, or else the tag of its error. */
+/**
+ * Returns the name of a failure in the metrics: its SQLSTATE, or `Disconnected` or `QueryFailed` if
+ * it has none.
+ */
 export const errorType = ({ _tag, error }: Failure): string => {
   const sqlState = isServerError(error) ? error.code : undefined
   return sqlState ?? (_tag === "lost" ? "Disconnected" : "QueryFailed")

@@ -4,8 +4,8 @@
 import { readTextFile } from "./textFile.js"
 
 /**
- * Error of a password file without a usable password. It never has a secret in it, unlike the error
- * of a provider of the program, which may have one.
+ * Error of a password file that cannot be used. It holds no secret, while the error of a provider
+ * of the program may hold one.
  */
 export class PasswordFileError extends Error {
   constructor(
@@ -22,7 +22,8 @@ export class PasswordFileError extends Error {
 const maxFileSize = 65_536
 
 /**
- * Reads the password of a file, without a line break at its end. Rejects with `PasswordFileError`.
+ * Reads the password from a file, without the line break at the end of the file. Rejects with
+ * `PasswordFileError`.
  */
 export const readPassword = async (file: string): Promise<string> => {
   try {

@@ -61,8 +61,8 @@ const readTls = async (parameter: string, file: string | undefined): Promise<str
 }
 
 /**
- * Adds the contents of TLS files to Node's options. They are read each time, because they may be
- * replaced.
+ * Adds the contents of TLS files to Node's options. The files are read for each connect, because
+ * they may be replaced.
  */
 const withFiles = async (
   ssl: true | ConnectionOptions,
@@ -97,12 +97,12 @@ const passwordIn = async (file: string, server: Destination, username: string): 
   if (found === undefined) return undefined
   // Windows has no permissions of this kind
   if (process.platform !== "win32" && (found.mode & 0o077) !== 0) {
-    throw unusable("others may read it; make it yours alone (chmod 0600)", true)
+    throw unusable("other users may read it: restrict its permissions (chmod 0600)", true)
   }
   return findPassword(found.text, { host, port, database, username })
 }
 
-/** Checks if a connect needs a file. */
+/** Checks if a file must be read before a connect. */
 const needsFiles = ({ passfile, ssl, tlsFiles }: Destination, { password }: Login): boolean =>
   (tlsFiles !== undefined && ssl !== false) || (passfile !== undefined && password === undefined)
 

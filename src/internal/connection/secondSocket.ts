@@ -12,7 +12,7 @@ import { tlsOptions } from "../protocol/tlsOptions.js"
 import { addressOf, type Destination, type Dial } from "./preparedEndpoint.js"
 
 /**
- * Target of a second socket: the server that the connection is on. It has the address and not the
+ * Target of a second socket: the server that the connection is on. It holds the address and not the
  * host name, because the name may lead to another server by now and its lookup takes time.
  */
 export type SecondSocket = SocketTarget | { readonly dial: Dial }
@@ -79,7 +79,7 @@ const yes = "S".charCodeAt(0)
  * connections.
  */
 const requestTls = (socket: Net.Socket, callback: (isAccepted: boolean) => void): void => {
-  // more bytes than the letter were sent without TLS, but would be read as if TLS had secured them
+  // bytes after the letter were sent without TLS, but would be read as if TLS had secured them
   socket.once("data", (answer) => callback(answer.length === 1 && answer[0] === yes))
   socket.write(messages.sslRequest)
 }

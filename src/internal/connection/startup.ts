@@ -73,8 +73,8 @@ const failureOf = (error: Error): ConnectFailure => {
 }
 
 /**
- * Logs in; the returned function cancels. Unless the login is cancelled, `callback` is called once:
- * after this function has returned, in the same turn as the last message of the server.
+ * Logs in; the returned function cancels. Unless the login is cancelled, `callback` is called once;
+ * after a success, in the same turn as the last message of the server.
  */
 export const startup = (
   server: Destination,
@@ -93,8 +93,8 @@ export const startup = (
 const nothing = () => {}
 
 /**
- * Opens a stream of the program, and calls `onOpened` with it and the remaining time. The returned
- * function cancels this step, or the next one.
+ * Opens a stream of the program, and calls `onOpened` with the stream or a failure, and with the
+ * remaining time. The returned function cancels the opening, or the step that `onOpened` has begun.
  */
 const dial = (
   open: Dial,
@@ -192,7 +192,7 @@ const logIn = (
   }
   client.on("notice", onNotice)
   /**
-   * The length of the reported settings, which are kept as long as the connection, in characters.
+   * The length of the reported settings, in characters. They are kept as long as the connection.
    */
   let parameterBytes = 0
   let isOver = false
@@ -226,7 +226,8 @@ const logIn = (
     isAccepted = true
   })
   watchAuthentication(client.connection, server, (error) => fail({ reason: "authentication", error }))
-  // until the connection has listeners of its own, after the login, errors need this one
+  // after the login the connection adds listeners of its own; until then this one receives the
+  // errors
   client.on("error", (error: Error) => fail(failureOf(error)))
   const onConnected = (error: Error | null | undefined) => {
     if (isOver) return

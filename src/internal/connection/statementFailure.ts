@@ -9,13 +9,13 @@ import { contextOf, withoutPasswords } from "../sql/excerpt.js"
 import type { Failure } from "./connection.js"
 import type { PlainFailure, StatementFailure } from "./plainFailure.js"
 
-/** Database and server that a failure is about. */
+/** Database and server of a failure. */
 export interface ErrorLocation {
   readonly database: string
   readonly server: string
 }
 
-/** Returns the given fields of a server error that it has. */
+/** Returns those of the given fields that a server error has. */
 const present = <K extends string>(error: ServerError, keys: ReadonlyArray<K & keyof ServerError>) => {
   const out: { [P in K]?: string } = {}
   for (const key of keys) {
@@ -27,7 +27,7 @@ const present = <K extends string>(error: ServerError, keys: ReadonlyArray<K & k
 
 /** The reason of a refusal that only another attempt of the whole transaction can avoid. */
 const stale =
-  "a table or type that it uses has changed since the statement was prepared, and in the middle of a transaction it cannot be prepared anew"
+  "a table or type of the statement has changed since the statement was prepared, and inside of a transaction it cannot be prepared again"
 
 /** The hint of a failure that another attempt may avoid. */
 export const staleHint = `${stale}: run the whole transaction again, or set its option \`retry\``
@@ -36,9 +36,10 @@ export const staleHint = `${stale}: run the whole transaction again, or set its 
 export const staleAgainHint = `${stale}: tables or types change all the time, or a pooler is in between`
 
 /**
- * Makes the fields of a server error that may hold values invisible to code that prints all fields.
- * A program can still read them by name. With `log_parameter_max_length_on_error` a context shows
- * parameters, and an inner statement may be built from them.
+ * Makes `where` and `internalQuery` of a server error non-enumerable, so that code that prints all
+ * fields shows no values. A program can still read them by name. With
+ * `log_parameter_max_length_on_error` `where` shows parameters, and the statement in
+ * `internalQuery` may be built from parameters.
  */
 const hideValues = (error: ServerError): ServerError => {
   for (const key of ["where", "internalQuery"]) {
@@ -149,8 +150,8 @@ export const statementFailure = (location: ErrorLocation, failure: Failure, outc
 }
 
 /**
- * Adds the first failure of an aborted transaction to a later refusal, because the message of the
- * refusal does not mention it.
+ * Adds the first failure of a transaction to a later refusal that has the aborted transaction as
+ * its reason. The message of such a refusal does not mention the first failure.
  */
 export const afterFirst = (failure: StatementFailure, first: StatementFailure | undefined): StatementFailure =>
   first !== undefined && failure._tag === "QueryFailed" && isAborted(failure.sqlState ?? "")

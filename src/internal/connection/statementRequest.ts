@@ -12,7 +12,7 @@ export interface Request {
   readonly site?: CallSite | undefined
   /** The handle that the program has used, for errors. */
   readonly kind?: "reader" | "writer" | undefined
-  /** Called with the server that the statement is sent to, if a span shows it. */
+  /** Called with the server that the statement is sent to, if a span shows the server. */
   readonly served?: ((server: Destination) => void) | undefined
   readonly text: string
   /** The form that errors show in place of the text, if values are written into the text. */
@@ -31,7 +31,7 @@ export interface Request {
   readonly path?: SearchPath | undefined
 }
 
-/** Returns a text that can be sent, or throws. */
+/** Returns the text, or throws if it holds a NUL character. */
 export const sendableText = (text: string): string => {
   if (text.includes("\0")) throw new Error("the statement holds a NUL character")
   return text

@@ -49,9 +49,10 @@ const kindQuery = {
 } as const
 
 /**
- * Checks a connection, and calls back with a failure if its session is not of the target. A server
- * reports the properties at login. A pooler reports them from its memory, for any of its servers,
- * so a query is sent through it, with a timeout in ms.
+ * Checks if the session of a connection matches the target, and calls back with a failure if it
+ * does not. A server reports the properties at login since PostgreSQL 14. A query reads them on an
+ * older server, and behind a pooler, which reports them from its memory, for any of its servers. If
+ * the query takes longer than `timeout` ms, the connection is closed.
  */
 export const checkTargetSession = (
   connection: Connection,

@@ -14,7 +14,7 @@ export interface TextFile {
 /** Error of a file that is not regular or too large. */
 class UnfitFile extends Error {}
 
-/** Checks if the error of reading a file stays until the file is changed. */
+/** Checks if the error of reading a file occurs again until the file is corrected. */
 export const isLasting = (cause: unknown): boolean =>
   cause instanceof UnfitFile ||
   (cause instanceof Error && "code" in cause && typeof cause.code === "string" && isLastingFile(cause.code))

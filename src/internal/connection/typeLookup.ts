@@ -8,8 +8,8 @@ import { lookupSql, type TypeNames } from "../protocol/parsersByName.js"
 const none: ReadonlyArray<never> = []
 
 /**
- * Builds the failure of a statement that the server has executed, if its rows cannot be read. It
- * must not be reported as refused, undone or not sent.
+ * Builds the failure of a statement that the server has executed, but whose rows cannot be read.
+ * The failure must not count as refused, undone or not sent.
  */
 const unreadable = ({ _tag, error }: Failure, { acknowledged, request: { statement } }: Exchange): Failure => {
   const reason =
@@ -22,8 +22,9 @@ const unreadable = ({ _tag, error }: Failure, { acknowledged, request: { stateme
 }
 
 /**
- * Builds the request of a lookup for the rows of `exchange`. `isStored` is true if its statement
- * remains stored even if the lookup fails. `callback` receives the failure of the statement.
+ * Builds the request of a lookup for the rows of `exchange`. `isStored` is true if the effects of
+ * its statement remain stored even if the lookup fails. `callback` receives the failure of the
+ * statement, if there is one.
  */
 export const typeLookupRequest = (
   oids: ReadonlyArray<number>,

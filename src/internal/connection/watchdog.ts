@@ -1,7 +1,7 @@
 /**
- * The watchdog of a connection. It acts when the server is silent for longer than its limit for
- * statements. On a dead network the error of the limit never arrives, and TCP reports the loss only
- * after minutes.
+ * The watchdog of a connection. It acts when the server is silent for longer than the server's
+ * limit for statements. On a dead network the error of the limit never arrives, and TCP reports the
+ * loss only after minutes.
  *
  * A silence after the limit is no proof of a dead server. Code on the server can change the limit
  * without a report, and a COMMIT, which has no limit, may wait for a standby. So before the
@@ -12,7 +12,8 @@ import * as clock from "../concurrency/clock.js"
 
 /**
  * Activity of a server process: `working` on a statement, or `waiting` for the client. If an answer
- * is due from a waiting process, a message was lost. `unknown` if the server does not report it.
+ * is due from a waiting process, a message was lost. `unknown` if the query fails or the server
+ * does not report the activity.
  */
 export type BackendState = "working" | "waiting" | "unknown"
 
@@ -21,7 +22,7 @@ interface AwaitedAnswer {
   readonly limit: number
   /** The time of the last progress. */
   since: number
-  /** The progress until then. */
+  /** The progress at that time. */
   progress: number
   /** The time of the next check. */
   due: number
@@ -44,17 +45,17 @@ export interface MonitoredConnection {
 }
 
 /**
- * The time after the limit until a server without progress is given up, in ms. Its error may still
- * arrive in that time.
+ * The time for an answer to arrive after the limit, and again after the server process was found
+ * waiting for the client, in ms.
  */
 const grace = 1000
 
-/** The part of that time until the server is checked, in ms. */
+/** The time after the limit until the server is checked, in ms; a part of `grace`. */
 const checkDelay = 250
 
 /**
- * The shortest interval between two queries of the activity, in ms. If the process has worked for
- * longer than that since the limit, the interval is as long as that work.
+ * The shortest interval between two queries of the activity, in ms. If a working process has been
+ * silent for longer since the limit, the interval is as long as the silence.
  */
 const minInterval = 10_000
 
@@ -132,7 +133,9 @@ export class Watchdog {
     this.connection.onDead(new Error(`no answer from the server within its limit for a statement, ${limit} ms`))
   }
 
-  /** Checks for progress since the last check; if there is any, the limit begins anew. */
+  /**
+   * Checks for progress since the last check, and records it. After progress the limit begins anew.
+   */
   private hasProgress(awaited: AwaitedAnswer): boolean {
     const before = awaited.progress
     awaited.progress = this.connection.progress()

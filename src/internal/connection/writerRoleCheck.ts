@@ -25,8 +25,8 @@ export interface CheckedConnection {
 
 /**
  * Count of the writes that were refused right after a proof of the role, on the connections of one
- * pool. It is kept for the pool, because a transaction whose first write was refused runs again on
- * another connection.
+ * pool. A failed proof resets the count. The count is kept for the pool, because a transaction
+ * whose first write was refused runs again on another connection.
  */
 export interface RefusedWrites {
   count: number
@@ -36,7 +36,7 @@ export interface RefusedWrites {
 export interface RoleSettings {
   /** True if the connection is for writes, so that its server must take writes. */
   readonly isForWrites: boolean
-  /** True if the server has not reported its role at login. */
+  /** True if the role of the server is unknown after the login. */
   readonly isDoubted: boolean
   readonly refused: RefusedWrites
 }
@@ -45,8 +45,8 @@ export interface RoleSettings {
 export class RoleCheck {
   readonly isForWrites: boolean
   /**
-   * True if the next exchange must prove that the server takes writes. Neither a pooler nor
-   * PostgreSQL 13 reports its role at login.
+   * True if the server must still prove that it takes writes. PostgreSQL 13 does not report its
+   * role at login, and a pooler may report the role of any of its servers.
    */
   isDoubted: boolean
   /** True if the last exchange has proved that the server takes writes. */
@@ -64,8 +64,9 @@ export class RoleCheck {
 
   /**
    * Checks if a failure means only that the server takes no writes, so that nothing has run. The
-   * check is for the failure of a statement without a statement before it in the transaction.
-   * Behind a pooler the result is only likely, and the next exchange proves it.
+   * failure must be that of an autocommit statement or of the first statement of a transaction.
+   * Behind a pooler the result is likely but not certain, and a proof follows before the next
+   * exchange.
    */
   explains(failure: Failure): boolean {
     return this.isForWrites && (this.connection.broken === "wrongRole" || (this.isDoubted && isWriteRefused(failure)))
@@ -74,7 +75,7 @@ export class RoleCheck {
   /**
    * Builds the request of a proof. The proof is an exchange of its own: after a BEGIN it would be
    * the first query of the transaction, and an isolation level must be set before the first query.
-   * `proceed` is called after a successful proof, `callback` after a failed one.
+   * `proceed` is called after a successful proof, `callback` after a failed or interrupted one.
    */
   makeProof(callback: OnExchange, proceed: () => void): ExchangeRequest {
     const request = new ExchangeRequest(
@@ -94,7 +95,8 @@ export class RoleCheck {
 
   /**
    * Records the meaning of an exchange for the role of the server, and returns the failure of the
-   * exchange. A connection that fails its proof was never usable.
+   * exchange. Marks the connection as broken if its server takes no writes. A failed proof counts
+   * as a loss before anything was sent.
    */
   record({ request: { provesRole } }: Exchange, failure: Failure | undefined): Failure | undefined {
     if (!this.isForWrites) return failure
@@ -110,8 +112,9 @@ export class RoleCheck {
     }
     if (isWriteRefused(failure)) {
       if (connection.takesNoWrites && !connection.isPooled) connection.markBroken("wrongRole")
-      // The program may have made its own transaction read-only. A refusal right after two proofs
-      // counts as such, although a pooler may have sent the proofs to other servers.
+      // A refusal right after a proof may have two reasons: the pooler has sent the proof to
+      // another server, or the program has made its own transaction read-only. After two such
+      // refusals the program counts as the reason.
       else if (connection.isPooled && (!wasProved || this.refused.count < 2)) {
         this.isDoubted = true
         if (wasProved) this.refused.count++

@@ -14,8 +14,8 @@ import { isLsn, type Position, parseLsn } from "../sql/lsn.js"
  * The query of a server's position, on a primary or a standby. The timeline is read after the
  * position, never before: a standby may switch to another timeline in between, and the new position
  * would then be taken for a part of the old timeline. `OFFSET 0` keeps the planner from merging the
- * two reads. Only a streaming WAL receiver counts: another one reports the timeline that it was on,
- * while the server may replay another timeline from an archive.
+ * two reads. Only a streaming WAL receiver counts: a receiver that does not stream reports its last
+ * timeline, while the server may replay another timeline from an archive.
  *
  * `pg_last_wal_replay_lsn` alone is no proof: after a failover another history may have reached the
  * same position.
@@ -63,7 +63,7 @@ const timelineOf = (walFile: string): number => Number.parseInt(walFile.slice(0,
 /** Answer of a server to the position query. */
 export interface WalStatus {
   readonly position: Position
-  /** The position up to which its WAL is on disk. */
+  /** The position up to which the WAL of a primary is on disk; `undefined` on a standby. */
   readonly flushed: bigint | undefined
   /** The text that {@link commitInfoStep} has saved last in the session. */
   readonly commitInfo: string
@@ -95,7 +95,9 @@ const decodeStatus = (exchange: Exchange): WalStatus | undefined => {
   }
 }
 
-/** Queries the position on a connection; `callback` receives `undefined` if the query fails. */
+/**
+ * Queries the position on a connection; `callback` receives `undefined` if the position is unknown.
+ */
 export const queryPosition = (connection: Connection, callback: (status: WalStatus | undefined) => void): void =>
   connection.run(none, positionQuery, none, (failure, exchange) =>
     callback(failure === undefined ? decodeStatus(exchange) : undefined)
@@ -105,8 +107,8 @@ export const queryPosition = (connection: Connection, callback: (status: WalStat
 export const positionTimeout = 1000
 
 /**
- * Queries the position on a connection, and aborts the connection if the server does not answer in
- * time; the returned function aborts it at once.
+ * Queries the position on a connection, and aborts the connection if the server does not answer
+ * within `timeout` ms; the returned function aborts the connection at once.
  */
 export const queryPositionWithin = (
   connection: Connection,
@@ -140,7 +142,7 @@ export interface CommitResult {
 
 const commitSteps = [commitInfoStep, constantStep("COMMIT")]
 
-/** The steps that reset the session for other clients, which share it behind a pooler. */
+/** The steps that reset a session that other clients share behind a pooler. */
 const resetSteps = [constantStep("RESET effect_db.commit")]
 
 /**
@@ -154,18 +156,18 @@ export const commitAndQueryPosition = (
   connection.run(commitSteps, positionQuery, connection.isPooled ? resetSteps : none, (failure, exchange) => {
     const isAnswered = exchange.acknowledged >= commitSteps.length
     const status = failure === undefined ? decodeStatus(exchange) : undefined
-    // a failure after the answer to COMMIT cannot undo it
+    // a failure after the answer to COMMIT cannot undo the COMMIT
     callback(isAnswered ? undefined : failure, { isCommitted: exchange.precedingTag !== "ROLLBACK", status })
   })
 
-/** Fields of a token, as a causal session takes them. */
+/** Fields of a token, as a causal session records them. */
 type TokenFields = Pick<Token, "database" | "systemId" | "timeline" | "lsn">
 
 /**
- * Returns a token that covers a write. A COMMIT that has waited for its flush is covered by the
- * position on disk, and WAL on disk is sent to replicas. Any other write is only known to be before
- * the start of the next record, and the server may not send the WAL up to there before another
- * commit.
+ * Returns a token that covers a write; `undefined` if the timeline is unknown. If the COMMIT has
+ * waited for the flush of its WAL, the token is the position on disk, and WAL on disk is sent to
+ * replicas. Otherwise the token is the end of the last record, and possibly the server sends the
+ * WAL up to that position only after another commit.
  */
 const tokenOf = (
   database: string,
@@ -179,8 +181,8 @@ const tokenOf = (
 }
 
 /**
- * Recorder of tokens for causal sessions. It is created before its position query, because the
- * answer counts from the creation.
+ * Recorder of tokens for causal sessions. It must be created before the position query, because the
+ * answer covers only the writes before the creation.
  */
 export class TokenRecorder {
   private readonly sessions: ReadonlyArray<readonly [session: Session, queriedAt: number]>
@@ -223,7 +225,8 @@ export class TokenRecorder {
  * - `behind`: the server is in the same history, or an earlier part of it, and has not reached the
  *   token.
  * - `unproved`: the server does not report its history.
- * - `lost`: the server has another history, after a failover or because it is another cluster.
+ * - `lost`: the server has another history, after a failover or because it is another cluster or
+ *   database.
  */
 export type Freshness = "caughtUp" | "behind" | "unproved" | "lost"
 

@@ -16,7 +16,10 @@ export interface CopySocket {
   readonly awaitProgram: () => void
 }
 
-/** The size of a sent message, and of the received data that is buffered, in bytes. */
+/**
+ * The largest size of a sent message with data, and the size of the received data at which reading
+ * is paused, in bytes.
+ */
 export const blockSize = 65_536
 
 const nothing = () => {}
@@ -40,7 +43,10 @@ export class CopyIn {
     this.state = "sent"
   }
 
-  /** Marks the server as waiting for data. */
+  /**
+   * Marks the server as waiting for data, and calls the callback of `whenOpen`. After `fail`, sends
+   * the failure instead.
+   */
   open(): void {
     this.state = "open"
     if (this.failReason !== undefined) return this.fail(this.failReason)
@@ -62,7 +68,7 @@ export class CopyIn {
     }
   }
 
-  /** Sends data. After the end the data is discarded, as the server would discard it. */
+  /** Sends data if the server waits for data, and discards it otherwise. */
   write(bytes: Uint8Array): void {
     if (this.state !== "open" || this.connection === undefined) return
     const { stream } = this.connection
@@ -77,7 +83,7 @@ export class CopyIn {
 
   /**
    * Calls back when more may be sent. The returned function cancels. The callback is never called
-   * at once: a socket that is never full would keep the rest of the process from running.
+   * at once, because with a socket that is never full the rest of the process would not run.
    */
   whenWritable(callback: () => void): () => void {
     const { connection } = this
@@ -137,12 +143,16 @@ export class CopyOut {
   send(connection: CopySocket): void {
     this.connection = connection
     this.isSent = true
-    // the command is sent again on another connection if the first was lost before the command ran
+    // the command is sent again on another connection if the first connection was lost before the
+    // command ran
     this.isEnded = false
     this.isPaused = false
   }
 
-  /** Buffers a part that has arrived: one row, or several. */
+  /**
+   * Buffers a part that has arrived, which holds one row or several. Pauses reading when the buffer
+   * is full.
+   */
   receive(part: Buffer): void {
     if (this.isDiscarded) return
     // copied, because the parser reuses its buffer
@@ -174,8 +184,8 @@ export class CopyOut {
   }
 
   /**
-   * Calls back with the data that has arrived, or with `undefined` after the end. The returned
-   * function cancels.
+   * Calls back with the buffered data as soon as there is any, or with `undefined` after the end.
+   * The returned function cancels.
    */
   read(callback: (block: Buffer | undefined) => void): () => void {
     this.reader = callback

@@ -15,7 +15,10 @@ export interface LineFormat {
   readonly encoding?: string | undefined
 }
 
-/** Error of a row that cannot be written, with its number, counted from 1, and its column. */
+/**
+ * Error of a row that cannot be written, with the number of the row, counted from 1, and the
+ * column.
+ */
 export class RowInvalid extends Error {
   constructor(
     readonly row: number,
@@ -37,7 +40,10 @@ const letters: Readonly<Record<string, string>> = {
 
 const quotedForRegExp = (text: string): string => text.replace(/[\\^$.*+?()[\]{}|/-]/g, "\\$&")
 
-/** Function that writes a text as a field; `undefined` if the server would read it as NULL. */
+/**
+ * Function that returns the field for a text; `undefined` if the server would read the field as
+ * NULL.
+ */
 type Field = (text: string) => string | undefined
 
 const textField = (delimiter: string, nullText: string): Field => {
@@ -59,8 +65,8 @@ const csvField = (delimiter: string, nullText: string, quote: string, escape: st
 }
 
 /**
- * The first bytes of CSV as spreadsheets write it in UTF-8; to the server they are a part of the
- * first field.
+ * The byte order mark, with which spreadsheets begin CSV in UTF-8. The server would read it as a
+ * part of the first field.
  */
 const byteOrderMark = Buffer.from("\uFEFF")
 
@@ -106,7 +112,8 @@ export class RowWriter {
   }
 
   /**
-   * Adds a row, as an array or an object, or a part of text or bytes as it is. Throws `RowInvalid`.
+   * Adds a row, which is an array or an object, or a part that is text or bytes already. Throws
+   * `RowInvalid` if a row cannot be written.
    */
   add(row: unknown): void {
     if (typeof row === "string" || row instanceof Uint8Array) {
@@ -177,7 +184,10 @@ export class RowWriter {
     return Buffer.isBuffer(encoded) ? `\\x${encoded.toString("hex")}` : String(encoded)
   }
 
-  /** Returns a piece of the data without the byte order mark, which may come in pieces. */
+  /**
+   * Returns a piece of the data without the byte order mark. A piece that may be a part of the mark
+   * is held back until the next one.
+   */
   private withoutMark(piece: Uint8Array): Uint8Array {
     if (this.start === undefined) return piece
     const all = this.start.length === 0 ? piece : Buffer.concat([this.start, piece])
@@ -187,7 +197,9 @@ export class RowWriter {
     return isPart ? all.subarray(byteOrderMark.length) : all
   }
 
-  /** Records that no byte order mark can follow, and adds a held part of one to the data. */
+  /**
+   * Records that no byte order mark can follow, and adds the piece that was held back to the data.
+   */
   private endStart(): void {
     if (this.start !== undefined) this.push(this.start)
     this.start = undefined

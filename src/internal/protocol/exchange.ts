@@ -46,7 +46,7 @@ export interface RequestedStatement {
  *
  * - `refused`: the server has sent an error; the connection is usable.
  * - `lost`: the connection is lost. `sent` is true if anything was written to the socket. `undone`
- *   is true if the server has reported that it kept no effect.
+ *   is true if the server has reported that the statement has no effect.
  * - `unsendable`: the statement could not be written, or its rows could not be read, because the
  *   conversion of a parameter or the parser of a type threw.
  */
@@ -90,7 +90,7 @@ export class ExchangeRequest {
   before = 0
   /** The number of steps after the statement. */
   after = 0
-  /** The number of commands between the steps: 1, or 0 for a Sync alone. */
+  /** The number of commands between the steps: 1, or 0 if the exchange has no command. */
   main = 1
   /**
    * True if the server describes the rows. The rows of a step are not described, and are discarded.
@@ -141,7 +141,7 @@ export class Exchange implements Query {
   acknowledged = 0
   /** The number of completed parses, including those of the steps. */
   parsed = 0
-  /** The number of completed binds. */
+  /** The number of completed binds, including those of the steps. */
   bound = 0
   /** The command tag of the last step before the statement. */
   precedingTag = ""
@@ -152,7 +152,10 @@ export class Exchange implements Query {
    * steps of the operation must not be sent.
    */
   isStopped = false
-  /** The result of the statement; of a text with several commands, that of the last. */
+  /**
+   * The result of the statement. For a text with several commands, the result of the command in
+   * progress.
+   */
   result: Result = blankResult()
   private completedResults: Array<Result> | undefined = undefined
   decoder: RowDecoder | undefined
@@ -173,8 +176,8 @@ export class Exchange implements Query {
   }
 
   /**
-   * Encodes the messages. Returns the error of a parameter without a text form or of an impossible
-   * statement; nothing is sent then.
+   * Encodes the messages. Returns the error if a parameter or the statement cannot be encoded; the
+   * exchange must not be sent then.
    */
   prepare(): Error | undefined {
     try {
@@ -199,7 +202,9 @@ export class Exchange implements Query {
     return undefined
   }
 
-  /** Returns the statement, if the server is running it. */
+  /**
+   * Returns the statement while it is the next command to complete; `undefined` while a step is.
+   */
   get statement(): RequestedStatement | undefined {
     return this.isStatement() ? this.request.statement : undefined
   }
@@ -266,7 +271,7 @@ export class Exchange implements Query {
   private decode(result: Result, values: ReadonlyArray<string | null>): void {
     const { decoder } = this
     if (this.localError !== undefined || (decoder === undefined && !this.request.isDescribed)) return
-    // a row that is decoded by the columns of another result would be a wrong answer
+    // a row that is decoded by the columns of another result would have wrong values
     if (decoder?.fields.length !== values.length) {
       const expected = decoder === undefined ? "none" : decoder.fields.length
       this.localError = new ProtocolViolation(`sent a row of ${values.length} columns; ${expected} were due`)
@@ -334,7 +339,7 @@ export class Exchange implements Query {
   /** Rejects the data of a COPY that was sent as a statement. */
   handleCopyOutResponse(): void {
     if (this.request.copy?._tag === "out") return
-    this.localError = new Error("COPY ... TO STDOUT gives no rows as a statement - use sql.copyTo(query)")
+    this.localError = new Error("COPY ... TO STDOUT returns no rows as a statement - use sql.copyTo(query)")
   }
 
   handleCopyData({ chunk }: { readonly chunk: Buffer }): void {

@@ -1,6 +1,6 @@
 /**
  * Statements that take no parameters: values are written into the text, and errors show `$1` in
- * their place.
+ * place of a value.
  */
 
 /** Statement as errors show it. */

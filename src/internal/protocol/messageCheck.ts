@@ -1,8 +1,8 @@
 /**
  * The check of all bytes that a server sends, before the parser of the driver reads them. Each
  * message must be due, and its length and the structure of its body must be valid. The check makes
- * one pass over the headers of each chunk, and copies only small messages that arrive in several
- * chunks.
+ * one pass over the headers of each chunk, and copies messages that arrive in several chunks,
+ * except for rows and the data of a COPY.
  */
 
 import type { ProtocolLimits } from "../../ServerConfig.js"
@@ -68,15 +68,15 @@ const headerOf = (type: number, length: number): string => {
 }
 
 /**
- * Checks for a notice, an error or the report of a setting. The total size of these messages is
- * limited until the server is ready, because a server may send any number of them.
+ * Checks if a message is a notice, an error or the report of a setting. The total size of these
+ * messages is limited until the server is ready, because a server may send any number of them.
  */
 const countsAsNotice = (type: number): boolean =>
   type === letters.notice || type === letters.error || type === letters.parameterStatus
 
 const nothing = Buffer.alloc(0)
 
-/** The smallest length that four printable characters form. */
+/** The smallest length that results if four printable characters are read as a length. */
 const minTextLength = 0x20202020
 
 /** Checks if the first message belongs to another protocol. */
@@ -99,10 +99,10 @@ export class MessageCheck {
   private type = 0
   private length = 0
   private headerBytes = 0
-  /** The number of bytes of its body that are still missing. */
+  /** The number of missing bytes of the partial message. */
   private remaining = 0
   private row: PartialRow | undefined = undefined
-  /** The part of its body that has arrived, unless the message is a row. */
+  /** The received part of the body of the partial message, unless it is a row or data of a COPY. */
   private body = nothing
   private bodyBytes = 0
 
@@ -203,7 +203,10 @@ export class MessageCheck {
     else this.rejectMalformed(type, length, 0)
   }
 
-  /** Checks that a message of this length is due. */
+  /**
+   * Checks that a message of this length is due, and rejects it if not. Subtracts its length from
+   * the budget if the budget applies to it.
+   */
   private isDue(type: number, length: number): boolean {
     if (!this.hasBegun && isOtherProtocol(type, length)) return this.rejectBegin(type, length)
     if (!(length >= (least[type] ?? 0) && length <= (most[type] ?? 0))) {
@@ -223,8 +226,8 @@ export class MessageCheck {
   }
 
   /**
-   * Rejects a first message that does not belong to a login. On a port of another protocol, its
-   * letter and length are a part of some text.
+   * Rejects a first message that does not belong to a login. On a port of another protocol, the
+   * bytes that are read as letter and length are often a part of a text.
    */
   private rejectBegin(type: number, length: number): false {
     if (type === http[0] && length === http.readUInt32BE(1)) {

@@ -1,7 +1,7 @@
 /**
  * Checks of the body of a message by its type. The parser of node-postgres does not check the
- * structure: after a text without an end it reads the next message as a part of the text, or never
- * stops.
+ * structure: if a text has no end, the parser reads the next message as a part of the text, or
+ * never stops.
  */
 
 /** The letters of the server's messages. */
@@ -47,8 +47,8 @@ const isTexts = (bytes: Buffer, from: number, to: number, count: number): boolea
 }
 
 /**
- * Checks for a list of texts that are not empty, such as the fields of a notice, with a NUL at its
- * end.
+ * Checks that the bytes are a list of texts that are not empty, with a NUL at the end of the list,
+ * such as the fields of a notice.
  */
 const isList = (bytes: Buffer, from: number, to: number): boolean => {
   let at = from
@@ -59,7 +59,7 @@ const isList = (bytes: Buffer, from: number, to: number): boolean => {
   return false
 }
 
-/** The largest number of columns: node-postgres reads larger ones as negative. */
+/** The largest number of columns: node-postgres reads larger numbers as negative. */
 const mostColumns = 0x7fff
 
 const isRowDescription = (bytes: Buffer, from: number, to: number): boolean => {
@@ -96,7 +96,7 @@ const isDataRow = (bytes: Buffer, from: number, to: number): boolean => {
 
 /** Row that arrives in parts. No part is kept, because a row may be large. */
 export class PartialRow {
-  /** The number of columns that are still to come; -1 before it is known. */
+  /** The number of columns that are still to come; -1 before the number is known. */
   private columnsLeft = -1
   /** The number of bytes of the current value that are still to come. */
   private valueBytesLeft = 0
@@ -139,7 +139,7 @@ export class PartialRow {
   }
 }
 
-/** Checks an Authentication message; the driver rejects the kinds that are not here. */
+/** Checks an Authentication message; the driver rejects the kinds that are not listed here. */
 const isAuthentication = (bytes: Buffer, from: number, to: number): boolean => {
   const size = to - from
   switch (bytes.readInt32BE(from)) {

@@ -4,7 +4,7 @@
 import { serialize } from "pg-protocol"
 import { encodeParameter } from "./parameterEncoder.js"
 
-/** Command without parameters and rows, ready to send. */
+/** Encoded command without parameters. Its rows are not used. */
 export interface Step {
   /** The form for an exchange with other commands: parse, bind and execute, all unnamed. */
   readonly extended: Buffer
@@ -19,7 +19,7 @@ const execute = serialize.execute()
 const executeAndSync = Buffer.concat([execute, sync])
 const describePortal = serialize.describe({ type: "P", name: "" })
 
-/** @internal The message to which a server answers that it is ready. */
+/** @internal A Sync, which the server answers with ReadyForQuery. */
 export const syncOnly: Buffer = sync
 
 const constants = new Map<string, Step>()
@@ -42,7 +42,8 @@ export const step = (text: string): Step => ({
 
 const bind = (statement: string, portal: string, values: ReadonlyArray<unknown>): Buffer => {
   if (values.length > 65_535) throw new Error(`${values.length} parameters; the protocol allows 65535`)
-  // the types of the serializer demand a mutable array, which it only reads
+  // the types of the serializer demand a mutable array, although the serializer only reads the
+  // array
   return serialize.bind({ statement, portal, values: values as Array<unknown>, valueMapper: encodeParameter })
 }
 
@@ -133,7 +134,7 @@ export const copyDone: Buffer = serialize.copyDone()
 /** Encodes the message that fails a COPY, so that the server stores none of its data. */
 export const encodeCopyFail = (reason: string): Buffer => serialize.copyFail(reason)
 
-/** Encodes the request, on a socket of its own, to cancel the command of a backend. */
+/** Encodes the request to cancel the command of a server process. It needs a socket of its own. */
 export const encodeCancel = (processId: number, secretKey: number): Buffer => serialize.cancel(processId, secretKey)
 
 /** The request for TLS, the first message on a socket. */

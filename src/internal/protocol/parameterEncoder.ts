@@ -81,7 +81,9 @@ export class Json {
   }
 }
 
-/** Placeholder of a value that cannot be sent. A statement with it fails with the reason. */
+/**
+ * Placeholder of a value that cannot be sent. A statement with such a value fails with the reason.
+ */
 export class Unsendable {
   constructor(private readonly reason: string) {}
 
@@ -100,11 +102,11 @@ const fragmentId = Symbol.for("@effect/sql/Fragment")
 const digits = (value: number, length = 2): string => String(value).padStart(length, "0")
 
 /**
- * Returns the text of a date in the time zone of this process, which a `timestamp` or `date`
- * stores, with its offset.
+ * Returns the text of a date in the time zone of this process, with the offset. A `timestamp` or
+ * `date` ignores the offset.
  */
 const dateText = (date: Date): string => {
-  if (Number.isNaN(date.getTime())) throw new Error("a Date that is invalid cannot be sent")
+  if (Number.isNaN(date.getTime())) throw new Error("an invalid Date cannot be sent")
   const year = date.getFullYear()
   const offset = -date.getTimezoneOffset()
   const day = `${digits(year < 1 ? 1 - year : year, 4)}-${digits(date.getMonth() + 1)}-${digits(date.getDate())}`

@@ -9,7 +9,7 @@ import { readTextArray } from "./pgDriver.js"
 
 type Parser = (text: string) => unknown
 
-/** Parsers by the names of types, alone or with their schema. */
+/** Parsers by the names of types, with or without the schema. */
 export type ParsersByName = Readonly<Record<string, Parser>>
 
 /** Checks that parsers are given by name, and not by OID in the form of node-postgres. */
@@ -27,7 +27,7 @@ WHERE t.oid = ANY ($1::pg_catalog.oid[])`
 /** Row of the lookup, as texts. */
 export type TypeRow = ReadonlyArray<string | null>
 
-/** Parses the elements of an array, and those of the arrays in it. */
+/** Parses the elements of an array and of its nested arrays. */
 const parseElements = (value: unknown, parse: Parser): unknown =>
   Array.isArray(value)
     ? value.map((element) => parseElements(element, parse))
@@ -47,7 +47,7 @@ export class TypeNames {
 
   constructor(private readonly byName: ParsersByName) {}
 
-  /** Returns the OIDs that have not been looked up, of the types of these columns. */
+  /** Returns the type OIDs of these columns that have not been looked up. */
   unknownIn(fields: ReadonlyArray<Field>): ReadonlyArray<number> {
     return fields.map((field) => field.dataTypeID).filter((oid) => !this.known.has(oid))
   }

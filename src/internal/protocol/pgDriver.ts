@@ -1,6 +1,6 @@
 /**
- * The parts of node-postgres that this library uses, with types for those that its published types
- * leave out. No other layer imports `pg`, except `embedded`, which stands beside them.
+ * The parts of node-postgres that this library uses, with types for the members that the published
+ * types lack. No other layer imports `pg`, except `embedded`, which stands beside the layers.
  */
 import { EventEmitter } from "node:events"
 import type { Socket } from "node:net"
@@ -105,7 +105,7 @@ export interface ClientOptions {
   readonly limits: ProtocolLimits
 }
 
-/** Throws the error for a server that requests a password, if there is none. */
+/** Throws the error for a server that requests a password although none is set. */
 const noPassword = () => {
   throw new Error("it asks for a password, and none was given")
 }
@@ -125,7 +125,7 @@ const unset = {
 
 /**
  * Removes the settings of a client that come from the environment or from the defaults of the
- * driver.
+ * driver, and sets the given user and options.
  */
 export const isolateDriver = (client: object, given: { readonly user: string; readonly options: string }): void => {
   // the published type lacks them
@@ -172,8 +172,8 @@ export const makeClient = (given: ClientOptions): Client => {
 
 /**
  * Checks messages before the driver reads them. A message that breaks the protocol, or that the
- * driver cannot read, becomes an error of the socket. Without the check the driver would never stop
- * reading, or would throw in an event of the socket, which would end the process.
+ * driver cannot read, becomes an error of the socket. Without the check the driver could read
+ * without an end, or throw in an event of the socket, which would end the process.
  */
 const checkMessages = (protocol: Protocol, limits: ProtocolLimits): void => {
   const attach = protocol.attachListeners
@@ -184,7 +184,7 @@ const checkMessages = (protocol: Protocol, limits: ProtocolLimits): void => {
     stream.on("data", (chunk: Buffer) => {
       const valid = messageCheck.check(chunk)
       try {
-        // the messages before the faulty one are answers, such as that to a COMMIT
+        // the messages before the faulty one are valid answers, for example to a COMMIT
         if (valid > 0) reader.emit("data", valid === chunk.length ? chunk : chunk.subarray(0, valid))
       } catch (cause) {
         return void protocol.stream.destroy(toError(cause))

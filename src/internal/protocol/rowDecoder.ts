@@ -38,7 +38,7 @@ export const makeRowDecoder = (
   return {
     fields,
     object: (values) => {
-      // the copy has every column before it is assigned, so all rows have one hidden class
+      // the copy has all columns before the first assignment, so all rows have one hidden class
       const row = { ...blank }
       for (let i = 0; i < size; i++) {
         const name = names[i]

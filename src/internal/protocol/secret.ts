@@ -2,7 +2,7 @@
  * The secrets of the settings, and the secrets among the values of statements.
  */
 
-/** Text that is not shown by a log, by JSON, or by an error that prints its fields. */
+/** Text that is not shown by a log, by JSON, or by code that prints all fields of an object. */
 export class Secret {
   readonly #text: string
 
@@ -28,8 +28,7 @@ export interface SecretType {
 let secretType: SecretType | undefined
 
 /**
- * Sets the type of secrets. The core does not know the type, because it imports nothing of Effect
- * at run time.
+ * Sets the type of secrets. `edge` sets it, because the core imports nothing of Effect at run time.
  */
 export const setSecretType = (type: SecretType): void => {
   secretType = type

@@ -26,7 +26,7 @@ const connectAtOnce = (stream: Duplex) => () => {
   return stream
 }
 
-/** Stream that is no socket, with the members that the driver and the watchdog use of a socket. */
+/** Stream that is no socket, with the members of a socket that the driver and the watchdog use. */
 class StreamSocket extends Duplex {
   /** The number of bytes that have arrived, for the watchdog. */
   bytesRead = 0

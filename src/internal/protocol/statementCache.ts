@@ -9,7 +9,10 @@ export interface PreparedStatement {
   readonly name: string
   /** True if the server has parsed it. */
   parsed: boolean
-  /** Its columns, when the server has described them; they cannot change without an error. */
+  /**
+   * The decoder of the rows, after the server has described the columns. The columns cannot change
+   * without an error.
+   */
   decoder: RowDecoder | undefined
   /** The value of the use counter at its last use. */
   lastUse: number
@@ -39,8 +42,8 @@ export class StatementCache {
   constructor(private readonly limit: number) {}
 
   /**
-   * Returns the prepared statement of a text; `undefined` if the cache is disabled or the text is
-   * too long for it.
+   * Returns the prepared statement of a text, and adds it if it is missing. Returns `undefined` if
+   * the cache is disabled or the text is too long.
    */
   getOrAdd(text: string, path: string | undefined): PreparedStatement | undefined {
     const known = this.inPath(path)?.get(text)
@@ -62,7 +65,7 @@ export class StatementCache {
     return created
   }
 
-  /** Removes a statement, and closes it on the server with the next exchange. */
+  /** Removes a statement. If it is prepared on the server, a later exchange closes it there. */
   remove(text: string, path: string | undefined): void {
     const statements = this.inPath(path)
     const known = statements?.get(text)
@@ -120,7 +123,7 @@ export class StatementCache {
     this.size = 0
   }
 
-  /** Removes and returns the names that the next exchange has to close. */
+  /** Removes and returns the names of the statements that must be closed on the server. */
   drainToClose(): ReadonlyArray<string> {
     if (this.toClose.length === 0) return none
     const names = this.toClose

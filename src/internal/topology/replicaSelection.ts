@@ -1,7 +1,7 @@
 /**
  * The selection of a replica that has the writes that a read must see. The position is queried on
- * the connection that the read will use, because the server of a connection never falls behind a
- * position that it has reported there.
+ * the connection that the read will use, because a server does not fall behind a reported position
+ * while the connection is open.
  */
 
 import type { Session, Token } from "../../Consistency.js"
@@ -29,12 +29,15 @@ export interface ReadRequirement {
    * primary is certain to have.
    */
   readonly tokens: readonly [Token, ...Array<Token>] | undefined
-  /** The time that a replica has to reach the position, in ms. */
+  /**
+   * The time that a replica has to reach the position, in ms; at most half of the time until the
+   * deadline is used.
+   */
   readonly maxWait: number
   readonly otherwise: "primary" | "fail"
   /**
-   * The causal session. The primary gives it a new token if it has none, or if its token is of a
-   * lost history, which no replica would ever reach.
+   * The causal session. It records a new token of the primary if it has none, or if its token is of
+   * a lost history, which no replica can reach.
    */
   readonly session: Session | undefined
 }
@@ -47,14 +50,18 @@ export interface ReplicaCandidates {
   readonly onFound: (server: Server) => void
 }
 
-/** The pause before the second round of queries, in ms, which is most often the last one. */
+/**
+ * The pause before the second round of queries, in ms. The second round is most often the last one.
+ */
 const minPause = 1
 /** The longest pause before a round of queries, in ms. */
 const maxPause = 100
 
 const nothing = () => {}
 
-/** Function that checks out a connection of a server, or fails, until a deadline. */
+/**
+ * Function that checks out a connection of a server until a deadline, and calls `use` or `fail`.
+ */
 type CheckOut = (
   server: Server,
   until: number,
@@ -63,8 +70,9 @@ type CheckOut = (
 ) => void
 
 /**
- * Queries one replica after the other, round by round, until one has the required position or the
- * time is over.
+ * Selection that queries one replica after the other until one has the required position. It begins
+ * another round if a replica is behind and time is left. Otherwise the read goes to the primary or
+ * fails.
  */
 export class ReplicaSelection implements ConnectionSource {
   private pool: Pool
@@ -99,7 +107,7 @@ export class ReplicaSelection implements ConnectionSource {
     caller?: Caller | undefined
   ): () => void {
     const since = clock.now()
-    // the checkout of the server that finally serves the read needs time, too
+    // after the selection, the checkout of a connection for the read needs time, too
     const until = since + Math.min(this.requirement.maxWait, (deadline - since) / 2)
     const finish: OnCheckout = (failure, connection) => {
       if (this.isDone) return
@@ -155,7 +163,7 @@ export class ReplicaSelection implements ConnectionSource {
     const { tokens } = this.requirement
     const { database, session } = server.reads.options
     if (tokens === undefined) return tryNext()
-    // behind a pooler, the position query and the read may go to two servers
+    // behind a pooler, the position query and the read may go to different servers
     if (session.mode !== "session") {
       this.passOver(server, "unproved")
       return tryNext()
@@ -197,8 +205,8 @@ export class ReplicaSelection implements ConnectionSource {
   }
 
   /**
-   * Gives a causal session a new token of the primary, if it has none or one of a lost history. The
-   * read that follows sees at least that position.
+   * Records a new token of the primary in a causal session that has no token, or one of a lost
+   * history. Then assigns the connection to the read, which sees at least that position.
    */
   private renewToken(connection: Connection, assign: (connection: Connection) => void, tryNext: () => void): void {
     const { session, tokens } = this.requirement

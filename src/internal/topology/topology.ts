@@ -54,7 +54,7 @@ export class Server {
   }
 
   /**
-   * Checks if the server takes part in routing. After a failure it is left out for
+   * Checks if the server takes part in routing. After a failure a reader is left out for
    * `readerRetryDelay`, then tried again.
    */
   isUp(now: number): boolean {
