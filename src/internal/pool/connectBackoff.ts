@@ -22,8 +22,8 @@ export class ConnectBackoff {
   /** The last failure to connect; `undefined` if there was none since the last success. */
   lastFailure: ConnectFailure | undefined
   /**
-   * True during the pause after a failure that the server has reported or that came at once. Waiters
-   * then depend on the open connections.
+   * True during the pause after a failure that the server has reported or that came at once.
+   * Waiters then depend on the open connections.
    */
   isRejecting = false
   private failures = 0

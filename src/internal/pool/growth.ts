@@ -21,7 +21,7 @@ import * as clock from "../concurrency/clock.js"
 /** The interval between two checks, in ms. */
 const checkInterval = 10
 
-/** The time for which a queue is observed before its speed is used, as a share of a connect's time. */
+/** The time to observe a queue before its speed is used, as a share of the time of a connect. */
 const observationShare = 1 / 3
 
 /** The age from which a queue counts as permanent, as a multiple of the time of a connect. */

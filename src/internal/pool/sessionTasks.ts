@@ -30,8 +30,8 @@ export class ConnectionTasks {
   private readonly pending = new Map<Connection, (failure: Error) => void>()
 
   /**
-   * Runs a task on a connection. `callback` is called once, within the timeout. It gets a failure if
-   * the connection is closed meanwhile.
+   * Runs a task on a connection. `callback` is called once, within the timeout. It gets a failure
+   * if the connection is closed meanwhile.
    */
   run(
     task: SessionTask,

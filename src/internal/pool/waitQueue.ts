@@ -30,7 +30,7 @@ export class Waiter<Callback> {
 type WaiterRejection = "timeout" | "shed"
 
 export class WaitQueue<Callback> {
-  // a linked list, because V8 copies a map over and over if entries are added and removed all the time
+  // a linked list, because V8 copies a map repeatedly if entries are added and removed all the time
   private first: Waiter<Callback> | undefined
   private last: Waiter<Callback> | undefined
   private count = 0
