@@ -47,14 +47,14 @@ export class ConnectionTasks {
       callback(failure)
       if (failure !== undefined) cancel()
     }
-    const cancelTimeout = clock.later(timeout, () => finish(new Error(`it was not done within ${timeout} ms`)))
+    const cancelTimeout = clock.later(timeout, () => finish(new Error(`the task did not end within ${timeout} ms`)))
     this.pending.set(connection, finish)
     cancel = task(connection, finish)
   }
 
   /** Fails the task of a connection that was closed. */
   onConnectionClosed(connection: Connection): void {
-    this.pending.get(connection)?.(new Error("its connection was closed"))
+    this.pending.get(connection)?.(new Error("the connection was closed"))
   }
 
   /** Aborts the connections with a running task, because no caller uses them. */
