@@ -59,8 +59,8 @@ const libpq: ReadonlyMap<string, Refusal> = new Map<string, Refusal>([
   ],
   ["require_auth", never],
   ["requirepeer", unless([""], "no such parameter, because Node cannot ask for the user at the other end of a socket")],
-  ["scram_client_key", unless([], "the password, because the driver needs it for SCRAM")],
-  ["scram_server_key", unless([], "the password, because the driver needs it for SCRAM")],
+  ["scram_client_key", unless([], "the parameter `password`, because the driver has no SCRAM without it")],
+  ["scram_server_key", unless([], "the parameter `password`, because the driver has no SCRAM without it")],
   [
     "service",
     unless(

@@ -1,5 +1,5 @@
 /**
- * The response to a request after its commit has failed.
+ * The response to a request that has failed with a database error, such as at its commit.
  */
 import * as HttpServerResponse from "@effect/platform/HttpServerResponse"
 import type { DatabaseError } from "../../DatabaseError.js"

@@ -55,8 +55,8 @@ const checked = (setting: string, given: string): string =>
   name.test(given) ? given : refuse(setting, JSON.stringify(given), "a name of letters, digits and -_.")
 
 /**
- * Returns the secrets; throws `ConfigInvalid` if one is too short. A program without types may pass
- * any value, such as an unset variable or an empty list.
+ * Returns the secrets. Throws `ConfigInvalid` if one is too short or no redacted text. A program
+ * without types may pass any value, such as an unset variable or an empty list.
  */
 const secretsOf = (secret: SessionTokenOptions["secret"]): readonly [string, ...Array<string>] => {
   const given: ReadonlyArray<unknown> = [secret].flat()

@@ -140,9 +140,9 @@ export class Connections {
   }
 
   /**
-   * Evicts the connections that were opened before a moment, or only the one of these with a server
-   * process: at once if `mode` is `"hard"`, otherwise at their next checkout or checkin. Returns
-   * their number.
+   * Evicts the connections that were opened before a moment and, if `processId` is set, have this
+   * server process. They are closed now if `mode` is `"hard"`, otherwise at their next checkout or
+   * checkin. Returns their number.
    */
   invalidate(mode: "soft" | "hard", before: number, processId: number | undefined): number {
     const matches = markForEviction(this.all, before, processId)
