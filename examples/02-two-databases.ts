@@ -12,7 +12,7 @@ const add = (title: string) =>
     const sql = yield* Db.writer
     yield* sql`INSERT INTO todo ${sql.insert({ title })}`
     yield* record("todo.added", title)
-    // the handler of a request, a job, a step: whatever is to be stored as a whole
+    // the effect of a unit of work is often the handler of a request, or a job
   }).pipe(UnitOfWork.run())
 
 const stored = Effect.gen(function* () {

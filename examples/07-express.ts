@@ -1,4 +1,7 @@
-/** Express 5: plain async handlers, each request one unit of work. Ctrl-C ends it; `--once` tries it. */
+/**
+ * Express 5: plain async handlers, each request one unit of work.
+ * Ctrl-C ends the server; with `--once` it sends requests to itself and ends.
+ */
 
 import { DatabaseRuntime } from "effect-db"
 import express, { type ErrorRequestHandler } from "express"

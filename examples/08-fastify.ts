@@ -1,4 +1,7 @@
-/** Fastify 5: its hooks open and close the databases, and one opens the unit of work. Ctrl-C ends it; `--once` tries it. */
+/**
+ * Fastify 5: its hooks open and close the databases, and one opens the unit of work.
+ * Ctrl-C ends the server; with `--once` it sends requests to itself and ends.
+ */
 
 import { DatabaseRuntime } from "effect-db"
 import fastify from "fastify"

@@ -1,4 +1,7 @@
-/** Hono, and whatever else takes a `Request` and gives a `Response`: a handler in a unit of work. Ctrl-C ends it; `--once` tries it. */
+/**
+ * Hono, and whatever else takes a `Request` and gives a `Response`: a handler in a unit of work.
+ * Ctrl-C ends the server; with `--once` it sends requests to itself and ends.
+ */
 import type { Server } from "node:http"
 import { serve } from "@hono/node-server"
 import { DatabaseRuntime } from "effect-db"

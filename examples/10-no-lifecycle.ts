@@ -1,4 +1,7 @@
-/** A platform without start and end, which loads its functions again whenever it likes. Ctrl-C ends it; `--once` tries it. */
+/**
+ * A platform without start and end, which loads its functions again whenever it likes.
+ * Ctrl-C ends the server; with `--once` it sends requests to itself and ends.
+ */
 import type { Server } from "node:http"
 import { serve } from "@hono/node-server"
 import { main } from "./main.js"

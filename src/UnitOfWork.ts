@@ -253,8 +253,9 @@ export const on = ({ databaseName }: Named, settings: UnitSettings): DatabaseSet
  * @category combinators
  */
 export const run: {
-  // a pipe checks against the last overload, so an uncalled `run` does not compile there, and its
-  // error says how
+  // the overload for pipes is the last one, because TypeScript checks a function in a pipe against
+  // that; so a pipe with `run` instead of `run()` does not compile, and the error has the text of
+  // `Called`
   <A, E, R>(self: Effect.Effect<A, E, R>, options?: Options<A, E>): Effect.Effect<A, E | TransactionError, R>
   <A, E>(
     options?: Options<A, E> & Called<"UnitOfWork.run()">

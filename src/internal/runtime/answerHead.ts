@@ -6,7 +6,7 @@ import type { Header } from "../http/sessionCookie.js"
 
 const cookies = "set-cookie"
 
-/** The headers that belong to one answer, because they describe its body or its target. */
+/** The headers that stay as they were when a held answer began: they belong to its body. */
 const ofBody = /^(content-.*|transfer-encoding|trailer|etag|last-modified|location)$/
 
 const added = new WeakMap<ServerResponse, Header>()
@@ -75,7 +75,8 @@ export const restoreHead = (response: ServerResponse, head: AnswerHead, isSent: 
     if (value === undefined) response.removeHeader(name)
     else if (value !== response.getHeader(name)) response.setHeader(name, value)
   }
-  // the first status has decided the outcome of the unit, so it is sent; a kept `writeHead` has it
+  // the status at the beginning of the answer has decided between commit and rollback, so the client
+  // gets that one; a kept `writeHead` sends it by itself
   if (isSent) return
   response.statusCode = head.status
   if (hasMessage(response)) response.statusMessage = head.statusMessage
