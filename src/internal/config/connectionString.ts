@@ -9,13 +9,12 @@ import { collect, type Parameters } from "./parameterNames.js"
 const forms =
   "a URL like postgres://user:password@host:5432/database, or a keyword string like host=a dbname=app user=me"
 
-/** Reads a connection string as libpq does, but ignores blanks and line breaks around a URL. */
+/** Reads a connection string as libpq does, but ignores white space around a URL. */
 export const parseConnectionString = (setting: string, text: string): Parameters => {
-  // an error shows no part of the text, because any part may be a secret
+  // an error does not show the text, because any part of it may be a secret
   if (text === "") throw new Invalid(setting, "empty", forms)
   if (text.includes("\0")) throw new Invalid(setting, "text with a NUL character", "text without NUL")
-  // a file or variable often ends in a line break, which libpq would read as a part of the last
-  // value
+  // a file or variable often ends in a line break, which libpq reads as a part of the last value
   const trimmed = text.trim()
   if (isUri(trimmed)) {
     if (/[\r\n]/.test(trimmed)) throw new Invalid(setting, "a URL with a line break", "a URL on one line")

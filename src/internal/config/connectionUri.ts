@@ -2,15 +2,15 @@
  * Connection URIs, as libpq 18 reads them:
  * `postgres://user:password@host:port,host:port/dbname?parameter=value`.
  *
- * They are read character by character like in libpq, because existing URLs rely on that: they have
- * several hosts, a `?` in a password, or spaces around a value. An error shows no text of the URL,
- * because a character that is not encoded may make a part of the password another part of the URL.
- * A / in the credentials and an @ in a host are refused, although libpq reads them: they can only
- * be such a mistake.
+ * They are read character by character as in libpq, because existing URLs rely on that: some have
+ * several hosts, a `?` in a password, or spaces around a value. If a password has a character that
+ * should be encoded, a part of the password is read as another part of the URL. So an error does
+ * not show the URL, and a / in the credentials and an @ in a host are refused, although libpq
+ * accepts them.
  */
 import { Invalid } from "./optionParsers.js"
 
-/** Parameter and its value, in the order of the text. A later one replaces an earlier one. */
+/** Parameter and its value. In a list, a later value of a parameter replaces an earlier one. */
 export type Pair = readonly [parameter: string, value: string]
 
 const prefix = /^postgres(?:ql)?:\/\//
@@ -20,7 +20,7 @@ export const isUri = (text: string): boolean => prefix.test(text)
 
 const uriForm = "a URL like postgres://user:password@host:5432/database"
 
-/** Decodes `%XX`. Like libpq, trims spaces around a value and refuses spaces in it. */
+/** Decodes `%XX`. Like libpq, removes spaces around a text and refuses spaces inside of it. */
 const decode = (setting: string, text: string): string => {
   const trimmed = text.replace(/^ +| +$/g, "")
   const refuse = (given: string, expected: string) => new Invalid(setting, `a URL with ${given}`, expected)
@@ -34,7 +34,7 @@ const decode = (setting: string, text: string): string => {
   }
 }
 
-/** Reads the hosts and ports up to the path or the query, and returns the index of their end. */
+/** Returns the lists of hosts and ports, and the index where the path or the query begins. */
 const readHosts = (setting: string, text: string, start: number) => {
   const hosts: Array<string> = []
   const ports: Array<string> = []
@@ -71,7 +71,7 @@ const readQuery = (setting: string, query: string): ReadonlyArray<Pair> =>
     }
     const parameter = decode(setting, name)
     const decoded = decode(setting, value)
-    // the parameter of JDBC
+    // libpq accepts this parameter of JDBC
     return parameter === "ssl" && decoded === "true" ? ["sslmode", "require"] : [parameter, decoded]
   })
 
@@ -79,13 +79,12 @@ const readQuery = (setting: string, query: string): ReadonlyArray<Pair> =>
 export const parseUri = (setting: string, uri: string): ReadonlyArray<Pair> => {
   const text = uri.replace(prefix, "")
   const [credentials = ""] = /^[^@/]*@/.exec(text) ?? []
-  // a / or ? in a password, if it is not encoded, ends the password, and the rest is read as other
-  // parts
+  // a / in a password that is not encoded ends the credentials
   if (credentials === "" && /\/.*@/s.test(text.split("?", 1)[0] ?? "")) {
     throw new Invalid(setting, "a malformed URL", `${uriForm}, with %2F for a / in the password`)
   }
   const [, user = "", password = ""] = /^([^:]*):?(.*)@$/s.exec(credentials) ?? []
-  // with an @ in the query, if it is not encoded, all text before it is read as the user
+  // if an @ in the query is not encoded, all text before it is read as the user
   if (user.includes("?")) {
     throw new Invalid(setting, "a malformed URL", `${uriForm}, with %40 for an @ and %3F for a ? elsewhere`)
   }
@@ -118,13 +117,12 @@ export interface UriParts {
   readonly parameters: ReadonlyArray<readonly [parameter: string, value: string | undefined]>
 }
 
-/** Encodes a part. A lone surrogate becomes U+FFFD, as in UTF-8. */
+/** Encodes a part of a URI. A lone surrogate becomes U+FFFD, as in UTF-8. */
 const encode = (text: string): string => encodeURIComponent(Buffer.from(text).toString())
 
 /**
- * Writes a connection URI, for other libraries too. node-postgres decodes the name of a database
- * like a whole URI, so of the reserved characters only `?` and `#`, which would end the name, are
- * encoded in it.
+ * Returns a connection URI that other libraries can read, too. node-postgres decodes the name of a
+ * database with `decodeURI`, so of the reserved characters only `?` and `#` are encoded there.
  */
 export const formatUri = ({ database, host, parameters, password, port, username }: UriParts): string => {
   const user = username === "" ? "" : `${encode(username)}${password === undefined ? "" : `:${encode(password)}`}@`

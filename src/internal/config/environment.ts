@@ -1,6 +1,6 @@
 /**
- * libpq's environment, read by Effect's `ConfigProvider`: variables, the service file and the
- * password file.
+ * libpq's environment: the variables, which Effect's `ConfigProvider` reads, the service file, and
+ * the location of the password file.
  */
 import * as fs from "node:fs"
 import * as path from "node:path"
@@ -17,7 +17,7 @@ import { Invalid } from "./optionParsers.js"
 import { collect } from "./parameterNames.js"
 import { parseService } from "./serviceFile.js"
 
-/** The parameters that have a variable of the environment. */
+/** The parameters that an environment variable can set. */
 const variables: ReadonlyArray<readonly [parameter: string, variable: string]> = [
   ["service", "PGSERVICE"],
   ["user", "PGUSER"],
@@ -80,27 +80,26 @@ const readIfExists = (file: string | undefined): string | undefined => {
 const inFolder = (folder: string | undefined, file: string): string | undefined =>
   folder ? path.join(folder, file) : undefined
 
-/**
- * Returns the parameters of a service from the file of the user, or else from that of the system.
- */
+/** Returns the parameters of a service from the user's file, or else from the system's file. */
 const findService = (service: string, { home, serviceFile, systemFolder }: FileLocations): ReadonlyArray<Pair> => {
   for (const file of [serviceFile ?? inFolder(home, ".pg_service.conf"), inFolder(systemFolder, "pg_service.conf")]) {
     const pairs = parseService(readIfExists(file) ?? "", service)
-    // reversed, because the first line with a name counts in the file, but the last pair in a list
+    // reversed, because the first value of a parameter counts in a file, but the last in a list
     if (pairs !== undefined) return [...pairs].reverse()
   }
   throw new Invalid("service", "not defined", "a service of the file that PGSERVICEFILE names, or ~/.pg_service.conf")
 }
 
 /**
- * Merges the parameters of a connection string, a service file and the environment, in this order
- * of precedence.
+ * Merges the parameters of a connection string, a service and the environment into one keyword
+ * string. The connection string takes precedence over the service, and the service over the
+ * environment.
  */
 const merge = (url: string | undefined, environment: ReadonlyMap<string, string>, locations: FileLocations): string => {
   const given = url === undefined ? new Map<string, string>() : parseConnectionString("url", url)
   const service = given.get("service") || environment.get("service")
   const ofService = service ? collect(`service ${service}`, findService(service, locations)) : []
-  // the empty host keeps the text from being empty, so that a missing host is reported as such
+  // with the empty host, a missing host is reported, and not an empty connection string
   const merged = new Map([["host", ""], ...environment, ...ofService, ...given])
   merged.delete("service")
   const passfile = inFolder(locations.home, ".pgpass")
@@ -109,8 +108,8 @@ const merge = (url: string | undefined, environment: ReadonlyMap<string, string>
 }
 
 /**
- * Reads the environment as libpq does. A given connection string takes precedence over it. The
- * result is a connection string with all parameters.
+ * Makes the `Config` that reads the environment as libpq does, and returns a keyword string with
+ * all parameters. A given connection string takes precedence over the environment.
  */
 export const fromEnvironment = (
   prefix: string,

@@ -12,14 +12,14 @@ const nameOf = (host: string, port: number): string => {
   return host.includes(":") ? `[${host}]:${port}` : `${host}:${port}`
 }
 
-/** Splits a list of libpq; an empty text is no list. */
+/** Splits a list of libpq. An empty text has no entries. */
 const split = (list: string | undefined): ReadonlyArray<string> => (list ? list.split(",") : [])
 
 const listOf = <A>(given: A | ReadonlyArray<A>): ReadonlyArray<A> => (Array.isArray(given) ? given : [given as A])
 
 /**
- * Reads a port of a connection string; an empty one is 5432. The text may be a part of a password,
- * so the error does not show it.
+ * Reads a port of a connection string, by default 5432. The error does not show the text, which may
+ * be a part of a password.
  */
 const portOf = (setting: string, given: string): number => {
   const number = given === "" ? 5432 : integer(setting, given)
@@ -27,7 +27,7 @@ const portOf = (setting: string, given: string): number => {
   return number
 }
 
-/** Returns the hosts of a server. A single port holds for all hosts. */
+/** Returns the hosts of a server, which may share one port. The default port is 5432. */
 export const hostsOf = ({ parameter, parameters, part, parts }: ServerParts): ReadonlyArray<Host> => {
   const isPart = parameters === undefined || parts.host !== undefined
   const setting = isPart ? part("host") : parameter("host")
@@ -59,7 +59,7 @@ export const hostsOf = ({ parameter, parameters, part, parts }: ServerParts): Re
     if (host.startsWith("@")) {
       throw new Invalid(setting, "an abstract Unix socket", "a host, or the folder of a Unix socket")
     }
-    // the host has a part of the password in it if the password was not encoded in a URL
+    // if the password was not encoded in a URL, a part of it is read as the host
     if (host.includes("@") && !isSocket({ host })) {
       throw new Invalid(
         setting,

@@ -4,15 +4,15 @@
 import type { Pair } from "./connectionUri.js"
 import { Invalid } from "./optionParsers.js"
 
-// the characters that are space to libpq, in the C locale
+// the characters that libpq treats as white space
 const space = /[ \t\n\v\f\r]*/y
 const keyword = /[^= \t\n\v\f\r]*/y
 const bare = /(?:\\[\s\S]?|[^ \t\n\v\f\r\\])*/y
 const quoted = /'((?:\\[\s\S]|[^'\\])*)'/y
 
 /**
- * Reads a keyword string. An error shows no text of it, because a mistake may turn a part of a
- * password into a keyword.
+ * Reads a keyword string. An error does not show its text, because after a mistake a part of a
+ * password may be read as a keyword.
  */
 export const parseKeywords = (setting: string, text: string): ReadonlyArray<Pair> => {
   const pairs: Array<Pair> = []
@@ -45,6 +45,6 @@ export const parseKeywords = (setting: string, text: string): ReadonlyArray<Pair
   return pairs
 }
 
-/** Writes a keyword string with the given parameters. */
+/** Returns a keyword string with the given parameters. */
 export const formatKeywords = (parameters: Iterable<Pair>): string =>
   Array.from(parameters, ([name, value]) => `${name}='${value.replace(/[\\']/g, "\\$&")}'`).join(" ")

@@ -11,7 +11,7 @@ const loopback = new BlockList()
 loopback.addSubnet("127.0.0.0", 8)
 loopback.addAddress("::1", "ipv6")
 
-/** Checks if a host is this machine. A name may lead anywhere, except for `localhost`. */
+/** Checks if a host is certainly this machine: a socket, a loopback address or `localhost`. */
 export const isLocal = (host: Pick<Host, "host" | "address">): boolean => {
   const target = host.address ?? host.host
   if (isSocket(host) || target === "localhost") return true

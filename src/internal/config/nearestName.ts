@@ -3,8 +3,8 @@
  */
 
 /**
- * Returns the edit distance of two texts: the number of letters to insert, delete, replace or swap
- * with a neighbour.
+ * Returns the edit distance of two texts. An edit inserts, deletes or replaces a letter, or swaps
+ * two neighbours.
  */
 const distance = (a: string, b: string): number => {
   let before: ReadonlyArray<number> = []
@@ -26,10 +26,10 @@ const distance = (a: string, b: string): number => {
 
 const plain = (name: string): string => name.toLowerCase().replace(/[^a-z0-9]/g, "")
 
-/** Returns the most similar known name, unless all of them differ too much. */
+/** Returns the most similar known name. Returns `undefined` if all known names differ too much. */
 export const nearestName = (name: string, known: Iterable<string>): string | undefined => {
   const wanted = plain(name)
-  // known names are shorter, and the time of a comparison is the product of both lengths
+  // known names are shorter, and the time of a comparison grows with the product of both lengths
   if (wanted === "" || wanted.length > 64) return undefined
   let found: string | undefined
   let smallest = Number.POSITIVE_INFINITY

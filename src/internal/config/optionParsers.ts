@@ -7,7 +7,7 @@ import * as LogLevel from "effect/LogLevel"
 import { isByName } from "../protocol/parsersByName.js"
 import { wholeMillis } from "../sql/timeouts.js"
 
-/** Refusal of a setting, which is thrown. It never has a secret in it. */
+/** Refusal of a setting, which the parsers throw. It must not contain a secret. */
 export class Invalid {
   constructor(
     readonly setting: string,
@@ -16,7 +16,7 @@ export class Invalid {
   ) {}
 }
 
-/** Describes a wrong value in a few words. They never show the fields of an object. */
+/** Describes a wrong value in a few words, without the fields of an object. */
 export const shown = (given: unknown): string => {
   if (typeof given === "string") return JSON.stringify(given.length > 40 ? `${given.slice(0, 40)}...` : given)
   if (given === null || typeof given === "number" || typeof given === "boolean") return String(given)
@@ -46,7 +46,7 @@ export const count = (setting: string, given: number | undefined, otherwise: num
   return given
 }
 
-/** Checks if a duration is negative. `Duration` would decode it as zero. */
+/** Checks if a duration is negative, which `Duration` would decode as zero, or not a number. */
 export const isNegative = (given: Duration.DurationInput): boolean => {
   if (typeof given === "string") return given.startsWith("-")
   if (Array.isArray(given)) return given.some((part) => !(part >= 0))
@@ -64,7 +64,7 @@ export const duration = (
   return Duration.toMillis(decoded.value)
 }
 
-/** Returns a limit in whole milliseconds, as the server needs it; 0 is none. */
+/** Returns a limit in whole milliseconds, as the server needs it. 0 means no limit. */
 export const limit = (setting: string, given: Duration.DurationInput): number =>
   wholeMillis(duration(setting, given, 0))
 
@@ -87,7 +87,7 @@ export const boolean = (setting: string, given: boolean | undefined): boolean =>
 }
 
 /**
- * Returns one of the allowed words, by default the first. The error does not show another word,
+ * Returns one of the allowed words, by default the first. The error does not show the given word,
  * which may be a part of a password.
  */
 export const oneOf = <A extends string>(
@@ -107,7 +107,7 @@ export const integer = (setting: string, given: string): number => {
   return Number(given)
 }
 
-/** Reads a switch as libpq does; it is on by default. */
+/** Reads a switch (0 or 1) as libpq does. The default is true. */
 export const flag = (setting: string, given: string | undefined): boolean =>
   given === undefined || given === "" || oneOf(setting, given, "1", "0") === "1"
 
@@ -133,13 +133,13 @@ export const keepAlive = (
 ): number | undefined => {
   if (given === false) return undefined
   const millis = duration(setting, given, "30 seconds")
-  // the socket option takes whole seconds: 0 means the default of the system, two hours, and a
-  // value above the limit is refused
+  // the socket option takes whole seconds: 0 would mean the default of the system, two hours, and
+  // the system refuses larger values
   if (millis < 1000 || millis > 32_767_000) throw new Invalid(setting, String(given), "1 second to 9 hours, or false")
   return millis
 }
 
-/** Returns parsers of columns: those of node-postgres, by number, or those by name. */
+/** Checks and returns the parsers of columns: those of node-postgres, or functions by type name. */
 export const parsers = <A extends object>(setting: string, given: A | undefined): A | undefined => {
   if (given === undefined) return undefined
   const all = typeof given === "object" && given !== null && !Array.isArray(given) ? given : undefined

@@ -16,10 +16,10 @@ export interface OptionRule {
   readonly accepts: (given: unknown) => boolean
 }
 
-/** Rules by the names of options; a name that is missing here does not compile. */
+/** Rules by the names of options. A table without one of the names does not compile. */
 export type OptionRules<A> = { readonly [K in keyof Required<A>]: OptionRule }
 
-/** Accepts any value, for an option that another check decides about. */
+/** Accepts any value, for an option that has another check. */
 export const anything: OptionRule = { expected: "", accepts: () => true }
 
 /** Accepts a boolean. */

@@ -1,6 +1,6 @@
 /**
  * The names of the parameters of a connection string. The parameters of libpq 18 and one of Prisma
- * are accepted. Those of other tools are known only for better errors.
+ * are known. A parameter of another tool is refused, with a hint to the setting that replaces it.
  */
 import type { Pair } from "./connectionUri.js"
 import { nearestName } from "./nearestName.js"
@@ -9,24 +9,22 @@ import { Invalid } from "./optionParsers.js"
 /** Values of parameters by their names. */
 export type Parameters = ReadonlyMap<string, string>
 
-/** Function that returns the reason to refuse a value of a parameter, if there is one. */
+/** Function that describes the supported values of a parameter if it refuses the given one. */
 type Refusal = (value: string) => string | undefined
 
 const unless =
-  (accepted: ReadonlyArray<string>, reason: string): Refusal =>
+  (accepted: ReadonlyArray<string>, expected: string): Refusal =>
   (value) =>
-    accepted.includes(value) ? undefined : reason
+    accepted.includes(value) ? undefined : expected
 
 const never: Refusal = () => undefined
 
-const noGssapi = unless([], "it is for GSSAPI, which the driver does not have: leave it out")
-const noOauth = unless(
-  [],
-  "it is for OAuth, which the driver does not have: leave it out, or give a token by `credentials`"
-)
-const probes = "Node sends ten probes, one each second, and has no option for it: leave it out, and set keepalives_idle"
+const noGssapi = unless([], "no such parameter, because the driver has no GSSAPI")
+const noOauth = unless([], "no such parameter, because the driver has no OAuth; `credentials` can return a token")
+const probes =
+  "no such parameter, because Node always sends ten probes, one each second; keepalives_idle sets when they begin"
 
-/** The parameters of libpq 18, with the refusals of unsupported values. */
+/** The parameters of libpq 18. Each has a function that refuses unsupported values. */
 const libpq: ReadonlyMap<string, Refusal> = new Map<string, Refusal>([
   ["application_name", never],
   ["channel_binding", never],
@@ -34,8 +32,8 @@ const libpq: ReadonlyMap<string, Refusal> = new Map<string, Refusal>([
   ["connect_timeout", never],
   ["dbname", never],
   ["fallback_application_name", never],
-  ["gssdelegation", unless(["0"], "it is for GSSAPI, which the driver does not have: leave it out")],
-  ["gssencmode", unless(["disable", "prefer"], "the driver has no GSSAPI encryption: disable or prefer")],
+  ["gssdelegation", unless(["0"], "no such parameter, because the driver has no GSSAPI")],
+  ["gssencmode", unless(["disable", "prefer"], "disable or prefer, because the driver has no GSSAPI encryption")],
   ["gsslib", noGssapi],
   ["host", never],
   ["hostaddr", never],
@@ -46,7 +44,7 @@ const libpq: ReadonlyMap<string, Refusal> = new Map<string, Refusal>([
   ["krbsrvname", noGssapi],
   ["load_balance_hosts", never],
   ["max_protocol_version", unless(["3.0", "3.2", "latest"], "3.0, 3.2 or latest")],
-  ["min_protocol_version", unless(["3.0"], "the driver speaks version 3.0 of the protocol: 3.0, or leave it out")],
+  ["min_protocol_version", unless(["3.0"], "3.0, because the driver uses this version of the protocol")],
   ["oauth_client_id", noOauth],
   ["oauth_client_secret", noOauth],
   ["oauth_issuer", noOauth],
@@ -57,17 +55,17 @@ const libpq: ReadonlyMap<string, Refusal> = new Map<string, Refusal>([
   ["port", never],
   [
     "replication",
-    unless(["false", "off", "no", "0"], "the connections of a pool are no replication connections: leave it out")
+    unless(["false", "off", "no", "0"], "no such parameter, because a pool has no replication connections")
   ],
   ["require_auth", never],
-  ["requirepeer", unless([""], "Node cannot ask for the user at the other end of a socket: leave it out")],
-  ["scram_client_key", unless([], "the driver needs the password itself: `password`")],
-  ["scram_server_key", unless([], "the driver needs the password itself: `password`")],
+  ["requirepeer", unless([""], "no such parameter, because Node cannot ask for the user at the other end of a socket")],
+  ["scram_client_key", unless([], "the parameter `password`, because the driver has no SCRAM without it")],
+  ["scram_server_key", unless([], "the parameter `password`, because the driver has no SCRAM without it")],
   [
     "service",
     unless(
       [],
-      "a service file is read by `Db.layerEnv` and `DatabaseConfig.fromEnv` only, so that the environment decides nothing elsewhere"
+      "no such parameter here, because only `Db.layerEnv` and `DatabaseConfig.fromEnv` read a service file and the environment"
     )
   ],
   ["ssl_max_protocol_version", never],
@@ -75,20 +73,26 @@ const libpq: ReadonlyMap<string, Refusal> = new Map<string, Refusal>([
   ["sslcert", never],
   [
     "sslcertmode",
-    unless(["allow", "disable"], "the driver does not know if the server has requested a certificate: allow or disable")
+    unless(
+      ["allow", "disable"],
+      "allow or disable, because the driver does not know if the server has requested a certificate"
+    )
   ],
-  ["sslcompression", unless(["0"], "TLS is not compressed, which is insecure: 0, or leave it out")],
+  ["sslcompression", unless(["0"], "0, because compression of TLS is insecure")],
   ["sslcrl", never],
-  ["sslcrldir", unless([""], "the driver reads one file: sslcrl")],
+  ["sslcrldir", unless([""], "sslcrl, because the driver reads one file")],
   ["sslkey", never],
-  ["sslkeylogfile", unless([""], "the keys of connections are written nowhere: leave it out")],
+  ["sslkeylogfile", unless([""], "no such parameter, because the keys of connections are not written to a file")],
   ["sslmode", never],
   ["sslnegotiation", never],
   ["sslpassword", never],
   ["sslrootcert", never],
   ["sslsni", never],
   ["target_session_attrs", never],
-  ["tcp_user_timeout", unless(["0"], "Node has no option for it: leave it out, and set keepAlive or statementTimeout")],
+  [
+    "tcp_user_timeout",
+    unless(["0"], "no such parameter, because Node has no such option; keepAlive and statementTimeout replace it")
+  ],
   ["user", never]
 ])
 
@@ -143,20 +147,20 @@ const names = [...libpq.keys(), ...ofPrisma]
 /** Refusal of a parameter. */
 interface Refused {
   /**
-   * The name; `undefined` if it is similar to no known name. Then it may be a part of a password,
-   * and no error shows it.
+   * The name of the parameter. It is `undefined` if the name is similar to no known one, because it
+   * may be a part of a password, which no error may show.
    */
   readonly name: string | undefined
   readonly given: string
   readonly expected: string
 }
 
-/** Collects the last value of each parameter, and refuses all unknown parameters together. */
+/** Returns the last value of each parameter. Refuses all unknown parameters in one error. */
 export const collect = (setting: string, pairs: Iterable<Pair>): Parameters => {
   const parameters = new Map<string, string>()
   const unknown = new Map<string, Refused>()
   for (const [name, value] of pairs) {
-    // libpq still accepts the parameter of its versions before 8.0
+    // libpq still accepts `requiressl`, which `sslmode` has replaced in version 8.0
     if (name === "requiressl") parameters.set("sslmode", value.startsWith("1") ? "require" : "prefer")
     else if (names.includes(name)) parameters.set(name, value)
     else unknown.set(name, asUnknown(name))
@@ -165,7 +169,7 @@ export const collect = (setting: string, pairs: Iterable<Pair>): Parameters => {
   return parameters
 }
 
-/** Refuses all parameters with unsupported values together. */
+/** Refuses all parameters with unsupported values in one error. */
 export const refuseUnsupported = (setting: string, parameters: Parameters): void => {
   const given = "not supported"
   const refused = [...parameters].flatMap(([name, value]): ReadonlyArray<Refused> => {
@@ -186,7 +190,7 @@ const asUnknown = (name: string): Refused => {
     : { name, given: "an unknown parameter", expected: near }
 }
 
-/** Throws the refusal of parameters, if there are any; `given` describes several of them. */
+/** Throws one error for all refused parameters, if there are any. `given` describes several. */
 const refuse = (setting: string, refused: ReadonlyArray<Refused>, given: string): void => {
   const named = refused.filter(({ name }) => name !== undefined)
   const nameless = refused.length - named.length
@@ -199,7 +203,7 @@ const refuse = (setting: string, refused: ReadonlyArray<Refused>, given: string)
   }
   const expected = named.map(({ expected, name }) => `${name}: ${expected}`)
   if (nameless > 0) {
-    const which = nameless === 1 ? "of one more, which" : `of ${nameless} more, which`
+    const which = nameless === 1 ? "one more is not shown, because it" : `${nameless} more are not shown, because they`
     expected.push(`${which} may be a part of a password: ${onlyLibpq}`)
   }
   throw new Invalid(whole, given, expected.join("; "))

@@ -11,12 +11,12 @@ export interface PassfileKey {
   readonly username: string
 }
 
-/** The default folders of Unix sockets. A line for them has `localhost` as its host. */
+/** The default folders of Unix sockets. A line with the host `localhost` matches them, too. */
 const defaultFolders = ["/tmp", "/var/run/postgresql"]
 
 /**
- * Splits a line at the first four colons without a backslash before them; the password may have
- * more.
+ * Splits a line at its first four colons. A colon after a backslash does not count, and the
+ * password may contain further colons.
  */
 const fieldsOf = (line: string): ReadonlyArray<string> =>
   /^((?:\\.|[^\\:])*):((?:\\.|[^\\:])*):((?:\\.|[^\\:])*):((?:\\.|[^\\:])*):(.*)$/.exec(line)?.slice(1) ?? []

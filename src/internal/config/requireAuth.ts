@@ -4,7 +4,7 @@
 import type { AuthMethod } from "../../ServerConfig.js"
 import { Invalid } from "./optionParsers.js"
 
-/** The methods of libpq's `require_auth`. The driver has three of them, and `none`. */
+/** The methods of libpq's `require_auth`. The driver does not have `gss`, `sspi` and `oauth`. */
 const table: Readonly<Record<AuthMethod, true>> = {
   password: true,
   md5: true,
@@ -19,7 +19,7 @@ const isMethod = (name: string): name is AuthMethod => Object.hasOwn(table, name
 
 const methods = Object.keys(table).filter(isMethod)
 
-/** Returns the allowed methods. In `require_auth` a method with `!` is forbidden. */
+/** Returns the allowed methods: the listed ones or, if these have a `!`, all others. */
 export const parseRequireAuth = (setting: string, list: string | undefined): ReadonlySet<AuthMethod> | undefined => {
   if (list === undefined) return undefined
   const entries = list.split(",").map((entry) => entry.trim())

@@ -34,7 +34,7 @@ const synonyms: Readonly<Record<string, string>> = {
   stream: "socket"
 }
 
-/** Parts of all forms. */
+/** Parts of a server in any form. */
 type Parts = ServerSettings & Omit<ServerUrl, "url"> & Omit<Partial<ServerSocket>, "database" | "username">
 
 /** Server in its given form. */
@@ -55,8 +55,8 @@ const ofString = (
   part: ServerParts["part"]
 ): ServerParts => {
   const given = Redacted.value(url)
-  // a program without types may redact a value of another type; an empty text is left to the
-  // parser, whose error shows the expected forms
+  // a program without types may redact a value of another type; for an empty text, the error of
+  // the parser shows the expected forms
   const parameters = parseConnectionString(setting, given === "" ? given : text(setting, given))
   refuseUnsupported(setting, parameters)
   return { parameters, parts, part, parameter: (name) => `${setting} (${name})` }
@@ -66,7 +66,7 @@ const ofString = (
 export const redactInput = (input: ServerInput): ServerInput =>
   Redacted.isRedacted(input) || typeof input?.ssl !== "object" ? input : { ...input, ssl: concealSecrets(input.ssl) }
 
-/** Checks if a server is an empty text, such as an environment variable without a value. */
+/** Checks if a server is an empty text, such as an environment variable that is set to nothing. */
 export const isEmptyUrl = (input: ServerInput | undefined): boolean =>
   Redacted.isRedacted(input) && Redacted.value(input) === ""
 

@@ -1,5 +1,5 @@
 /**
- * The check of the settings of a server, with the defaults of those that are missing.
+ * The check of the settings of a server, and the defaults of missing ones.
  */
 import * as Redacted from "effect/Redacted"
 import type { Endpoint, ServerConfig, ServerInput, Ssl, TargetSessionAttrs } from "../../ServerConfig.js"
@@ -13,15 +13,15 @@ import { hostTimeoutOf, sessionParameters } from "./sessionParameters.js"
 import { checkSsl } from "./sslOption.js"
 import { tlsFilesOf, tlsParameters } from "./tlsParameters.js"
 
-/** Settings that all servers of a database share. */
+/** Settings of a database that apply to all of its servers. */
 export interface SharedOptions {
   readonly passwordFile: string | undefined
-  /** True if a credential provider gives the user and the password. */
+  /** True if a credential provider returns the user and the password. */
   readonly hasCredentials: boolean
   readonly ssl: Ssl | undefined
   /**
-   * The timeout for all hosts of a server together, in milliseconds. It takes precedence over the
-   * timeout of a connection string, which is for each host.
+   * The timeout for all hosts of a server together, in milliseconds. It replaces the timeout of a
+   * connection string, which applies to each host.
    */
   readonly connectTimeout: number | undefined
 }
@@ -29,7 +29,7 @@ export interface SharedOptions {
 /** The default timeout for all hosts of a server together, in milliseconds. */
 const defaultConnectTimeout = 5000
 
-/** Checks the path of a password file, which cannot be combined with a credential provider. */
+/** Checks and returns the path of a password file. Refuses it beside a credential provider. */
 export const fileOf = (setting: string, given: string | undefined, hasCredentials: boolean): string | undefined => {
   if (given === undefined) return undefined
   if (hasCredentials) throw new Invalid(setting, "given beside credentials", "one of the two")
@@ -50,8 +50,8 @@ const endpointsOf = (given: ServerParts, ssl: Ssl | undefined): ReadonlyArray<En
 }
 
 /**
- * Returns a setting that may be given as a part or as a parameter, with its name in errors. The
- * part takes precedence.
+ * Returns the value of a setting, and the name of the setting in errors. A part takes precedence
+ * over a parameter of the connection string.
  */
 const partOrParameter = (
   { parameter, parameters, part, parts }: ServerParts,
@@ -87,7 +87,7 @@ const databaseOf = ({ parameter, parameters, part, parts }: ServerParts, usernam
   return text(parameter("dbname"), parameters.get("dbname") || username)
 }
 
-/** Refuses a setting that requires TLS if a host has none. */
+/** Refuses a setting that requires TLS if a host, except for a Unix socket, has no TLS. */
 const requireTls = (setting: string, given: string, hosts: ReadonlyArray<Endpoint>): void => {
   if (hosts.some((host) => host.ssl === false && !isSocket(host))) {
     throw new Invalid(setting, `${given} without TLS`, "sslmode=verify-full beside it, or ssl")

@@ -17,7 +17,7 @@ export const parseService = (text: string, service: string): ReadonlyArray<Pair>
       if (line.startsWith(`[${service}]`)) pairs = []
     } else if (pairs !== undefined) {
       const [name = "", value] = line.split(/=(.*)/s)
-      // the line may have a password in it, so the error does not show it
+      // the error does not show the line, which may contain a password
       if (value === undefined || name === "service" || name.startsWith("ldap")) {
         throw new Invalid(`service ${service}`, "a line that is no parameter", "parameter=value")
       }

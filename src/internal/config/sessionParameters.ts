@@ -1,5 +1,5 @@
 /**
- * The parameters of a connection string for its sessions, and for the time of a connect.
+ * The parameters of a connection string for its sessions, and for the timeout of a connect.
  */
 
 import type { SessionParameters } from "../../ServerConfig.js"
@@ -21,15 +21,13 @@ export const sessionParameters = ({ parameter, parameters }: ServerParts): Sessi
   return {
     ...(applicationName === undefined ? {} : { applicationName }),
     ...(startupOptions === undefined ? {} : { startupOptions }),
-    // libpq reads zero as no value
+    // libpq treats zero as a missing value
     ...(isKept && idle > 0 ? { keepAlive: keepAlive(idle * 1000, parameter("keepalives_idle")) } : {}),
     ...(isKept ? {} : { keepAlive: undefined })
   }
 }
 
-/**
- * Returns the timeout of the connect to each host, in milliseconds, if a connection string has one.
- */
+/** Returns the timeout of a connection string for each host, in milliseconds, if there is one. */
 export const hostTimeoutOf = ({ parameter, parameters }: ServerParts): number | undefined => {
   const given = parameters?.get("connect_timeout")
   if (given === undefined || given === "") return undefined

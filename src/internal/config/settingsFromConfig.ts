@@ -1,11 +1,9 @@
 /**
- * Settings that are plain values or a `Config` each, combined into one `Config`.
+ * The combination of settings into one `Config`. Each setting is a plain value or a `Config`.
  */
 import * as Config from "effect/Config"
 
-/**
- * The deepest nesting of settings: the readers, the TLS of a reader, the certificates of its TLS.
- */
+/** The depth of the deepest setting, which is `ca` in the `ssl` of an element of `readers`. */
 const maxDepth = 3
 
 const isRecord = (value: unknown): value is Readonly<Record<string, unknown>> =>
@@ -27,6 +25,6 @@ const combine = (value: unknown, depth: number): Config.Config<unknown> => {
   return Config.all(Object.fromEntries(members.map(([name, member]) => [name, combine(member, depth - 1)])))
 }
 
-/** Combines settings into one `Config`. `A` is the type of the settings that it reads. */
+/** Combines settings into one `Config`. `A` is the type of its result. */
 export const configured = <A>(settings: unknown): Config.Config<A> =>
   combine(settings, maxDepth + 1) as Config.Config<A>

@@ -6,7 +6,7 @@ import type { Ssl } from "../../ServerConfig.js"
 import { Invalid } from "./optionParsers.js"
 import { type KnownNames, refuseUnknown } from "./unknownSetting.js"
 
-/** The options of Node for a TLS connection, including those added after Node 20. */
+/** The options of Node for a TLS connection, including options that Node 20 does not have yet. */
 const nodeOptions: KnownNames<ConnectionOptions> & Readonly<Record<string, true>> = {
   secureContext: true,
   enableTrace: true,

@@ -26,13 +26,13 @@ export const tlsParameters = (given: ServerParts, host: Host): Ssl => {
   const trustsSystem = parameters?.get("sslrootcert") === "system"
   const defaultMode = isLocal(host) && !trustsSystem ? "disable" : "verify-full"
   const mode: Mode = oneOf(parameter("sslmode"), parameters?.get("sslmode") || defaultMode, ...modes)
-  // libpq ignores sslmode for a socket, too
+  // like libpq, ignores sslmode for a Unix socket
   if (isSocket(host) || mode === "disable") return false
   if (mode === "allow" || mode === "prefer") {
     if (isLocal(host)) return false
     throw new Invalid(
       parameter("sslmode"),
-      `${mode} for a remote host, which goes on in plain text if the network refuses TLS`,
+      `${mode} for a remote host, which continues in plain text if TLS is refused`,
       "require or verify-full, or disable where the network is trusted"
     )
   }
@@ -50,7 +50,7 @@ export const tlsParameters = (given: ServerParts, host: Host): Ssl => {
   }
   const options: ConnectionOptions = {
     ...(mode === "no-verify" ? { rejectUnauthorized: false } : {}),
-    // this mode verifies the chain of certificates and not the name
+    // this mode verifies the chain of certificates, but not the name
     ...(mode === "verify-ca" ? { checkServerIdentity: () => undefined } : {}),
     ...(minVersion === undefined ? {} : { minVersion }),
     ...(maxVersion === undefined ? {} : { maxVersion })
@@ -58,7 +58,7 @@ export const tlsParameters = (given: ServerParts, host: Host): Ssl => {
   return Object.keys(options).length === 0 ? true : options
 }
 
-/** Returns the files that a connection string names. */
+/** Returns the TLS files that a connection string names, and the password of the key. */
 export const tlsFilesOf = ({ parameter, parameters }: ServerParts): TlsFiles | undefined => {
   const file = (name: string) => parameters?.get(name) || undefined
   const sendsNone = file("sslcertmode") === "disable"

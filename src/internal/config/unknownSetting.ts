@@ -1,10 +1,10 @@
 /**
- * The refusal of settings with unknown names, such as a mistyped one, which must not be ignored.
+ * The refusal of settings with unknown names. A mistyped name must not be ignored.
  */
 import { nearestName } from "./nearestName.js"
 import { Invalid } from "./optionParsers.js"
 
-/** Table with every name of some settings; a table without one of them does not compile. */
+/** Table with the names of all fields of `A`. A table without one of them does not compile. */
 export type KnownNames<A> = { readonly [K in keyof Required<A>]: true }
 
 /** Refuses settings with unknown names. `synonyms` are the names that other libraries use. */

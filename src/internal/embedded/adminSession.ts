@@ -8,7 +8,7 @@ import Pg from "pg"
 import { isolateDriver } from "../protocol/pgDriver.js"
 import { withRealClock } from "./realClock.js"
 
-/** The application name of these sessions, which `terminateBackends` does not end. */
+/** The application name of these sessions, by which `terminateBackends` spares them. */
 export const applicationName = "effect-db/EmbeddedPostgres"
 
 export class SqlFailed extends Data.TaggedError("SqlFailed")<{ readonly reason: string; readonly cause: unknown }> {}
@@ -30,8 +30,8 @@ const attempt = <A>(run: () => Promise<A>): Effect.Effect<A, SqlFailed> =>
   })
 
 /**
- * Runs an effect with a session of the superuser in the database `postgres`. The session is closed
- * afterwards.
+ * Runs an effect with a new session of the superuser in the database `postgres`, and closes the
+ * session afterwards.
  */
 export const withAdminSession = <A, E, R>(
   target: Target,

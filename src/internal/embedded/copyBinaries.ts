@@ -19,8 +19,8 @@ const isLink = (u: unknown): u is Link =>
   "target" in u &&
   typeof u.target === "string"
 
-// A hard link takes no space. But it shares its mode with the original, which must not change, so a
-// file that needs another mode is copied.
+// A hard link takes no space, but has the mode of the original, which must not change. So a file
+// that needs another mode is copied.
 const linkOrCopy = async (from: string, to: string, isProgram: boolean) => {
   const needed = isProgram ? 0o555 : 0o444
   const { mode } = await fs.stat(from)
@@ -28,8 +28,8 @@ const linkOrCopy = async (from: string, to: string, isProgram: boolean) => {
     try {
       return await fs.link(from, to)
     } catch {
-      // the file is copied if it is on another file system, or if links to files of other users are
-      // forbidden
+      // the link fails if the target is on another file system, or if links to files of other users
+      // are forbidden, and the file is copied
     }
   }
   await fs.copyFile(from, to)
@@ -49,8 +49,8 @@ const copy = async (from: string, to: string, isProgram: boolean): Promise<void>
   }
 }
 
-// npm packages cannot hold symbolic links: an install script makes them, unless scripts are
-// disabled.
+// npm packages cannot contain symbolic links. An install script makes the links, but the script may
+// be disabled.
 const makeSymlinks = async (native: string) => {
   const text = await fs.readFile(path.join(native, "pg-symlinks.json"), "utf8").catch(() => "[]")
   const found: unknown = JSON.parse(text)
@@ -61,14 +61,14 @@ const makeSymlinks = async (native: string) => {
   }
 }
 
-/** Copies `native` to `to` so that every user can run its programs, with hard links if possible. */
+/** Copies `native` to `to`, by hard links if possible, so that every user can run the programs. */
 export const copyBinaries = (native: string, to: string): Effect.Effect<void, CommandFailed> =>
   Effect.tryPromise({
     try: async () => {
       await copy(native, to, false)
       await makeSymlinks(to)
     },
-    catch: (cause) => new CommandFailed({ reason: `it could not be copied: ${cause}`, output: [], cause })
+    catch: (cause) => new CommandFailed({ reason: `the copy failed: ${cause}`, output: [], cause })
     // uninterruptible, because an interruption would not stop the copy, and the folder is removed
     // afterwards
   }).pipe(Effect.uninterruptible)

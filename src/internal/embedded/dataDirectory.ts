@@ -8,7 +8,7 @@ import { type CommandFailed, type Identity, run } from "./childProcess.js"
 import { OperationFailed } from "./error.js"
 import * as Folder from "./tempDirectory.js"
 
-/** Files, user and password that all servers of a cluster have in common. */
+/** Files, user and password that all servers of a cluster share. */
 export interface Cluster {
   readonly folder: string
   readonly binaries: Binaries
@@ -42,16 +42,16 @@ export const initialize = Effect.fnUntraced(function* (cluster: Cluster, data: s
           // the Unicode rules of the server, which are the same on every machine
           "--locale-provider=builtin",
           "--builtin-locale=C.UTF-8",
-          // for the server that initdb runs: if that is killed, other types of shared memory leave
-          // a segment in /dev/shm
+          // if the server that initdb runs is killed, other types of shared memory leave a segment
+          // in /dev/shm
           "--set=dynamic_shared_memory_type=mmap",
           "--no-sync",
           "--no-instructions"
         ],
         { cwd: cluster.folder, user: cluster.user }
       ).pipe(Effect.mapError(initializeError("the data folder could not be created"))),
-    // a failure to remove it is ignored: only its user can read the file, and it is removed with
-    // the folder of the cluster
+    // a failure is ignored: only the server's user can read the file, and it is removed with the
+    // folder of the cluster
     () => Effect.ignore(Folder.remove(pwfile))
   )
   yield* Folder.append(path.join(data, "postgresql.conf"), configuration, cluster.user)
@@ -66,7 +66,7 @@ export const copy = (cluster: Cluster, from: string, to: string) =>
     )
   )
 
-/** Turns a copied data folder into that of a standby. */
+/** Makes a copied data folder that of a standby. `primary` is a connection string. */
 export const makeStandby = (cluster: Cluster, data: string, primary: string) =>
   Effect.zipRight(
     Folder.append(path.join(data, "postgresql.auto.conf"), `primary_conninfo = '${primary}'\n`, cluster.user),

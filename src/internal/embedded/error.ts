@@ -1,5 +1,6 @@
 /**
- * The failure of an operation on embedded servers. `EmbeddedPostgres` makes its public error of it.
+ * The failure of an operation on embedded servers. `EmbeddedPostgres` converts it to its public
+ * error.
  */
 import * as Data from "effect/Data"
 import type { EmbeddedPostgresError } from "../../EmbeddedPostgres.js"
@@ -7,7 +8,7 @@ import type { EmbeddedPostgresError } from "../../EmbeddedPostgres.js"
 /** Name of an operation. */
 export type Operation = EmbeddedPostgresError["operation"]
 
-/** Failure of an operation; `logs` are the last lines of the server. */
+/** Failure of an operation. `logs` are the last lines of the output of the server or program. */
 export class OperationFailed extends Data.TaggedError("OperationFailed")<{
   readonly operation: Operation
   readonly server?: string | undefined

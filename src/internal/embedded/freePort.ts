@@ -16,9 +16,9 @@ const listen = (port: number): Effect.Effect<number, Error> =>
   })
 
 /**
- * Returns a port that is free now, below the range of outgoing connections. Inside of that range, a
- * client that connects again and again to a stopped server may get the port of the server for its
- * own side, and the server could not start on the port again.
+ * Returns a port that is free now, if possible below the range of outgoing connections. Inside of
+ * that range, a client that reconnects to a stopped server may get the port of the server for its
+ * own side, so that the server could not start on its port again.
  */
 export const freePort: Effect.Effect<number, Error> = Effect.sync(() => randomInt(15_000, 32_000)).pipe(
   Effect.flatMap(listen),

@@ -1,10 +1,10 @@
 /**
  * The processes of an embedded server, and signals to all of them.
  *
- * Their command lines have the mark of the server in them: that of the postmaster in the path of
- * its data folder, those of the children in `cluster_name`, which is a part of their titles. Unlike
- * the id of the parent, the mark stays after the end of the postmaster. Unlike the working
- * directory, every user can read it.
+ * The command line of each process contains the mark of the server. The postmaster has the mark in
+ * the path of its data folder. Its children have it in `cluster_name`, which is a part of their
+ * titles. Unlike the id of the parent, the mark does not change when the postmaster ends. Unlike
+ * the working directory, every user can read it.
  */
 import { execFileSync } from "node:child_process"
 import * as fs from "node:fs"
@@ -12,7 +12,7 @@ import * as Effect from "effect/Effect"
 import { signal } from "./childProcess.js"
 import { withRealClock } from "./realClock.js"
 
-/** Returns the mark of a server, for its `cluster_name`; its data folder ends in it too. */
+/** Returns the mark of a server: the end of the path of its data folder, and its `cluster_name`. */
 export const mark = (data: string): string => data.split("/").slice(-2).join("/")
 
 /** Process of an embedded server. */
@@ -58,12 +58,13 @@ export const members = (data: string): ReadonlyArray<Member> => {
   return all.filter((member) => marked.test(member.command))
 }
 
-// A zombie, which its parent has not reaped yet, counts as suspended.
+// A zombie, which the parent has not reaped yet, counts as suspended.
 const isSuspended = (member: Member): boolean => /^[TtZX]/.test(member.state)
 
 /**
- * Suspends all processes, the postmaster first, so that it starts no child meanwhile. Returns true
- * when all are suspended, or false if some are not within about a second.
+ * Suspends all processes. The postmaster is suspended first, so that it starts no child meanwhile.
+ * Returns true when all are suspended, or false if some are not after `tries` checks, which take
+ * about a second.
  */
 export const freeze = (postmaster: number, data: string, tries = 500): Effect.Effect<boolean> =>
   Effect.suspend(() => {
@@ -100,14 +101,14 @@ const awaitGone = (pids: ReadonlyArray<number>): Effect.Effect<void> =>
     return remaining.length === 0 ? Effect.void : Effect.zipRight(Effect.sleep("1 millis"), awaitGone(remaining))
   })
 
-/** Kills all processes, frozen and orphaned ones too, and waits for their end, up to a timeout. */
+/** Kills all processes, even frozen and orphaned ones, and waits up to 5 seconds for their end. */
 export const kill = (postmaster: number, data: string): Effect.Effect<void> =>
   Effect.suspend(() => {
     // the postmaster is suspended first, because it starts other children when one dies
     for (const { pid } of members(data)) if (pid === postmaster) signal(pid, "SIGSTOP")
     const pids = members(data).map((member) => member.pid)
-    // the process group of each, because the process may run a command
+    // the whole process group is killed, because a process may run a command
     for (const pid of pids) if (!signal(-pid, "SIGKILL")) signal(pid, "SIGKILL")
-    // the caller does not wait longer: the processes are killed, and the kernel may need more time
+    // the wait has a limit, because the kernel may need long to end the killed processes
     return awaitGone(pids).pipe(Effect.interruptible, Effect.timeout("5 seconds"), Effect.ignore, withRealClock)
   })

@@ -12,7 +12,7 @@ import { OperationFailed } from "./error.js"
 export const misconfigured = (reason: string): OperationFailed =>
   new OperationFailed({ operation: "configure", reason, logs: [] })
 
-/** Returns the schema of an optional option, with a description of its valid values. */
+/** Makes the schema of an optional option. `expected` describes the valid values in errors. */
 const optional = <A, I>(schema: Schema.Schema<A, I>, expected: string) =>
   Schema.optional(schema.annotations({ message: () => ({ message: expected, override: true }) }))
 

@@ -11,8 +11,8 @@ const lookup = (name: string) =>
   }).pipe(Effect.map(([uid, gid]): Identity => ({ name, uid: Number(uid), gid: Number(gid) })))
 
 /**
- * Finds the user that runs PostgreSQL: `undefined` for the current user, or an existing
- * unprivileged user if Node runs as root, because PostgreSQL refuses to run as root.
+ * Finds the user that runs PostgreSQL. Returns `undefined` for the current user. If Node runs as
+ * root, returns the user `postgres` or `nobody`, because PostgreSQL refuses to run as root.
  */
 export const unprivilegedUser: Effect.Effect<Identity | undefined, OperationFailed> = Effect.suspend(() =>
   process.getuid?.() === 0

@@ -6,7 +6,7 @@ import * as Either from "effect/Either"
 /** Settings of a server by name, as in postgresql.conf. */
 export type Settings = Readonly<Record<string, string | number | boolean>>
 
-/** Returns the default settings of a server for tests, which those of the program override. */
+/** Returns the default settings of a server. The settings of the program override them. */
 export const defaults = (replicas: number): Settings => ({
   listen_addresses: "127.0.0.1",
   unix_socket_directories: "",
@@ -23,8 +23,8 @@ export const defaults = (replicas: number): Settings => ({
 })
 
 /**
- * Returns the settings that this library depends on. They are arguments, because a file cannot
- * override arguments.
+ * Returns the settings that this library depends on, as arguments of the command line, which the
+ * configuration file cannot override.
  */
 export const fixed = (port: number, name: string): ReadonlyArray<string> =>
   [
@@ -43,7 +43,7 @@ const quote = (value: string | number | boolean): string =>
       : "off"
     : `'${String(value).replaceAll("\\", "\\\\").replaceAll("'", "''").replaceAll("\n", "\\n").replaceAll("\r", "\\r")}'`
 
-/** Returns the text of a configuration file, or on the left the name of an invalid setting. */
+/** Returns the text of a configuration file, or as `Left` the name of an invalid setting. */
 export const render = (settings: Settings): Either.Either<string, string> => {
   const invalid = Object.entries(settings).find(
     ([name, value]) => !/^[A-Za-z_][\w$]*(\.[A-Za-z_][\w$]*)*$/.test(name) || String(value).includes("\0")

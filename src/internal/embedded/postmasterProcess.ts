@@ -9,22 +9,22 @@ import * as Exit from "effect/Exit"
 import * as FiberId from "effect/FiberId"
 import { type CommandFailed, launch, type ProcessLocation } from "./childProcess.js"
 
-/** The failure of a wait for a server that has ended. */
+/** The failure of a wait for the start of a server if the server has ended. */
 export const Ended = "Ended"
 
-/** The first process of a server, and the state of the server by its output and exit. */
+/** Postmaster, with the state of its server as its output and exit show it. */
 export interface Postmaster {
   readonly pid: number
   /** Done when the server listens on its port. */
   readonly listening: Deferred.Deferred<void, typeof Ended>
   /** Done when the server accepts connections. */
   readonly ready: Deferred.Deferred<void, typeof Ended>
-  /** Done when the postmaster and its children have ended, because they share a standard error. */
+  /** Done when the postmaster and its children, which share its standard error, have ended. */
   readonly ended: Deferred.Deferred<void>
   readonly isAlive: () => boolean
 }
 
-/** Starts `postgres`. Each line of its output goes to `onLine` before it changes the state. */
+/** Starts `postgres`. `onLine` gets each line of its output before the line changes the state. */
 export const start = (
   postgres: string,
   args: ReadonlyArray<string>,
@@ -49,8 +49,8 @@ export const start = (
       Deferred.unsafeDone(ready, Exit.fail(Ended))
       Deferred.unsafeDone(ended, Exit.void)
     })
-    // the server does not keep Node alive; the watchdog stops it if the scope is not closed before
-    // Node ends
+    // the server does not keep Node alive; if Node ends before the scope is closed, the watchdog
+    // stops the server
     child.unref()
     if (stderr instanceof net.Socket) stderr.unref()
     return { pid, listening, ready, ended, isAlive: () => child.exitCode === null && child.signalCode === null }

@@ -10,15 +10,15 @@ import * as Option from "effect/Option"
 const clock = Clock.make()
 
 /**
- * Runs an effect on the real clock, even under a `TestClock`: processes run in real time, and so do
- * their timeouts and polls.
+ * Runs an effect on the real clock, even under a `TestClock`. Processes run in real time, so the
+ * timeouts and polls of processes must do so, too.
  */
 export const withRealClock = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
   Effect.withClock(self, clock)
 
 /**
  * Waits for `deferred`, and returns true if it is done within `bound`. The wait is interruptible
- * even if the caller is not, because the timeout works by interrupting the wait.
+ * even if the caller is not, because the timeout interrupts the wait.
  */
 export const withinRealTime = <A, E>(
   deferred: Deferred.Deferred<A, E>,

@@ -1,5 +1,5 @@
 /**
- * An embedded server: its operations, one at a time.
+ * An embedded server and its operations. Start, stop and the like run one at a time.
  */
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -15,8 +15,8 @@ import * as Instance from "./serverProcess.js"
 export type Server = Effect.Effect.Success<ReturnType<typeof open>>
 
 /**
- * Starts a server, and returns it when it listens on its port. It accepts connections when `ready`
- * succeeds.
+ * Starts a server, and returns it when it listens on its port. It accepts connections when the
+ * effect `ready` has succeeded.
  */
 export const open = Effect.fnUntraced(function* (options: Instance.Options) {
   const { cluster, data, name } = options
@@ -51,7 +51,7 @@ export const open = Effect.fnUntraced(function* (options: Instance.Options) {
       Effect.catchTag("SqlFailed", (failed) => Effect.fail(fail(operation, failed.reason, failed.cause))),
       Effect.timeoutFail({
         duration: options.startTimeout,
-        onTimeout: () => fail(operation, `no answer within ${Duration.format(options.startTimeout)}`)
+        onTimeout: () => fail(operation, `the server did not answer within ${Duration.format(options.startTimeout)}`)
       }),
       withRealClock
     )
@@ -79,7 +79,7 @@ export const open = Effect.fnUntraced(function* (options: Instance.Options) {
       Effect.flatMap((ended) => (ended ? Effect.void : instance.halt)),
       Effect.filterOrFail(
         () => instance.running() === undefined,
-        () => fail("stop", "its processes could not be stopped")
+        () => fail("stop", "the processes of the server could not be stopped")
       ),
       Effect.asVoid
     )
@@ -90,7 +90,7 @@ export const open = Effect.fnUntraced(function* (options: Instance.Options) {
     return instance.destroy.pipe(
       Effect.filterOrFail(
         () => instance.running() === undefined,
-        () => fail("kill", "its processes could not be stopped")
+        () => fail("kill", "the processes of the server could not be killed")
       ),
       Effect.asVoid
     )
@@ -105,7 +105,7 @@ export const open = Effect.fnUntraced(function* (options: Instance.Options) {
     Effect.flatMap((process) => Processes.freeze(process.pid, data)),
     Effect.filterOrFail(
       (areSuspended) => areSuspended,
-      () => fail("freeze", "some of its processes could not be suspended")
+      () => fail("freeze", "some processes of the server could not be suspended")
     ),
     Effect.asVoid
   )

@@ -28,8 +28,8 @@ const keptLines = 200
 const reportedLines = 20
 
 /**
- * Starts the process of a server, and restarts it on demand. There is one process at a time, and
- * none after the scope is closed.
+ * Starts the process of a server, and returns operations to stop and restart it. At most one
+ * process runs at a time. When the scope is closed, the process is ended and cannot be restarted.
  */
 export const make = Effect.fnUntraced(function* (options: Options) {
   const { cluster, data, name } = options
@@ -38,13 +38,11 @@ export const make = Effect.fnUntraced(function* (options: Options) {
   let isPortTaken = false
   let isReleased = false
 
-  /** Creates the error of an invalid call, without lines of the server. */
+  /** Creates the error of an invalid call, without lines of the log. */
   const refuse = (operation: Operation, reason: string, cause?: unknown) =>
     new OperationFailed({ operation, server: name, reason, logs: [], cause })
 
-  /**
-   * Creates the error of a server that has failed, with its last lines, which may give the reason.
-   */
+  /** Creates the error of a failed server, with the last lines of its log. */
   const fail = (operation: Operation, reason: string, cause?: unknown) =>
     new OperationFailed({ operation, server: name, reason, logs: lines.slice(-reportedLines), cause })
 
@@ -93,8 +91,8 @@ export const make = Effect.fnUntraced(function* (options: Options) {
   )
 
   /**
-   * Ends the process without a checkpoint, and kills it after a timeout. Commits are recovered from
-   * the WAL by a later start.
+   * Ends the process without a checkpoint, and kills it after 3 seconds. A later start recovers the
+   * commits from the WAL.
    */
   const halt = Effect.suspend(() => {
     if (current === undefined) return Effect.void
@@ -110,7 +108,7 @@ export const make = Effect.fnUntraced(function* (options: Options) {
 
   const startOn = (port: number, retries: number): Effect.Effect<number, OperationFailed> =>
     Effect.flatMap(spawn(port), (postmaster) => Effect.as(awaitStep(port, postmaster.listening), port)).pipe(
-      // another program has taken the port since the check that it was free
+      // another program has taken the port after the search for a free one
       Effect.catchIf(
         () => isPortTaken && retries > 0,
         () => Effect.flatMap(freePort, (next) => startOn(next, retries - 1))

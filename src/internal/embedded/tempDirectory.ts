@@ -1,5 +1,5 @@
 /**
- * The folder of a cluster, and files in it that are safe to write as root.
+ * The folder of a cluster, and operations that root can run safely on its files.
  */
 import { randomBytes } from "node:crypto"
 import { constants, type Stats } from "node:fs"
@@ -11,8 +11,8 @@ import type { Identity } from "./childProcess.js"
 import { OperationFailed } from "./error.js"
 import { guard } from "./watchdog.js"
 
-// Uninterruptible, because an interruption would not stop the promise, and the folder is removed
-// afterwards.
+// Uninterruptible, because an interruption would not stop the promise, which could then write to
+// the folder while it is removed.
 const attempt = <A>(failed: string, run: () => Promise<A>): Effect.Effect<A, OperationFailed> =>
   Effect.tryPromise({
     try: run,
@@ -26,12 +26,9 @@ const attempt = <A>(failed: string, run: () => Promise<A>): Effect.Effect<A, Ope
   }).pipe(Effect.uninterruptible)
 
 // The server's user may replace a file of its own folder with a link before root writes the file.
-// So root writes by a handle that follows no link.
+// So root opens files without following links, and writes and changes them by the handle.
 
-/**
- * Writes a new file that only the server's user can read. The file gets its owner after the write,
- * by the same handle.
- */
+/** Writes a new file that only the server's user can read. Fails if the file exists. */
 export const create = (file: string, text: string, user: Identity | undefined) =>
   attempt(`${file} could not be written`, async () => {
     // O_EXCL follows no link, and fails if the file exists
@@ -47,7 +44,7 @@ export const create = (file: string, text: string, user: Identity | undefined) =
 /** Appends to a file of the server's user. Fails for a link or a file of another user. */
 export const append = (file: string, text: string, user: Identity | undefined) =>
   attempt(`${file} could not be written`, async () => {
-    // without O_NONBLOCK the open of a pipe would block
+    // without O_NONBLOCK, opening a pipe would block
     const flags = constants.O_WRONLY | constants.O_APPEND | constants.O_NOFOLLOW | constants.O_NONBLOCK
     const handle = await fs.open(file, flags)
     try {
@@ -67,10 +64,10 @@ export const makeData = (folder: string, user: Identity | undefined) =>
     if (user !== undefined) await fs.chown(folder, user.uid, user.gid)
   })
 
-/** Removes a file, if it is there. */
+/** Removes a file, if it exists. */
 export const remove = (file: string) => attempt(`${file} could not be removed`, () => fs.rm(file, { force: true }))
 
-/** Checks if a user can replace the files of a folder. */
+/** Checks if a user can replace files of other users in a folder. */
 const isChangedBy = (user: Identity, { gid, mode, uid }: Stats): boolean => {
   if (uid === user.uid) return true
   const isSticky = (mode & 0o1000) !== 0
@@ -78,19 +75,19 @@ const isChangedBy = (user: Identity, { gid, mode, uid }: Stats): boolean => {
 }
 
 /**
- * Checks that the server's user cannot change a folder or any folder above it. Otherwise a path may
+ * Throws if the server's user can change a folder or any folder above it, because then a path could
  * lead elsewhere when root writes a file.
  */
 const checkAbove = async (folder: string, user: Identity): Promise<void> => {
   if (isChangedBy(user, await fs.stat(folder))) {
-    throw new Error(`OS user ${user.name} can change ${folder}: choose a directory that it cannot, such as /tmp`)
+    throw new Error(`OS user ${user.name} can change ${folder}: choose another directory, such as /tmp`)
   }
   if (folder !== path.dirname(folder)) await checkAbove(path.dirname(folder), user)
 }
 
 /**
  * Creates a folder in `parent` that is removed when the scope is closed or Node ends. The folder
- * belongs to the current user. `user` may only enter it, and has folders of its own inside.
+ * belongs to the current user. `user` may read and enter it, and owns the data folders in it.
  */
 export const make = (parent: string, user: Identity | undefined): Effect.Effect<string, OperationFailed, Scope.Scope> =>
   Effect.gen(function* () {
@@ -100,7 +97,7 @@ export const make = (parent: string, user: Identity | undefined): Effect.Effect<
       return real
     })
     const folder = path.join(real, `effect-db-${randomBytes(6).toString("hex")}`)
-    // the watchdog first, so that the folder never exists without it
+    // the watchdog starts first, so that the folder never exists without a watchdog
     yield* guard(folder, user)
     yield* attempt(`no folder could be created in ${real}`, () => fs.mkdir(folder, { mode: 0o700 }))
     if (user !== undefined) {

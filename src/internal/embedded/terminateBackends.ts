@@ -31,7 +31,10 @@ const terminateOn = (server: Server, database: string | undefined) =>
     })
   )
 
-/** Ends the connections of clients on all running servers, and returns their number. */
+/**
+ * Ends the connections of clients on all running servers, and returns their number. If `database`
+ * is set, only connections to this database are ended.
+ */
 export const terminateBackends = (servers: ReadonlyArray<Server>, database: string | undefined) =>
   Effect.gen(function* () {
     const running = yield* Effect.filter(servers, (server) => server.isRunning)

@@ -1,6 +1,6 @@
 /**
- * The watchdog of a cluster: a shell that ends the servers and removes the files, even after a
- * crash of Node.
+ * The watchdog of a cluster: one or two shells that end the servers and remove the files, even
+ * after a crash of Node.
  */
 import * as net from "node:net"
 import * as Deferred from "effect/Deferred"
@@ -11,17 +11,18 @@ import { type Identity, launch, signal } from "./childProcess.js"
 import { OperationFailed } from "./error.js"
 import { withinRealTime } from "./realClock.js"
 
-// The input of both scripts ends with Node, even if Node is killed.
+// A shell waits for the end of its input, which ends with Node, even if Node is killed.
 const wait = `
 trap '' HUP INT TERM
 read -r _
 [ -d "$1" ] || exit 0
 `
 
-// The processes of the cluster are found by the name of its folder in their command lines (see
-// markedProcesses.ts), so another process with a recycled id is never signalled. A server ends by
-// itself after QUIT. Other programs are killed: after another signal, initdb would remove the pid
-// file that names the shared memory of its own server. Then the data folders are emptied.
+// Ends the processes of the cluster, then empties its data folders. The processes are found by the
+// name of the folder in their command lines (see markedProcesses.ts), so another process with a
+// recycled id is never signalled. Servers get QUIT, and are killed after about 5 seconds. Other
+// programs are killed at once: after another signal, initdb would remove the pid file, which names
+// the shared memory of its own server.
 const end = `
 marker=\${1##*/}
 members() {
@@ -63,8 +64,8 @@ for data in "$1"/*; do
 done
 `
 
-// The other script removes the files of the data folders, because root would follow the links that
-// the server's user has made there.
+// Removes the folder of the cluster when its data folders are empty. It does not remove files in
+// data folders, because root would follow links that the server's user has made there.
 const sweep = `
 tries=0
 while [ -d "$1" ] && [ $tries -lt 100 ]; do
@@ -89,11 +90,11 @@ const watch = (
         const ended = Deferred.unsafeMake<void>(FiberId.none)
         child.once("close", () => Deferred.unsafeDone(ended, Effect.void))
         child.unref()
-        // without this the pipe alone would keep Node alive
+        // otherwise the pipe alone would keep Node alive
         if (child.stdin instanceof net.Socket) child.stdin.unref()
         child.stdin?.on("error", () => {
-          // another program has killed the shell, which matters only if Node ends without closing
-          // its scope
+          // another program has killed the shell, which is needed only if Node ends before the
+          // scope is closed
         })
         return { end: Effect.sync(() => child.stdin?.end()), ended, pid }
       }
@@ -109,9 +110,9 @@ const watch = (
   )
 
 /**
- * Starts a shell that ends and removes the cluster in `folder`: when the scope is closed, or when
- * Node ends before that, even by SIGKILL. If the servers run as another user, a shell of that user
- * ends and removes them.
+ * Starts a shell that ends the servers in `folder` and removes the folder. It does so when the
+ * scope is closed or Node ends, even by SIGKILL. If the servers run as another user, a second shell
+ * of that user ends the servers and empties their data folders.
  */
 export const guard = (folder: string, user: Identity | undefined): Effect.Effect<void, OperationFailed, Scope.Scope> =>
   user === undefined

@@ -13,13 +13,13 @@ export const rolledBackAtCommit = (self: Caused & { readonly part?: string | und
   self.part === undefined
     ? `${locationText(self)}: the transaction was rolled back, because a statement in it had failed${causeText(self)}` +
       " - let the failure end the transaction, or run a statement that may fail in a nested transaction"
-    : `${locationText(self)}: the whole was rolled back, because a part that had joined it (${self.part}) ` +
-      `ended in rollback${failureText(self)} - let the failure of the part fail the whole, ` +
+    : `${locationText(self)}: the outer work was rolled back, because a part that had joined it (${self.part}) ` +
+      `ended in rollback${failureText(self)} - let the failure of the part fail the outer work, ` +
       "or run the part in UnitOfWork.nested"
 
 export const commitOutcomeUnknown = (self: Caused): string =>
   `${locationText(self)}: the connection was lost during COMMIT${causeText(self)}` +
-  " - check whether its changes are stored before retrying"
+  " - check whether the changes are stored before retrying"
 
 interface Partial extends Caused {
   readonly committed: ReadonlyArray<string>

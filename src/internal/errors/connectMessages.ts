@@ -12,10 +12,10 @@ const connectAdvice: Readonly<Record<Exclude<ConnectReason, "tls">, string>> = {
   startingUp: "the server is starting up, shutting down or recovering: try again later",
   noSuchDatabase: "the server has no database of that name: create it or correct the URL",
   wrongRole:
-    "the server does not have the role that the settings ask for: check writer and readers, and mode if there is a pooler",
+    "the server does not have the role that the settings require: check writer and readers, and mode if there is a pooler",
   poolerMode: 'the address is that of a pooler in transaction mode: set mode: "transactionPooler"',
   credentials: "there is no user or password to log in with: check the settings, `credentials` or `passwordFile`",
-  setup: "`onConnect` or `onCheckout` failed on the new connection: check what it runs",
+  setup: "`onConnect` or `onCheckout` failed on the new connection: check its statements",
   protocol: "the answer is not PostgreSQL's protocol, or exceeds a limit: check host and port, and any proxy in between"
 }
 
@@ -37,7 +37,7 @@ export const connectFailed = (self: Caused & { readonly reason: ConnectReason })
 const exhaustedAdvice = {
   timeout: "hold connections for less time, or raise maxConnections",
   shed: "the pool is overloaded: slow the callers down, or raise maxConnections or queueTarget",
-  single: "the strategy assertSingle allows one connection at a time: check it in first, or use another strategy",
+  single: "the strategy assertSingle allows one checkout at a time: check in the other one, or use another strategy",
   outage: "the server is unavailable, and maxOutageWaiters callers wait for it: try again later, or raise the limit"
 } as const
 
@@ -79,8 +79,9 @@ export const poolExhausted = (self: Exhausted): string => {
 }
 
 export const poolSelfDeadlock = (self: Location & { readonly maxConnections: number }): string =>
-  `${locationText(self)}: a second connection is needed while this fiber holds one, ` +
-  `and all ${self.maxConnections} are in use - raise maxConnections, or do not nest with requiresNew or independent`
+  `${locationText(self)}: this fiber holds a connection and needs another one, ` +
+  `but all ${self.maxConnections} are held by fibers that need another one, too` +
+  " - raise maxConnections, or do not nest with requiresNew or independent"
 
 export const databaseClosed = (self: Location & { readonly notYet?: boolean | undefined }): string =>
   self.notYet === true

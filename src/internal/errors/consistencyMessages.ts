@@ -22,5 +22,5 @@ export const noReplicaCaughtUp = ({ database, unproved, waitedMillis }: NotCaugh
 }
 
 export const tokenFromLostTimeline = (self: Location & { readonly timeline: number }): string =>
-  `${locationText(self)}: the token is of a lost timeline (${self.timeline}), or of another database` +
-  " - check on the primary whether the writes before the token are there, and take a new token"
+  `${locationText(self)}: the token belongs to a lost timeline (${self.timeline}), or to another database` +
+  " - check on the primary whether the writes before the token are stored, and take a new token"

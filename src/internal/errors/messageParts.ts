@@ -1,9 +1,9 @@
 /**
- * The parts that messages of errors are put together from.
+ * The common parts of error messages.
  */
 import { type FailedStatement, statementLines } from "../sql/excerpt.js"
 
-/** Database and server of an error; the server is empty if none took part. */
+/** Database and server of an error. The server is empty if the error is not about a server. */
 export interface Location {
   readonly database: string
   readonly server: string
@@ -14,7 +14,7 @@ export interface Caused extends Location {
   readonly cause?: unknown
 }
 
-/** Error after work was run again without success. */
+/** Error of work that may have been retried without success. */
 export interface Repeated {
   readonly retried?: { readonly attempts: number; readonly endedBy: "schedule" | "budget" } | undefined
 }
@@ -31,7 +31,7 @@ export const locationText = ({ database, server }: Location): string =>
 export const messageOf = (cause: unknown): string =>
   hasProperty(cause, "message") && typeof cause.message === "string" ? cause.message : ""
 
-/** The name of the mark of every error of this library, `DatabaseError.TypeId`. */
+/** The key of the symbol `DatabaseError.TypeId`, which marks every error of this library. */
 export const markName = "~effect-db/DatabaseError"
 
 const mark = Symbol.for(markName)
@@ -39,7 +39,7 @@ const mark = Symbol.for(markName)
 /** Checks if a cause is an error of this library; the fields of other errors may have any type. */
 const isOwn = (cause: unknown): cause is FailedStatement => hasProperty(cause, mark)
 
-/** Returns a message without the location that it begins with, if it is the given one. */
+/** Removes the location at the beginning of a message, if it is the given one. */
 export const withoutLocation = (message: string, location: Location): string => {
   const text = locationText(location)
   const rest = message.startsWith(text) ? message.slice(text.length) : ""
@@ -50,7 +50,8 @@ export const withoutLocation = (message: string, location: Location): string => 
 
 /**
  * Returns the cause of an error as the continuation of its message. If the cause is an error of
- * this library, the lines about its statement are left out, and its location if it is the same.
+ * this library, the lines about its statement are left out. A location that both have in common is
+ * left out, too.
  */
 export const causeText = (self: Caused): string => {
   const message = messageOf(self.cause)
@@ -60,13 +61,11 @@ export const causeText = (self: Caused): string => {
   return `: ${withoutLocation(message.slice(0, end), self)}`
 }
 
-/**
- * Returns the failure of the program's own code, an error or any other value, as a continuation.
- */
+/** Returns the failure of the program's code, an error or a text, as a continuation of a message. */
 export const failureText = (self: Caused): string =>
   typeof self.cause === "string" && self.cause !== "" ? `: ${self.cause}` : causeText(self)
 
-/** Returns the number of attempts that failed, and the reason for their end, as a continuation. */
+/** Returns the number of failed attempts and, if the budget ended them, this reason. */
 export const attemptsText = ({ retried }: Repeated): string => {
   if (retried === undefined) return ""
   const count = `${retried.attempts} attempt${retried.attempts === 1 ? "" : "s"}`

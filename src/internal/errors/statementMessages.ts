@@ -68,8 +68,9 @@ export const idleTransactionTimeout = limited(limitAdvice)
 const readOnlyAdvice = {
   reader: "run it through the writer",
   transaction:
-    'its transaction has access "read only": begin the transaction without that option, or write in another one',
-  server: "the server is a standby, or it or the session is read-only: check the address of the writer, or try again"
+    'its transaction has access "read only": begin it without that option, or write in another transaction',
+  server:
+    "the server is a standby, or the server or session is read-only: check the address of the writer, or try again"
 } as const
 
 export const readOnlyViolation = (
@@ -82,9 +83,7 @@ interface Copy extends Location, FailedStatement {
   readonly column?: string | undefined
 }
 
-/**
- * Returns the message of a refused COPY. `cause` is the innermost refusal, without the statement.
- */
+/** Returns the message of a refused COPY. `cause` is the server's error without the statement. */
 export const copyFailed = (self: Copy, cause: unknown): string => {
   const { column, database, line, server, table } = self
   return (

@@ -1,6 +1,6 @@
 /**
- * The messages of errors from the use of a transaction: after its end, at the same time, with
- * other options.
+ * The messages of errors of the use of transactions, such as a statement after the end of a
+ * transaction, or conflicting options.
  */
 import { type Caused, causeText, type Location, locationText } from "./messageParts.js"
 
@@ -48,9 +48,15 @@ interface PropagationConflict extends Location {
 export const propagationRefused = (self: PropagationConflict): string => {
   switch (self.propagation) {
     case "mandatory":
-      return `${locationText(self)}: propagation "mandatory" needs a transaction, and there is none - call it inside of one`
+      return (
+        `${locationText(self)}: propagation "mandatory" needs a transaction, and there is none` +
+        " - run the effect inside of a transaction"
+      )
     case "never":
-      return `${locationText(self)}: propagation "never" allows no transaction, and there is one - call it outside`
+      return (
+        `${locationText(self)}: propagation "never" allows no transaction, and there is one` +
+        " - run the effect outside of the transaction"
+      )
     default:
       return (
         `${self.database === "" ? "" : `${locationText(self)}: `}${self.propagation} ends the transactions of a unit of work` +
@@ -71,13 +77,13 @@ export const optionsConflict = (self: Conflict): string => {
   switch (option) {
     case "outcome":
       return (
-        `${location}${inner} with its own outcome joined ${outer}, which ends it` +
+        `${location}${inner} with its own outcome joined ${outer}, which decides the outcome` +
         " - set outcome on the outer middleware, or remove one of the two"
       )
     case "retry":
       return (
-        `${location}a part with retry joined a whole that cannot be run again` +
-        ' - set retry on the whole, or use propagation "requiresNew"'
+        `${location}a part with retry joined outer work that cannot be run again` +
+        ' - set retry on the outer work, or use propagation "requiresNew"'
       )
     default:
       return (

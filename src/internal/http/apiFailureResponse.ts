@@ -27,7 +27,7 @@ const respond = (schema: Schema.Schema.Any, encoded: unknown) => {
   if (HttpApiSchema.isVoid(schema.ast)) return Effect.succeed(HttpServerResponse.empty({ status }))
   const { contentType, kind } = HttpApiSchema.getEncoding(schema.ast)
   const options = { status, contentType }
-  // the casts: the schema was checked for an encoded value of its kind
+  // the casts: `withEncoding` accepts a kind only if the encoded type of the schema matches it
   switch (kind) {
     case "Json":
       return HttpServerResponse.json(encoded, options)
@@ -62,8 +62,8 @@ const encodersOf = ({ api, context }: Api["Type"]): ReadonlyArray<Encode> => {
 }
 
 /**
- * Returns the response that encodes a failure, or `undefined` if there is no `HttpApi` around, or if
- * it does not declare the failure.
+ * Returns the response that encodes a failure. Returns `undefined` after an interruption, if no
+ * `HttpApi` is around, or if the API does not declare the failure.
  */
 export const responseOf = (
   around: Context.Context<never>,

@@ -1,5 +1,5 @@
 /**
- * The middleware of an `HttpApi`: it provides the transaction slot before the handler, and ends the
+ * The middleware of an `HttpApi`. It provides the handler with its transaction slot, and ends the
  * unit of work before the response is sent.
  */
 
@@ -46,8 +46,8 @@ type Request = HttpServerRequest
 type Response = HttpServerResponse
 
 /**
- * Makes the refusal of an `outcome` inside of another unit of work. The request ends with that
- * unit, and this middleware does not know its response before.
+ * Makes the refusal of an `outcome` inside of another unit of work. That unit decides how the work
+ * ends, before this middleware sees the response.
  */
 const outcomeConflict = (): OptionsConflict =>
   new OptionsConflict({
@@ -59,8 +59,9 @@ const outcomeConflict = (): OptionsConflict =>
   })
 
 /**
- * Opens the unit of a request, which `end` ends by the response. Returns the service for the
- * transaction slot of its handler.
+ * Makes `end` run before the response of a request is sent. If it has not run when the scope of the
+ * request closes, the unit is rolled back. Returns the service for the transaction slot of the
+ * handler.
  */
 const openFor = (
   { currentContext }: Fiber.RuntimeFiber<unknown, unknown>,
@@ -78,10 +79,10 @@ const openFor = (
 }
 
 /**
- * Opens the unit of a request as `openFor` does, and runs the route of the request again if its
- * failure allows another attempt. The middleware of the endpoint runs again as well, and joins the
- * unit of that attempt. A request is answered once if its handler has added pre-response handlers,
- * because these cannot be removed.
+ * Opens the unit of a request, and runs the route of the request again if the failure allows
+ * another attempt. The middleware of the endpoint then runs again, too, and joins the unit of the
+ * attempt. There is no other attempt if the handler has added pre-response handlers, because these
+ * cannot be removed.
  */
 const openWithRetry = (
   plan: RequestPlan,
@@ -95,8 +96,8 @@ const openWithRetry = (
 ): Effect.Effect<TransactionContext["slot"]> =>
   Effect.suspend(() => {
     const outside = fiber.currentContext
-    // the router has made this context for this request alone; the handler gets the same context, so
-    // another request can only be set in it
+    // the router has made this context for this request alone, and the handler gets the same
+    // context, so the kept request can only be set in it
     outside.unsafeMap.set(HttpServerRequest.key, fresh())
     const handlers = fiber.getFiberRef(HttpApp.currentPreResponseHandlers)
     let own: typeof handlers | undefined
@@ -141,8 +142,8 @@ const openWithRetry = (
               FiberRef.get(HttpApp.currentPreResponseHandlers),
               Option.match({
                 onNone: () => Effect.succeed(response),
-                // the error type of the route does not include this failure; the platform answers a
-                // failure and a defect with status 500
+                // the error type of the route does not include this failure, so it becomes a
+                // defect; the platform answers both with status 500
                 onSome: (handler) => Effect.orDie(handler(request, response))
               })
             )
@@ -179,7 +180,7 @@ export const makeApiMiddleware = (options: ApiMiddlewareOptions): Effect.Effect<
     if (invalid !== undefined) return Effect.flatMap(refuse(plan, invalid), Effect.die)
     const unit = joinableUnitOf(around)
     if (around !== undefined && unit !== undefined) {
-      // this is the middleware of an attempt that runs the route again
+      // an attempt has run the route again, and this is its middleware
       if (attempts.has(unit)) return Effect.succeed(around.slot)
       const conflict = outcome === undefined ? demandOf(plan, request, around, unit, settings) : outcomeConflict()
       return conflict === undefined ? Effect.succeed(around.slot) : Effect.flatMap(refuse(plan, conflict), Effect.die)
@@ -199,7 +200,7 @@ export const makeApiMiddleware = (options: ApiMiddlewareOptions): Effect.Effect<
     }
     const restore: Restore = RuntimeFlags.interruption(runtimeFlags) ? Effect.interruptible : Effect.uninterruptible
     return Effect.matchEffect(makeReplayable(request), {
-      // the platform sends a response that is a defect
+      // if a defect is a response, the platform sends it
       onFailure: (error) => Effect.flatMap(HttpServerRespondable.toResponse(error), Effect.die),
       onSuccess: (fresh) => openWithRetry(plan, attempts, fiber, unitPlan, routed, fresh, retry, restore)
     })

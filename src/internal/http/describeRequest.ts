@@ -12,7 +12,7 @@ const pattern = (fiber: Fiber.RuntimeFiber<unknown, unknown>): string | undefine
   return routed?.route.path
 }
 
-/** Makes the function that returns the facts of a request. */
+/** Makes the function that returns the facts of a request. `x-request-id` is the default id. */
 export const describeRequest =
   (requestId: ((request: HttpServerRequest) => string | undefined) | undefined) =>
   (request: HttpServerRequest): HttpRequestInfo => ({

@@ -1,6 +1,6 @@
 /**
- * Effects that enter and leave the unit of work of a request, by the transaction slot of the
- * fiber's context.
+ * Effects that enter and leave the unit of work of a request. They set the transaction slot in the
+ * context of the fiber.
  */
 import { appendPreResponseHandler } from "@effect/platform/HttpApp"
 import type { RouteContext } from "@effect/platform/HttpRouter"
@@ -15,7 +15,7 @@ import { Route } from "./routeContextTag.js"
 
 const slot = TransactionConnection.key
 
-/** Effects around an app that runs in a unit. */
+/** Effects that run before and after an app, which runs in a unit. */
 export interface UnitEntry {
   readonly enter: Effect.Effect<void>
   readonly leave: Effect.Effect<void>
@@ -39,18 +39,18 @@ const withoutSending = (outside: Context.Context<never>, unit: Unit): UnitEntry 
   leave: FiberRef.set(FiberRef.currentContext, outside)
 })
 
-/** Function that ends a unit by the response, before the response is sent. */
+/** Function that ends a unit before a response is sent. The response decides the outcome. */
 export type EndBefore = (response: HttpServerResponse) => Effect.Effect<HttpServerResponse>
 
 /**
  * Makes the entry around a whole server, which sends the response inside of the app. The unit ends
- * before that, and the body and all that runs afterwards are outside of it.
+ * before the response is sent, so the body and all later code run outside of the unit.
  */
 const aroundServer = (outside: Context.Context<never>, unit: Unit, end: EndBefore): UnitEntry => {
   const without = FiberRef.update(FiberRef.currentContext, (inside) => withSlotOf(outside, inside))
   const endHere: EndBefore = (response) =>
     Effect.suspend(() =>
-      // an app around this one may have made it interruptible, and the end must not be interrupted
+      // the end must not be interrupted, even if an app around this one has made it interruptible
       unit.hasEnded ? Effect.succeed(response) : Effect.uninterruptible(Effect.zipLeft(end(response), without))
     )
   return {
@@ -63,15 +63,15 @@ const aroundServer = (outside: Context.Context<never>, unit: Unit, end: EndBefor
 }
 
 /**
- * Checks if an app is the handler of a route itself. A router makes the context of the handler for
- * one request, and drops it right after the handler.
+ * Checks if an app is the handler of a route itself, outside of any transaction. A router makes the
+ * context of the handler for one request, and drops the context right after the handler.
  */
 export const isRouteHandler = (context: Context.Context<never>, app: unknown): boolean => {
   const routed: RouteContext | undefined = context.unsafeMap.get(Route.key)
   return routed !== undefined && routed.route.handler === app && !context.unsafeMap.has(slot)
 }
 
-/** Leaves the unit of a route's handler. Forks keep the unit. */
+/** Leaves the unit of a route's handler. Fibers that the handler has forked stay in the unit. */
 const leaveRoute: Effect.Effect<void> = FiberRef.update(FiberRef.currentContext, Context.omit(TransactionConnection))
 
 /** Makes the entry of a route's handler. */

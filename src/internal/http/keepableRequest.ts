@@ -1,5 +1,5 @@
 /**
- * The check if a request can be kept for another attempt.
+ * The check that a request can be kept for another attempt.
  */
 
 /** The length of the longest body that is kept, in bytes. */
@@ -8,7 +8,7 @@ const maxBodyLength = 1_048_576
 const bodiless = new Set(["GET", "HEAD", "OPTIONS"])
 const withBody = new Set(["POST", "PUT", "PATCH", "DELETE"])
 
-/** Checks if requests of a method have no body. */
+/** Checks if requests with a method have no body. */
 export const isBodiless = (method: string): boolean => bodiless.has(method)
 
 /** Checks if a request of Node or of the web is known to have no body. */
@@ -27,8 +27,8 @@ const endsWithHeaders = (source: unknown): boolean => {
 }
 
 /**
- * Checks if a request can be kept. A body of unknown length may be of any length, and may arrive
- * slowly.
+ * Checks if a request can be kept. A body of unknown length is not kept, because it may be long and
+ * may arrive slowly.
  */
 export const isKeepable = (
   method: string,

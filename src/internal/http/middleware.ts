@@ -28,7 +28,7 @@ import { makeLabeler } from "./requestLabel.js"
 import { settingsFor } from "./requestOptions.js"
 import { answerWithRetry } from "./retryRequest.js"
 
-/** Makes the middleware of a plan. */
+/** Makes the middleware; throws `ConfigInvalid` if an option is invalid. */
 export const makeMiddleware = (
   options: MiddlewareOptions
 ): (<E, R>(app: HttpApp.Default<E, R>) => HttpApp.Default<E, R>) => {
@@ -51,7 +51,7 @@ export const makeMiddleware = (
         return runAsPart(app, around, name, { describe }, (exit) => joinedOutcome(plan, exit))
       }
       const unitPlan = unitPlanFor(plan, request, around, settings)
-      // the same as `uninterruptibleMask`, with one operation less
+      // does the same as `uninterruptibleMask` with one operation less
       const restore: Restore = RuntimeFlags.interruption(runtimeFlags) ? Effect.interruptible : Effect.uninterruptible
       return Effect.uninterruptible(
         retry === undefined || retry === false || !isRepeatable(request)

@@ -1,5 +1,5 @@
 /**
- * The plan of a middleware: its options, with all that is the same for each request.
+ * The plan of a middleware: its options, and all values that are the same for each request.
  */
 
 import type { HttpServerRequest } from "@effect/platform/HttpServerRequest"
@@ -72,7 +72,7 @@ export const makePlan = (options: MiddlewareOptions): RequestPlan => {
   }
 }
 
-/** Returns the settings that the unit of a request is opened with. */
+/** Makes the plan of the unit of a request. */
 export const unitPlanFor = (
   { completion, describe, options, settings }: RequestPlan,
   request: Request,
@@ -92,13 +92,13 @@ export const refuse = (
   refusal: ConfigInvalid | OptionsConflict
 ): Effect.Effect<Response> => Effect.as(Effect.logError(refusal.message), onCommitFailed(refusal))
 
-/** Checks if a request may be answered again, as far as its body is concerned. */
+/** Checks if the body of a request allows another attempt. */
 export const isRepeatable = ({ headers, method, source }: Request): boolean =>
   isKeepable(method, (name) => headers[name], source)
 
 /**
- * Makes the unit of work around a request, or else the transactions around it, take the settings in
- * the options. Returns the conflict if that is impossible.
+ * Applies the options of a request to the unit of work that it joins. Without such a unit, applies
+ * the settings to the transactions around the request. Returns the conflict if that is impossible.
  */
 export const demandOf = (
   { options, settings: fixed }: RequestPlan,
@@ -110,12 +110,12 @@ export const demandOf = (
   const { checkFirst, databases, order, retry } = options
   const settings = fixed ?? settingsByDatabase({ databases, transaction })
   if (unit === undefined) return demandAround(around, settings)
-  // a request that cannot be kept is answered once, as in a unit of its own
+  // a request that cannot be kept is answered once, as it is without a unit around it
   const demanded = isRepeatable(request) ? retry : undefined
   return demandOfUnit(around, unit, settings, { checkFirst, order, retry: demanded })
 }
 
-/** Returns the outcome of a request that has joined a unit of work, by its response. */
+/** Returns the outcome of a request that has joined a unit of work. A failure is a rollback. */
 export const joinedOutcome = <E>(
   { outcome }: RequestPlan,
   exit: Exit.Exit<Response, E>

@@ -8,5 +8,5 @@ export { type Problem, toProblem as problemOf } from "../../DatabaseError.js"
 /** The content type of problem details. */
 export const problemType = "application/problem+json"
 
-/** Problem of a request that has failed without the database. */
+/** Problem of a request whose work was undone for a reason other than a database error. */
 export const notStored: Problem = { type: "about:blank", title: "The request could not be stored", status: 500 }

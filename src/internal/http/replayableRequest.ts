@@ -8,7 +8,7 @@ import { isBodiless } from "./keepableRequest.js"
 
 type Ask = HttpServerRequest.HttpServerRequest
 
-/** Returns a request with a body that was read before. */
+/** Returns a request whose body was read before, and can be read any number of times. */
 const withBody = (request: Ask, body: ArrayBuffer): Ask => {
   const type = request.headers["content-type"]
   const twin = HttpServerRequest.fromWeb(
@@ -20,7 +20,7 @@ const withBody = (request: Ask, body: ArrayBuffer): Ask => {
     })
   )
   const own: PropertyDescriptorMap = {
-    // a router that mounts another router shortens the path
+    // a router that mounts another router modifies the path
     modify: { value: (options: Parameters<Ask["modify"]>[0]) => withBody(request.modify(options), body) }
   }
   for (const part of [
@@ -47,7 +47,10 @@ const wasRead = ({ source }: Ask): boolean =>
   (("readableDidRead" in source && source.readableDidRead === true) ||
     ("bodyUsed" in source && source.bodyUsed === true))
 
-/** Reads the body, and returns a function that makes the request of each attempt. */
+/**
+ * Reads the body, and returns a function that makes the request of each attempt. If there is no
+ * body, or if other code has read it, all attempts get the same request.
+ */
 export const makeReplayable = (request: Ask): Effect.Effect<() => Ask, RequestError> =>
   isBodiless(request.method) || wasRead(request)
     ? Effect.succeed(() => request)

@@ -1,5 +1,5 @@
 /**
- * One attempt to answer a request in a unit of work, and the end of the unit by the response.
+ * One attempt to answer a request in a unit of work. The response decides how the unit ends.
  */
 
 import type * as HttpApp from "@effect/platform/HttpApp"
@@ -20,33 +20,33 @@ import { type RequestSession, sessionOf } from "./sessionCookie.js"
 
 type Response = HttpServerResponse.HttpServerResponse
 
-/**
- * Result of a request that was not stored: the reason for another attempt, if there is one, the
- * failure of its handler or of its end, and the answer if there is no other attempt.
- */
+/** Result of an attempt whose work was not stored. */
 export class Unstored<E> {
   constructor(
+    /** The reason for another attempt, if there is one. */
     readonly reason: unknown,
+    /** The failure of the handler or of the end of the unit. */
     readonly failure: Cause.Cause<unknown>,
+    /** The answer if there is no other attempt. */
     readonly otherwise: Effect.Effect<Response, E>
   ) {}
 }
 
-/** Function that answers such a request, or fails so that another attempt follows. */
+/** Function that answers an unstored request, or fails so that another attempt follows. */
 export type Settle<E, E1> = (unstored: Unstored<E>) => Effect.Effect<Response, E1>
 
 /** Answers without another attempt. */
 export const answerIt = <E>({ otherwise }: Unstored<E>): Effect.Effect<Response, E> => otherwise
 
 /**
- * Rolls a unit back. No failure is lost: a connection that does not answer is closed, which rolls
- * back, too, and the failure that led to the rollback is the one that is answered.
+ * Rolls a unit back, and ignores a failure of the rollback. In that case the connection is closed,
+ * which rolls back, too, and the request is answered with the failure that led to the rollback.
  */
 export const undo = (handle: UnitHandle): Effect.Effect<void> => Effect.ignore(handle.end("rollback", undefined))
 
 /**
- * Ends the unit of a request by its response. A `cause` that is not empty is a failure that the
- * response encodes.
+ * Ends the unit of a request with the outcome of its response. If `cause` is not empty, the
+ * response encodes this failure of the handler.
  */
 export const endBy = <E, E1>(
   { onCommitFailed, outcome }: RequestPlan,
@@ -79,8 +79,8 @@ export const endBy = <E, E1>(
   })
 
 /**
- * Ends the unit of a request after its handler has failed: by the response of its `HttpApi`, else
- * by a rollback.
+ * Ends the unit of a request whose handler has failed. If an `HttpApi` encodes the failure, that
+ * response decides the outcome. Otherwise the unit is rolled back.
  */
 const endByFailure = <E, E1>(
   plan: RequestPlan,
@@ -91,7 +91,7 @@ const endByFailure = <E, E1>(
   restore: Restore
 ): Effect.Effect<Response, E1> => {
   const otherwise = Effect.failCause(cause)
-  // if the unit has ended, its response is being sent, and must stay the only one
+  // if the unit has ended, its response is being sent, and no other response may follow
   if (handle.hasEnded) return settle(new Unstored(undefined, cause, otherwise))
   const rollback = Effect.suspend(() =>
     Effect.zipRight(undo(handle), settle(new Unstored(reasonOf(handle.unit.failures, cause), cause, otherwise)))
@@ -115,8 +115,8 @@ export const addTokens = (session: RequestSession, response: Response): Response
 }
 
 /**
- * Ends a unit by the response that is about to be sent. No other code of this library runs after
- * it, so it adds the tokens of the session itself, and answers its own failure.
+ * Ends a unit right before the response is sent. It adds the tokens of the session and answers a
+ * failure of `end`, because no other code of this library runs afterwards.
  */
 export const endBeforeResponse = (end: Effect.Effect<Response, unknown>): Effect.Effect<Response> =>
   Effect.withFiberRuntime((fiber) => {
@@ -130,8 +130,8 @@ export const endBeforeResponse = (end: Effect.Effect<Response, unknown>): Effect
   })
 
 /**
- * Runs an app in a unit and ends the unit. `handler` is the app with the middleware, which may be
- * the handler of the route itself.
+ * Runs an app in a unit and ends the unit. `handler` is the app with its middleware, if that may be
+ * the handler of a route.
  */
 export const answerOnce = <E, R, E1>(
   plan: RequestPlan,
@@ -151,8 +151,7 @@ export const answerOnce = <E, R, E1>(
   const answered = Effect.matchCauseEffect(restore(app), {
     onFailure: (cause) => Effect.flatMap(leave, () => endByFailure(plan, handle, cause, outside, settle, restore)),
     onSuccess: (response) =>
-      // the router drops the context right after this, so the unit need not be left if there is no
-      // more work
+      // the router drops the context right after the handler, so a unit without work is not left
       isRoute && handle.endUntouched()
         ? Effect.succeed(response)
         : Effect.flatMap(leave, () => endBy(plan, handle, response, Cause.empty, settle, restore))

@@ -29,7 +29,7 @@ export interface LabelSettings {
 
 const maxIdLength = 100
 
-/** Returns an id if it is short and printable. A client chooses it, so it may be any text. */
+/** Returns an id if it is short and printable. A client may send any text as the id. */
 const checkedId = (id: string | undefined): string | undefined =>
   id !== undefined && id.length <= maxIdLength && /^[\x21-\x7e]+$/.test(id) ? id : undefined
 
@@ -49,8 +49,8 @@ const commentFor = (
 }
 
 /**
- * Makes the label of a request. Its comment is unique if it has the path instead of the pattern of
- * the route.
+ * Makes the label of a request. Its comment counts as unique unless it has only the method and the
+ * pattern of the route.
  */
 const workLabelOf = (
   described: RequestDescription,
@@ -69,18 +69,15 @@ const workLabelOf = (
 /** Description of a request, for requests of any library. */
 export interface HttpRequestInfo {
   readonly method: string
-  /**
-   * Returns the pattern of the route, if it is known: a router may match only inside of the unit of
-   * work.
-   */
+  /** Returns the pattern of the route, if a router has matched already. */
   readonly pattern: (fiber: Fiber.RuntimeFiber<unknown, unknown>) => string | undefined
   readonly path: () => string
   readonly requestId: () => string | undefined
 }
 
 /**
- * Makes the function that labels a request: at the first statement, and again when the route is
- * known. Nothing is computed for a request without a statement.
+ * Makes the function that labels a request. The label is made at the first statement, and again at
+ * a statement after a router has matched. A request without a statement costs nothing.
  */
 export const makeLabeler = <Request>(
   request: Request,

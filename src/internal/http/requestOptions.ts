@@ -20,7 +20,7 @@ import type { LabelSettings } from "./requestLabel.js"
 /** Settings of a unit of work, or `"none"` for a request without one. */
 type RequestSettings = UnitOfWork.UnitSettings | "none"
 
-/** Options that requests of all libraries have. A value of `Answer` decides the outcome. */
+/** Options for requests of any library. `outcome` gets the response or its status as `Answer`. */
 export interface RequestOptions<Request, Answer>
   extends LabelSettings,
     Pick<UnitOfWork.Options<never, never>, "databases" | "order" | "checkFirst"> {
@@ -35,7 +35,7 @@ export const settingsFor = <Request, Settings>(
 ): Settings | UnitOfWork.UnitSettings | undefined =>
   typeof transaction === "function" ? transaction(request) : transaction
 
-/** The rules for the options that requests of all libraries have. */
+/** The rules for `RequestOptions`. */
 export const requestOptions: OptionRules<RequestOptions<never, never>> = {
   ...sharedOptions,
   outcome: aFunction,
@@ -45,8 +45,8 @@ export const requestOptions: OptionRules<RequestOptions<never, never>> = {
 }
 
 /**
- * Returns the refusal of options, if one is invalid. Settings that a function returns are checked
- * when there is a request.
+ * Returns the refusal of options, if one is invalid. If `transaction` is a function, its result is
+ * checked for each request.
  */
 export const invalidRequestOption = <O extends RequestOptions<never, never>>(
   options: O,

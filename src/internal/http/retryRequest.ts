@@ -1,5 +1,5 @@
 /**
- * The attempts to answer a request: each from its start, in a unit of work of its own.
+ * The attempts to answer a request. Each attempt runs the whole handler in a new unit of work.
  */
 
 import * as HttpApp from "@effect/platform/HttpApp"
@@ -32,7 +32,7 @@ export interface Attempt<E, R> {
   readonly answer: Effect.Effect<Response, Unstored<E>, R>
 }
 
-/** Answers a request again, from its start, while its failure allows another attempt. */
+/** Repeats the attempts to answer a request while the failure allows another one. */
 export const answerRepeatedly = <E, R>(
   attempt: () => Attempt<E, R>,
   retry: true | Schedule.Schedule<unknown, DatabaseError>,
@@ -55,19 +55,18 @@ export const answerRepeatedly = <E, R>(
   }
   const transactions = () => handle?.unit.begun ?? []
   const last = retryTransaction(restore, Effect.uninterruptible(next), reasonFor, transactions, retry, policy)
-  // uninterruptible, so that it handles a failure beside an interruption: the failure is logged
-  // when the client has left, too
+  // uninterruptible, so that a failure is handled and logged even if the client has disconnected
   return Effect.uninterruptible(Effect.catchAll(last, answerIt))
 }
 
-/** Opens the unit of an attempt. Its parts may request another attempt. */
+/** Opens the unit of an attempt. Parts that join the unit may request another attempt. */
 export const openRepeatable = (unitPlan: UnitPlan): UnitHandle => {
   const handle = openUnit(unitPlan)
   handle.unit.canRunAgain = true
   return handle
 }
 
-/** Runs an app in a unit, and again in another unit if `retry` allows that. */
+/** Runs an app in a unit, and again in a new unit while `retry` and the failure allow that. */
 export const answerWithRetry = <E, R>(
   plan: RequestPlan,
   unitPlan: UnitPlan,
@@ -84,7 +83,7 @@ export const answerWithRetry = <E, R>(
     const handler = Effect.provideService(app, HttpServerRequest, fresh())
     return {
       handle,
-      // drops the pre-response handlers of the previous attempt
+      // removes the pre-response handlers of the previous attempt
       answer: Effect.zipRight(
         FiberRef.set(HttpApp.currentPreResponseHandlers, handlers),
         answerOnce(plan, handle, handler, undefined, outside, Effect.fail, restore)

@@ -1,5 +1,5 @@
 /**
- * The causal session of a client, as a signed cookie or header of its responses and requests.
+ * The causal session of a client, as a signed cookie or header of requests and responses.
  */
 import { createHmac, timingSafeEqual } from "node:crypto"
 import type * as Duration from "effect/Duration"
@@ -12,7 +12,7 @@ import { aBoolean, aDuration, anything, aText, invalidOption, type OptionRules }
 
 /** Options of the tokens of sessions. */
 export interface SessionTokenOptions {
-  /** The first secret signs, and all are accepted. */
+  /** The first secret signs; a signature by any of them is accepted. */
   readonly secret: Redacted.Redacted<string> | readonly [Redacted.Redacted<string>, ...Array<Redacted.Redacted<string>>]
   readonly maxWait?: Duration.DurationInput | undefined
   readonly cookie?: string | undefined
@@ -32,7 +32,7 @@ export interface SessionReply {
 }
 
 const optionRules: OptionRules<SessionTokenOptions> = {
-  // `secretsOf` checks it
+  // `secretsOf` checks the value
   secret: anything,
   maxWait: aDuration,
   cookie: aText,
@@ -44,7 +44,7 @@ const minSecretLength = 32
 const maxValueLength = 4096
 const name = /^[\w!#$%&'*+.^`|~-]+$/
 
-/** Headers that describe the message itself, or that other code sets. */
+/** The headers that a session must not use: they describe the message, or other code sets them. */
 const reserved = /^(content-.*|transfer-encoding|connection|keep-alive|date|host|set-cookie|cookie|trailer|upgrade|te)$/
 
 const refuse = (setting: string, given: string, expected: string): never => {
@@ -55,8 +55,8 @@ const checked = (setting: string, given: string): string =>
   name.test(given) ? given : refuse(setting, JSON.stringify(given), "a name of letters, digits and -_.")
 
 /**
- * Returns the secrets; throws `ConfigInvalid` if one is too short. A program without types may pass
- * any value, such as an unset variable or an empty list.
+ * Returns the secrets. Throws `ConfigInvalid` if one is too short or no redacted text. A program
+ * without types may pass any value, such as an unset variable or an empty list.
  */
 const secretsOf = (secret: SessionTokenOptions["secret"]): readonly [string, ...Array<string>] => {
   const given: ReadonlyArray<unknown> = [secret].flat()
@@ -82,7 +82,7 @@ const cookieIn = (header: string, wanted: string): string | undefined => {
 
 const sign = (secret: string, text: string): Buffer => createHmac("sha256", secret).update(`effect-db ${text}`).digest()
 
-/** Session of one request. Its cookie or header is not read before its tokens are needed. */
+/** Session of one request. The cookie or header is read when the tokens are needed first. */
 export class RequestSession extends Session {
   /** Called when there are new tokens for the response. */
   onNewTokens: (() => void) | undefined = undefined
@@ -99,7 +99,7 @@ export class RequestSession extends Session {
     }
   }
 
-  /** Returns the cookie or header for the response, once for each change. */
+  /** Returns the cookie or header for the response if there are new tokens since the last call. */
   takeReply(): SessionReply | undefined {
     if (!this.hasNewTokens) return undefined
     this.hasNewTokens = false
@@ -107,13 +107,13 @@ export class RequestSession extends Session {
   }
 }
 
-/** Returns the session of the request that a fiber is part of, if it has one. */
+/** Returns the session of the request that a fiber handles, if there is one. */
 export const sessionOf = (fiber: Fiber.RuntimeFiber<unknown, unknown>): RequestSession | undefined => {
   const session: unknown = fiber.currentContext.unsafeMap.get(CurrentSession.key)
   return session instanceof RequestSession ? session : undefined
 }
 
-/** Encoder and decoder of the tokens of clients. */
+/** Encoder and decoder of the sessions of clients. */
 export class SessionTokens {
   readonly maxWait: number
   private readonly secrets: readonly [string, ...Array<string>]
@@ -131,7 +131,7 @@ export class SessionTokens {
     this.maxWait = waitOf(maxWait)
   }
 
-  /** Returns the session of a request. A value without a valid signature is ignored. */
+  /** Makes the session of a request. A cookie or header without a valid signature is ignored. */
   session(header: (name: string) => string | null | undefined): RequestSession {
     return new RequestSession(() => {
       const received = this.cookie === undefined ? header(this.name) : cookieIn(header("cookie") ?? "", this.name)

@@ -1,5 +1,6 @@
 /**
- * The middleware that gives each client a session: reads of its later requests see its writes.
+ * The middleware that makes a causal session for each client. Later requests of the client read its
+ * writes.
  */
 
 import * as HttpApp from "@effect/platform/HttpApp"
@@ -17,13 +18,12 @@ export const makeSessionMiddleware = (
   const tokens = new SessionTokens(options)
   return <E, R>(app: HttpApp.Default<E, R>): HttpApp.Default<E, R> =>
     Effect.withFiberRuntime((fiber) => {
-      // the middleware around this one returns the tokens
+      // a middleware around this one has made the session, and sends its tokens
       if (sessionOf(fiber) !== undefined) return app
       const { headers } = Context.unsafeGet(fiber.currentContext, HttpServerRequest)
       const session = tokens.session((name) => headers[name])
       return Effect.zipRight(
-        // also if the app fails and another response is sent, because the app may have stored
-        // something before
+        // a response to a failure gets the tokens, too, because the app may have stored something
         HttpApp.appendPreResponseHandler((_, response) => Effect.sync(() => addTokens(session, response))),
         withSession(app, session)
       )

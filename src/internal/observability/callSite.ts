@@ -1,6 +1,6 @@
 /**
- * Call sites: locations in the program. They are recorded only if they are needed, because each costs
- * one or two microseconds.
+ * Call sites, which are locations in the program. Most are recorded only if they are needed,
+ * because each costs one or two microseconds.
  */
 import { fileURLToPath } from "node:url"
 import * as Context from "effect/Context"
@@ -20,7 +20,7 @@ export const recordCallSites = (): (() => void) => {
   }
 }
 
-/** Location in the program. It is formatted only when it is read. */
+/** Location in the program. Its text is made only when it is read. */
 export class CallSite {
   private readonly stack: string = ""
 
@@ -28,7 +28,7 @@ export class CallSite {
     Error.captureStackTrace(this, CallSite)
   }
 
-  /** Returns function, file, line and column of the nearest caller outside of libraries. */
+  /** Returns function, file, line and column of the nearest frame that belongs to the program. */
   get location(): string | undefined {
     return this.stack
       .split("\n")
@@ -44,23 +44,23 @@ export class CallSite {
 export const callSite = (): CallSite | undefined => (recorderCount === 0 ? undefined : new CallSite())
 
 /**
- * Returns the call site of a part without a label, which names the part if it fails. It is always
- * recorded, because it costs little in comparison with a statement.
+ * Returns the call site of a part of a unit of work or transaction, if the part has no label.
+ * Errors name the part by its call site. It is always recorded, because a statement costs much more.
  */
 export const callSiteOfPart = (label: string | undefined): CallSite | undefined =>
   label === undefined ? new CallSite() : undefined
 
-/** Call site of the running statement, for statements that @effect/sql runs. */
+/** Call site of the running statement, if @effect/sql runs it. */
 export class CurrentSite extends Context.Reference<CurrentSite>()("effect-db/internal/CurrentSite", {
   defaultValue: (): CallSite | undefined => undefined
 }) {}
 
 /**
- * Adds the frames of the program to the stack of an error, which has only those of the socket's
- * callback.
+ * Adds the frames of the program to the stack of an error, once. Before, the stack has only the
+ * frames of the socket's callback.
  *
- * Called in an `async` function after an `await`, where V8 finds the functions that await it. It costs
- * nothing before there is an error.
+ * It must be called in an `async` function after an `await`, where V8 knows the functions that
+ * await this one.
  */
 export const trace = (error: Error): void => {
   if (traced.has(error)) return
@@ -75,5 +75,5 @@ export const trace = (error: Error): void => {
   error.stack = `${head}\n${frames.join("\n")}${rest}`
 }
 
-/** The errors that have these frames already: an error passes every `await` up to its handler. */
+/** The errors with added frames. An error may pass several calls of `trace`. */
 const traced = new WeakSet<Error>()

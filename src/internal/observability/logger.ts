@@ -32,7 +32,8 @@ const outcomes = {
 const plural = (count: number, noun: string): string => `${count} ${noun}${count === 1 ? "" : "s"}`
 
 /**
- * Returns the message of an observation. A kind of observation without a message does not compile.
+ * Returns the message of an observation. The code does not compile if a kind of observation has no
+ * message.
  */
 const messageOf: (observation: Observation) => LogMessage = Observation.$match({
   Connected: ({ processId, tookMillis }) => info(`connection ${processId} was opened in ${ms(tookMillis)}`),
@@ -47,7 +48,7 @@ const messageOf: (observation: Observation) => LogMessage = Observation.$match({
     debug(`connection ${processId} was checked out after ${ms(waitedMillis)}`),
   CheckedIn: ({ processId, usedMillis }) => debug(`connection ${processId} was checked in after ${ms(usedMillis)}`),
   Reset: ({ processId }) => debug(`connection ${processId} was reset`),
-  // under overload there are many of these, and each caller gets an error of its own
+  // not a warning: there are many of these during an overload, and each caller gets an error
   Exhausted: ({ reason, waitedMillis }) => debug(`a caller got no connection (${reason}) within ${ms(waitedMillis)}`),
   Leaked: ({ fiber = "unknown", heldMillis, location, processId }) =>
     warning(
@@ -59,7 +60,7 @@ const messageOf: (observation: Observation) => LogMessage = Observation.$match({
   PassedOver: ({ reason }) =>
     reason === "unproved"
       ? warning(
-          "the server cannot prove its position, so reads go to the primary: its user needs pg_read_all_stats, and it has to stream from the primary and to be connected without a transaction pooler"
+          "the server cannot prove its position, so reads go to the primary: the server must stream from the primary, without a transaction pooler in between, and its user needs pg_read_all_stats"
         )
       : debug(`a read passed over the server (${reason})`),
   ListenLost: ({ message, processId }) => warning(`the listening connection ${processId} was lost: ${message}`),
@@ -83,8 +84,8 @@ const messageOf: (observation: Observation) => LogMessage = Observation.$match({
 })
 
 /**
- * Returns the fields of an observation as annotations. `message` is left out: it is in the text, and
- * a logger may have a field of that name.
+ * Returns the fields of an observation as annotations, without `message`. The text of the log has
+ * the message already, and a logger may have a field of that name.
  */
 const annotations = ({ _tag, ...facts }: Observation): Record<string, unknown> => ({
   event: _tag,
@@ -93,12 +94,12 @@ const annotations = ({ _tag, ...facts }: Observation): Record<string, unknown> =
 
 /**
  * Makes a function that logs observations of a log level or above. It uses the loggers, the minimum
- * log level and the annotations of the fiber that runs this effect. It logs at once, so that order and
- * times are right.
+ * log level and the annotations of the fiber that runs this effect. It logs during the call, so
+ * that the order and the times of the messages are right.
  */
 export const makeLogger = (lowest: LogLevel.LogLevel): Effect.Effect<(observation: Observation) => void> =>
   Effect.map(Effect.runtime<never>(), (runtime) => {
-    // the span in which the database is opened ends long before most messages are logged
+    // without the span in which the database is opened, which ends before most messages are logged
     const run = Runtime.runFork(Runtime.updateContext(runtime, Context.omit(Tracer.ParentSpan)))
     return (observation) => {
       const { logLevel, text } = messageOf(observation)
@@ -106,8 +107,8 @@ export const makeLogger = (lowest: LogLevel.LogLevel): Effect.Effect<(observatio
       run(
         Effect.logWithLevel(logLevel, `${locationText({ server: "", ...observation })}: ${text}`).pipe(
           Effect.annotateLogs(annotations(observation)),
-          // a message from the server may have led to the observation: the exception of a logger
-          // must not reach the code of its socket
+          // the code of a socket may have made the observation, and must not get the exception of a
+          // logger
           Effect.catchAllCause(() => Effect.void)
         )
       )

@@ -11,7 +11,7 @@ export class Observers implements Observer {
   /** The servers that were reported as unable to prove their position. */
   private readonly unproved = new Set<string>()
 
-  /** `report` gets the observations that must be known also without a subscriber. */
+  /** `report` gets the observations that are reported even if there is no subscriber. */
   constructor(private readonly report: (observation: Observation) => void) {}
 
   get active(): boolean {
@@ -19,7 +19,7 @@ export class Observers implements Observer {
   }
 
   observe(given: Observation): void {
-    // observations of the core are plain values, which are not equal by their fields
+    // plain observations of the core are converted, so that those with equal fields are equal
     const observation: Observation = Equal.isEqual(given) ? given : Data.struct(given)
     for (const subscriber of this.all) subscriber(observation)
     if (observation._tag === "Leaked") this.report(observation)

@@ -2,7 +2,7 @@
  * The metrics of a pool, as Effect metrics with the names, units and attributes of OpenTelemetry's
  * conventions for database clients.
  *
- * They are always on, so each hook is looked up once, and a count is one call of it.
+ * Metrics are always recorded, so each is looked up once, and an update is one call.
  */
 import * as Metric from "effect/Metric"
 import * as MetricBoundaries from "effect/MetricBoundaries"
@@ -16,7 +16,7 @@ interface MeteredPool {
   readonly database: string
   readonly purpose: "writes" | "reads"
   readonly server: { readonly host: string; readonly port: number; readonly database: string }
-  /** The number of idle connections that it keeps open. */
+  /** The number of connections that the pool keeps open when idle. */
   readonly idleMin: number
   /** The limit for idle connections. */
   readonly idleMax: number
@@ -39,14 +39,14 @@ export interface PoolMetrics {
   readonly used: (millis: number) => void
   /** Records the time that a connect has taken. */
   readonly created: (millis: number) => void
-  /** Records a caller that got no connection in time. */
+  /** Records a caller that got no connection, because of a timeout, overload or outage. */
   readonly timedOut: () => void
   /**
    * Records the time of an exchange with the server. If it has failed, `error` is its SQLSTATE or
    * the tag of its error.
    */
   readonly operated: (millis: number, error: string | undefined) => void
-  /** Sets the gauges of a closed pool to 0. Its counts and times stay. */
+  /** Sets the gauges of a closed pool to 0. Its counts and times are not changed. */
   readonly close: () => void
 }
 
@@ -61,12 +61,12 @@ type Count = MetricHook.MetricHook.Counter<number>
 const boundaries = MetricBoundaries.fromIterable([0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10])
 
 /**
- * The limit for SQLSTATEs with a time series of their own. A program can raise any number of
- * different ones.
+ * The number of errors of a pool that have their own time series. A program can raise any number of
+ * different SQLSTATEs.
  */
 const mostErrors = 100
 
-// the exporter takes the unit of a metric from this attribute
+// exporters read the unit of a metric from this attribute
 const inUnit = (unit: string): MetricLabel.MetricLabel => MetricLabel.make("unit", unit)
 
 const connections = inUnit("{connection}")
@@ -82,8 +82,8 @@ const upDownCounter = (name: string, description: string) => MetricKey.counter(n
 
 const duration = (name: string, description: string) => MetricKey.histogram(name, boundaries, description)
 
-// a gauge is a counter that is not incremental: it is exported as an UpDownCounter, as the
-// conventions require
+// a gauge is a counter that is not incremental, because that is exported as an UpDownCounter, as
+// the conventions require
 const keys = {
   count: upDownCounter("db.client.connection.count", "Connections that are open, by state"),
   idleMax: upDownCounter("db.client.connection.idle.max", "Most connections that may be idle"),
@@ -101,11 +101,11 @@ const keys = {
 }
 
 /**
- * Makes the share of a pool in a gauge, which is 0 at first; the returned function sets it. The
- * gauge is the sum over all pools with the same attributes.
+ * Makes a function that sets the value of one pool in a gauge, at first 0. The gauge is the sum of
+ * all pools with the same attributes.
  *
- * It is set when the pool changes, because the registry has no metric that is computed when it is
- * read.
+ * The gauge is updated when the pool changes, because Effect's registry has no metric that is
+ * computed when it is read.
  */
 const gauge = (key: MetricKey.MetricKey.Counter<number>, labels: Labels): ((value: number) => void) => {
   const hook: Count = Metric.globalMetricRegistry.get(MetricKey.taggedWithLabels(key, labels))
@@ -118,8 +118,8 @@ const gauge = (key: MetricKey.MetricKey.Counter<number>, labels: Labels): ((valu
 }
 
 /**
- * Makes a histogram that is registered with its first value: an empty one has no minimum and no
- * maximum.
+ * Makes a histogram that is registered with its first value, because an empty histogram has no
+ * minimum and no maximum.
  */
 const histogram = (key: MetricKey.MetricKey.Histogram, labels: Labels): ((millis: number) => void) => {
   let hook: MetricHook.MetricHook.Histogram | undefined
@@ -129,7 +129,7 @@ const histogram = (key: MetricKey.MetricKey.Histogram, labels: Labels): ((millis
   }
 }
 
-/** Returns the attributes of a server; its port only if it is not the standard one. */
+/** Returns the attributes of a server. The port 5432 is left out. */
 const address = ({ host, port }: MeteredPool["server"]): Labels =>
   host.startsWith("/")
     ? [MetricLabel.make("server.address", `${host}/.s.PGSQL.${port}`)]
@@ -172,7 +172,7 @@ export const makePoolMetrics: MakePoolMetrics = (pool) => {
   const operation = [seconds, name, system, MetricLabel.make("db.namespace", server.database), ...address(server)]
   const succeeded = histogram(keys.operation, operation)
   const failed = new Map<string, (millis: number) => void>()
-  /** Returns the histogram of an error, or that of all others if there are too many. */
+  /** Returns the histogram of an error, or the shared one for further errors above the limit. */
   const failedWith = (error: string) => {
     const type = failed.size < mostErrors ? error : "_OTHER"
     const known = failed.get(type)

@@ -1,6 +1,6 @@
 /**
- * The span of a transaction, by OpenTelemetry's conventions for databases and with the names
- * that @effect/sql uses for its spans. It is made only if a tracer is set.
+ * The span of a transaction. It follows OpenTelemetry's conventions for databases, and has the
+ * names of @effect/sql's spans. It is made only if a tracer is set.
  */
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
@@ -18,7 +18,7 @@ export type Attributes = ReadonlyArray<readonly [name: string, value: unknown]>
 
 const silentTracer = Context.get(DefaultServices.liveServices, Tracer.Tracer)
 
-/** Checks if the spans of a fiber are recorded. */
+/** Checks if a fiber has a tracer other than the default one, which records nothing. */
 export const hasTracer = (fiber: AnyFiber): boolean => fiber.currentTracer !== silentTracer
 
 interface Endpoint {
@@ -37,26 +37,23 @@ export class TransactionSpan {
   private hasEnded = false
 
   constructor(
-    /** The parent of the spans of its statements. */
+    /** The parent of the spans of the transaction's statements. */
     readonly span: Tracer.Span,
     private readonly clock: Clock.Clock
   ) {}
 
-  /** Records the number of the attempt, from 1: a transaction with `retry` runs again. */
+  /** Records the number of the attempt, from 1. The number grows with `retry`. */
   tries(attempt: number): void {
     this.span.attribute("effect_db.transaction.attempt", attempt)
   }
 
-  /**
-   * Records the server and the wait for the connection in ms. BEGIN is sent with the first
-   * statement.
-   */
+  /** Records the server, and the wait for the connection in ms, when the transaction begins. */
   begins(server: Endpoint, waited: number): void {
     for (const [name, value] of endpoint(server)) this.span.attribute(name, value)
     this.event("begin", { "effect_db.connection.wait": waited })
   }
 
-  /** Records that the command for the end is sent. */
+  /** Records that the command that ends the transaction or savepoint is sent. */
   ends(how: "commit" | "savepoint" | "rollback"): void {
     this.event(how)
   }
@@ -79,7 +76,7 @@ export class TransactionSpan {
   }
 }
 
-/** Begins a span, if a tracer is set and tracing is enabled. */
+/** Begins a span, if a tracer is set, tracing is enabled and the parent span allows child spans. */
 export const beginSpan = (
   fiber: AnyFiber,
   attributes: Attributes,

@@ -6,7 +6,7 @@ import type { CheckoutFailure } from "../connection/plainFailure.js"
 /** A callback that receives a connection or a failure, once, unless the checkout was cancelled. */
 export type OnCheckout = (failure: CheckoutFailure | undefined, connection: Connection | undefined) => void
 
-/** Caller of a checkout, as reports show it. */
+/** Caller of a checkout, as reports of leaks and observations show it. */
 export interface Caller {
   /** The name of its fiber. */
   readonly fiber: string

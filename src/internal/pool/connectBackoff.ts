@@ -5,24 +5,25 @@ import { mayPass } from "../connection/connectFailure.js"
 import type { ConnectFailure } from "../connection/connection.js"
 
 /**
- * Pauses before the next attempt, in ms; each one is twice as long as the one before. If
- * connections are open (`spare`), callers can do without a new one, so the pause may be long. If
- * none is open (`needed`), one attempt is made for all callers that wait, so the next one follows
- * soon.
+ * The shortest and the longest pause before the next attempt, in ms. Each pause is twice as long as
+ * the one before, up to the longest. If connections are open (`spare`), callers can use these, so
+ * the pause may be long. If none is open (`needed`), all waiters depend on the next attempt, so the
+ * pause is short.
  */
 const pauses = { shortest: 100, longest: { spare: 1000, needed: 250 } }
 
 /**
- * Pause of load shedding after an outage, in ms: during and right after it, the queue does not show
- * the throughput of the pool.
+ * Pause of load shedding after an outage, in ms. During an outage and right after it, the length of
+ * the queue does not show the throughput of the pool.
  */
-export const initialPause = 1000
+export const sheddingPause = 1000
 
 export class ConnectBackoff {
   /** The last failure to connect; `undefined` if there was none since the last success. */
   lastFailure: ConnectFailure | undefined
   /**
-   * True if the server accepts no more connections, so that waiters depend on those that are open.
+   * True during the pause after a failure that the server has reported or that came at once.
+   * Waiters then depend on the open connections.
    */
   isRejecting = false
   private failures = 0
@@ -35,14 +36,14 @@ export class ConnectBackoff {
     return this.timer !== undefined
   }
 
-  /** Checks if the server is unavailable for a reason that may pass by itself. */
+  /** Checks if the last connect failed for a temporary reason. */
   get isAway(): boolean {
     return this.lastFailure !== undefined && mayPass(this.lastFailure)
   }
 
   /**
-   * Records a failed connect and begins the pause, unless it is running. `isImmediate` marks a
-   * failure within the expected connect time, for example of a server that rejects the connection.
+   * Records a failed connect. Begins the pause unless one is running. `isImmediate` marks a failure
+   * within the expected connect time, for example because the server rejects the connection.
    */
   onFailure(failure: ConnectFailure, isImmediate: boolean, need: keyof typeof pauses.longest): void {
     this.lastFailure = failure
@@ -57,7 +58,7 @@ export class ConnectBackoff {
     this.timer.unref()
   }
 
-  /** Records a successful connect: the next pause is the shortest again. */
+  /** Records a successful connect. The next pause is the shortest again. */
   onSuccess(): void {
     this.lastFailure = undefined
     this.isRejecting = false

@@ -1,12 +1,12 @@
 /**
- * The opening of connections: for waiters and for `minConnections`, with pauses after failures. A
- * failed connect fails the waiters that it was made for.
+ * The opening of connections for waiters and for `minConnections`, with pauses after failures. A
+ * failed connect fails the waiters that depend on it.
  */
 
 import * as clock from "../concurrency/clock.js"
 import { connectFailed, mayPass } from "../connection/connectFailure.js"
 import type { ConnectFailure, Connection, Owner } from "../connection/connection.js"
-import { ConnectBackoff, initialPause } from "./connectBackoff.js"
+import { ConnectBackoff, sheddingPause } from "./connectBackoff.js"
 import { type Demand, Growth } from "./growth.js"
 import { PendingConnects } from "./pendingConnects.js"
 import { maxTotal } from "./poolOptions.js"
@@ -18,7 +18,7 @@ export class ConnectionOpener {
   readonly pendingConnects: PendingConnects
   /** The number of new connections that run `onConnect`. */
   private initializingCount = 0
-  /** Connections that began before this moment are closed when they are ready. */
+  /** A connection whose connect began before this moment is closed when it is ready. */
   private invalidBefore = Number.NEGATIVE_INFINITY
   private isStopped = false
 
@@ -42,10 +42,7 @@ export class ConnectionOpener {
     )
   }
 
-  /**
-   * Checks if the server is away and no connection is left, so that callers wait for nothing but
-   * its return.
-   */
+  /** Checks if callers wait for an unavailable server, because no connection to it is left. */
   get isInOutage(): boolean {
     return this.backoff.isAway && this.pool.connections.openCount === 0
   }
@@ -59,15 +56,15 @@ export class ConnectionOpener {
       this.open()
   }
 
-  /** Closes the connections that began before a moment as soon as they are ready. */
+  /** Marks the connects that began before a moment: their connections are closed when ready. */
   invalidate(before: number): void {
     this.invalidBefore = Math.max(this.invalidBefore, before)
   }
 
   /**
-   * Closes a new connection that cannot be used. The next connection would fail as well, so this
-   * fails the waiters. It does not if the connection was lost, because another attempt may succeed.
-   * A connection that was invalidated, or closed with the pool, counts as no failure.
+   * Closes a new connection whose `onConnect` or `onCheckout` has failed, and records a failed
+   * connect. If the connection was lost, later waiters do not fail, because another attempt may
+   * succeed. An invalidation or the close of the pool counts as no failure.
    */
   reject(connection: Connection, error: Error, start: number): void {
     const { broken } = connection
@@ -77,7 +74,7 @@ export class ConnectionOpener {
     else if (broken !== "invalidated" && broken !== "shutdown") this.onFailed({ reason: "setup", error })
   }
 
-  /** Cancels the connects in progress, and opens no connection any more. */
+  /** Cancels the connects in progress, and prevents further ones. */
   stop(): void {
     this.isStopped = true
     this.growth.stop()
@@ -120,28 +117,28 @@ export class ConnectionOpener {
   private onOpened(connection: Connection, start: number): void {
     const { events, options, waiters } = this.pool
     const now = clock.now()
-    if (this.backoff.isAway) waiters.suspendSheddingUntil(now + initialPause)
+    if (this.backoff.isAway) waiters.suspendSheddingUntil(now + sheddingPause)
     this.backoff.onSuccess()
     this.growth.onConnected(now - start)
     events.connected(connection, now - start)
     options.onHealth?.(true, "connected")
-    // this connect began before the invalidation, or with the old credentials
+    // the connect began before an invalidation, or with old credentials
     if (start < this.invalidBefore) connection.end("invalidated")
     else if (connection.generation < options.credentials.generation) connection.end("oldCredentials")
     else this.onReady(connection, now)
   }
 
   /**
-   * Fails the waiters that a failed connect was made for. `start` is when the connect began: it was
-   * not made for callers that arrived later.
+   * Records a failed connect, and fails the waiters that depend on it. `start` is the moment when
+   * the connect began: it was not made for callers that arrived later.
    */
   private onFailed(failure: ConnectFailure, start = Number.POSITIVE_INFINITY): void {
     if (this.isStopped) return
     const { connections, events, location, options, waiters } = this.pool
     const { reason } = failure
     const now = clock.now()
-    // the name leads to another server now, so open connections may be on one that is no longer the
-    // primary
+    // the host name may lead to another server than before, so the open connections may be to a
+    // former primary
     if (reason === "wrongRole") connections.retireAll(reason)
     const isEmpty = connections.openCount === 0
     this.backoff.onFailure(failure, now - start < this.growth.expectedConnectTime, isEmpty ? "needed" : "spare")
@@ -150,9 +147,9 @@ export class ConnectionOpener {
     // ones
     if (this.backoff.isRejecting && !isEmpty) return
     options.onHealth?.(false, failure.error.message)
-    if (isEmpty) waiters.suspendSheddingUntil(now + initialPause)
-    // a permanent failure fails all waiters; another failure fails those that waited when the
-    // connect began, or only the first of them if connections are open
+    if (isEmpty) waiters.suspendSheddingUntil(now + sheddingPause)
+    // a permanent failure fails all waiters; a temporary one fails those that waited when the
+    // connect began, or only the first of these if connections are open
     const isPermanent = !mayPass(failure)
     const checkoutFailure = connectFailed(location, failure)
     for (const waiter of [...waiters]) {

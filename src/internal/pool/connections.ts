@@ -1,6 +1,6 @@
 /**
- * The connections of a pool, idle or in use: the order of their use, their retirement, and which
- * ones must be validated.
+ * The connections of a pool, idle or in use: the order of their use, their retirement, and their
+ * marks for validation.
  */
 
 import type { PoolConfig } from "../../DatabaseConfig.js"
@@ -20,11 +20,11 @@ const maxSweepInterval = 30_000
 
 export class Connections {
   readonly all = new Set<Connection>()
-  /** Idle connections; the one that was checked in last is at the end. */
+  /** Idle connections in the order in which they became idle. */
   readonly idle: Array<Connection> = []
-  /** Connections that last received an answer before this moment must be validated. */
+  /** A connection whose last answer is older than this moment must be validated. */
   private suspectBefore = 0
-  /** Connections that were retired because another one had found a fault of their server. */
+  /** The connections that {@link retireAll} has retired. */
   private readonly retired = new WeakSet<Connection>()
   private sweeper: clock.Timer | undefined
   private sweepAt = Number.POSITIVE_INFINITY
@@ -36,16 +36,16 @@ export class Connections {
   ) {}
 
   /**
-   * Returns the number of connections that can be used: neither closing, nor possibly closing after
-   * an interruption.
+   * Returns the number of connections that can be used. A connection that is closing cannot, nor
+   * one whose statement is being cancelled.
    */
   get openCount(): number {
     return this.usable
   }
 
   /**
-   * Counts the connections that can be used. Called when a connection is added, is closed or
-   * reports a change; a checkout or a checkin changes only how many of them are idle.
+   * Counts the connections that can be used, and updates the gauges. Called when a connection is
+   * added, is closed or reports a change. A checkout or a checkin does not change the count.
    */
   countUsable(): void {
     this.usable = 0
@@ -58,7 +58,7 @@ export class Connections {
     return this.all.size > limit && this.openCount > limit
   }
 
-  /** Adds a new connection. It counts as in use until {@link addIdle}. */
+  /** Adds a new connection and sets its retirement. It counts as in use until {@link addIdle}. */
   add(connection: Connection): void {
     this.all.add(connection)
     this.countUsable()
@@ -84,7 +84,7 @@ export class Connections {
     this.updateGauges()
   }
 
-  /** Adds a connection to the idle ones. */
+  /** Adds a connection to the idle ones, and schedules a sweep. */
   addIdle(connection: Connection): void {
     this.idle.push(connection)
     this.updateGauges()
@@ -95,8 +95,8 @@ export class Connections {
   }
 
   /**
-   * Returns the idle connection to use next, and closes those that are due for retirement on the
-   * way. The connection stays idle until {@link remove}.
+   * Returns the idle connection to use next. It stays idle until {@link remove}. Connections before
+   * it that are due for retirement are closed.
    */
   peekIdle(now: number): Connection | undefined {
     const { idle } = this
@@ -111,25 +111,24 @@ export class Connections {
     return undefined
   }
 
-  /**
-   * Returns the reason if a connection is due for retirement and must not be checked out any more.
-   */
+  /** Returns the reason for the retirement of a connection, if the retirement is due. */
   retirementReason(connection: Connection, now: number): CloseReason | undefined {
     return now > connection.retireAt ? connection.retireAs : undefined
   }
 
+  /** Checks if a connection must be validated before its next use. */
   isSuspect(connection: Connection, now: number): boolean {
     return connection.lastAnswer <= this.suspectBefore || now - connection.lastAnswer > this.config.validateAfterIdle
   }
 
-  /** Marks all connections for validation: one was lost, so others may be. */
+  /** Marks all connections for validation after one was lost, because others may be lost, too. */
   suspectAll(): void {
     this.suspectBefore = clock.now()
   }
 
   /**
-   * Marks all connections for validation, and closes the idle ones that have received nothing since
-   * then: validating them one by one would cost a timeout for each.
+   * Marks all connections for validation, and closes the idle ones that have received no answer
+   * since a moment, because the validation of each would wait for its timeout.
    */
   discardSilent(since: number): void {
     this.suspectAll()
@@ -141,8 +140,9 @@ export class Connections {
   }
 
   /**
-   * Closes the connections that were opened before a moment, or that of a server process, in the
-   * way of `mode`. Returns the number of matches.
+   * Evicts the connections that were opened before a moment and, if `processId` is set, have this
+   * server process. They are closed now if `mode` is `"hard"`, otherwise at their next checkout or
+   * checkin. Returns their number.
    */
   invalidate(mode: "soft" | "hard", before: number, processId: number | undefined): number {
     const matches = markForEviction(this.all, before, processId)
@@ -157,10 +157,10 @@ export class Connections {
   }
 
   /**
-   * Retires all connections because one (`source`) has found that its server takes no writes: idle
-   * ones are closed now, those in use at their checkin. A source that was retired before is
-   * ignored. Otherwise its end would retire connections that were opened meanwhile, the end of
-   * these would retire the next ones, and so on.
+   * Retires all connections after a connection (`source`) or a connect has found that the server
+   * has the wrong role. Idle connections are closed now, those in use at their checkin. A `source`
+   * that an earlier call has retired is ignored. Otherwise its end would retire the connections
+   * that were opened meanwhile, their end would retire the next ones, and so on.
    */
   retireAll(reason: CloseReason, source?: Connection | undefined): void {
     if (source !== undefined && this.retired.has(source)) return
@@ -176,8 +176,8 @@ export class Connections {
   }
 
   /**
-   * Retires the connections with older credentials than a generation, spread over time, and no
-   * connection while it is in use.
+   * Retires the connections whose credentials are older than a generation. The retirements are
+   * spread over time, and a connection in use is not closed before its checkin.
    */
   retireOldCredentials(generation: number): void {
     const now = clock.now()
@@ -226,6 +226,10 @@ export class Connections {
     this.sweeper.unref()
   }
 
+  /**
+   * Closes the idle connections that are due for retirement, and those above `minConnections` that
+   * have been idle for too long.
+   */
   private sweep(): void {
     const now = clock.now()
     let spare = this.openCount - this.config.minConnections

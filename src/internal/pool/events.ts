@@ -67,7 +67,7 @@ export class PoolEvents {
     this.observe(() => ({ _tag: "Closed", ...this.location, processId, reason }))
   }
 
-  /** Reports a leak, also without subscribers: the observer logs it. */
+  /** Reports a leak even if there are no subscribers, because the observer logs leaks. */
   leaked({ processId }: Connection, held: number, caller: Caller | undefined): void {
     this.observer.observe({
       _tag: "Leaked",

@@ -12,7 +12,7 @@ type PoolState = Pick<
   "database" | "server" | "reason" | "waitedMillis" | "total" | "active" | "idle" | "waiting"
 >
 
-/** Builds the failure. `oldest` is the checkout that has been held for longest. */
+/** Builds the failure. `oldest` is the longest checkout, or the one that `assertSingle` has found. */
 export const exhaustedFailure = (
   state: PoolState,
   connecting: Exhausted["connecting"],

@@ -1,37 +1,36 @@
 /**
- * Growth of a pool: when connections are opened for waiters. The first is opened at once; then,
- * while waiters are left, twice as many every few milliseconds. None is opened while the queue is
- * likely to drain before a new connection would be ready.
+ * Growth of a pool: the decision when connections are opened for waiters. The first connection is
+ * opened at once. While waiters are left, a check every few milliseconds opens twice as many as the
+ * check before. A check opens none if the queue is likely to drain before a new connection would be
+ * ready.
  *
- * Without any connection there is no measure of how fast the queue drains, so only a few are opened
- * until the first is ready.
+ * Without any connection the speed of the queue cannot be measured, so only a few connections are
+ * opened until the first is ready.
  *
- * A queue that drains fast and yet does not end is no spike: connections are then opened one after
- * the other.
+ * If a queue drains fast but does not end, connections are opened one after the other.
  *
  * A connect that takes much longer than usual is no longer expected to succeed, because a packet
  * into a dead network gets no answer.
  *
- * So a spike of short statements does not fill a pool, a slow connect does not delay the others,
- * and if all connections of a pool are in long use, the pool grows to its maximum within a moment.
+ * With these rules a spike of short statements does not fill a pool, and a slow connect does not
+ * delay the others. If all connections are used for long, the pool grows to its maximum within a
+ * moment.
  */
 import * as clock from "../concurrency/clock.js"
 
 /** The interval between two checks, in ms. */
 const checkInterval = 10
 
-/** The share of the time of a connect for which the queue is observed before its speed is used. */
+/** The time to observe a queue before its speed is used, as a share of the time of a connect. */
 const observationShare = 1 / 3
 
-/** The age from which a queue is a standing one, in times of a connect. */
+/** The age from which a queue counts as permanent, as a multiple of the time of a connect. */
 const standingQueueFactor = 2
 
-/**
- * The age from which a connect is late: `times` the usual time, and at least `least` ms.
- */
+/** The age from which a connect is late: `times` the usual time, but at least `least` ms. */
 const lateConnect = { times: 3, least: 250 }
 
-/** The most connects at a time while there is no connection to measure the queue by. */
+/** The limit for pending connects while there is no connection yet. */
 const maxBlindConnects = 3
 
 export interface Demand {
@@ -56,14 +55,14 @@ export class Growth {
   private cancelCheck: (() => void) | undefined
   private step = 1
   private checkedAt = 0
-  /** The moment since which there was a connection and a queue all the time. */
+  /** The moment since which there has always been a connection and a queue. */
   private queueSince = 0
   /** True if there was no connection at the last check. */
   private wasEmpty = false
-  /** The number of waiters that got a connection over the last {@link observedMillis}. */
+  /** The number of waiters that got a connection in the last {@link observedMillis}. */
   private servedCount = 0
   private observedMillis = 0
-  /** The time of a connect, in ms; 0 before the first. */
+  /** The usual time of a connect, in ms; 0 before the first. */
   private connectTime = 0
 
   constructor(
@@ -92,12 +91,13 @@ export class Growth {
     this.servedCount++
   }
 
+  /** Records the time of a connect. */
   onConnected(took: number): void {
-    // the time of a connect that an outage has delayed is no measure of the next one
+    // a faster connect replaces the average, because an outage may have delayed the earlier ones
     const isUsual = this.connectTime === 0 || took < this.connectTime
     this.connectTime = isUsual ? took : 0.8 * this.connectTime + 0.2 * took
     if (!this.wasEmpty || this.cancelCheck === undefined) return
-    // the time without a connection is no measure of how fast the queue drains
+    // the time without a connection does not show how fast the queue drains
     this.beginObservation()
     this.cancelCheck()
     this.scheduleCheck()
@@ -137,8 +137,8 @@ export class Growth {
     this.observedMillis += now - this.checkedAt
     this.checkedAt = now
     if (this.observedMillis < this.connectTime * observationShare) return this.scheduleCheck()
-    // during the time of one connect, all connections in use are expected back; after it only the
-    // measured speed counts
+    // until one connect's time has been observed, each connection in use counts as about to be
+    // checked in; from then on only the measured speed counts
     const expected = this.observedMillis < this.connectTime ? this.servedCount + active : this.servedCount
     const drainMillis = expected === 0 ? Number.POSITIVE_INFINITY : (waiting / expected) * this.observedMillis
     if (this.observedMillis > 2 * this.connectTime) {

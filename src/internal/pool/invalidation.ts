@@ -4,19 +4,19 @@ import type { Connection } from "../connection/connection.js"
 /** The connections that an invalidation closes. */
 export interface Invalidation {
   /**
-   * `"soft"`: closes them at their next checkout or checkin. `"hard"`: closes them now, also those
-   * in use.
+   * `"soft"` closes the connections at their next checkout or checkin, `"hard"` closes them now,
+   * even if they are in use.
    */
   readonly mode: "soft" | "hard"
-  /** Limits it to connections opened before this moment of `performance.now()`. */
+  /** Only connections opened until this moment of `performance.now()` are closed. */
   readonly before: number
-  /** Limits it to the connection of this server process. */
+  /** If set, only the connection with this server process is closed. */
   readonly processId?: number | undefined
 }
 
 /**
- * Marks the connections that were opened before a moment, or that of a server process, for
- * eviction, so that they are not checked out any more. Returns them.
+ * Marks the connections that an invalidation matches for eviction, and returns them. A marked
+ * connection is not checked out any more.
  */
 export const markForEviction = (
   all: Iterable<Connection>,

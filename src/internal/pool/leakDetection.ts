@@ -1,6 +1,6 @@
 /**
- * The open checkouts with their callers, and the report of leaks: kept only with `leakThreshold` or
- * `assertSingle`.
+ * The open checkouts with their callers, and the report of leaks. Checkouts are recorded only with
+ * `leakThreshold` or `assertSingle`.
  */
 
 import type { PoolConfig } from "../../DatabaseConfig.js"
@@ -15,7 +15,7 @@ export interface Checkout {
 
 type OnLeak = (connection: Connection, held: number, caller: Caller | undefined) => void
 
-/** Makes the leak detection of a pool, if its settings need the open checkouts. */
+/** Makes the leak detection of a pool, or returns `undefined` if no setting needs it. */
 export const makeLeakDetection = (config: PoolConfig, onLeak: OnLeak): LeakDetection | undefined =>
   Number.isFinite(config.leakThreshold) || config.strategy === "assertSingle"
     ? new LeakDetection(config.leakThreshold, onLeak)
@@ -33,7 +33,7 @@ export class LeakDetection {
   ) {}
 
   get oldest(): Checkout | undefined {
-    // a connection has no caller any more if it is closing, or if its statement was interrupted
+    // a connection that is closing, or whose statement was interrupted, has no caller any more
     for (const [connection, checkout] of this.checkouts) if (connection.isUsable) return checkout
     return undefined
   }
@@ -57,15 +57,15 @@ export class LeakDetection {
     this.timer.unref()
   }
 
-  /** Reports each connection that has been held for too long, once per checkout. */
+  /** Reports each checkout above the threshold once, and schedules the next check. */
   private check(): void {
     this.timer = undefined
     const now = clock.now()
     let hasStopping = false
     for (const [connection, checkout] of this.checkouts) {
       if (connection.broken !== undefined || this.reported.has(connection)) continue
-      // an interrupted caller's connection is closed or checked in within a second, or its
-      // transaction goes on
+      // after an interruption the connection is closed or checked in within a second, or its
+      // transaction continues
       if (connection.isStopping) {
         hasStopping = true
         continue

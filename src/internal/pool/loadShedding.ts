@@ -1,6 +1,6 @@
 /**
- * Detection of an overload, which is a standing queue that only grows, and the limit of the queue
- * during an overload.
+ * Detection of an overload, which is a queue that only grows, and the limit of the queue during an
+ * overload.
  *
  * Time is divided into windows. A window is slow if no caller got a connection in it within the
  * target. A pool becomes overloaded if the queue sets new records of length again and again in slow
@@ -17,23 +17,26 @@
 /** The length of a window, in targets. */
 const targetsPerWindow = 5
 
-/** The number of records that a queue may set by a single step. */
+/** The number of records that a single burst may set. */
 const maxSteps = 2
 
-/** The growth of the queue after those steps that makes an overload, per connection. */
+/** The growth of the queue after these records that counts as an overload, per connection. */
 const growthPerConnection = 10
 
 /** The ratio of arrivals to served callers that counts as an excess. */
 const excessRatio = 1.1
 
-/** The number of windows without news after which earlier ones no longer count. */
+/**
+ * The number of windows in a row without a record or an excess after which the records are cleared,
+ * or an overload ends.
+ */
 const memoryWindows = 4
 
 export class LoadShedding {
   isOverloaded = false
-  /** The most callers that may queue. */
+  /** The limit for the number of waiters. */
   maxWaiters = Number.POSITIVE_INFINITY
-  /** The longest time for which they may queue, in ms. */
+  /** The limit for the wait of a caller during an overload, in ms. */
   readonly maxWait: number
   private readonly windowMillis: number
   private windowStart = 0
@@ -43,17 +46,13 @@ export class LoadShedding {
   private waiting = 0
   /** The longest queue at the end of a slow window. */
   private longestQueue = 0
-  /**
-   * The number of records of the queue's length, and the length at the last record that may still
-   * be a step.
-   */
+  /** The number of records of the queue's length. */
   private records = 0
+  /** The length of the queue at the second record, or at the first if there is no second. */
   private baseQueue = 0
-  /** The moment until which no queue counts. */
+  /** The moment before which no queue counts as an overload. */
   private suspendedUntil = 0
-  /**
-   * The number of windows without news: without a record or, during an overload, without an excess.
-   */
+  /** The number of windows in a row without a record or, during an overload, without an excess. */
   private quietWindows = 0
 
   constructor(
@@ -64,20 +63,20 @@ export class LoadShedding {
     this.windowMillis = target * targetsPerWindow
   }
 
-  /** Checks for an overload at this moment; the last arrival may be long ago. */
+  /** Checks for an overload at a moment, which may be long after the last arrival. */
   isOverloadedAt(now: number): boolean {
     this.advance(now)
     return this.isOverloaded
   }
 
-  /** Ends an overload, and lets no queue count as an overload before that moment. */
+  /** Ends an overload, and detects no other before the moment `until`. */
   suspendUntil(until: number): void {
     this.reset()
     this.maxWaiters = Number.POSITIVE_INFINITY
     this.suspendedUntil = until
   }
 
-  /** Records a caller that got a connection at once: there is no standing queue. */
+  /** Records a caller that got a connection at once, which shows that no queue is standing. */
   onImmediateCheckout(): void {
     this.isSlow = false
   }
@@ -101,12 +100,11 @@ export class LoadShedding {
     const age = now - this.windowStart
     if (now < this.suspendedUntil) return this.beginWindow(now)
     if (age < this.windowMillis) return
-    // no caller arrived for a whole window
+    // a whole window has passed without an arrival
     if (age >= 2 * this.windowMillis) this.reset()
     else if (this.isOverloaded) this.checkEnd()
     else if (!this.isSlow) this.reset()
-    // if no waiter is served, the throughput is unknown: the pool is stuck, and each waiter has a
-    // deadline
+    // if no waiter was served, the throughput is unknown, and the deadlines limit the queue
     else if (this.served > 0) this.checkGrowth()
     this.maxWaiters = this.isOverloaded
       ? Math.max(this.connections, (this.served / age) * this.target)
@@ -114,7 +112,6 @@ export class LoadShedding {
     this.beginWindow(now)
   }
 
-  /** Begins a window. */
   private beginWindow(now: number): void {
     this.windowStart = now
     this.arrived = 0
@@ -132,7 +129,7 @@ export class LoadShedding {
   }
 
   private checkGrowth(): void {
-    // as many callers as there are connections arrive and leave together
+    // callers that were served together may arrive again together, up to one for each connection
     if (this.waiting <= this.longestQueue + this.connections) {
       this.quietWindows++
       if (this.quietWindows === memoryWindows) this.records = 0

@@ -1,7 +1,7 @@
 /**
- * The callers of one database that wait for a server that is away: in the queue of a pool, or
- * between two attempts to check out a connection. Their number has a limit, so that the waiting
- * work does not grow without end during an outage.
+ * The callers of one database that wait for an unavailable server, in the queue of a pool or
+ * between two attempts to check out a connection. Their number has a limit, so that waiting work
+ * does not grow without end during an outage.
  */
 export class OutageWaiters {
   private pausing = 0
@@ -9,7 +9,7 @@ export class OutageWaiters {
 
   constructor(private readonly limit: number) {}
 
-  /** Adds a pool: `queued` returns the number of its waiters while its server is away, else 0. */
+  /** Adds a pool. `queued` returns the number of its waiters during an outage, otherwise 0. */
   add(queued: () => number): void {
     this.queues.push(queued)
   }
@@ -19,10 +19,12 @@ export class OutageWaiters {
     return this.queues.reduce((waiting, queued) => waiting + queued(), this.pausing) < this.limit
   }
 
+  /** Counts a caller that waits between two attempts. */
   enter(): void {
     this.pausing++
   }
 
+  /** Removes a caller that {@link enter} has counted. */
   leave(): void {
     this.pausing--
   }

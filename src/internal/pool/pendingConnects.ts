@@ -1,6 +1,6 @@
 /**
- * The connects in progress. A connect is late, and no longer expected to succeed, after a multiple
- * of the usual time.
+ * The connects in progress. After a multiple of the usual time a connect is late, which means that
+ * it is no longer expected to succeed.
  */
 
 import * as clock from "../concurrency/clock.js"
@@ -34,7 +34,7 @@ export class PendingConnects {
     return count
   }
 
-  /** Returns the number of connects and the age of the first in ms, if there are any. */
+  /** Returns the number of connects and the age of the oldest in ms, if there are any. */
   get progress(): { readonly count: number; readonly longestMillis: number } | undefined {
     for (const start of this.all.values()) return { count: this.all.size, longestMillis: clock.now() - start }
     return undefined
@@ -54,11 +54,11 @@ export class PendingConnects {
     let cancelWatch: () => void
     const watch = (millis: number) => {
       cancelWatch = clock.later(millis, () => {
-        // other connects may have shown since then that they take longer
+        // the expected time may have grown, because other connects have taken longer since
         const remaining = start + this.expectedConnectTime() - clock.now()
         if (remaining >= 0) return watch(remaining + 1)
-        // a late connect delays no waiter, because another is started for it; if all are late, more
-        // of them would not help, so only the oldest counts
+        // a late connect is replaced by another one, but only if it is the oldest: if all connects
+        // are late, more of them would not help
         const [oldest] = this.all.keys()
         if (oldest === cancel) this.onLate()
       })

@@ -1,9 +1,9 @@
 /**
- * The connections to one server for one purpose: their checkout, their checkin and their assignment
- * to waiters.
+ * The pool of the connections to one server for one purpose: their checkout, their checkin and
+ * their assignment to waiters.
  *
- * A connection is connecting, initializing (`onConnect`), idle, validating, active, returning
- * (`onReturn`), idle again or closed.
+ * The states of a connection are connecting, initializing (`onConnect`), idle, validating, active,
+ * returning (`onReturn`) and closed.
  *
  * Checkouts use callbacks, not fibers, so that the checkout of an idle connection is a few plain
  * function calls.
@@ -16,7 +16,7 @@ import type { Connection, Owner } from "../connection/connection.js"
 import type { ErrorLocation } from "../connection/statementFailure.js"
 import type { PoolMetrics } from "../observability/poolMetrics.js"
 import type { Caller, OnCheckout } from "./caller.js"
-import { initialPause } from "./connectBackoff.js"
+import { sheddingPause } from "./connectBackoff.js"
 import { ConnectionOpener } from "./connectionOpener.js"
 import { Connections } from "./connections.js"
 import { PoolEvents } from "./events.js"
@@ -34,7 +34,7 @@ import { Waiter, WaitQueue } from "./waitQueue.js"
 
 const nothing = () => {}
 
-/** The connections to one server for one purpose. */
+/** Pool of the connections to one server for one purpose: writes or reads. */
 export class Pool implements PoolState {
   readonly location: ErrorLocation
   readonly connections: Connections
@@ -84,9 +84,7 @@ export class Pool implements PoolState {
     this.opener.openIfNeeded()
   }
 
-  /**
-   * Returns the number of connections in use and of waiters. The choice of a server depends on it.
-   */
+  /** Returns the number of connections in use plus waiters, for replica selection. */
   get load(): number {
     return this.connections.all.size - this.connections.idle.length + this.waiters.size
   }
@@ -101,10 +99,9 @@ export class Pool implements PoolState {
    * available.
    *
    * `deadline` is a moment of `performance.now()`. `holding` are the connections that the caller
-   * holds already: if all connections of the pool are held by callers that wait for another one,
-   * waiting would never end, so the checkout fails. A checkout without `caller` belongs to the
-   * library itself, and `assertSingle` ignores it. The returned function cancels the checkout and
-   * leaks nothing.
+   * holds already. If all connections of the pool are held by callers that wait for another one, no
+   * wait would end, so the checkout fails. `assertSingle` ignores a checkout without `caller`, such
+   * as one of the library itself. The returned function cancels the checkout while it waits.
    */
   checkout(
     deadline: number,
@@ -133,16 +130,16 @@ export class Pool implements PoolState {
     }
     const waiter = new Waiter(now, deadline, holding, caller, callback)
     this.waiters.add(waiter)
-    // an idle connection is assigned before one that is still being validated for a cancelled
-    // caller, because validation may take long
+    // at least one idle connection is assigned, even if a connection is still being validated for a
+    // caller that has cancelled, because validation may take long
     this.matchWaiters(1)
     return () => void this.waiters.remove(waiter)
   }
 
   /**
-   * Checks in a connection. It is assigned to the next waiter, kept idle, or closed if it is not in
-   * the state in which it was checked out; after an interruption this is decided when the
-   * interrupted statement has stopped.
+   * Checks in a connection: assigns it to the next waiter, keeps it idle, or closes it, for example
+   * if it is in a transaction. After an interruption this happens when the interrupted statement
+   * has stopped.
    */
   checkin(connection: Connection): void {
     const now = clock.now()
@@ -158,11 +155,11 @@ export class Pool implements PoolState {
    */
   private finishCheckin(connection: Connection, now: number): void {
     if (connection.broken !== undefined) {
-      // a cancelled connection is still busy, and closes itself when the server has answered
+      // a busy connection is being cancelled, and closes itself when the server has answered
       if (!connection.busy) connection.destroy(connection.broken)
       return
     }
-    // the server is asked to cancel a statement that no caller waits for
+    // no caller waits for a statement in progress, so it is cancelled
     if (connection.busy || connection.status !== "I") return connection.abort("dirty")
     const { onReturn } = this.options.tasks
     if (onReturn === undefined || this.onEmpty !== undefined) return this.release(connection, now)
@@ -186,15 +183,11 @@ export class Pool implements PoolState {
     callback(undefined, connection)
   }
 
-  /**
-   * Assigns a validated connection to the waiter that has waited longest, or releases it if none is
-   * left.
-   */
+  /** Assigns a validated connection to the waiter that has waited longest, or releases it. */
   private assignToNextWaiter(connection: Connection, now: number): void {
     const waiter = this.waiters.removeFirst(now)
     if (waiter === undefined) return this.release(connection, now)
-    // the first use of a new connection is no measure of how soon the connections in use are
-    // checked in
+    // the first use of a new connection does not show how fast connections are checked in
     if (connection.checkedOutAt > 0) this.opener.growth.onServed()
     this.assign(connection, now, now - waiter.since, waiter.caller, waiter.callback)
   }
@@ -216,8 +209,8 @@ export class Pool implements PoolState {
   }
 
   /**
-   * Matches idle connections with waiters, at least `minimum` of them if as many are idle, and
-   * opens connections for the rest.
+   * Validates and assigns an idle connection for each waiter without one, and opens connections if
+   * too few are idle. Uses at least `minimum` idle connections, if there are as many.
    */
   private matchWaiters(minimum = 0): void {
     for (let count = 0; count < minimum || this.waiters.size > this.validation.count; count++) {
@@ -249,7 +242,7 @@ export class Pool implements PoolState {
     this.connections.suspectAll()
     this.connections.remove(connection)
     this.events.lost(connection, error)
-    if (this.connections.openCount === 0) this.waiters.suspendSheddingUntil(clock.now() + initialPause)
+    if (this.connections.openCount === 0) this.waiters.suspendSheddingUntil(clock.now() + sheddingPause)
   }
 
   private onClosed(connection: Connection, reason: CloseReason): void {
@@ -262,7 +255,10 @@ export class Pool implements PoolState {
     else if (this.connections.all.size === 0) this.onEmpty()
   }
 
-  /** Invalidates connections that are open. Returns the number of matches. */
+  /**
+   * Invalidates open connections, and returns their number. Without `processId` it invalidates
+   * connects in progress, too.
+   */
   invalidate({ before, mode, processId }: Invalidation): number {
     if (processId === undefined) this.opener.invalidate(before)
     const matches = this.connections.invalidate(mode, before, processId)
@@ -271,8 +267,8 @@ export class Pool implements PoolState {
   }
 
   /**
-   * Refuses new checkouts, waits up to `timeout` ms for connections in use, then aborts them.
-   * `callback` is called when all connections are closed.
+   * Closes the pool: fails the waiters and all later checkouts, waits up to `timeout` ms for
+   * connections in use, then aborts them. `callback` is called when all connections are closed.
    */
   close(timeout: number, callback: () => void): void {
     const cutOff = clock.timer(timeout, () => this.connections.abortAll("shutdown"))

@@ -26,7 +26,7 @@ export interface PoolOptions {
   readonly onHealth?: ((healthy: boolean, message: string) => void) | undefined
 }
 
-/** Returns the limit for the number of connections. */
+/** Returns the limit for the number of open connections, overflow included. */
 export const maxTotal = ({ maxConnections, maxOverflow }: PoolConfig): number => maxConnections + maxOverflow
 
 /** Makes the metrics of a pool with these options. */

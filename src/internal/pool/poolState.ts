@@ -1,4 +1,4 @@
-/** The state of a pool, as its parts share it. */
+/** The state that the parts of a pool share. */
 
 import type { ErrorLocation } from "../connection/statementFailure.js"
 import type { OnCheckout } from "./caller.js"
@@ -18,7 +18,7 @@ export interface PoolState {
   readonly waiters: WaitQueue<OnCheckout>
   readonly tasks: ConnectionTasks
   readonly validation: Validation
-  /** The open checkouts, if they are kept. */
+  /** The open checkouts, if a setting needs them. */
   readonly leakDetection: LeakDetection | undefined
   readonly events: PoolEvents
 }

@@ -13,7 +13,7 @@ export const poolStats = ({ connections, options, waiters }: PoolState, opener: 
     max: maxConnections,
     maxOverflow,
     total: connections.all.size,
-    // a connection that is closing is still open, but has no caller
+    // a closing connection counts in `total`, but not as active, because it has no caller
     active: connections.openCount - idle,
     idle,
     connecting: opener.pendingConnects.size,

@@ -1,4 +1,4 @@
-/** The rejection of callers: of those that must not be queued, and of waiters that get no connection. */
+/** The failures of callers that must not be queued, and of waiters that get no connection. */
 
 import * as clock from "../concurrency/clock.js"
 import type { Connection } from "../connection/connection.js"
@@ -31,7 +31,7 @@ export const rejectionOf = (
   return pool.waiters.rejectsArrival(now) ? exhausted(pool, opener, "shed", now) : undefined
 }
 
-/** Reports that a caller gets no connection, and returns its failure. `since` is when it asked for one. */
+/** Reports that a caller gets no connection, and returns its failure. `since` is the beginning of its wait. */
 export const exhausted = (
   pool: PoolState,
   opener: ConnectionOpener,
@@ -62,7 +62,7 @@ const wouldDeadlock = ({ connections, options, waiters }: PoolState, holding: Re
   return true
 }
 
-/** Returns the checkout in progress, else the first waiter: `assertSingle` allows one caller at a time. */
+/** Returns the checkout in progress, else the first waiter: `assertSingle` allows only one caller at a time. */
 const soleCheckout = ({ leakDetection, waiters }: PoolState): Checkout | undefined => {
   const checkout = leakDetection?.oldest
   if (checkout?.caller !== undefined) return checkout

@@ -1,15 +1,15 @@
 /**
- * Tasks that run on a connection at points of its life, such as `onConnect`: each ends once, and
- * within its timeout.
+ * Tasks that run on a connection at points of its life, such as `onConnect`. Each task ends once,
+ * and within its timeout.
  */
 
 import * as clock from "../concurrency/clock.js"
 import type { Connection } from "../connection/connection.js"
 
 /**
- * A task that runs on a connection at a point of its life. It calls back once; after a failure the
- * connection is closed. The returned function stops the task, after a timeout or when its
- * connection is closed.
+ * Task that runs on a connection at a point of its life. It calls back once; after a failure the
+ * pool closes the connection. The returned function stops the task, and is called after a failure,
+ * a timeout or a close of the connection.
  */
 export type SessionTask = (connection: Connection, callback: (failure: Error | undefined) => void) => () => void
 
@@ -26,12 +26,12 @@ export interface SessionTasks {
 const nothing = () => {}
 
 export class ConnectionTasks {
-  /** The function that ends the task of each connection. */
+  /** The functions that end the running tasks, by connection. */
   private readonly pending = new Map<Connection, (failure: Error) => void>()
 
   /**
-   * Runs a task on a connection. `callback` is called once, within the timeout; if the connection
-   * is closed meanwhile, with a failure.
+   * Runs a task on a connection. `callback` is called once, within the timeout. It gets a failure
+   * if the connection is closed meanwhile.
    */
   run(
     task: SessionTask,
@@ -47,20 +47,17 @@ export class ConnectionTasks {
       callback(failure)
       if (failure !== undefined) cancel()
     }
-    const cancelTimeout = clock.later(timeout, () => finish(new Error(`it was not done within ${timeout} ms`)))
+    const cancelTimeout = clock.later(timeout, () => finish(new Error(`the task did not end within ${timeout} ms`)))
     this.pending.set(connection, finish)
     cancel = task(connection, finish)
   }
 
   /** Fails the task of a connection that was closed. */
   onConnectionClosed(connection: Connection): void {
-    this.pending.get(connection)?.(new Error("its connection was closed"))
+    this.pending.get(connection)?.(new Error("the connection was closed"))
   }
 
-  /**
-   * Aborts the connections with a running task: no caller waits for them. A running statement is
-   * cancelled.
-   */
+  /** Aborts the connections with a running task, because no caller uses them. */
   shutDown(): void {
     for (const connection of this.pending.keys()) connection.abort("shutdown")
   }

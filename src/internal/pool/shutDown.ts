@@ -5,8 +5,8 @@ import type { PoolState } from "./poolState.js"
 import { closedFailure } from "./rejection.js"
 
 /**
- * Stops the work of a pool: opens no connection any more, fails the waiters, and closes the
- * connections that have no caller.
+ * Stops the work of a pool: prevents further connects, fails the waiters, and closes the
+ * connections that no caller holds.
  */
 export const shutDown = (pool: PoolState, opener: ConnectionOpener): void => {
   opener.stop()

@@ -1,6 +1,4 @@
-/**
- * Validation before a checkout: a connection that may be dead is pinged, then `onCheckout` runs.
- */
+/** Validation before a checkout: a ping if the connection may be dead, then `onCheckout`. */
 
 import type { PoolConfig, SessionConfig } from "../../DatabaseConfig.js"
 import * as clock from "../concurrency/clock.js"
@@ -11,7 +9,6 @@ import type { ConnectionTasks, SessionTask } from "./sessionTasks.js"
 /** The longest timeout of a ping, in ms. */
 const maxPingTimeout = 1000
 
-/** Pings the server. */
 const ping: SessionTask = (connection, callback) => {
   connection.ping((failure) => callback(failure?.error))
   return () => {}
@@ -41,7 +38,7 @@ export class Validation {
     session: SessionConfig,
     private readonly onCheckout: SessionTask | undefined
   ) {
-    // a pooler answers only when it has a free server connection
+    // a pooler answers only when it has a free connection to the server, which may take longer
     this.pingTimeout =
       session.mode === "session" ? Math.min(config.connectTimeout, maxPingTimeout) : config.connectTimeout
   }
@@ -67,14 +64,14 @@ export class Validation {
     if (isNew || !this.connections.isSuspect(connection, now)) return runOnCheckout()
     this.tasks.run(ping, connection, this.pingTimeout, (failure) => {
       if (failure === undefined) return runOnCheckout()
-      // a connection that was closed on request is no sign of a fault of the others
+      // a close on request does not show that other connections are dead
       if (connection.broken === undefined || connection.broken === "broken") this.connections.discardSilent(now)
       connection.destroy("invalid")
       finish(closed)
     })
   }
 
-  /** Closes a validated connection that was invalidated meanwhile. */
+  /** Returns the result for a validated connection, and closes it if its retirement is due. */
   private resultOf(connection: Connection): ValidationResult {
     if (connection.broken !== undefined) return closed
     const reason = this.connections.retirementReason(connection, clock.now())

@@ -1,6 +1,6 @@
 /**
- * The waiters of a pool in the order of their arrival. Each is called back once, with a connection
- * or a failure, or never if it was cancelled.
+ * The waiters of a pool in the order of their arrival. Each waiter is called back once, with a
+ * connection or a failure. A cancelled waiter is never called back.
  */
 
 import * as clock from "../concurrency/clock.js"
@@ -9,10 +9,7 @@ import type { PoolMetrics } from "../observability/poolMetrics.js"
 import type { Caller } from "./caller.js"
 import type { LoadShedding } from "./loadShedding.js"
 
-/**
- * A waiter. It lives as long as the operation, so it is a class and no object literal (see
- * "Performance rules" in CONTRIBUTING.md).
- */
+/** Waiter. It is a class, not a literal, because of the performance rules in CONTRIBUTING.md. */
 export class Waiter<Callback> {
   /** @internal */ isQueued = false
   /** @internal */ previous: Waiter<Callback> | undefined = undefined
@@ -23,7 +20,7 @@ export class Waiter<Callback> {
     /** The moment until which the caller waits. */
     readonly deadline: number,
     readonly holding: ReadonlyArray<Connection>,
-    /** The caller, if leaks, `assertSingle` or observers need it. */
+    /** The caller, if the settings or an observer need it. */
     readonly caller: Caller | undefined,
     readonly callback: Callback
   ) {}
@@ -33,14 +30,11 @@ export class Waiter<Callback> {
 type WaiterRejection = "timeout" | "shed"
 
 export class WaitQueue<Callback> {
-  // a linked list, because V8 copies a map again and again if it is written all the time
+  // a linked list, because V8 copies a map repeatedly if entries are added and removed all the time
   private first: Waiter<Callback> | undefined
   private last: Waiter<Callback> | undefined
   private count = 0
-  /**
-   * One timer for all waiters, set for the earliest deadline; it is not set again when others
-   * arrive and leave.
-   */
+  /** One timer for all waiters, set for a moment that is not after the earliest deadline. */
   private timer: clock.Timer | undefined
   private timerAt = Number.POSITIVE_INFINITY
   private shedTimer: clock.Timer | undefined
@@ -55,7 +49,7 @@ export class WaitQueue<Callback> {
     return this.count
   }
 
-  /** Checks if more callers arrive than can be served, at this moment. */
+  /** Checks if the pool is overloaded at this moment. */
   get isOverloaded(): boolean {
     return this.loadShedding.isOverloadedAt(clock.now())
   }
@@ -69,15 +63,15 @@ export class WaitQueue<Callback> {
     this.loadShedding.onImmediateCheckout()
   }
 
-  /** Rejects no waiter because of a long queue before that moment. */
+  /** Suspends load shedding until a moment. */
   suspendSheddingUntil(until: number): void {
     clock.clear(this.shedTimer)
     this.loadShedding.suspendUntil(until)
   }
 
   /**
-   * Records an arrival, rejects waiters that have queued for too long, and returns true if the
-   * arriving caller must be rejected as well.
+   * Records an arrival. During an overload, rejects the waiters that have queued for too long.
+   * Returns true if the queue is full, so that the arriving caller must be rejected, too.
    */
   rejectsArrival(now: number): boolean {
     this.loadShedding.onArrival(now, this.size)
@@ -95,7 +89,7 @@ export class WaitQueue<Callback> {
     this.count++
     this.metrics.setWaiting(this.count)
     if (waiter.deadline < this.timerAt) this.scheduleTimeout(waiter.deadline, waiter.since)
-    // a waiter keeps the process alive
+    // a waiter must keep the process alive
     else if (this.count === 1) this.timer?.ref()
   }
 
@@ -116,7 +110,10 @@ export class WaitQueue<Callback> {
     return true
   }
 
-  /** Removes and returns the waiter that has waited longest, which gets a connection. */
+  /**
+   * Removes and returns the waiter that has waited longest, and records that it was served. During
+   * an overload, first rejects the waiters that have queued for too long.
+   */
   removeFirst(now: number): Waiter<Callback> | undefined {
     if (this.loadShedding.isOverloaded) this.shed(now)
     const waiter = this.first
@@ -140,12 +137,11 @@ export class WaitQueue<Callback> {
   private scheduleTimeout(deadline: number, now: number): void {
     clock.clear(this.timer)
     this.timerAt = deadline
-    // Node's timers round the time to whole milliseconds, so a timer may fire one millisecond too
-    // early
+    // Node's timers count whole milliseconds, so a timer may fire one millisecond too early
     this.timer = clock.timer(Math.ceil(Math.max(0, deadline - now)) + 1, () => this.rejectTimedOut())
   }
 
-  /** Rejects the waiters after their deadlines, and sets the timer for the next deadline. */
+  /** Rejects the waiters whose deadlines have passed, and sets the timer for the next deadline. */
   private rejectTimedOut(): void {
     this.timer = undefined
     this.timerAt = Number.POSITIVE_INFINITY

@@ -1,12 +1,12 @@
 /**
  * Signals with which a program aborts its calls. A signal may live as long as the program and be
- * passed to every call, so it gets one listener, which is removed with the last call.
- * `AbortSignal.any` would keep an object of each call for as long as the signal lives.
+ * passed to every call, so it gets one listener for all calls. The listener is removed after the
+ * last call. `AbortSignal.any` would keep an object of each call as long as the signal lives.
  */
 
 const followed = new WeakMap<AbortSignal, Followers>()
 
-/** Signals of calls that are aborted with one signal of the program. */
+/** Signals of the calls that one signal of the program aborts. */
 class Followers {
   private readonly all = new Set<AbortController>()
 
@@ -30,7 +30,7 @@ class Followers {
   }
 }
 
-/** Makes a signal that is aborted with the first of several signals, until `stop` is called. */
+/** Makes a signal that any of several signals aborts, until `stop` is called. */
 export const onAbort = (
   signals: ReadonlyArray<AbortSignal>
 ): { readonly signal: AbortSignal; readonly stop: () => void } => {

@@ -1,5 +1,5 @@
 /**
- * The head of a held answer: headers that are added to it, and changes that are undone.
+ * The head of a held answer: the header that the library adds, and late changes that it undoes.
  */
 import type { OutgoingHttpHeaders, ServerResponse } from "node:http"
 import type { Header } from "../http/sessionCookie.js"
@@ -11,7 +11,7 @@ const ofBody = /^(content-.*|transfer-encoding|trailer|etag|last-modified|locati
 
 const added = new WeakMap<ServerResponse, Header>()
 
-/** Adds a header to the answer that will be sent. */
+/** Stores the header to add to an answer when it is sent. A later header replaces it. */
 export const addHeader = (response: ServerResponse, header: Header | undefined): void => {
   if (header !== undefined) added.set(response, header)
 }
@@ -20,9 +20,9 @@ export const addHeader = (response: ServerResponse, header: Header | undefined):
 const isSame = (one: string, other: string): boolean => one.startsWith(other.slice(0, other.indexOf("=") + 1))
 
 /**
- * Returns arguments of `writeHead` that have the added cookie beside their own cookies, and all
- * values of each header in one entry. Without that Node would replace the cookies of the response
- * by those of the arguments, and would send only the last of several headers with the same name.
+ * Returns the arguments of `writeHead` with all values of each header, if a header was added to the
+ * response. An added cookie is included, because Node replaces cookies that were set before by
+ * those of the arguments. Of several headers of one name in a list, Node would send only the last.
  */
 export const withHeader = <Args extends ReadonlyArray<unknown>>(args: Args, response: ServerResponse): Args => {
   const header = added.get(response)
@@ -46,7 +46,7 @@ export const withHeader = <Args extends ReadonlyArray<unknown>>(args: Args, resp
   return [...args.slice(0, -1), made] as unknown as Args
 }
 
-/** Checks if a response has a status message. HTTP/2 has none, and warns when it is read. */
+/** Checks if a response has a status message. HTTP/2 has none, and Node warns if it is read. */
 export const hasMessage = (response: ServerResponse): boolean => Object.hasOwn(response, "statusMessage")
 
 /** Head of an answer at the moment when the answer begins. */
@@ -64,9 +64,9 @@ export class AnswerHead {
 }
 
 /**
- * Restores the head of a held answer as it was when the answer began. If no other answer has begun
- * since, the headers that do not belong to the body keep their later values. `isSent` is true if a
- * kept `writeHead` sends the status, `hasSecond` if another answer has begun.
+ * Restores the head of an answer, so that it is not mixed with a later answer. Without a second
+ * answer (`hasSecond`) only the headers of the body and the status are restored. `isSent` is true
+ * if a kept `writeHead` sends the status.
  */
 export const restoreHead = (response: ServerResponse, head: AnswerHead, isSent: boolean, hasSecond: boolean): void => {
   for (const name of new Set([...Object.keys(head.headers), ...response.getHeaderNames()])) {
@@ -82,12 +82,12 @@ export const restoreHead = (response: ServerResponse, head: AnswerHead, isSent: 
   if (hasMessage(response)) response.statusMessage = head.statusMessage
 }
 
-/** Sets the header that was added to a response. A cookie is added to the other cookies. */
+/** Sets the added header in the response. A cookie is added to the other cookies. */
 export const setAdded = (response: ServerResponse): void => {
   const header = added.get(response)
   if (header === undefined) return
   const [name, value] = header
   const set = name === cookies ? [response.getHeader(name) ?? []].flat().map(String) : []
-  // several middlewares may hold the same response, and have added the same cookie
+  // several middlewares may hold the same response and add the same cookie
   response.setHeader(name, [...set.filter((one) => !isSame(one, value)), value])
 }

@@ -1,7 +1,7 @@
 /**
- * The context of plain code from one `await` to the next: its unit of work or transaction, the
- * consistency of its reads, its schemas, its retry policy and its span. Effects that plain code runs
- * have it, too.
+ * The context of plain code, which stays the same after each `await`: its unit of work or
+ * transaction, the consistency of its reads, its causal session, its schemas, its retry policy and
+ * its span. Effects that plain code runs get this context.
  */
 import { AsyncLocalStorage } from "node:async_hooks"
 import { setMaxListeners } from "node:events"
@@ -20,15 +20,13 @@ import { PromiseQuery } from "./promiseQuery.js"
 
 interface Ambient {
   readonly context: Context.Context<never>
-  /**
-   * The signal that interrupts the effects of the code when the effect around the code is
-   * interrupted; `undefined` without such an effect.
-   */
+  /** The signal that interrupts effects of the code if the effect around it is interrupted. */
   readonly signal: AbortSignal | undefined
 }
 
 const storage = new AsyncLocalStorage<Ambient>()
 
+/** The keys of the context that plain code gets. */
 const carried = [
   TransactionConnection.key,
   CurrentConsistency.key,
@@ -39,8 +37,8 @@ const carried = [
 ]
 
 /**
- * Runs plain code as a part of the effect around it. An exception or a rejection of the code is the
- * failure.
+ * Runs plain code in the context of the effect around it. The effect fails with the exception or
+ * the rejection of the code.
  */
 export const runPlain = <A>(code: () => PromiseLike<A> | A): Effect.Effect<A, unknown> =>
   Effect.withFiberRuntime((fiber) => {
@@ -59,8 +57,8 @@ export const runPlain = <A>(code: () => PromiseLike<A> | A): Effect.Effect<A, un
   })
 
 /**
- * Calls code by `run` and returns its result. A statement as the result has not run yet, because it
- * runs when it is awaited; it is bound to the context of `run`, and not to that of the `await`.
+ * Calls code by `run` and returns its result. A returned statement runs later, when it is awaited.
+ * It then runs in the context of `run`, not in that of the `await`.
  */
 const runIn = <A>(run: <B>(code: () => B) => B, code: () => A): A => {
   const result = run(code)
@@ -69,8 +67,8 @@ const runIn = <A>(run: <B>(code: () => B) => B, code: () => A): A => {
 }
 
 /**
- * Runs plain code outside of the units, transactions and spans around it. Only the schema scopes
- * and the causal session are kept.
+ * Runs plain code outside of the context around it: only the schema scopes and the causal session
+ * stay.
  */
 export const runOutside = <A>(code: () => A): A => {
   const around = storage.getStore()?.context ?? Context.empty()
@@ -83,10 +81,7 @@ export const runOutside = <A>(code: () => A): A => {
   return runIn((run) => storage.run({ context, signal: undefined }, run), code)
 }
 
-/**
- * Runs plain code in other schema scopes. They apply to all that it calls, also to what it starts
- * and does not await.
- */
+/** Runs plain code in other schema scopes. They also apply to async work that the code starts. */
 export const inPlainScopes = <A>(change: ScopeChange, code: () => A): A => {
   const { context, signal } = storage.getStore() ?? { context: Context.empty(), signal: undefined }
   const inside = { context: withChange(context, change), signal }
@@ -109,10 +104,7 @@ export const inAmbientStream = <A, E, R>(self: Stream.Stream<A, E, R>): Stream.S
     : Stream.mapInputContext(self, (context: Context.Context<R>) => Context.merge(context, ambient.context))
 }
 
-/**
- * Returns the signals that interrupt an effect of plain code: that of its options, and that of the
- * effect around the code.
- */
+/** Returns the signals that interrupt an effect of plain code: the given and the ambient signal. */
 export const ambientSignals = (given: AbortSignal | undefined): ReadonlyArray<AbortSignal> => {
   const around = storage.getStore()?.signal
   return [given, around].filter((signal) => signal !== undefined)

@@ -1,5 +1,5 @@
 /**
- * A runtime for code with promises: it opens and closes the databases, and runs effects on them.
+ * A runtime for code with promises. It opens and closes the databases, and runs effects on them.
  */
 import type { IncomingMessage, ServerResponse } from "node:http"
 import type { Http2ServerRequest, Http2ServerResponse } from "node:http2"
@@ -52,7 +52,10 @@ const throwRefusal = (refusal: ConfigInvalid | undefined): void => {
 
 const logFailure = (error: unknown) => Effect.logError(asError(error).message)
 
-/** Returns the value of an exit, or throws its failure without the cause around it. */
+/**
+ * Returns the value of an exit, or throws its failure without the cause around it. Throws the
+ * reason of the signal if that has interrupted the effect.
+ */
 const settle = <A, E>(exit: Exit.Exit<A, E>, signal: AbortSignal | undefined): A => {
   if (Exit.isSuccess(exit)) return exit.value
   throw signal?.aborted === true && Cause.isInterruptedOnly(exit.cause)
@@ -66,7 +69,10 @@ const withFrames = (error: unknown): unknown => {
   return error
 }
 
-/** Makes a runtime of the layer that opens the databases. Nothing is opened yet. */
+/**
+ * Makes a runtime of the layer that opens the databases. They are opened by `open`, or by the first
+ * use if the option `lazy` is true.
+ */
 export const makeRuntime = <R, E, const D extends { readonly [name: string]: UnitOfWork.Named & DatabaseTag<R> }>(
   databases: D,
   layer: Layer.Layer<R, E>,
@@ -80,7 +86,7 @@ export const makeRuntime = <R, E, const D extends { readonly [name: string]: Uni
       const exit = await Effect.runPromiseExit(managed.runtimeEffect)
       if (Exit.isSuccess(exit)) return managed
       await managed.dispose()
-      // `open` rejects with the first failure
+      // `open` rejects with the first failure, so the others are logged
       await Effect.runPromise(Effect.forEach([...Cause.failures(exit.cause)].slice(1), logFailure))
       throw Cause.squash(exit.cause)
     },
@@ -108,7 +114,7 @@ export const makeRuntime = <R, E, const D extends { readonly [name: string]: Uni
   const run = {
     promise: runPromise,
     iterable: <A, E>(self: Stream.Stream<A, E, R>) => {
-      // the context is taken here, because the stream may be read in another async context
+      // the context is captured here, because the stream may be read in another async context
       const stream = inAmbientStream(self)
       return (async function* () {
         const managed = counted.current ?? (await opened())
@@ -129,8 +135,8 @@ export const makeRuntime = <R, E, const D extends { readonly [name: string]: Uni
     open: async () => void (await counted.open()),
     close: () => counted.close(),
     [Symbol.asyncDispose]: () => counted.close(),
-    // a failure of plain code stays as it is; that of an effect is converted like that of an
-    // awaited statement
+    // a failure of an effect is converted like that of an awaited statement; a failure of plain
+    // code is not changed
     runPromise: <A, E>(self: Effect.Effect<A, E, R>, options?: SignalOption) => runPromise(refine(self), options),
     unitOfWork: <A>(code: Code<A>, { signal, ...options }: UnitOfWork.Options<A, unknown> & SignalOption = {}) =>
       runPromise(UnitOfWork.run(runPlain(code), options), { signal }),
@@ -163,7 +169,7 @@ export const makeRuntime = <R, E, const D extends { readonly [name: string]: Uni
         const answer = answerInSession(request, (fresh) => handle(fresh, ...rest), options, tokens)
         return opened().then(
           () => runPromise(answer, { signal: request.signal }),
-          // a later request may find the databases open
+          // the handler answers, because the databases may be open at a later request
           (error) => {
             if (!isDatabaseError(error)) throw error
             return Effect.runPromise(Effect.as(Effect.logError(error.message), refusalResponse(problemOf(error))))

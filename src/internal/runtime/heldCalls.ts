@@ -1,17 +1,17 @@
 /**
- * Calls of a response's functions that are kept, or that come too late.
+ * Calls of a response's functions that are kept, dropped or refused.
  */
 import { Writable } from "node:stream"
 
-/** Kept call of a function that sends a part of a response. Its last argument may be a callback. */
+/** Call of a function that sends a part of a response. Its last argument may be a callback. */
 export interface Call {
   readonly send: () => void
   readonly args: ReadonlyArray<unknown>
 }
 
 /**
- * Refuses a write after the end of the body as a stream of Node does, but without an `error` event,
- * which would end the process.
+ * Refuses a write after the end of the body. The callback of the write gets the error of Node, but
+ * there is no `error` event, which would end the process.
  */
 export const refuseLate = (args: ReadonlyArray<unknown>): void => {
   const last = args.at(-1)

@@ -1,6 +1,6 @@
 /**
- * A response of Node's HTTP server that is held back until its unit of work has ended. Handlers
- * write to it as usual. The writes are kept, and later sent or replaced by another answer.
+ * A response of Node's HTTP server that is held until its unit of work has ended. Handlers write to
+ * it as usual. The writes are kept, and later sent or replaced by another answer.
  */
 import { type OutgoingHttpHeaders, ServerResponse } from "node:http"
 import { AnswerHead, hasMessage, restoreHead, setAdded, withHeader } from "./answerHead.js"
@@ -16,13 +16,13 @@ export interface Answer {
 
 type Sending = Pick<ServerResponse, "writeHead" | "write" | "end" | "flushHeaders">
 
-/** The handler writes the head of its answer. `status` is that of a kept `writeHead`. */
+/** The handler may write the head of its answer. `status` is the status of a kept `writeHead`. */
 class WritingHead {
   readonly _tag = "WritingHead"
   constructor(readonly status: number | undefined) {}
 }
 
-/** The handler sends the body of its answer, or has ended it. */
+/** The handler has begun to send the body of its answer, or has ended the answer. */
 class Ready {
   readonly _tag = "Ready"
   constructor(
@@ -46,14 +46,13 @@ const writing = new WritingHead(undefined)
 const released = { _tag: "Released" } as const
 const replaced = { _tag: "Replaced" } as const
 
-/** Response that is held. */
 export class HeldResponse {
   private state: State = writing
   private kept: Array<Call> = []
   private readonly real: Sending
   /**
-   * The own properties `headersSent` and `writableEnded` of the response before this hold, which
-   * are restored at its end. There are some if another middleware holds the same response.
+   * The own properties `headersSent` and `writableEnded` that the response had before this hold.
+   * They exist if another middleware holds the same response, and are restored at the end.
    */
   private readonly outside: PropertyDescriptorMap
   private hasEnded = false
@@ -64,8 +63,8 @@ export class HeldResponse {
   private size = 0
 
   /**
-   * Holds a response. `onReady` is called once, with the status, when a handler begins to send a
-   * body or ends the response.
+   * Holds a response. `onReady` is called once, with the status, when the handler begins to send
+   * the body, flushes the headers or ends the response.
    */
   constructor(
     private readonly response: ServerResponse,
@@ -73,16 +72,16 @@ export class HeldResponse {
   ) {
     const { destroy, end, flushHeaders, write, writeHead } = response
     this.real = { end, flushHeaders, write, writeHead }
-    // these functions stay after the release, because other code may have wrapped them
+    // these functions are not removed at the release, because other code may have wrapped them
     Object.assign(response, {
       writeHead: (...args: Parameters<typeof writeHead>) => {
         this.hasSecond ||= this.hasEnded
-        // some libraries call it again with each part of the body until the headers are sent; the
-        // first call counts
+        // some libraries call `writeHead` with each part of the body until the headers are sent;
+        // only the first call counts
         const { state } = this
         if (state._tag === "Ready" || (state._tag === "WritingHead" && state.status !== undefined)) return response
         if (state._tag === "WritingHead") {
-          // arguments that Node refuses are refused here, where the handler can still send another answer
+          // invalid arguments throw here, where the handler can still send another answer
           new ServerResponse(response.req).writeHead(...args)
           this.state = new WritingHead(args[0])
         }
@@ -95,15 +94,15 @@ export class HeldResponse {
           return false
         }
         if (this.state._tag === "Released") return write.apply(response, args)
-        // this throws for a value that is no chunk, as Node does
+        // `byteLength` throws for a value that is no chunk, as Node does
         const length = Buffer.byteLength(args[0])
         this.call({ send: () => write.apply(response, args), args })
         this.begin()
-        // false stops the writer: a replaced response emits "close", and no "drain", as after a
-        // disconnect of the client
+        // false makes the writer wait; a replaced response emits "close" instead of "drain", as
+        // after a disconnect of the client
         if (this.state._tag === "Replaced") return false
-        // false at the same size as in Node: the writer then waits for "drain", which follows when
-        // the kept writes are sent
+        // false at the same size as in Node: the writer then waits for "drain", which is emitted
+        // when the kept writes are sent
         this.size += length
         return this.size < response.writableHighWaterMark
       },
@@ -162,7 +161,7 @@ export class HeldResponse {
   /** Sends another answer. The kept writes and all later ones are dropped. */
   replace({ body, status, type }: Answer): void {
     const { kept, real, response } = this
-    // released for the moment, because the `end` of HTTP/2 calls `write`
+    // the state is `Released` during the sending, because the `end` of HTTP/2 calls `write`
     if (this.leave(released) === undefined) return
     for (const name of response.getHeaderNames()) response.removeHeader(name)
     setAdded(response)
@@ -185,7 +184,7 @@ export class HeldResponse {
     return _tag === "WritingHead" || _tag === "Ready"
   }
 
-  /** Ends the hold, and returns its last state; `undefined` if it has ended before. */
+  /** Ends the hold, and returns its last state, or `undefined` if the hold has ended before. */
   private leave(next: typeof released | typeof replaced): WritingHead | Ready | undefined {
     const { state } = this
     if (state._tag !== "WritingHead" && state._tag !== "Ready") return undefined
@@ -197,6 +196,7 @@ export class HeldResponse {
     return state
   }
 
+  /** Keeps, sends or drops a call, according to the state. */
   private call(call: Call): void {
     if (this.isHeld) this.kept.push(call)
     else if (this.state._tag === "Released") call.send()
@@ -216,8 +216,8 @@ export class HeldResponse {
   }
 
   /**
-   * Checks if a write is late, because the answer has ended. Such a write counts as the beginning of
-   * another answer.
+   * Checks if a write is late, because the answer has ended. Records a late write as the beginning
+   * of another answer.
    */
   private isLate(): boolean {
     if (this.isEnding) return false
@@ -225,24 +225,25 @@ export class HeldResponse {
     return this.hasEnded
   }
 
-  /** Closes the connection after the kept writes have been sent. */
+  /** Closes the connection: after the kept writes if a held answer has begun, otherwise at once. */
   private close(close: () => void): void {
     const { response, state } = this
     if (state._tag !== "Ready") return close()
     const send = () => {
       if (response.writableEnded) response.once("finish", close)
-      // Node sends a part of the body at the end of the tick
+      // Node sends the written parts of the body at the end of the tick
       else process.nextTick(close)
     }
     this.call({ send, args: [] })
   }
 
+  /** Records the head of the answer, and reports the status. Does nothing at later calls. */
   private begin(): void {
     const { response, state } = this
     if (state._tag !== "WritingHead") return
     const head = new AnswerHead(response, state.status ?? response.statusCode)
     const { req } = response
-    // `req.socket` is read at the call, because another middleware may have replaced it by then
+    // `req.socket` is read late, because another middleware may have replaced it meanwhile
     const restoreSocket = showHeld(req, (args) => this.close(() => Reflect.apply(req.socket.destroy, req.socket, args)))
     this.state = new Ready(head, state.status !== undefined, restoreSocket)
     this.onReady(head.status)

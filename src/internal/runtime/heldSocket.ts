@@ -1,17 +1,17 @@
 /**
- * The socket of a request, as the program sees it while the response is held. The error handler of
- * Express closes the socket if the headers seem to be sent; that would close it before the response
- * is sent.
+ * The socket of a request that the program sees while the response is held. If the headers seem to
+ * be sent, the error handler of Express destroys the socket, which would be too early for a held
+ * response.
  */
 
-/** Request of HTTP/1 or HTTP/2. It may have no socket if a test has made it. */
+/** Request of HTTP/1 or HTTP/2. A request that a test has made may have no socket. */
 export interface WithSocket {
   readonly socket?: object | null | undefined
 }
 
 /**
- * Replaces the `socket` of a request by one that passes calls of `destroy` to `hold`; the returned
- * function restores it. Node itself does not read this property and uses the real socket.
+ * Replaces the `socket` of a request by a proxy that passes calls of `destroy` to `hold`. The
+ * returned function restores the socket. Node itself does not use this property.
  */
 export const showHeld = (request: WithSocket, hold: (args: ReadonlyArray<unknown>) => void): (() => void) => {
   const before = Object.getOwnPropertyDescriptor(request, "socket")

@@ -22,7 +22,7 @@ import { addHeader } from "./answerHead.js"
 import { runPlain } from "./asyncContext.js"
 import { HeldResponse } from "./heldResponse.js"
 
-/** Options of requests; the status of the response decides the outcome. */
+/** Options of requests. The outcome is decided by the status of the response. */
 export interface NodeRequestOptions extends RequestOptions<IncomingMessage, number> {
   readonly readYourWrites?: SessionTokenOptions | undefined
 }
@@ -62,7 +62,7 @@ const describe = (request: IncomingMessage & Routed) => {
   }
 }
 
-/** Checks if a response is closed. With HTTP/2 only the stream has the state. */
+/** Checks if a response is closed. For HTTP/2 only its stream shows that. */
 const isClosed = ({ destroyed, stream }: ServerResponse & { readonly stream?: Pick<Writable, "destroyed"> }): boolean =>
   destroyed || stream?.destroyed === true
 
@@ -71,9 +71,9 @@ export const asError = (error: unknown): Error =>
   error instanceof Error ? error : new Error(String(error), { cause: error })
 
 /**
- * Runs one request in one unit of work, from the call of `next` until its response is ready. The
- * response, or another one that replaces it, is sent when the unit has ended. Fails only if the
- * handler was not called.
+ * Runs one request in one unit of work, from the call of `next` until the response is ready. When
+ * the unit has ended, the response is sent, or replaced by problem details. With the settings
+ * `"none"` there is no unit. The effect fails only if the handler was not called.
  */
 export const inUnit = (
   request: IncomingMessage,
@@ -85,13 +85,13 @@ export const inUnit = (
   const { outcome = outcomeByStatus } = options
   return Effect.withFiberRuntime((fiber) => {
     const settings = settingsFor(options, request)
-    // the middleware around this one returns the tokens
+    // a middleware around this one has made the session, and sends its tokens
     const session = sessionOf(fiber) === undefined ? tokens?.session((name) => headerIn(request, name)) : undefined
     if (settings === "none" && session === undefined)
       return currentContext(fiber) === undefined
         ? Effect.sync(() => next())
         : UnitOfWork.outside(runPlain(async () => next()))
-    // a unit around this one may store something after the end of this one
+    // tokens are added when they arrive, because a unit around this one may commit later
     if (session !== undefined) session.onNewTokens = () => addHeader(response, headerOf(session.takeReply()))
     let held: HeldResponse | undefined
     let answered = false
@@ -107,8 +107,8 @@ export const inUnit = (
     )
     const closed = Effect.async<never, typeof disconnected>((resume) => {
       const onClose = () => resume(Effect.fail(disconnected))
-      // a response that is queued behind others of its connection gets no event when the connection
-      // closes
+      // a response that waits for earlier responses of its connection gets no "close" event, so the
+      // connection is observed
       const connection = response.socket === null ? request.socket : undefined
       if (isClosed(response) || connection?.destroyed === true) return onClose()
       if (connection !== undefined) setMaxListeners(0, connection)
@@ -143,7 +143,7 @@ export const inUnit = (
               response.replace({ status: problem.status, type: problemType, body: JSON.stringify(problem) })
             )
           if (isDatabaseError(error)) return Effect.zipRight(Effect.logError(error.message), instead(problemOf(error)))
-          // the work that the answer reports has been undone
+          // the kept answer would report work that was undone
           if (answered) return Effect.zipRight(Effect.logError(cause), instead(notStored))
           return Effect.sync(() => {
             response.release()

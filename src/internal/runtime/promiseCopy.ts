@@ -1,5 +1,5 @@
 /**
- * COPY for code with promises: rows are iterables.
+ * COPY for code with promises, with iterables of rows.
  */
 import { AsyncResource } from "node:async_hooks"
 import type { Fragment } from "@effect/sql/Statement"
@@ -8,7 +8,7 @@ import * as Stream from "effect/Stream"
 import type * as Copy from "../../Copy.js"
 import type { PromiseRunner } from "./promiseRunner.js"
 
-/** Options of a COPY. `onProgress` is plain code, and is awaited. */
+/** Options of a COPY. `onProgress` is plain code, and its result is awaited. */
 type CopyOptions = Omit<Copy.Options, "onProgress"> & {
   readonly onProgress?: ((progress: Copy.Progress) => unknown) | undefined
 }
@@ -16,7 +16,7 @@ type CopyOptions = Omit<Copy.Options, "onProgress"> & {
 /** Rows as an iterable or an async iterable, such as a stream of Node. */
 type CopyRows = AsyncIterable<Copy.Row> | Iterable<Copy.Row>
 
-/** Iterates over rows in the async context of the caller, and so in its transaction. */
+/** Makes an iterable that reads rows in the async context and the transaction of the caller. */
 const iterate = (rows: CopyRows): AsyncIterable<Copy.Row> => {
   const resource = new AsyncResource("effect-db/Copy")
   const iterator = Symbol.asyncIterator in rows ? rows[Symbol.asyncIterator]() : rows[Symbol.iterator]()
@@ -30,7 +30,7 @@ const iterate = (rows: CopyRows): AsyncIterable<Copy.Row> => {
 }
 
 const streamOf = (rows: CopyRows): Stream.Stream<Copy.Row, unknown> => {
-  // iteration over a text would return its characters
+  // an iteration over a text or a buffer would return its characters or bytes
   if (typeof rows === "string" || rows instanceof Uint8Array) return Stream.make<[Copy.Row]>(rows)
   return Array.isArray(rows)
     ? Stream.fromIterable<Copy.Row>(rows)
@@ -42,7 +42,7 @@ const optionsOf = ({ onProgress, ...options }: CopyOptions): Copy.Options =>
     ? options
     : { ...options, onProgress: (progress) => Effect.promise(async () => onProgress(progress)) }
 
-/** Makes the members of a client for COPY, which run its effects with a runner. */
+/** Makes the members of a client for COPY. They run the effects of the client with a runner. */
 export const makePromiseCopy = ({ run, stream }: PromiseRunner) => ({
   copyFrom: (table: string, columns: ReadonlyArray<string>, rows: CopyRows, options: CopyOptions = {}) =>
     run((client) => client.copyFrom(table, columns, streamOf(rows), optionsOf(options))),

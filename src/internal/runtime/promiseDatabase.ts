@@ -27,7 +27,7 @@ type Code<A> = () => PromiseLike<A> | A
 /** The members of the class of a database, except those that open it. */
 export type DatabaseTag<Self> = Omit<Database.Members<Self>, "layer" | "layerConfig" | "layerEnv">
 
-/** Makes the members of a database that run its effects with a runner. */
+/** Makes the members of a database for promises. They run effects of the database with a runner. */
 export const makePromiseDatabase = <Self>(tag: Named & DatabaseTag<Self>, run: RunEffect<Self>) => {
   const client = (kind: "writer" | "reader" | "any") =>
     makePromiseClient({

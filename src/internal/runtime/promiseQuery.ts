@@ -1,6 +1,6 @@
 /**
- * Statements for code with promises: a statement runs when it is awaited, and can be a part of
- * another one.
+ * Statements for code with promises. A statement runs when it is awaited, and can be a part of
+ * another statement.
  */
 import * as Statement from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
@@ -9,7 +9,7 @@ import { json, makeCompiler } from "../client/compiler.js"
 import { makePromiseCopy } from "./promiseCopy.js"
 import type { PromiseRunner } from "./promiseRunner.js"
 
-/** Constructor of statements: that of a client, or `parts`. */
+/** Constructor of statements: a client, or `parts`. */
 type Maker = Pick<Statement.Constructor, "unsafe"> &
   (<A extends object>(strings: TemplateStringsArray, ...values: Array<unknown>) => Statement.Statement<A>)
 
@@ -18,7 +18,7 @@ type Build<A> = (maker: Maker) => Statement.Statement<A>
 /** Constructor of the parts of statements, which need no database. */
 const parts = Statement.make(Effect.die(new Error("a part of a statement does not run")), makeCompiler(), [], undefined)
 
-/** Statement that runs once, when it is awaited, or that is a part of another statement. */
+/** Statement that runs at its first `await`, or that is a part of another statement. */
 export class PromiseQuery<A> implements PromiseLike<ReadonlyArray<A>>, Statement.Fragment {
   private promise: Promise<ReadonlyArray<A>> | undefined
 
@@ -27,10 +27,7 @@ export class PromiseQuery<A> implements PromiseLike<ReadonlyArray<A>>, Statement
     private readonly build: Build<A>
   ) {}
 
-  /**
-   * Returns a copy of the statement that runs in the context of `run` instead of that of its
-   * `await`.
-   */
+  /** Returns a copy of the statement that runs in the context of `run`, not of the `await`. */
   through(run: <B>(code: () => B) => B): PromiseQuery<A> {
     const { build, runner } = this
     return new PromiseQuery(
@@ -47,7 +44,7 @@ export class PromiseQuery<A> implements PromiseLike<ReadonlyArray<A>>, Statement
     return this.build(parts).segments
   }
 
-  // a statement that is not awaited does not run, so that it can be a part of another one
+  // the statement runs here and not earlier, so that it can be a part of another statement
   // biome-ignore lint/suspicious/noThenProperty: a query is made to be awaited
   then<B = ReadonlyArray<A>, C = never>(
     onRows?: ((rows: ReadonlyArray<A>) => B | PromiseLike<B>) | null | undefined,
@@ -76,7 +73,7 @@ export class PromiseQuery<A> implements PromiseLike<ReadonlyArray<A>>, Statement
   }
 }
 
-/** Functions of a client by the type of their argument. */
+/** Signatures of a client as a function: a name is an identifier, a template a statement. */
 type Call = {
   (name: string): Statement.Identifier
   <A extends object = Record<string, unknown>>(

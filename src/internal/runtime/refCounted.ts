@@ -1,16 +1,16 @@
 /**
- * A value that several owners open and close: the first one opens it, the last one closes it.
+ * A value that the first of its owners opens, and the last one closes.
  */
 
-/** State of the value: never opened, open with a number of owners, or closed again. */
+/** State of the value: never opened, open or opening with a number of owners, or closed. */
 type State<A> =
   | { readonly _tag: "new" | "closed" }
   | { readonly _tag: "open"; readonly opened: Promise<A>; owners: number; value: A | undefined }
 
-/** Value that is opened and closed by count. */
+/** Value with a count of its owners. */
 export class RefCounted<A> {
   private state: State<A> = { _tag: "new" }
-  /** The end of the last close, which comes before the next open. */
+  /** The end of the last close. The next open waits for it. */
   private closing: Promise<void> = Promise.resolve()
 
   constructor(
@@ -29,12 +29,12 @@ export class RefCounted<A> {
     return this.state._tag === "new" ? "notYet" : "closed"
   }
 
-  /** Adds an owner. A failure to open rejects all waiting calls, and a later call tries again. */
+  /** Adds an owner, and opens the value if necessary. After a failure, a later call tries again. */
   open(): Promise<A> {
     return this.openFor(1)
   }
 
-  /** Opens the value without an owner: for a caller that never closes it. */
+  /** Opens the value if necessary, for a caller that does not close it and is no owner. */
   use(): Promise<A> {
     return this.openFor(0)
   }
@@ -45,7 +45,7 @@ export class RefCounted<A> {
       return this.state.opened
     }
     const before = this.state
-    // a value that could not be closed properly counts as closed, too
+    // a value whose close has failed counts as closed, too
     const opened = this.closing.then(this.start, this.start)
     const state: State<A> = { _tag: "open", opened, owners, value: undefined }
     this.state = state
@@ -60,7 +60,7 @@ export class RefCounted<A> {
     return opened
   }
 
-  /** Removes an owner; the last one closes the value. Further calls wait for that end. */
+  /** Removes an owner, and closes the value after the last. Later calls wait for that close. */
   close(): Promise<void> {
     const { state } = this
     if (state._tag !== "open") return this.closing
@@ -69,7 +69,7 @@ export class RefCounted<A> {
       return Promise.resolve()
     }
     this.state = { _tag: "closed" }
-    // a value that could not be opened needs no close; the calls of `open` have got the failure
+    // a value whose open has failed needs no close; `open` has rejected with the failure
     this.closing = state.opened.then(this.stop, () => {})
     return this.closing
   }

@@ -54,13 +54,13 @@ const describe = (request: Request, options: WebRequestOptions): Describe =>
     options
   )
 
-/** Makes the response to a request if its work could not be stored. */
+/** Makes the response with the problem details of a request whose work could not be stored. */
 export const refusalResponse = (problem: Problem): Response =>
   Response.json(problem, { status: problem.status, headers: { "content-type": problemType } })
 
 /**
- * Runs one request in one unit of work. An exception of the handler is the failure. If the work
- * could not be stored, another response is returned.
+ * Runs one request in one unit of work. Fails with the exception of the handler. If the handler has
+ * answered and its work could not be stored, returns problem details instead of the answer.
  */
 const answerInUnit = (
   request: Request,
@@ -70,13 +70,13 @@ const answerInUnit = (
   Effect.suspend(() => {
     const { outcome = byStatus } = options
     const settings = settingsFor(options, request)
-    // a body can be read once, so each attempt reads a copy of a request that can be kept
+    // a body can be read only once, so each attempt reads a copy of the request, if it can be kept
     const isKept = !request.bodyUsed && isKeepable(request.method, (name) => request.headers.get(name), request)
     const retry = isKept ? options.retry : undefined
     const fresh = () => (retry === undefined || retry === false ? request : request.clone())
     if (settings === "none") return UnitOfWork.outside(runPlain(() => handle(request)))
     let answered: Response | undefined
-    // a response that is not sent must not keep its body open; a body that is locked stays as it is
+    // the body of a response that is not sent is closed; a locked body cannot be closed
     const drop = () => {
       void answered?.body?.cancel().catch(() => {})
       answered = undefined
@@ -113,19 +113,19 @@ const answerInUnit = (
 /** Adds the new tokens of a session to a response. */
 const withTokens = (response: Response, session: RequestSession): Response => {
   const header = headerOf(session.takeReply())
-  // an informational response takes no headers, and a response cannot be copied once its body is
-  // read
+  // an informational response takes no headers, and a response whose body is being read cannot be
+  // copied
   if (header === undefined || response.status < 200 || response.bodyUsed || response.body?.locked === true)
     return response
-  // the program may return the same response for several requests
+  // a copy, because the program may return the same response for several requests
   const copy = new Response(response.body, response)
   copy.headers.append(...header)
   return copy
 }
 
 /**
- * Runs a request in a unit of work, in the session of its client. If the handler throws, there is no
- * response to add tokens to.
+ * Runs a request in a unit of work and, if there are `tokens`, in the session of its client. Adds
+ * the tokens to the response; if the handler throws, there is none.
  */
 export const answerInSession = (
   request: Request,
@@ -136,7 +136,7 @@ export const answerInSession = (
   const answer = answerInUnit(request, handle, options)
   if (tokens === undefined) return answer
   return Effect.withFiberRuntime((fiber) => {
-    // the handler around this one returns the tokens
+    // a handler around this one has made the session, and sends its tokens
     if (sessionOf(fiber) !== undefined) return answer
     const session = tokens.session((name) => request.headers.get(name))
     return Effect.map(withSession(answer, session), (response) => withTokens(response, session))

@@ -1,25 +1,25 @@
 /**
- * The commands in an SQL text, each by its first words.
+ * The commands in an SQL text, recognized by their first words.
  */
 
 /**
- * The beginning of a token; {@link tokenEnd} finds the end of a long one. Each quantifier has a
- * bound, because V8 puts an entry on its backtracking stack for each repetition.
+ * Matches the beginning of a token; {@link tokenEnd} finds its end. Each quantifier has a bound,
+ * because V8 puts an entry on its backtracking stack for each repetition.
  */
 const token =
   /--|\/\*|[eE]?'|"|\$(?:[A-Za-z_\x80-\uffff][\w\x80-\uffff]{0,99})?\$|[A-Za-z_\x80-\uffff][\w$\x80-\uffff]{0,99}|[\s\S]/y
 
 const isWord = /^[A-Za-z_\x80-\uffff]/
 
-/** Returns the index after the next occurrence, or the end of the text. */
+/** Returns the index after the next occurrence of `searched`, or the end of the text. */
 const indexAfter = (text: string, from: number, searched: string): number => {
   const found = text.indexOf(searched, from)
   return found < 0 ? text.length : found + searched.length
 }
 
 /**
- * Returns the index after the string around the index `inside`. A backslash in the string escapes
- * the next character.
+ * Returns the index after the string that contains the index `inside`. A backslash in the string
+ * escapes the next character.
  */
 const escapedEnd = (text: string, inside: number): number => {
   let at = inside
@@ -27,7 +27,7 @@ const escapedEnd = (text: string, inside: number): number => {
   return at + 1
 }
 
-/** Returns the index after the comment around the index `inside`; comments nest in PostgreSQL. */
+/** Returns the index after the comment that contains the index `inside`. Comments nest. */
 const commentEnd = (text: string, inside: number): number => {
   const mark = /\/\*|\*\//g
   mark.lastIndex = inside
@@ -41,8 +41,8 @@ const commentEnd = (text: string, inside: number): number => {
 }
 
 /**
- * Returns the index after a token that begins with `piece`. A doubled quote counts as the end of
- * one string and the beginning of the next.
+ * Returns the index after a token that begins with `piece` and continues at `next`. A doubled quote
+ * counts as the end of one string and the beginning of another.
  */
 const tokenEnd = (text: string, piece: string, next: number): number => {
   if (piece === "--") return indexAfter(text, next, "\n")
@@ -52,16 +52,16 @@ const tokenEnd = (text: string, piece: string, next: number): number => {
   return isQuote ? indexAfter(text, next, piece) : next
 }
 
-/** The number of words that tell commands apart: `ROLLBACK WORK TO SAVEPOINT` needs the most. */
+/** The number of words that identify a command. `ROLLBACK WORK TO SAVEPOINT` needs the most. */
 const longestHead = 4
 
-/** The commands that store nothing, unless they have one of the {@link writeWords}. */
+/** The commands that only read, unless the text contains one of the {@link writeWords}. */
 const readCommand = /^(SELECT|WITH|VALUES|TABLE|SHOW)\b/
 const writeWords = /\b(insert|update|delete|merge|into)\b/i
 
 /**
- * Checks if a text only reads, apart from the effects of its functions. Returns false if that is
- * uncertain.
+ * Checks if a text only reads, apart from the effects of the functions that it calls. Returns false
+ * if that is uncertain.
  */
 export const isReadOnly = (text: string): boolean =>
   !writeWords.test(text) && commandsIn(text).every((command) => readCommand.test(command))
@@ -69,8 +69,7 @@ export const isReadOnly = (text: string): boolean =>
 /**
  * Returns the first words of each command in capitals, such as `["COMMIT AND CHAIN", "BEGIN"]`. A
  * semicolon inside of a body without quotes (`BEGIN ATOMIC`) begins a command here, too. So the
- * list may have more commands than the text, but never fewer. Reads no further than `most`
- * commands.
+ * list may have more commands than the text, but never fewer, up to the limit `most`.
  */
 export const commandsIn = (text: string, most = Number.POSITIVE_INFINITY): ReadonlyArray<string> => {
   const commands: Array<string> = []

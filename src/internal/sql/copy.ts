@@ -1,5 +1,5 @@
 /**
- * The text of COPY commands. Its options and the values of its query are written into the text,
+ * The text of COPY commands. The options and the values of the query are written into the text,
  * because COPY takes no parameters.
  */
 
@@ -21,8 +21,8 @@ const headers = new Map<unknown, string>([
 ])
 
 /**
- * Returns the keyword of an option. A program without types may pass any value, which must neither
- * become SQL nor be ignored.
+ * Returns the keyword of an option. Throws for an unknown value, which a program without types may
+ * pass.
  */
 const keyword = (option: string, given: unknown, known: ReadonlyMap<unknown, string>): string => {
   const found = known.get(given)
@@ -58,7 +58,7 @@ const withOptions = ({
   return `WITH (${options.join(", ")})`
 }
 
-/** Returns the command that stores rows. `table` is quoted already. */
+/** Returns the command that stores rows. `table` must be quoted already. */
 export const copyFromSql = (table: string, columns: ReadonlyArray<string>, format: Format): string => {
   const list = columns.length === 0 ? "" : ` (${columns.map(quoteIdentifier).join(", ")})`
   return `COPY ${table}${list} FROM STDIN ${withOptions(format)}`
@@ -68,14 +68,14 @@ export const copyFromSql = (table: string, columns: ReadonlyArray<string>, forma
 export const copyToSql = (query: Inlined, format: Format): Inlined =>
   new Inlined([plain("COPY ("), ...query.parts, plain(`\n) TO STDOUT ${withOptions(format)}`)])
 
-/** Returns a value as a literal, with the same text that would be sent as a parameter. */
+/** Returns a value as a literal. Its text is the same as that of a parameter with the value. */
 export const inlined = (value: unknown): string => {
   const encoded = encodeParameter(value)
   if (encoded === null || encoded === undefined) return "NULL"
   return quoteLiteral(Buffer.isBuffer(encoded) ? `\\x${encoded.toString("hex")}` : String(encoded))
 }
 
-/** Checks if a statement is a COPY, which may request data in the middle of its exchange. */
+/** Checks if one of the commands of a statement is a COPY. */
 export const isCopy = (statement: string): boolean =>
   /\bcopy\b/i.test(statement) && commandsIn(statement).some((command) => /^COPY\b/.test(command))
 
@@ -86,8 +86,8 @@ export interface ErrorPosition {
 }
 
 /**
- * Returns the position in the data at which a COPY has failed. The server reports the position in a
- * line of the error's context, in its own language: `COPY item, line 3, column amount: "x"`.
+ * Returns the position in the data at which a COPY has failed. The context of the error has the
+ * position in one line, in the language of the server: `COPY item, line 3, column amount: "x"`.
  */
 export const errorPositionIn = (
   context: string,

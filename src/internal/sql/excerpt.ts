@@ -1,9 +1,9 @@
 /**
- * The excerpt of a statement in the message of an error: a part of its text, a mark at the position
- * of the error, and no secrets.
+ * The excerpt of a statement in the message of an error: a part of the text without passwords, and
+ * a mark at the position of the error.
  */
 
-/** Statement of an error. */
+/** Statement of an error, with the position of the error in it. */
 export interface FailedStatement {
   readonly sql?: string | undefined
   readonly position?: number | undefined
@@ -18,8 +18,8 @@ const maxLineWidth = 100
 const maxTextLength = 200
 
 /**
- * The value after the word `password`: in quotes, in doubled quotes inside of a text, or without
- * quotes as in a connection string.
+ * Matches the value after the word `password`. It may be in quotes, in doubled quotes inside of a
+ * text, or without quotes as in a connection string.
  */
 const passwords = /(\bpassword\s*=?\s*(?:E|U&)?)(''[^']+''|'(?:''|\\.|[^'\\])*'|[^\s'$(),;][^\s'),;]*)/gi
 
@@ -35,7 +35,8 @@ export const withoutPasswords = (sql: string): string =>
   )
 
 /**
- * Converts a position to an index: the server counts characters, JavaScript counts UTF-16 units.
+ * Converts a position to an index. The server counts characters from 1, JavaScript counts UTF-16
+ * units from 0.
  */
 const indexOf = (text: string, position: number): number => {
   let index = 0
@@ -82,8 +83,8 @@ export const statementLines = ({ location, position, sql, where }: FailedStateme
 }
 
 /**
- * The patterns of the lines of a context that are shown, up to the end of the match. Other lines,
- * and the text after a match, may contain values.
+ * The patterns of the lines of a context that are shown. Only the match is shown, because the text
+ * after it and all other lines may contain values.
  */
 const contexts: ReadonlyArray<RegExp> = [
   /^(?:PL\/\w+|SQL) function .+ (?:line \d+ at .+|statement \d+|during \w+)$/,
@@ -95,8 +96,8 @@ const contexts: ReadonlyArray<RegExp> = [
 
 /**
  * Returns the context of an error on the server without values, the innermost line first. The full
- * context has values in the line of a COPY, in statements that a function has put together, and in
- * parameters that the server is configured to log.
+ * context has values in the line of a COPY, in the statements of functions, and in parameters that
+ * the server is configured to log.
  */
 export const contextOf = (where: string | undefined): string | undefined => {
   const lines = (where ?? "")

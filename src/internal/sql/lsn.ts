@@ -6,8 +6,8 @@
 export interface Position {
   readonly systemId: string
   /**
-   * The timeline; `undefined` for a standby whose WAL receiver does not stream now, or whose user
-   * may not read the status of the receiver.
+   * The timeline. It is `undefined` for a standby that is not streaming, or whose user may not read
+   * the status of the WAL receiver.
    */
   readonly timeline: number | undefined
   readonly lsn: bigint

@@ -1,6 +1,7 @@
 /**
- * Limits of NOTIFY, which are checked before anything is sent. LISTEN truncates a long name on the
- * server, so its listener would receive no message.
+ * Limits of NOTIFY, which are checked before a command is sent. LISTEN has the same limit for the
+ * name of a channel, because the server would truncate the name, and the listener would receive
+ * nothing.
  */
 import { invalidNameReason } from "./nameLimits.js"
 
@@ -19,15 +20,15 @@ export interface InvalidPart {
   readonly expected: string
 }
 
-/** Checks the name of a channel; returns the invalid part, if there is one. */
+/** Checks the name of a channel, and returns it as the invalid part if it is invalid. */
 export const checkChannel = (channel: string): InvalidPart | undefined => {
   const given = invalidNameReason(channel, 1, longestChannel)
   return given === undefined ? undefined : { part: "channel", given, expected: `1 to ${longestChannel} bytes of text` }
 }
 
-/** Checks a message and the name of its channel; returns the invalid part, if there is one. */
+/** Checks a message and the name of its channel, and returns the first invalid part. */
 export const checkMessage = (channel: string, payload: string): InvalidPart | undefined => {
   const given = invalidNameReason(payload, 0, longestPayload)
-  const expected = `at most ${longestPayload} bytes of text; put what is longer into a table and send its key`
+  const expected = `at most ${longestPayload} bytes of text; store a longer text in a table and send its key`
   return checkChannel(channel) ?? (given === undefined ? undefined : { part: "payload", given, expected })
 }

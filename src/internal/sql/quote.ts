@@ -3,10 +3,7 @@
  */
 import { escapeIdentifier, escapeLiteral } from "../protocol/pgDriver.js"
 
-/**
- * Quotes a name as an identifier. A NUL in it is rejected earlier, when the program passes the
- * name.
- */
+/** Quotes a name as an identifier. Does not check for a NUL, which is rejected earlier. */
 export const quoteIdentifier = escapeIdentifier
 
 /** Quotes a text as a literal. */

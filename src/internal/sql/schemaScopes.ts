@@ -1,5 +1,5 @@
 /**
- * The schema scopes of a fiber: the scopes of single databases, and the scopes of a tenant.
+ * The schema scopes of a fiber: scopes of single databases, and the scope of a tenant.
  */
 import { SearchPath } from "./searchPath.js"
 
@@ -7,11 +7,11 @@ type ByDatabase = ReadonlyMap<string, SearchPath>
 
 const none: ByDatabase = new Map()
 
-/** Scopes that are in force together. */
+/** Schema scopes that apply together. The scope of a tenant takes precedence. */
 export class SchemaScopes {
   constructor(
     private readonly schemas: ByDatabase,
-    /** The schemas of the tenant, for all databases that are not in `tenants`. */
+    /** The search path of the tenant, for all databases that are not in `tenants`. */
     private readonly tenant: SearchPath | undefined,
     private readonly tenants: ByDatabase
   ) {}
@@ -35,13 +35,13 @@ export class SchemaScopes {
   }
 }
 
-/** The scopes without any schema. */
+/** No scopes: the search path of the session applies on all databases. */
 export const noScopes = new SchemaScopes(none, undefined, none)
 
-/** Function that derives scopes from those that are in force. */
+/** Function that adds a scope to the current scopes. */
 export type ScopeChange = (scopes: SchemaScopes) => SchemaScopes
 
-/** Returns the change that a schema scope of one database makes to the scopes in force. */
+/** Returns the change of scopes for a schema scope of one database. */
 export const schemaChange = (database: string, schemas: string | ReadonlyArray<string>): ScopeChange => {
   const path = new SearchPath(schemas)
   return (scopes) => scopes.withSchema(database, path)
@@ -53,8 +53,8 @@ interface TenantOptions {
 }
 
 /**
- * Describes the fault of options, if there is one: a program without types may mistype a name. If a
- * mistyped `databases` were ignored, the schema of the tenant would apply to all databases.
+ * Describes the fault of options, if there is one. A program without types may mistype `databases`;
+ * if that were ignored, the schema of the tenant would apply to all databases.
  */
 const optionFault = (options: object): string | undefined => {
   const unknown = Object.keys(options).find((name) => name !== "databases")
@@ -67,8 +67,8 @@ const optionFault = (options: object): string | undefined => {
 }
 
 /**
- * Returns the change that the scope of a tenant makes to the scopes in force. With invalid options
- * every statement in the scope is refused.
+ * Returns the change of scopes for the scope of a tenant. If the options are invalid, every
+ * statement in the scope is refused.
  */
 export const tenantChange = (schemas: string | ReadonlyArray<string>, options: TenantOptions): ScopeChange => {
   const fault = optionFault(options)

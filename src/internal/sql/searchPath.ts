@@ -1,13 +1,15 @@
 /**
  * The `search_path` of a schema scope, as commands for the server.
  *
- * An autocommit statement has a transaction of its own, and the end of that transaction resets a
- * `SET LOCAL`. In a transaction of several statements the path of a scope must be reset before the
- * end, when a statement outside of the scope follows. The path from before the scope may be a
- * setting of the session, or the program may have set it by hand. So the server keeps that path
- * itself: the command that sets the path of a scope saves the current path in the variable
- * `effect_db.search_path`, if that is empty, and a statement outside of scopes restores it. The
- * rollback of a savepoint undoes both together, so this library does not have to know the path.
+ * An autocommit statement has its own transaction, whose end resets a `SET LOCAL`. In a transaction
+ * of several statements, a statement outside of the scope may follow, so the earlier path must be
+ * restored before the end.
+ *
+ * The earlier path may be a setting of the session, or the program may have set it by a command. So
+ * the server stores it: the command that sets the path of a scope saves the current path in the
+ * variable `effect_db.search_path`, if that is empty. Before a statement outside of scopes, the
+ * saved path is restored. The rollback of a savepoint undoes the setting and the variable together,
+ * so this library need not know the earlier path.
  */
 
 import { constantStep, type Step, step } from "../protocol/messages.js"
@@ -33,26 +35,26 @@ const set = "pg_catalog.set_config"
 const searchPath = "'search_path'"
 const savedPath = "'effect_db.search_path'"
 
-/** The saved path after the character `=`, which tells an empty path from a missing one. */
+/** The saved path, with the prefix `=` that distinguishes an empty path from a missing one. */
 const saved = `${get}(${savedPath}, true)`
 const isSaved = `pg_catalog.starts_with(${saved}, '=')`
 
 /**
- * Saves the current path unless one is saved already. It is an argument of the call that sets the
- * new path, so it runs before that call.
+ * Saves the current path unless a path is saved already. The call is an argument of the call that
+ * sets the new path, so it runs first.
  */
 const saveCurrent = `${set}(${savedPath}, CASE WHEN ${isSaved} THEN ${saved} ELSE pg_catalog.concat('=', ${get}(${searchPath})) END, true)`
 
 const restoreSaved = `${set}(${searchPath}, CASE WHEN ${isSaved} THEN pg_catalog.substr(${saved}, 2) ELSE ${get}(${searchPath}) END, true)`
 
-/** Restores the path from before the first scope; does nothing if there was no scope. */
+/** Restores the path from before the first scope. Has no effect if there was no scope. */
 export const restoreSearchPath: ReadonlyArray<Step> = [
   constantStep(`SELECT ${set}(${savedPath}, pg_catalog.left(${restoreSaved}, 0), true)`)
 ]
 
 /** Search path of a scope. */
 export class SearchPath {
-  /** The value of the setting. */
+  /** The value of the setting `search_path`; empty if the search path is rejected. */
   readonly text: string
   /** The reason why the search path cannot be sent, if there is one. */
   readonly rejectionReason: string | undefined
@@ -61,7 +63,7 @@ export class SearchPath {
   private autocommitStep: Step | undefined
   private transactionSteps: ReadonlyArray<Step> | undefined
 
-  /** `fault` is a reason for a rejection that has nothing to do with the names. */
+  /** `fault` is the reason for a rejection because of invalid options instead of names. */
   constructor(schemas: string | ReadonlyArray<string>, fault?: string) {
     this.rejectionReason = fault ?? rejectionReasonOf(schemas)
     this.expected =
@@ -70,13 +72,13 @@ export class SearchPath {
     this.text = this.rejectionReason === undefined ? names.map(quoteIdentifier).join(", ") : ""
   }
 
-  /** The step for a transaction of one statement. */
+  /** The step before an autocommit statement. */
   get forAutocommit(): Step {
     this.autocommitStep ??= step(`SET LOCAL search_path TO ${this.text}`)
     return this.autocommitStep
   }
 
-  /** The steps for a statement in a transaction of several. */
+  /** The steps before a statement in a transaction. */
   get forTransaction(): ReadonlyArray<Step> {
     this.transactionSteps ??= [
       step(`SELECT ${set}(${searchPath}, ${quoteLiteral(this.text)}, ${saveCurrent} IS NOT NULL)`)

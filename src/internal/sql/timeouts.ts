@@ -2,7 +2,7 @@
  * Timeouts that the server enforces, as settings of a session or of one transaction.
  */
 
-/** Timeouts in ms. For a missing timeout the server's own setting applies. */
+/** Timeouts in ms. If one is missing, the server's own setting applies. */
 export interface Timeouts {
   readonly statementTimeout?: number | undefined
   readonly lockTimeout?: number | undefined
@@ -13,8 +13,8 @@ export interface Timeouts {
 const maxMillis = 2_147_483_647
 
 /**
- * Returns a timeout in whole milliseconds. The server reads zero as no timeout, so infinity becomes
- * zero, and a fraction is rounded up.
+ * Returns a timeout in whole milliseconds, at most the largest value that the server accepts. Zero
+ * means no timeout to the server, so infinity becomes zero, and a fraction is rounded up.
  */
 export const wholeMillis = (timeout: number): number =>
   Number.isFinite(timeout) ? Math.min(Math.ceil(timeout), maxMillis) : 0

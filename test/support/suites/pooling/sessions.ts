@@ -198,8 +198,8 @@ export const sessions = (way: Way): void => {
     ["fails", Effect.fail(new Refused()), "not this one"],
     ["has a statement that fails", run("SELECT 1 / 0"), "division by zero"],
     ["dies", Effect.die(new Refused()), "not this one"],
-    ["never ends", Effect.never, "it was not done within 300 ms"],
-    ["has a statement that never ends", run("SELECT pg_sleep(1000)"), "it was not done within 300 ms"],
+    ["never ends", Effect.never, "the task did not end within 300 ms"],
+    ["has a statement that never ends", run("SELECT pg_sleep(1000)"), "the task did not end within 300 ms"],
     ["leaves a transaction open", run("BEGIN"), "in a transaction"]
   ]
   for (const [what, onConnect, words] of refusals) {
@@ -328,7 +328,7 @@ export const sessions = (way: Way): void => {
     Effect.gen(function* () {
       const error = yield* taggedFailure("ConnectFailed", pid)
       assert.strictEqual(error.reason, "setup")
-      assert.include(error.message, "it was not done within 200 ms")
+      assert.include(error.message, "the task did not end within 200 ms")
     }).pipe(
       Effect.provide(open(way, { ...one, onCheckout: Effect.never, connectTimeout: "200 millis", startup: "lazy" }))
     )
