@@ -76,7 +76,7 @@ const core: ReadonlyArray<string> = [
     "deliveryProbe",
     "failure",
     "handover",
-    "lifecycle",
+    "connectionLifecycle",
     "listeners",
     "manager",
     "nextCommand",
@@ -114,7 +114,7 @@ const packages: Readonly<Record<string, ReadonlyArray<string>>> = {
   "@effect/sql-pg": ["Copy", "Database", "DatabaseConfig", "internal/client/client", "internal/client/sqlPgConfig"],
   // the embedded server is administered by sessions of its own, apart from those that tests examine
   pg: ["internal/embedded/adminSession", "internal/protocol/pgDriver"],
-  "pg-protocol": ["internal/protocol/messages"]
+  "pg-protocol": ["internal/protocol/frontendMessages"]
 }
 
 /** The classes that SQLSTATEs of PostgreSQL begin with. */

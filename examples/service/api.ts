@@ -85,7 +85,10 @@ const audit = HttpApiGroup.make("audit")
 
 const servers = HttpApiGroup.make("servers")
   .add(HttpApiEndpoint.get("state", "/servers").addSuccess(State))
-  .annotate(OpenApi.Description, "The state of the servers: if the service has started them itself, and if a replica is frozen.")
+  .annotate(
+    OpenApi.Description,
+    "The state of the servers: if the service has started them itself, and if a replica is frozen."
+  )
 
 const playground = HttpApiGroup.make("playground")
   .add(HttpApiEndpoint.post("kill", "/servers/kill").addSuccess(Killed))

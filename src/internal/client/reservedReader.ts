@@ -6,7 +6,7 @@
 
 import type { SessionConfig } from "../../DatabaseConfig.js"
 import type { Connection, OnExchange, Request } from "../connection/connection.js"
-import { constantStep } from "../protocol/messages.js"
+import { constantStep } from "../protocol/frontendMessages.js"
 import { commandsIn } from "../sql/commands.js"
 import { autocommitGuard, runGuarded } from "../statement/autocommitSteps.js"
 

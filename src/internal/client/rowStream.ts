@@ -15,7 +15,7 @@ import type { Role } from "../../Topology.js"
 import type { Exchange, Request } from "../connection/connection.js"
 import { hasTracer } from "../observability/transactionSpan.js"
 import { PortalFetcher } from "../statement/portalFetcher.js"
-import { withComment } from "../statement/workLabel.js"
+import { withComment } from "../statement/workComment.js"
 import { scoped } from "../transaction/ambientScopes.js"
 import { commitUninterruptibly, rollback, sendCommit } from "../transaction/completion.js"
 import { currentContext } from "../transaction/context.js"
@@ -23,8 +23,8 @@ import { openPortal, type Portal } from "../transaction/portal.js"
 import type { Transaction } from "../transaction/transaction.js"
 import type { Executor } from "./executor.js"
 import { sandboxRefusal } from "./sandboxRefusal.js"
+import { reportServer } from "./serverOfSpan.js"
 import type { TransformRows } from "./sqlConnection.js"
-import { reportServer } from "./statementSpan.js"
 
 /** The number of rows of a fetch. */
 const batch = 128

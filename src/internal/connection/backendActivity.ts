@@ -5,7 +5,7 @@
 import type { SessionConfig } from "../../DatabaseConfig.js"
 import * as clock from "../concurrency/clock.js"
 import { Exchange, ExchangeRequest } from "../protocol/exchange.js"
-import * as messages from "../protocol/messages.js"
+import * as messages from "../protocol/frontendMessages.js"
 import type { Client } from "../protocol/pgDriver.js"
 import type { ProvidedCredentials } from "./credentials.js"
 import type { Destination } from "./preparedEndpoint.js"

@@ -6,7 +6,7 @@
 import type { SessionConfig } from "../../DatabaseConfig.js"
 import type { CloseReason } from "../../Observation.js"
 import * as clock from "../concurrency/clock.js"
-import * as messages from "../protocol/messages.js"
+import * as messages from "../protocol/frontendMessages.js"
 import type { Client } from "../protocol/pgDriver.js"
 import type { SearchPath } from "../sql/searchPath.js"
 import type { Login } from "./credentials.js"

@@ -6,7 +6,7 @@
 import type { CloseReason } from "../../Observation.js"
 import * as clock from "../concurrency/clock.js"
 import { Exchange, ExchangeRequest, type Failure, type OnExchange } from "../protocol/exchange.js"
-import * as messages from "../protocol/messages.js"
+import * as messages from "../protocol/frontendMessages.js"
 import { isByName, type TypeNames, typeNamesOf } from "../protocol/parsersByName.js"
 import { ProtocolViolation } from "../protocol/protocolViolation.js"
 import { queryActivity } from "./backendActivity.js"

@@ -6,7 +6,7 @@
 import * as Net from "node:net"
 import * as Tls from "node:tls"
 import * as clock from "../concurrency/clock.js"
-import * as messages from "../protocol/messages.js"
+import * as messages from "../protocol/frontendMessages.js"
 import type { SocketTarget } from "../protocol/socket.js"
 import { tlsOptions } from "../protocol/tlsOptions.js"
 import { addressOf, type Destination, type Dial } from "./preparedEndpoint.js"

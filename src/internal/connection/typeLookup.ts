@@ -2,7 +2,7 @@
  * The lookup of the names of the types of columns, before the rows of an exchange are decoded.
  */
 import { type Exchange, ExchangeRequest, type Failure } from "../protocol/exchange.js"
-import * as messages from "../protocol/messages.js"
+import * as messages from "../protocol/frontendMessages.js"
 import { lookupSql, type TypeNames } from "../protocol/parsersByName.js"
 
 const none: ReadonlyArray<never> = []

@@ -4,7 +4,7 @@
 import type { CloseReason } from "../../Observation.js"
 import { isUnproved } from "../../SqlState.js"
 import { type Exchange, ExchangeRequest, type Failure, type OnExchange } from "../protocol/exchange.js"
-import * as messages from "../protocol/messages.js"
+import * as messages from "../protocol/frontendMessages.js"
 import { isWriteRefused } from "./exchangeFailure.js"
 
 const takesNoWrites = "its server takes no writes: it is a standby, or was made read-only"

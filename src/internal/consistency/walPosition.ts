@@ -7,7 +7,7 @@ import type { Session, Token } from "../../Consistency.js"
 import * as clock from "../concurrency/clock.js"
 import type { Connection, Request } from "../connection/connection.js"
 import type { Exchange } from "../protocol/exchange.js"
-import { constantStep, type Step } from "../protocol/messages.js"
+import { constantStep, type Step } from "../protocol/frontendMessages.js"
 import { isLsn, type Position, parseLsn } from "../sql/lsn.js"
 
 /**

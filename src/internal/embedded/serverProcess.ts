@@ -8,9 +8,9 @@ import { signal } from "./childProcess.js"
 import type { Cluster } from "./dataDirectory.js"
 import { type Operation, OperationFailed } from "./error.js"
 import * as Ports from "./freePort.js"
+import * as Postmaster from "./launchPostmaster.js"
 import * as Processes from "./markedProcesses.js"
 import * as Settings from "./postgresqlConf.js"
-import * as Postmaster from "./postmasterProcess.js"
 import { withinRealTime } from "./realClock.js"
 
 /** Options of a server. */

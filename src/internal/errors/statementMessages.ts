@@ -67,8 +67,7 @@ export const idleTransactionTimeout = limited(limitAdvice)
 
 const readOnlyAdvice = {
   reader: "run it through the writer",
-  transaction:
-    'its transaction has access "read only": begin it without that option, or write in another transaction',
+  transaction: 'its transaction has access "read only": begin it without that option, or write in another transaction',
   server:
     "the server is a standby, or the server or session is read-only: check the address of the writer, or try again"
 } as const

@@ -5,7 +5,7 @@
 
 import type { Socket } from "node:net"
 import * as clock from "../concurrency/clock.js"
-import * as messages from "./messages.js"
+import * as messages from "./frontendMessages.js"
 
 /** Members of a connection that a COPY uses. */
 export interface CopySocket {

@@ -9,7 +9,7 @@ import { withSession } from "../../Consistency.js"
 import { isDatabaseError } from "../../DatabaseError.js"
 import * as UnitOfWork from "../../UnitOfWork.js"
 import { anObject, aRetry, aText, type OptionRules } from "../config/optionRules.js"
-import { isKeepable } from "../http/keepableRequest.js"
+import { isKeepable } from "../http/canKeepRequest.js"
 import { notStored, type Problem, problemOf, problemType } from "../http/problemDetails.js"
 import { makeLabeler } from "../http/requestLabel.js"
 import { outcomeByStatus, type RequestOptions, requestOptions, settingsFor } from "../http/requestOptions.js"
@@ -20,7 +20,7 @@ import {
   type SessionTokens,
   sessionOf
 } from "../http/sessionCookie.js"
-import type { Describe } from "../statement/workLabel.js"
+import type { Describe } from "../statement/workComment.js"
 import { runDescribed } from "../unitOfWork/runUnit.js"
 import { runPlain } from "./asyncContext.js"
 

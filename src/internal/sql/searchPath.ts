@@ -12,7 +12,7 @@
  * so this library need not know the earlier path.
  */
 
-import { constantStep, type Step, step } from "../protocol/messages.js"
+import { constantStep, type Step, step } from "../protocol/frontendMessages.js"
 import { invalidNameReason } from "./nameLimits.js"
 import { quoteIdentifier, quoteLiteral } from "./quote.js"
 

@@ -6,7 +6,7 @@
 import type { SessionConfig } from "../../DatabaseConfig.js"
 import type { Connection, OnExchange, Request } from "../connection/connection.js"
 import { isStaleRefusal } from "../connection/statementFailure.js"
-import { constantStep, type Step } from "../protocol/messages.js"
+import { constantStep, type Step } from "../protocol/frontendMessages.js"
 import { isCopy } from "../sql/copy.js"
 import { setLocal } from "../sql/timeouts.js"
 

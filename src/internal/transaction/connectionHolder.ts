@@ -7,7 +7,7 @@ import type { Connection, Failure } from "../connection/connection.js"
 import type { StatementFailure } from "../connection/plainFailure.js"
 import { type ErrorLocation, statementFailure } from "../connection/statementFailure.js"
 import { TokenRecorder } from "../consistency/walPosition.js"
-import type { Step } from "../protocol/messages.js"
+import type { Step } from "../protocol/frontendMessages.js"
 import { restoreSearchPath, type SearchPath } from "../sql/searchPath.js"
 import type { OnCheckout } from "../topology/connectionSource.js"
 

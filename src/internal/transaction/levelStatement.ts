@@ -5,7 +5,7 @@
 import type { Connection, Exchange, Failure, Request } from "../connection/connection.js"
 import { isStaleRefusal } from "../connection/statementFailure.js"
 import type { Copy } from "../protocol/copyData.js"
-import type { Step } from "../protocol/messages.js"
+import type { Step } from "../protocol/frontendMessages.js"
 import { isCopy } from "../sql/copy.js"
 import type { OnStatement } from "../statement/autocommit.js"
 import type { Level } from "./level.js"

@@ -2,7 +2,7 @@
  * The levels that begin with the next statement. Nothing of a level is sent before its first
  * statement, so the steps that begin the level are sent with that statement.
  */
-import type { Step } from "../protocol/messages.js"
+import type { Step } from "../protocol/frontendMessages.js"
 import type { Level } from "./level.js"
 
 /**

@@ -2,7 +2,7 @@
  * The steps that set, release and undo a savepoint, and the steps around a statement with a
  * savepoint of its own.
  */
-import * as wire from "../protocol/messages.js"
+import * as wire from "../protocol/frontendMessages.js"
 
 /** Steps of one savepoint. */
 export interface Savepoint {

@@ -7,7 +7,7 @@
 import type * as Fiber from "effect/Fiber"
 import type { Role } from "../../Topology.js"
 import type { Settings } from "../../Transaction.js"
-import type { Describe } from "../statement/workLabel.js"
+import type { Describe } from "../statement/workComment.js"
 import type { Demanded, Retry, TransactionContext } from "../transaction/context.js"
 import { passedOn } from "../transaction/hook.js"
 import type { PartName } from "../transaction/joinedPart.js"

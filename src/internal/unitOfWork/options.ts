@@ -6,7 +6,7 @@ import * as Exit from "effect/Exit"
 import type * as Schedule from "effect/Schedule"
 import type { DatabaseError } from "../../DatabaseError.js"
 import type { Settings, WorkLabel } from "../../Transaction.js"
-import type { Describe } from "../statement/workLabel.js"
+import type { Describe } from "../statement/workComment.js"
 import { mergeSettings, type SettingsByDatabase } from "../transaction/settingsByDatabase.js"
 import type { EndOptions } from "./completionOptions.js"
 

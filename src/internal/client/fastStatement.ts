@@ -14,7 +14,7 @@ import { identity } from "effect/Function"
 import * as Stream from "effect/Stream"
 import { type CallSite, CurrentSite, callSite } from "../observability/callSite.js"
 import { hasTracer } from "../observability/transactionSpan.js"
-import { nameServer, nameStreamServer } from "./statementSpan.js"
+import { nameServer, nameStreamServer } from "./serverOfSpan.js"
 
 /** Checks if spans are recorded, or statements are transformed. */
 const isWatched = (fiber: Fiber.RuntimeFiber<unknown, unknown>): boolean =>
