@@ -1,6 +1,6 @@
 /**
- * A client reads what it has written, in its later requests too, from a replica that has it: it brings back a signed cookie that says how
- * far a replica must be. Ctrl-C ends it; `--once` tries it.
+ * A client reads its own writes in later requests, from a replica that has them: it returns a signed cookie with the position that the
+ * replica must have reached. Ctrl-C ends the server; with `--once` it sends requests to itself and ends.
  */
 import { randomBytes } from "node:crypto"
 import { createServer } from "node:http"
@@ -13,7 +13,7 @@ import { runMain } from "./main.js"
 import { host, hurry, isOnce, listening, port, serveUntil } from "./requests.js"
 import * as Todos from "./todos.js"
 
-/** Which server a reader reads from. */
+/** Returns the kind of server that serves the reads of `Db.reader`. */
 const from = Effect.gen(function* () {
   const sql = yield* Db.reader
   const [row] = yield* sql<{ replica: boolean }>`SELECT pg_is_in_recovery() AS replica`
@@ -40,7 +40,7 @@ const router = HttpRouter.empty.pipe(
   HttpRouter.use(RequestTransaction.middleware())
 )
 
-// the same in all processes of a service
+// the secret must be the same in all processes of a service
 const secret = Config.redacted("COOKIE_SECRET").pipe(Config.withDefault(Redacted.make(randomBytes(32).toString("hex"))))
 
 const server = createServer()
