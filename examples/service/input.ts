@@ -7,7 +7,7 @@ export const expected = (what: string) => ({ message: () => ({ message: `expecte
 export const plainText = (most: number) =>
   Schema.String.annotations(expected("a text")).pipe(
     Schema.filter((text) =>
-      /[\0\p{Surrogate}]/u.test(text) ? "it contains NUL, or half a character, which PostgreSQL cannot store" : undefined
+      /[\0\p{Surrogate}]/u.test(text) ? "it contains NUL or half a character, which PostgreSQL cannot store" : undefined
     ),
     Schema.maxLength(most, { message: () => `it is longer than ${most} characters` })
   )
