@@ -1,6 +1,6 @@
 /**
- * A client reads its own writes in later requests, from a replica that has them: it returns a signed cookie with the position that the
- * replica must have reached. Ctrl-C ends the server; with `--once` it sends requests to itself and ends.
+ * A client reads its own writes in later requests, from a replica. Each response to a write sets a signed cookie with the position that a
+ * replica must have reached to serve the client. Ctrl-C ends the server; with `--once` it sends requests to itself and ends.
  */
 import { randomBytes } from "node:crypto"
 import { createServer } from "node:http"
@@ -40,7 +40,7 @@ const router = HttpRouter.empty.pipe(
   HttpRouter.use(RequestTransaction.middleware())
 )
 
-// the secret must be the same in all processes of a service
+// COOKIE_SECRET must be the same in all processes of a service; a random secret is enough for one process
 const secret = Config.redacted("COOKIE_SECRET").pipe(Config.withDefault(Redacted.make(randomBytes(32).toString("hex"))))
 
 const server = createServer()

@@ -89,7 +89,7 @@ export interface Status {
 export interface Database {
   /** The client of the primary. */
   readonly writer: Copy.Client
-  /** The client of a replica, or of the primary, read-only. */
+  /** The client of a replica, or of the primary if there is no replica. It is read-only. */
   readonly reader: Copy.Client
   /** The client for reads in an open transaction, if there is one, else the same as `reader`. */
   readonly any: Copy.Client
@@ -170,10 +170,10 @@ export interface Members<Self> {
     config: DatabaseConfig.ConfigOptions | Config.Config<Options>
   ) => Layer.Layer<Self, StartupError | ConfigError.ConfigError>
   /**
-   * Opens the database as `layer` does, with the writer from the environment of libpq: the variables
-   * `PGHOST`, `PGUSER` and so on, each with `prefix` (default `""`) before its name, the service file
-   * and the password file. Fails with `ConfigError` if the service cannot be read. See
-   * `DatabaseConfig.fromEnv`.
+   * Opens the database as `layer` does, with the writer from the environment, as libpq reads it: from the
+   * variables `PGHOST`, `PGUSER` and so on, from the service file and from the password file. The
+   * names of the variables begin with `prefix` (default `""`). Fails with `ConfigError` if the
+   * service cannot be read. See `DatabaseConfig.fromEnv`.
    */
   readonly layerEnv: (
     prefix?: string,
@@ -222,7 +222,7 @@ export interface Members<Self> {
   /**
    * Sets the consistency of the reads of an effect on this database. The innermost call counts.
    *
-   * @see `Consistency.withSession` for the writes of a client in other units of work
+   * @see `Consistency.withSession` for reads of what a client has written in earlier units of work
    */
   readonly withConsistency: {
     (consistency: Consistency): <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
@@ -254,9 +254,9 @@ export interface Members<Self> {
    */
   readonly afterRollback: <E, R>(hook: Effect.Effect<unknown, E, R>) => Effect.Effect<void, never, R | Self>
   /**
-   * Runs a hook, outside of the transaction, after a COMMIT without an answer
-   * (`CommitOutcomeUnknown`), or if the caller was interrupted before the answer arrived. The
-   * transaction may be stored or not. A failure of the hook is logged.
+   * Runs a hook after a COMMIT without an answer (`CommitOutcomeUnknown`): the transaction may be
+   * stored or not. The hook runs outside of the transaction, also if the caller of the transaction
+   * was interrupted before the answer arrived. A failure of the hook is logged.
    */
   readonly afterUnknown: <E, R>(hook: Effect.Effect<unknown, E, R>) => Effect.Effect<void, never, R | Self>
   /**
@@ -280,9 +280,9 @@ export interface Members<Self> {
   readonly rollback: Effect.Effect<void, TransactionError, Self>
   /**
    * Runs an effect outside of every transaction of this database, each statement on a connection of
-   * its own. For statements that belong together, use `withTransaction` or a unit of work inside of
-   * the effect. It has a transaction of its own on this database, and joins the outer unit on other
-   * databases.
+   * its own. Statements that belong together need `withTransaction` or a unit of work inside of the
+   * effect. Such a unit of work has its own transaction on this database, and on other databases it
+   * joins the unit around the effect.
    *
    * @see `UnitOfWork.outside` for all databases
    */
@@ -307,8 +307,8 @@ export interface Members<Self> {
     options?: { readonly bufferSize?: number | undefined }
   ) => Stream.Stream<Notification, ListenError, Self>
   /**
-   * Sends a message (NOTIFY). In a transaction, listeners receive it after COMMIT, and equal messages
-   * of the transaction arrive as one. Fails with `NotificationInvalid`, or as a statement does.
+   * Sends a message (NOTIFY). In a transaction, the message is delivered after COMMIT, and equal
+   * messages arrive as one. Fails with `NotificationInvalid`, or as a statement does.
    */
   readonly notify: (channel: string, payload?: string) => Effect.Effect<void, DatabaseError, Self>
   /** Returns the figures of this moment: servers, pools and open transactions. */

@@ -218,7 +218,7 @@ export interface PromiseClient
 export interface PromiseDatabase {
   /** The client of the primary. */
   readonly writer: PromiseClient
-  /** The client of a replica, or of the primary, read-only. */
+  /** The client of a replica, or of the primary if there is no replica. It is read-only. */
   readonly reader: PromiseClient
   /** The client for reads in an open transaction, if there is one, else the same as `reader`. */
   readonly any: PromiseClient
@@ -245,7 +245,7 @@ export interface PromiseDatabase {
   readonly commit: () => Promise<void>
   /** Rolls back the work of the unit on this database so far. */
   readonly rollback: () => Promise<void>
-  /** Sends a message (NOTIFY). In a transaction, listeners receive it after COMMIT. */
+  /** Sends a message (NOTIFY). In a transaction, the message is delivered after COMMIT. */
   readonly notify: (channel: string, payload?: string) => Promise<void>
   /** Returns the figures of this moment. */
   readonly status: () => Promise<Database.Status>

@@ -1,5 +1,6 @@
 /**
- * Durations that are longer than any timer of Node, which fires such timers after a millisecond.
+ * Durations beyond the 24.8 days that a timer of Node can have. Node fires a longer timer after one
+ * millisecond.
  */
 import { assert, it } from "@effect/vitest"
 import * as Deferred from "effect/Deferred"
@@ -62,7 +63,7 @@ describe("timers with a long or infinite duration", () => {
     assert.strictEqual(at(), undefined)
   })
 
-  it("a long queueTarget sheds load only after its time, and the pool does not spin until then", () => {
+  it("a queueTarget of a year rejects no waiter early, and its timer is not set again and again", () => {
     const sent: Array<string> = []
     const overload = new LoadShedding(365 * day, 1)
     const reject = (waiter: Waiter<undefined>, why: string) => {
@@ -128,7 +129,7 @@ describe("a database whose every duration is a year", () => {
     }).pipe(Effect.provide(fresh({ ...settings, maxConnections: 1 })))
   )
 
-  it.scopedLive("a read whose session has written gets a year to find a replica, and needs none of it", () =>
+  it.scopedLive("a read after a write does not wait a year, although the maxWait of its session is a year", () =>
     Effect.gen(function* () {
       yield* insert("seen")
       const read = Effect.flatMap(Db.reader, (sql) => sql<{ name: string }>`SELECT name FROM item`)

@@ -110,7 +110,7 @@ describe("sockets of the program", () => {
     })
   )
 
-  it.scopedLive("a socket of the program carries TLS if a name is given, and needs a name for it", () =>
+  it.scopedLive("TLS over a socket of the program works with a servername, and is refused without one", () =>
     Effect.gen(function* () {
       const { certificate, password, port, username } = yield* makeTlsServer
       const parts = { database: "postgres", username, password, socket: Effect.map(open(port), tunnel) }

@@ -204,7 +204,7 @@ describe("types by name", () => {
         const error = yield* Effect.flip(DatabaseError.refine(insert))
         assert(error._tag === "QueryFailed")
         assert.strictEqual(error.sqlState, undefined)
-        assert.match(error.message, /the statement was done.*names.*types.*permission denied for table pg_type/)
+        assert.match(error.message, /the statement has run.*names.*types.*permission denied for table pg_type/)
         assert.strictEqual(error.sql, "INSERT INTO person (id, current) VALUES (1, 'ok') RETURNING current")
         assert.lengthOf(yield* query(writer, "SELECT FROM person"), 1)
         // nothing of it is stored when it is part of a transaction, so the refusal is one like any
@@ -245,7 +245,7 @@ describe("types by name", () => {
         yield* cancelled
         const error = yield* Fiber.join(inserting)
         assert.strictEqual(error._tag === "Disconnected" && error.outcome, "inDoubt")
-        assert.include(error.message, "the statement was done")
+        assert.include(error.message, "the statement has run")
       }).pipe(Effect.scoped, Effect.provide(layer))
       assert.lengthOf(yield* query(writer, "SELECT FROM person"), 1)
     })

@@ -1,6 +1,5 @@
 /**
- * The knowledge of a causal session, whatever is written in it, and how; and the waits of its
- * reads.
+ * The writes that a causal session records, by every kind of statement, and the waits of its reads.
  */
 import * as SqlResolver from "@effect/sql/SqlResolver"
 import { assert, layer } from "@effect/vitest"

@@ -11,6 +11,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Family from "../../src/internal/embedded/markedProcesses.js"
+import { compiled } from "../support/compiledTree.js"
 import { emptyFolder, emptyFolderIn, eventually, isAlive, isRoot, make, pidsOf } from "../support/embedded.js"
 
 /** Returns the segments of shared memory that one of these processes has made. */
@@ -137,7 +138,7 @@ describe("a program with an embedded cluster", () => {
       const ended = yield* Deferred.make<number | null>()
       const child = yield* Effect.acquireRelease(
         Effect.sync(() =>
-          spawn(process.execPath, ["--import", "tsx", script, mode], {
+          spawn(process.execPath, [...compiled(script), mode], {
             cwd: path.resolve(path.dirname(script), "../.."),
             stdio: ["ignore", "pipe", "inherit"],
             // of its own group, so that a Ctrl-C can be played on it

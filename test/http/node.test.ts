@@ -1,4 +1,7 @@
-/** Node's own servers, and the parts of HTTP beside a request and its answer. */
+/**
+ * Servers of HTTP/1 and HTTP/2, by Node and by Fastify: pipelined requests, disconnects, aborted uploads,
+ * trailers, early hints and closed streams.
+ */
 import { execFileSync } from "node:child_process"
 import { once } from "node:events"
 import * as http from "node:http"
@@ -36,7 +39,7 @@ const bodyOf = (request: Ask): Promise<string> =>
     request.on("error", reject)
   })
 
-/** Answers any path: the stored row begins with the path's name. */
+/** Answers any path. Its name is stored as a row, and parts of the name choose the answer. */
 const answering = ({ databases: { db } }: Runtime) => {
   const add = async (name: string) => void (await db.writer`INSERT INTO item ${db.writer.insert({ name })}`)
   const orphan = async () => void (await db.writer`INSERT INTO late VALUES (-1)`)
@@ -96,7 +99,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("a
     })
   )
 
-  it.scoped("a client that disconnects ends also the requests that wait for those before them", () =>
+  it.scoped("a disconnect rolls back all pipelined requests, also those whose response waits for another", () =>
     Effect.gen(function* () {
       const under = Effect.all([hearing("gone-1-waits: under way"), hearing("gone-2-waits: under way")])
       yield* Effect.raceFirst(atOnce(["/gone-1-waits", "/gone-2-waits"]), under)
@@ -120,7 +123,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("a
     })
   )
 
-  it.scoped("trailers and hints are sent with the response, and a replacement has none of the former", () =>
+  it.scoped("trailers and hints are sent with the response, and an error that replaces it has no trailers", () =>
     Effect.gen(function* () {
       const { port } = yield* Site
       const ask = (path: string) =>

@@ -120,7 +120,7 @@ describe("RequestTransaction", () => {
     }).pipe(Effect.provide(Layer.merge(NodeHttpServer.layerTest, fresh())))
   )
 
-  it.scopedLive("a client that disconnects at the end of two databases leaves nothing open, whatever is around", () =>
+  it.scopedLive("a disconnect during the check before two COMMITs leaves nothing stored and nothing checked out", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       yield* query(writer, "CREATE TABLE event (what text, amount int)")
@@ -129,6 +129,7 @@ describe("RequestTransaction", () => {
       const both = HttpRouter.empty.pipe(
         HttpRouter.post("/both", insert("a").pipe(Effect.zipRight(event("b")), Effect.as(respond(201))))
       )
+      // other code around the middleware may make it interruptible
       const served = HttpServer.serve(both, (app) => Effect.interruptible(transactional(app)))
       yield* Layer.build(Layer.provide(served, Audit.layer({ writer: proxy.url })))
       const request = yield* Effect.fork(post("/both"))

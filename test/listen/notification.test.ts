@@ -1,5 +1,4 @@
 import { execFile } from "node:child_process"
-import { fileURLToPath } from "node:url"
 import { promisify } from "node:util"
 import { assert, it } from "@effect/vitest"
 import * as Deferred from "effect/Deferred"
@@ -15,6 +14,7 @@ import * as Stream from "effect/Stream"
 import { DatabaseError, RetryPolicy } from "effect-db"
 import { describe } from "vitest"
 import { behindBouncer, hasBouncer, makeBouncer } from "../support/bouncer.js"
+import { compiled } from "../support/compiledTree.js"
 import { Audit, Db, fresh, insert, Place, soon, stored } from "../support/databases.js"
 import { behind, count, hear, killListening, listening, say, says } from "../support/listening.js"
 import { makeProxy, sends } from "../support/proxy.js"
@@ -339,9 +339,8 @@ describe("Notification", () => {
     it.scopedLive("the release lets the process end, also in the middle of an outage", () =>
       Effect.gen(function* () {
         const { writer } = yield* freshDatabase
-        const program = fileURLToPath(new URL("../support/listenOnce.ts", import.meta.url))
         const { stdout } = yield* Effect.promise(() =>
-          promisify(execFile)(process.execPath, ["--import", "tsx", program], {
+          promisify(execFile)(process.execPath, compiled("test/support/listenOnce.ts"), {
             env: { ...process.env, DATABASE_URL: Redacted.value(writer) },
             timeout: 20_000
           })

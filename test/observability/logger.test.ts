@@ -57,7 +57,7 @@ const about = (said: ReadonlyArray<Said>, ...tags: ReadonlyArray<Observation.Obs
   said.filter(({ annotations }) => tags.some((tag) => tag === annotations.event))
 
 describe("echo", () => {
-  it.scopedLive("echo logs what happens by the loggers around the layer, each event at its level, and no secret", () =>
+  it.scopedLive("echo sends each event at its level, without secrets, to the loggers around the layer", () =>
     Effect.gen(function* () {
       const { host, password, said } = yield* heard({ echo: true }, Logger.minimumLogLevel(LogLevel.All))
       const some = about(said, "Connected", "Lost", "Closed", "TransactionEnded")
@@ -92,7 +92,7 @@ describe("echo", () => {
     })
   )
 
-  it.scopedLive("the program's minimum level applies to echo, and a level given to it drops what is below", () =>
+  it.scopedLive("the program's minimum level applies to echo, and a level given as `echo` drops events below it", () =>
     Effect.gen(function* () {
       const usual = yield* heard({ echo: true })
       assert.isNotEmpty(about(usual.said, "Connected"))
@@ -164,7 +164,7 @@ describe("echo", () => {
       assert.deepStrictEqual(said, [
         {
           level: "Info",
-          text: 'database "app": statement is retried (2): it was lost',
+          text: 'database "app": statement is retried (attempt 2): it was lost',
           annotations: { event: "Retried", database: "app", what: "statement", attempt: 2 }
         },
         {

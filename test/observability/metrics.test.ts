@@ -423,7 +423,7 @@ describe("the meter of a pool", () => {
     }).pipe(Effect.provide(fresh({ startup: "lazy", readers: [], maxConnections: 2 })))
   )
 
-  it.scopedLive("a caller without a connection in time is a timeout, not a wait; one that gives up is neither", () =>
+  it.scopedLive("a caller that times out counts as a timeout and not as a wait, an interrupted one as neither", () =>
     Effect.gen(function* () {
       const { name } = yield* Place
       const sql = yield* Db.writer

@@ -1,18 +1,17 @@
 import { execFile } from "node:child_process"
-import { fileURLToPath } from "node:url"
 import { promisify } from "node:util"
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
+import { compiled } from "../support/compiledTree.js"
 import { freshDatabase } from "../support/server.js"
 
 /** Runs a program that prints the growth of its heap in bytes, after a first stretch of work. */
 const leavesTheHeap = (file: string) =>
   Effect.gen(function* () {
     const { writer } = yield* freshDatabase
-    const program = fileURLToPath(new URL(`../support/${file}`, import.meta.url))
     const { stdout } = yield* Effect.promise(() =>
-      promisify(execFile)(process.execPath, ["--expose-gc", "--import", "tsx", program], {
+      promisify(execFile)(process.execPath, ["--expose-gc", ...compiled(`test/support/${file}`)], {
         env: { ...process.env, DATABASE_URL: Redacted.value(writer) }
       })
     )

@@ -5,18 +5,20 @@
 import * as ChildProcess from "node:child_process"
 import cluster, { type Worker as ClusterWorker } from "node:cluster"
 import * as fs from "node:fs"
-import { fileURLToPath } from "node:url"
 import { Worker } from "node:worker_threads"
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
 import { describe } from "vitest"
+import { compiled } from "../support/compiledTree.js"
 import { Db, fresh, Place } from "../support/databases.js"
 import type { Said } from "../support/worker.js"
 
-const script = new URL("../support/worker.ts", import.meta.url).href
-// in a thread tsx is no option of the command line
-const threadCode = `import("tsx/esm/api").then(({ register }) => { register(); return import(${JSON.stringify(script)}) })`
+const program = (name: string) => {
+  const [options = "", script = ""] = compiled(name)
+  return { script, execArgv: [options] }
+}
+const worker = program("test/support/worker.ts")
 
 /** Waits for the message of a worker before it ends. */
 const heard = (
@@ -78,8 +80,8 @@ describe("workers", () => {
       const before = yield* ours
       const socket = process.platform === "linux" ? socketOf(before?.port ?? 0) : undefined
       const said = yield* heard((url) =>
-        ChildProcess.fork(fileURLToPath(script), {
-          execArgv: ["--import", "tsx"],
+        ChildProcess.fork(worker.script, {
+          execArgv: worker.execArgv,
           env: { ...process.env, WORKER_DATABASE_URL: url }
         })
       )
@@ -96,7 +98,7 @@ describe("workers", () => {
   it.scopedLive("a worker thread has connections of its own, and leaves those of the main thread as they are", () =>
     Effect.gen(function* () {
       const before = yield* ours
-      const said = yield* heard((url) => new Worker(threadCode, { eval: true, execArgv: [], workerData: url }))
+      const said = yield* heard((url) => new Worker(worker.script, { execArgv: worker.execArgv, workerData: url }))
       assert.isAbove(said.pid, 0)
       assert.notStrictEqual(said.pid, before?.pid)
       assert.deepStrictEqual(yield* ours, before)
@@ -107,10 +109,8 @@ describe("workers", () => {
     Effect.gen(function* () {
       const { writer } = yield* Place
       const before = yield* ours
-      cluster.setupPrimary({
-        exec: fileURLToPath(new URL("../support/clustered.ts", import.meta.url)),
-        execArgv: ["--import", "tsx"]
-      })
+      const { execArgv, script } = program("test/support/clustered.ts")
+      cluster.setupPrimary({ exec: script, execArgv })
       const start = Effect.acquireRelease(
         Effect.sync(() => cluster.fork({ WORKER_DATABASE_URL: Redacted.value(writer) })),
         (worker) => Effect.promise(() => gone(worker))

@@ -6,6 +6,7 @@ import * as Effect from "effect/Effect"
 import * as FiberId from "effect/FiberId"
 import * as Redacted from "effect/Redacted"
 import { vi } from "vitest"
+import { compiled } from "../support/compiledTree.js"
 import { freshDatabase } from "../support/server.js"
 
 const root = fileURLToPath(new URL("../../", import.meta.url))
@@ -26,7 +27,7 @@ export interface Ended {
 export const startScript = (script: string, args: ReadonlyArray<string>, env: Readonly<Record<string, string>> = {}) =>
   Effect.acquireRelease(
     Effect.sync(() => {
-      const child = spawn(process.execPath, ["--import", "tsx", script, ...args], {
+      const child = spawn(process.execPath, [...compiled(script), ...args], {
         cwd: root,
         env: { PATH: process.env.PATH, PORT: "0", ...env },
         stdio: ["pipe", "pipe", "pipe"]

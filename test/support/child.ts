@@ -8,6 +8,7 @@ import * as FiberId from "effect/FiberId"
 import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
 import { vi } from "vitest"
+import { compiled } from "./compiledTree.js"
 
 // a program takes seconds to start, on a busy machine tens of them
 vi.setConfig({ testTimeout: 120_000, hookTimeout: 120_000 })
@@ -37,8 +38,7 @@ export const startChild = (
   Effect.map(
     Effect.acquireRelease(
       Effect.sync(() => {
-        const script = fileURLToPath(new URL(`${name}.ts`, import.meta.url))
-        const child = spawn(process.execPath, ["--import", "tsx", script, ...args], {
+        const child = spawn(process.execPath, [...compiled(`test/support/${name}.ts`), ...args], {
           cwd: fileURLToPath(new URL("../..", import.meta.url)),
           env: { PATH: process.env.PATH, DATABASE_URL: Redacted.value(url) },
           stdio: ["pipe", "pipe", "pipe"]

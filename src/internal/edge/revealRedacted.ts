@@ -1,5 +1,6 @@
 /**
- * `Redacted` as the type of the secrets among the values of statements.
+ * The `SecretType` of programs with Effect: a secret among the values of a statement is a
+ * `Redacted`.
  */
 import * as Redacted from "effect/Redacted"
 import { type SecretType, setSecretType } from "../protocol/secret.js"

@@ -15,7 +15,7 @@ const withBody = (request: Ask, body: ArrayBuffer): Ask => {
     new Request("http://localhost/", {
       method: request.method,
       ...(type === undefined ? {} : { headers: { "content-type": type } }),
-      // an empty body, too, is read like that of the request
+      // also if it is empty: the `stream` of a web request without a body fails
       body
     })
   )
@@ -37,7 +37,10 @@ const withBody = (request: Ask, body: ArrayBuffer): Ask => {
   return Object.create(request, own)
 }
 
-/** Checks if other code has read the body. The request keeps it then. */
+/**
+ * Checks if other code has read the body, which cannot be read a second time. Each attempt gets the
+ * same request then, because a request caches a body that was read as text.
+ */
 const wasRead = ({ source }: Ask): boolean =>
   typeof source === "object" &&
   source !== null &&

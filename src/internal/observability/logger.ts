@@ -70,7 +70,7 @@ const messageOf: (observation: Observation) => LogMessage = Observation.$match({
   ListenOverflowed: ({ channel }) => warning(`the buffer of a listener of "${channel}" is full: messages are dropped`),
   MarkedDown: ({ message }) => warning(`the server is marked down: ${message}`),
   MarkedUp: () => info("the server is marked up"),
-  Retried: ({ attempt, message, what }) => info(`${what} is retried (${attempt}): ${message}`),
+  Retried: ({ attempt, message, what }) => info(`${what} is retried (attempt ${attempt}): ${message}`),
   RetryExhausted: ({ attempts, endedBy, message, what }) =>
     warning(
       `${what} is not retried after ${plural(attempts, "attempt")}` +

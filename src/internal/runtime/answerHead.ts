@@ -6,7 +6,7 @@ import type { Header } from "../http/sessionCookie.js"
 
 const cookies = "set-cookie"
 
-/** The headers that describe a body, and so belong to the first answer. */
+/** The headers that stay as they were when a held answer began: they belong to its body. */
 const ofBody = /^(content-.*|transfer-encoding|trailer|etag|last-modified|location)$/
 
 const added = new WeakMap<ServerResponse, Header>()
@@ -20,9 +20,9 @@ export const addHeader = (response: ServerResponse, header: Header | undefined):
 const isSame = (one: string, other: string): boolean => one.startsWith(other.slice(0, other.indexOf("=") + 1))
 
 /**
- * Returns arguments of `writeHead` with all values of each header, a cookie that was added to the
- * response included. Otherwise Node would replace a cookie that was set before by the cookies of
- * the arguments, and of several headers of one name in a list it would send only the last.
+ * Returns arguments of `writeHead` that have the added cookie beside their own cookies, and all
+ * values of each header in one entry. Without that Node would replace the cookies of the response
+ * by those of the arguments, and would send only the last of several headers with the same name.
  */
 export const withHeader = <Args extends ReadonlyArray<unknown>>(args: Args, response: ServerResponse): Args => {
   const header = added.get(response)
@@ -64,7 +64,8 @@ export class AnswerHead {
 }
 
 /**
- * Undoes changes since an answer began that would mix it with another answer. `isSent` is true if a
+ * Restores the head of a held answer as it was when the answer began. If no other answer has begun
+ * since, the headers that do not belong to the body keep their later values. `isSent` is true if a
  * kept `writeHead` sends the status, `hasSecond` if another answer has begun.
  */
 export const restoreHead = (response: ServerResponse, head: AnswerHead, isSent: boolean, hasSecond: boolean): void => {
@@ -74,8 +75,8 @@ export const restoreHead = (response: ServerResponse, head: AnswerHead, isSent: 
     if (value === undefined) response.removeHeader(name)
     else if (value !== response.getHeader(name)) response.setHeader(name, value)
   }
-  // the unit has ended by the earlier status, so that one is sent; a kept `writeHead` has it
-  // already
+  // the status at the beginning of the answer has decided between commit and rollback, so the client
+  // gets that one; a kept `writeHead` sends it by itself
   if (isSent) return
   response.statusCode = head.status
   if (hasMessage(response)) response.statusMessage = head.statusMessage

@@ -59,8 +59,8 @@ export const runPlain = <A>(code: () => PromiseLike<A> | A): Effect.Effect<A, un
   })
 
 /**
- * Calls code by `run` and returns its result. If that is a statement, which runs when it is
- * awaited, it runs in the context of `run`, and not in that of the `await`.
+ * Calls code by `run` and returns its result. A statement as the result has not run yet, because it
+ * runs when it is awaited; it is bound to the context of `run`, and not to that of the `await`.
  */
 const runIn = <A>(run: <B>(code: () => B) => B, code: () => A): A => {
   const result = run(code)
@@ -83,7 +83,10 @@ export const runOutside = <A>(code: () => A): A => {
   return runIn((run) => storage.run({ context, signal: undefined }, run), code)
 }
 
-/** Runs plain code in other schema scopes, with all that it calls, also after it has returned. */
+/**
+ * Runs plain code in other schema scopes. They apply to all that it calls, also to what it starts
+ * and does not await.
+ */
 export const inPlainScopes = <A>(change: ScopeChange, code: () => A): A => {
   const { context, signal } = storage.getStore() ?? { context: Context.empty(), signal: undefined }
   const inside = { context: withChange(context, change), signal }

@@ -17,8 +17,8 @@ export class SchemaScopes {
   ) {}
 
   /**
-   * Returns the search path for the statements of a database; `undefined` for the search path of
-   * the session.
+   * Returns the search path for the statements of a database, or `undefined` if no scope sets one:
+   * the search path of the server's session applies then.
    */
   find(database: string): SearchPath | undefined {
     return this.tenants.get(database) ?? this.tenant ?? this.schemas.get(database)
