@@ -170,8 +170,8 @@ export interface Members<Self> {
     config: DatabaseConfig.ConfigOptions | Config.Config<Options>
   ) => Layer.Layer<Self, StartupError | ConfigError.ConfigError>
   /**
-   * Opens the database as `layer` does, with the writer from the environment, as libpq reads it: from the
-   * variables `PGHOST`, `PGUSER` and so on, from the service file and from the password file. The
+   * Opens the database as `layer` does, with the writer from the environment, as libpq reads it: from
+   * the variables `PGHOST`, `PGUSER` and so on, from the service file and from the password file. The
    * names of the variables begin with `prefix` (default `""`). Fails with `ConfigError` if the
    * service cannot be read. See `DatabaseConfig.fromEnv`.
    */
