@@ -4,13 +4,13 @@ import { Database } from "effect-db"
 import { runMain } from "./main.js"
 import { server } from "./server.js"
 
-// A database is a class. Its name tells it apart in types, errors and metrics.
+// A database is a class. Its name identifies it in types, errors and metrics.
 class Db extends Database.Service<Db>()("app") {}
 
-// The layer opens it, for as long as the program runs. It fails where the server does not answer.
+// The layer opens the database and closes it when the program ends. It fails if the server does not answer.
 const DbLive = Db.layerConfig({ writer: Config.redacted("DATABASE_URL") })
 
-// Nothing is handed down: what asks for `Db.writer` says so in its type, and does not compile where no layer gives it.
+// No database is passed as an argument: the type of `add` requires `Db`, and a program without its layer does not compile.
 const add = (title: string) => Effect.flatMap(Db.writer, (sql) => sql`INSERT INTO todo ${sql.insert({ title })}`)
 
 const program = Effect.gen(function* () {
@@ -25,5 +25,5 @@ const program = Effect.gen(function* () {
   yield* Console.log(`open: ${database}, on ${servers.length} server`)
 })
 
-// In an application this is `NodeRuntime.runMain`, and the settings are there already.
+// An application calls `NodeRuntime.runMain`, and has the settings in its environment.
 runMain(program.pipe(Effect.scoped, Effect.provide(Layer.provide(DbLive, server()))))

@@ -12,7 +12,7 @@ const add = (title: string) =>
     const sql = yield* Db.writer
     yield* sql`INSERT INTO todo ${sql.insert({ title })}`
     yield* record("todo.added", title)
-    // the effect of a unit of work is often the handler of a request, or a job
+    // a unit of work may be the handler of a request, a job, or any step that is stored as a whole
   }).pipe(UnitOfWork.run())
 
 const stored = Effect.gen(function* () {
@@ -27,11 +27,11 @@ const program = Effect.gen(function* () {
   yield* add("milk")
   yield* Console.log(`committed: ${yield* stored}`)
 
-  // The body fails: neither database keeps anything.
+  // The effect fails, so neither database stores anything.
   yield* Effect.flip(UnitOfWork.run(Effect.zipRight(add("eggs"), Effect.fail("changed my mind"))))
   yield* Console.log(`failed: ${yield* stored}`)
 
-  // The second database would refuse only at its COMMIT. That is found out before the first one commits.
+  // The second database would refuse its COMMIT. The constraints are checked before the first database commits.
   const wrong = Effect.flip(UnitOfWork.run(Effect.zipRight(add("bread"), record("todo.added", "milk"))))
   yield* Console.log(`refused at COMMIT (${(yield* wrong)._tag}): ${yield* stored}`)
 })

@@ -1,4 +1,4 @@
-/** Transactions: all or nothing, nested ones, hooks, and another try where two collide. */
+/** Transactions: all or nothing, nested transactions, hooks, and another attempt after a serialization failure. */
 import { Console, Effect } from "effect"
 import { DatabaseError } from "effect-db"
 import { DatabasesLive, Db } from "./databases.js"
@@ -16,11 +16,11 @@ const program = Effect.gen(function* () {
   )
   yield* Console.log(`committed: ${yield* shown}`)
 
-  // A failure undoes all of it, a defect or an interruption too.
+  // A failure, a defect or an interruption undoes the whole transaction.
   yield* add("bread").pipe(Effect.zipRight(Effect.fail("no")), Db.withTransaction(), Effect.flip)
   yield* Console.log(`failed: ${yield* shown}`)
 
-  // A nested transaction is a savepoint: its failure can be caught, and the outer one goes on.
+  // A nested transaction is a savepoint: its failure can be caught, and the outer transaction continues.
   yield* Effect.gen(function* () {
     yield* add("bread")
     yield* add("milk").pipe(
@@ -31,7 +31,7 @@ const program = Effect.gen(function* () {
   }).pipe(Db.withTransaction())
   yield* Console.log(`outer: ${yield* shown}`)
 
-  // Two that read and then write the same cannot both be right: the server refuses one, which is run again as a whole.
+  // If two serializable transactions read and write the same rows, the server refuses one, which is run again as a whole.
   let attempts = 0
   const finish = Effect.gen(function* () {
     attempts++

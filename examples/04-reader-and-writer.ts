@@ -1,4 +1,4 @@
-/** Reads on a replica, writes on the primary, and what a read is sure to see. */
+/** Reads on a replica, writes on the primary, and the writes that a read is certain to see. */
 import { Console, Effect, Schedule } from "effect"
 import { Consistency, DatabaseError, UnitOfWork } from "effect-db"
 import { Db, ReplicatedLive } from "./databases.js"
@@ -7,7 +7,7 @@ import * as Todos from "./todos.js"
 
 const titles = Effect.map(Todos.list, (todos) => todos.map(({ title }) => title).join(", ") || "nothing")
 
-/** Which server a reader reads from. */
+/** Returns the kind of server that serves the reads of `Db.reader`. */
 const readsFrom = Effect.gen(function* () {
   const sql = yield* Db.reader
   const [row] = yield* sql<{ replica: boolean }>`SELECT pg_is_in_recovery() AS replica`
@@ -17,28 +17,28 @@ const readsFrom = Effect.gen(function* () {
 const program = Effect.gen(function* () {
   yield* Console.log(`reader: ${yield* readsFrom}`)
 
-  // Within a unit of work reads stay on a replica until it writes. Then they run in its transaction, and see what it wrote.
+  // Reads in a unit of work go to a replica until the unit writes. Later reads run in its transaction and see its writes.
   yield* Effect.gen(function* () {
     yield* Console.log(`before the write: ${yield* titles}`)
     yield* Todos.add({ title: "milk", done: false })
     yield* Console.log(`after the write: ${yield* titles}, from ${yield* readsFrom}`)
   }).pipe(UnitOfWork.run())
 
-  // What others have committed is certain to be seen on the primary only.
+  // Only reads on the primary are certain to see what other programs have committed.
   const strong = Db.withConsistency(Effect.zip(titles, readsFrom), Consistency.Strong())
   yield* Console.log(`strong: ${(yield* strong).join(", from ")}`)
 
-  // A replica has it a moment later.
+  // A replica has the row a moment later.
   const later = Effect.repeat(titles, { until: (all) => all === "milk", schedule: Schedule.spaced("10 millis") })
   yield* Console.log(`eventually: ${yield* Effect.zipRight(later, titles)}`)
 
-  // What a session has written its reads see, from a replica that has it.
+  // Reads in a causal session see the session's writes, on a replica that has them.
   const session = Consistency.makeSession({ maxWait: "5 seconds" })
   yield* Todos.add({ title: "eggs", done: false }).pipe(Consistency.withSession(session))
   const own = Effect.zip(titles, readsFrom).pipe(Consistency.withSession(session))
   yield* Console.log(`in a session: ${(yield* own).join(", from ")}`)
 
-  // A reader cannot write, whatever the statement looks like: the server refuses it.
+  // A reader cannot write, even by a SELECT with a WITH clause: the server refuses the statement.
   const write = Effect.flatMap(Db.reader, (sql) => sql`WITH gone AS (DELETE FROM todo RETURNING id) SELECT * FROM gone`)
   const refused = yield* Effect.flip(DatabaseError.refine(write))
   yield* Console.log(`a write through the reader: ${refused._tag}`)

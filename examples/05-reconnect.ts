@@ -1,4 +1,4 @@
-/** Connections that are lost: the rows that are stored, the errors, and the retries. */
+/** Lost connections: the rows that are stored, the errors, and the retries. */
 import { Console, Effect } from "effect"
 import { DatabaseError } from "effect-db"
 import { DatabasesLive, Db } from "./databases.js"
@@ -13,10 +13,10 @@ const pid = Effect.gen(function* () {
   return row?.pid ?? 0
 })
 
-/** Has the server end a connection, as an administrator, a restart or a failover does. */
+/** Makes the server end a connection, as an administrator, a restart or a failover does. */
 const kill = (pid: number) => Effect.flatMap(Db.writer, (sql) => sql`SELECT pg_terminate_backend(${pid}, 5000)`)
 
-/** Adds a todo; the connection is lost before the transaction's end, as often as is said. */
+/** Adds a todo. In the first `losses` attempts the connection is lost before the end of the transaction. */
 const add = (title: string, losses: number) => {
   let attempts = 0
   return Effect.gen(function* () {
@@ -27,7 +27,7 @@ const add = (title: string, losses: number) => {
 }
 
 const program = Effect.gen(function* () {
-  // An idle connection is lost: it is replaced, and no statement fails.
+  // An idle connection that is lost is replaced, and no statement fails.
   const [ours, theirs] = yield* Db.withTransaction(
     Effect.gen(function* () {
       const ours = yield* pid
@@ -41,11 +41,11 @@ const program = Effect.gen(function* () {
     `idle: ${all.includes(theirs) ? "used" : "replaced"}, ${ours === theirs ? "one" : "two"} were open`
   )
 
-  // In a transaction: nothing of it is stored, and the failure says so.
+  // If the connection of a transaction is lost, nothing is stored, and the outcome of the error says so.
   const lost = yield* add("milk", 1).pipe(Db.withTransaction(), DatabaseError.refine, Effect.flip)
   yield* Console.log(`in a transaction: ${lost._tag}, ${"outcome" in lost ? lost.outcome : "?"}, ${yield* count}`)
 
-  // The same, where the transaction may be run again: it does, as a whole, on another connection.
+  // With `retry`, the whole transaction runs again on another connection.
   const attempts = yield* Db.withTransaction(add("eggs", 1), { retry: true })
   yield* Console.log(`with retry: ${attempts} attempts, ${yield* count}`)
 })

@@ -1,6 +1,6 @@
 /**
- * An Effect HTTP server: each request is one unit of work, and the response follows its commit.
- * Ctrl-C ends the server; with `--once` it sends requests to itself and ends.
+ * An Effect HTTP server: each request is one unit of work, and the response is sent after its commit. Ctrl-C ends the server; with
+ * `--once` it sends requests to itself and ends.
  */
 import { createServer } from "node:http"
 import { HttpRouter, HttpServer, HttpServerRequest, HttpServerResponse } from "@effect/platform"
@@ -39,7 +39,7 @@ const server = createServer()
 
 const Http = HttpServer.serve(router).pipe(
   Layer.provide(NodeHttpServer.layer(() => server, { host, port })),
-  // the databases are open before the first request, and until the last one is answered
+  // the databases are open before the first request, and until the last request is answered
   Layer.provide(DatabasesLive)
 )
 

@@ -1,6 +1,6 @@
 /**
- * Express 5: plain async handlers, each request one unit of work.
- * Ctrl-C ends the server; with `--once` it sends requests to itself and ends.
+ * Express 5 with plain async handlers: each request is one unit of work. Ctrl-C ends the server; with `--once` it sends requests to
+ * itself and ends.
  */
 
 import { DatabaseRuntime } from "effect-db"
@@ -16,7 +16,7 @@ const sql = runtime.databases.db.writer
 
 const app = express()
 app.use(express.json())
-// After what reads the body. From here on statements share one transaction, and the response waits for its commit.
+// After the body parser. The statements of the handlers below share one transaction, and the response waits for its commit.
 app.use(runtime.middleware())
 
 app.post("/todos", async (request, response) => {
@@ -27,10 +27,10 @@ app.post("/todos", async (request, response) => {
 
 app.post("/todos/broken", async (request) => {
   await sql`INSERT INTO todo ${sql.insert({ title: request.body.title })}`
-  throw new Error("after the insert") // answered below, and nothing is stored
+  throw new Error("after the insert") // `failed` answers, and nothing is stored
 })
 
-// Effects run in the same unit of work.
+// Effects run in the unit of work of the request, too.
 app.get("/todos", async (_, response) => {
   response.json(await runtime.runPromise(Todos.list))
 })
@@ -42,7 +42,7 @@ const failed: ErrorRequestHandler = (error, _request, response, _next) => {
 app.use(failed)
 
 main(async (signal) => {
-  // before the first request, so that a wrong setting is seen at the start
+  // before the first request, so that a wrong setting is reported at the start
   await runtime.open()
   try {
     const server = app.listen(port, host)

@@ -1,6 +1,6 @@
 /**
- * Fastify 5: its hooks open and close the databases, and one opens the unit of work.
- * Ctrl-C ends the server; with `--once` it sends requests to itself and ends.
+ * Fastify 5: its hooks open and close the databases and begin the unit of work. Ctrl-C ends the server; with `--once` it sends requests
+ * to itself and ends.
  */
 
 import { DatabaseRuntime } from "effect-db"
@@ -18,7 +18,7 @@ const app = fastify({ forceCloseConnections: "idle" })
 app.addHook("onReady", () => runtime.open())
 app.addHook("onClose", () => runtime.close())
 
-// The last hook before the handler: the body has been read by then. What the handler does is one unit of work.
+// `preHandler` is the last hook before the handler, after the body has been read. The handler is one unit of work.
 const inUnit = runtime.middleware()
 app.addHook("preHandler", (request, reply, done) => inUnit(request.raw, reply.raw, done))
 
@@ -29,7 +29,7 @@ app.post<{ Body: Todos.NewTodo }>("/todos", async ({ body }, reply) => {
 
 app.post<{ Body: Todos.NewTodo }>("/todos/broken", async ({ body }) => {
   await sql`INSERT INTO todo ${sql.insert({ title: body.title })}`
-  throw new Error("after the insert") // answered below, and nothing is stored
+  throw new Error("after the insert") // the error handler answers, and nothing is stored
 })
 
 app.setErrorHandler((error, _, reply) => {
@@ -37,7 +37,7 @@ app.setErrorHandler((error, _, reply) => {
   return reply.status(status).send(body)
 })
 
-// Effects run in the same unit of work.
+// Effects run in the unit of work of the request, too.
 app.get("/todos", () => runtime.runPromise(Todos.list))
 
 main(async (signal) => {

@@ -1,6 +1,6 @@
 /**
- * Hono, and whatever else takes a `Request` and gives a `Response`: a handler in a unit of work.
- * Ctrl-C ends the server; with `--once` it sends requests to itself and ends.
+ * Hono, as an example of all frameworks that turn a `Request` into a `Response`: each request is one unit of work. Ctrl-C ends the
+ * server; with `--once` it sends requests to itself and ends.
  */
 import type { Server } from "node:http"
 import { serve } from "@hono/node-server"
@@ -26,10 +26,10 @@ app.post("/todos", async (context) => {
 app.post("/todos/broken", async (context) => {
   const { title } = await context.req.json<Todos.NewTodo>()
   await sql`INSERT INTO todo ${sql.insert({ title })}`
-  throw new Error("after the insert") // answered below, and nothing is stored
+  throw new Error("after the insert") // `onError` answers, and nothing is stored
 })
 
-// Effects run in the same unit of work.
+// Effects run in the unit of work of the request, too.
 app.get("/todos", async (context) => context.json(await runtime.runPromise(Todos.list)))
 
 app.onError((error, context) => {
@@ -37,13 +37,13 @@ app.onError((error, context) => {
   return context.json(body, status)
 })
 
-// Around the whole app. The response is given when the commit is answered, or another one in its place.
+// Around the whole app. The response is returned after the commit; if the commit fails, an error response replaces it.
 const fetch = runtime.handler(app.fetch)
 
 main(async (signal) => {
   await runtime.open()
   try {
-    // without options for HTTP/2 it is a server of HTTP/1
+    // the cast: without options for HTTP/2 it is a server of HTTP/1
     const server = serve({ fetch, hostname: host, port }) as Server
     await serveUntil(signal, await listening(server))
     await closed(server)

@@ -1,4 +1,4 @@
-/** Opened and closed by hand, in several places: it is counted, and only the last one closes. */
+/** Databases that several parts of a program open and close: the calls are counted, and only the last `close` closes them. */
 import { DatabaseRuntime } from "effect-db"
 import { DatabasesLive, Db } from "./databases.js"
 import { main } from "./main.js"
@@ -11,12 +11,12 @@ const count = async (): Promise<string> => {
     const [row] = await db.writer<{ n: number }>`SELECT count(*)::int AS n FROM todo`
     return `${row?.n} stored`
   } catch (error) {
-    // types cannot tell whether it is open; the error can, and names the database
+    // no type shows if the database is open; the error says so, and names the database
     return error instanceof Error ? error.message : String(error)
   }
 }
 
-/** A part of a program that may run on its own, or with others that need the same. */
+/** Runs a part of a program, which may run alone, or beside other parts that use the same databases. */
 const part = async (title: string): Promise<void> => {
   await runtime.open()
   try {
@@ -31,7 +31,7 @@ main(async () => {
 
   await runtime.open()
   try {
-    // they find it open, and leave it open
+    // the databases are open before and after each part
     await Promise.all([part("milk"), part("eggs"), part("bread")])
     console.log(`between: ${await count()}`)
   } finally {

@@ -6,7 +6,7 @@ import { Config, Console, Effect } from "effect"
 import { DatabasesLive, Db } from "./databases.js"
 import { runMain } from "./main.js"
 
-/** The connection that this process or thread has, by its process on the server; and how many have stored something. */
+/** Returns the backend process of the connection of this process or thread, and the number of stored titles. */
 const state = Effect.gen(function* () {
   const sql = yield* Db.writer
   const [row] = yield* sql<{ pid: number; n: number }>`
@@ -18,7 +18,7 @@ const work = Effect.gen(function* () {
   const sql = yield* Db.writer
   yield* sql`INSERT INTO todo ${sql.insert({ title: `by connection ${(yield* state).pid}` })}`
   yield* Console.log(`${isMainThread ? "a process" : "a thread"} has stored one on a connection of its own`)
-  // its channel to the parent would keep it alive
+  // the channel to the parent would keep the process alive
   cluster.worker?.disconnect()
 })
 
@@ -31,7 +31,7 @@ const ended = (worker: EventEmitter, stop: () => unknown) =>
     return Effect.sync(stop)
   })
 
-// In JavaScript this is `new Worker(new URL(import.meta.url), { env })`; a thread has to be told how to read TypeScript.
+// In JavaScript this is `new Worker(new URL(import.meta.url), { env })`; here the thread registers a loader for TypeScript.
 const code = `import("tsx/esm/api").then(({ register }) => { register(); return import(${JSON.stringify(import.meta.url)}) })`
 
 const parent = Effect.gen(function* () {
@@ -41,7 +41,7 @@ const parent = Effect.gen(function* () {
   const thread = new Worker(code, { eval: true, execArgv: [], env })
   const all = [...processes.map((one) => ended(one, () => one.kill())), ended(thread, () => thread.terminate())]
   yield* Effect.all(all, { concurrency: "unbounded" })
-  const { n, pid } = yield* state // in the transaction that was open all the while
+  const { n, pid } = yield* state // in the transaction that was open while the workers ran
   yield* Console.log(
     `stored: ${n}, by ${n} connections; the parent ${pid === before.pid ? "still has" : "lost"} its own`
   )

@@ -1,4 +1,4 @@
-/** Tests on a real server: each in a transaction that is rolled back, around whatever the application commits. */
+/** Tests on a real server: each runs in a transaction that is rolled back, with the transactions of the application inside. */
 import { assert, layer } from "@effect/vitest"
 import { Effect } from "effect"
 import { DatabaseError, TestDatabase } from "effect-db"
@@ -7,8 +7,8 @@ import * as Todos from "./todos.js"
 
 const milk = { title: "milk", done: false }
 
-// The server is started once for the block, and each test is provided with a sandbox of its own. Without the test services the clock is
-// the real one: under a TestClock no pause of a retry and no timeout ends.
+// The server is started once for the block, and each test has a sandbox of its own. Without the test services the clock is real: with a
+// TestClock, pauses of retries and timeouts would never end.
 layer(DatabasesLive, { timeout: "1 minute", excludeTestServices: true })("the todos", (it) => {
   const sandbox = Effect.provide(TestDatabase.layer(Db))
 
@@ -22,7 +22,7 @@ layer(DatabasesLive, { timeout: "1 minute", excludeTestServices: true })("the to
 
   it.effect("a title is refused the second time, and a transaction that fails stores nothing", () =>
     Effect.gen(function* () {
-      // nothing is there of the other test
+      // the rows of the other test are rolled back
       assert.deepStrictEqual(yield* Todos.list, [])
       const twice = Db.withTransaction(Effect.zipRight(Todos.add(milk), Todos.add(milk)))
       const error = yield* Effect.flip(DatabaseError.refine(twice))

@@ -1,4 +1,4 @@
-/** Loads a CSV file with the application's own models, outside of the application: all of the file, or nothing. */
+/** Loads a CSV file with the application's models, in a program of its own: all of the file, or nothing. */
 import { createReadStream } from "node:fs"
 import { pipeline } from "node:stream"
 import { fileURLToPath } from "node:url"
@@ -11,7 +11,7 @@ import * as Todos from "./todos.js"
 
 const file = process.argv[2] ?? fileURLToPath(new URL("todos.csv", import.meta.url))
 
-/** The application's model, as a file can write it: everything is a text. */
+/** The application's model for a line of the file, in which each field is a text. */
 const Line = Schema.Struct({
   ...Todos.NewTodo.fields,
   done: Schema.BooleanFromString.annotations({ message: () => ({ message: "expected true or false", override: true }) })
@@ -21,7 +21,7 @@ const decode = Schema.decodeUnknown(Line)
 
 const lines = Stream.suspend(() => {
   const parser = parse({ bom: true, columns: true, info: true })
-  // the parser fails with whatever fails before it
+  // an error of the file is reported by the parser
   pipeline(createReadStream(file), parser, () => {})
   return Stream.fromAsyncIterable<{ info: { lines: number }; record: unknown }, Error>(parser, (cause) =>
     cause instanceof Error ? cause : new Error(String(cause))
@@ -35,11 +35,11 @@ const todos = Stream.mapEffect(lines, ({ info, record }) =>
   })
 )
 
-/** Written to a terminal, and nowhere else. */
+/** Prints the progress if stderr is a terminal. */
 const progress = ({ rows }: Copy.Progress) =>
   Effect.sync(() => process.stderr.isTTY && process.stderr.write(`${rows} todos so far\n`))
 
-/** COPY stores the file, however long it is, as fast as the server takes it; its transaction all of it or nothing. */
+/** Stores the file with one COPY, in one transaction. The file is read as fast as the server accepts the rows. */
 const load = Effect.flatMap(Db.writer, (sql) =>
   sql.copyFrom("todo", ["title", "done"], todos, { onProgress: progress })
 ).pipe(

@@ -1,4 +1,4 @@
-/** Requests and their results, case by case: the rows that are stored and the response. In the last three, other programs lose something. */
+/** Prints a table of requests with the rows that each stores and its response. */
 import { HttpApp, HttpServerResponse } from "@effect/platform"
 import { Console, Effect, Fiber, Logger, LogLevel } from "effect"
 import { RequestTransaction, UnitOfWork } from "effect-db"
@@ -14,7 +14,7 @@ const addAndFail = Effect.zipRight(add, Effect.fail("undone"))
 const event = Effect.flatMap(Audit.writer, (log) => log`INSERT INTO event VALUES ('added', 'the same')`)
 const answer = (status: number) => HttpServerResponse.empty({ status })
 
-/** The steps of a handler in their order, and its end. */
+/** The cases by name: the steps of a handler in their order, and its last step, which returns the response. */
 const cases: Record<string, readonly [Step<unknown>[], Step<HttpServerResponse.HttpServerResponse>]> = {
   "an insert": [[add], answer(200)],
   "a redirection": [[add], answer(304)],
@@ -30,7 +30,7 @@ const cases: Record<string, readonly [Step<unknown>[], Step<HttpServerResponse.H
   "five tasks at once": [[Effect.all([add, add, add, add, add], { concurrency: 5 })], answer(200)],
   "the second COMMIT refused": [[add, event, event], answer(200)],
   "a task of its own": [[add, Effect.flatMap(Effect.forkDaemon(UnitOfWork.outside(add)), Fiber.join)], answer(500)],
-  // a server does this to a request whose client is gone
+  // a server interrupts a request if its client has disconnected
   "the request is interrupted": [[add], Effect.interrupt]
 }
 
@@ -54,5 +54,5 @@ const program = Effect.gen(function* () {
   }
 })
 
-// a COMMIT that is refused is logged; here it is a line of the table
+// without the log, because the table already shows the refused COMMIT
 runMain(program.pipe(Effect.provide(DatabasesLive), Logger.withMinimumLogLevel(LogLevel.None)))

@@ -1,4 +1,4 @@
-/** A shell with the databases connected: `await db.writer\`SELECT now()\`` at its prompt. Ctrl-D, or `.exit`, closes them. */
+/** A shell with open databases: `await db.writer\`SELECT now()\`` at its prompt. Ctrl-D, or `.exit`, closes the databases. */
 import { once } from "node:events"
 import { start } from "node:repl"
 import { DatabaseRuntime } from "effect-db"
@@ -14,12 +14,12 @@ main(async (signal) => {
   const names = Object.keys(runtime.databases).join(", ")
   console.log(`connected: ${names}; several statements as one: await unitOfWork(async () => { ... })`)
   const { isTTY } = process.stdin
-  // Ctrl-C interrupts the line that runs
+  // Ctrl-C interrupts the running line
   const shell = start({ prompt: isTTY ? "> " : "", breakEvalOnSigint: isTTY })
   const unitOfWork = <A>(code: () => Promise<A>) => runtime.unitOfWork(code, { signal: ending.signal })
   Object.assign(shell.context, runtime.databases, { unitOfWork })
   await Promise.race([once(shell, "exit"), once(signal, "abort")])
-  // what is open then is rolled back, and no line is read any more
+  // open units of work are rolled back, and no further line is read
   ending.abort()
   process.stdin.destroy()
 })

@@ -1,4 +1,4 @@
-/** Code that cannot wait, as a template's helper or an old library: it is blocked, while a thread asks the database for it. */
+/** Code that cannot await, such as a helper of a template or an old library: it is blocked while another thread uses the database. */
 import { DatabaseError } from "effect-db"
 import { connect } from "./sync/connect.js"
 import { main } from "./sync/main.js"
@@ -6,7 +6,7 @@ import type { Functions } from "./sync/todos.js"
 
 const databases = connect<Functions>(new URL("./sync/todos.ts", import.meta.url))
 
-// plain functions, which give what there is
+// plain functions that return values, not promises
 const add = (title: string): void => void databases.call("add", title)
 const titles = (): string => {
   const todos = databases.call("list")
@@ -14,12 +14,12 @@ const titles = (): string => {
 }
 
 main(() => {
-  // opened once; each call uses what is open, and the end of the block closes it
+  // opened once for all calls, and closed at the end of the block
   using _ = databases.open()
   add("milk")
   console.log(`stored: ${titles()}`)
 
-  // several calls, all or nothing
+  // several calls that are stored together, or not at all
   try {
     databases.unitOfWork(() => {
       add("eggs")
@@ -27,12 +27,12 @@ main(() => {
       add("milk")
     })
   } catch (error) {
-    // it has come from the other thread as what it is
+    // an error of the other thread has its class here, too
     if (!DatabaseError.isDatabaseError(error)) throw error
     console.log(`failed (${error._tag}): ${titles()}`)
   }
 
-  // a part of a program that may run on its own, or, as here, in another
+  // a part of a program that may run alone, or, as here, inside of another unit of work
   const part = () => {
     using _ = databases.open()
     databases.unitOfWork(() => add("bread"))

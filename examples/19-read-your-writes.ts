@@ -13,7 +13,7 @@ import { runMain } from "./main.js"
 import { host, hurry, isOnce, listening, port, serveUntil } from "./requests.js"
 import * as Todos from "./todos.js"
 
-/** The kind of server that serves a reader. */
+/** Returns the kind of server that serves the reads of `Db.reader`. */
 const from = Effect.gen(function* () {
   const sql = yield* Db.reader
   const [row] = yield* sql<{ replica: boolean }>`SELECT pg_is_in_recovery() AS replica`
@@ -40,7 +40,7 @@ const router = HttpRouter.empty.pipe(
   HttpRouter.use(RequestTransaction.middleware())
 )
 
-// COOKIE_SECRET has to be the same in all processes of a service; a random secret is enough for one process
+// COOKIE_SECRET must be the same in all processes of a service; a random secret is enough for one process
 const secret = Config.redacted("COOKIE_SECRET").pipe(Config.withDefault(Redacted.make(randomBytes(32).toString("hex"))))
 
 const server = createServer()

@@ -1,4 +1,4 @@
-/** Responses to failures in the examples with plain handlers. They hold no text of the database. */
+/** Responses to failures in the examples with plain handlers. They do not contain messages of the database. */
 import { ParseResult } from "effect"
 import { DatabaseError } from "effect-db"
 
@@ -6,7 +6,7 @@ type Refusal = { readonly status: 400 | 409 | 500; readonly body: { readonly err
 
 export const answerOf = (error: unknown): Refusal => {
   const isBad = error instanceof SyntaxError || ParseResult.isParseError(error)
-  // as frameworks mark what they could not read
+  // frameworks mark an unreadable body in this way
   const isRefused = error instanceof Error && "statusCode" in error && error.statusCode === 400
   if (isBad || isRefused) return { status: 400, body: { error: "expected JSON with a title" } }
   if (DatabaseError.isDatabaseError(error) && error._tag === "UniqueViolation")

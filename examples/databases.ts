@@ -1,4 +1,4 @@
-/** The databases of the examples, as an application has them in a module of its own, with one table each. */
+/** The databases of the examples, with one table each. An application has such a module, too. */
 import { Config, Effect, Layer, Schedule } from "effect"
 import { Database } from "effect-db"
 import { dropped } from "./main.js"
@@ -30,12 +30,15 @@ const createEvents = Effect.flatMap(
 const drop = Effect.flatMap(Db.writer, (sql) => sql`DROP TABLE todo`)
 const dropEvents = Effect.flatMap(Audit.writer, (sql) => sql`DROP TABLE event`)
 
-/** A replica has a table a moment after the primary. */
+/** Waits until the reader has the table: a replica has it a moment after the primary. */
 const isReplicated = Effect.flatMap(Db.reader, (sql) => sql`SELECT FROM todo`).pipe(
   Effect.retry(Schedule.intersect(Schedule.spaced("20 millis"), Schedule.recurs(500)))
 )
 
-/** An application has migrations. Here the tables go as they came; tables of these names that were there already are not touched. */
+/**
+ * Creates the tables, and drops them at the end. It fails if a table exists already, and does not drop that table. An application has
+ * migrations instead.
+ */
 const Tables = Layer.scopedDiscard(
   Effect.acquireRelease(create, () => dropped("todo", drop)).pipe(
     Effect.zipRight(Effect.acquireRelease(createEvents, () => dropped("event", dropEvents))),
@@ -43,7 +46,7 @@ const Tables = Layer.scopedDiscard(
   )
 )
 
-/** Everything that an example needs: servers, databases, tables. */
+/** The servers, databases and tables of an example. */
 export const DatabasesLive = Tables.pipe(
   Layer.provideMerge(Layer.mergeAll(Db.layerConfig({ writer }), AuditLive)),
   Layer.provide(server())

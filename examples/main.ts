@@ -3,13 +3,13 @@ import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import { Cause, Console, Effect, Exit } from "effect"
 import { DatabaseError } from "effect-db"
 
-/** An error of a database says all that there is to say; others may only be the wrapping of one. */
+/** Returns the message of an error. The message of a database error is complete; another error may only wrap its cause. */
 export const explain = (error: unknown): string => {
   if (!(error instanceof Error)) return String(error)
   return error.cause instanceof Error && !DatabaseError.isDatabaseError(error) ? explain(error.cause) : error.message
 }
 
-/** Drops a table at the end, and says so if it could not: a server that is down then keeps it. */
+/** Drops a table at the end, and prints an error if it could not, for example because the server is down. */
 export const dropped = <E, R>(table: string, self: Effect.Effect<unknown, E, R>) =>
   self.pipe(
     Effect.interruptible,
@@ -17,7 +17,10 @@ export const dropped = <E, R>(table: string, self: Effect.Effect<unknown, E, R>)
     Effect.catchAll((error) => Console.error(`error: table ${table} was not dropped: ${explain(error)}`))
   )
 
-/** `NodeRuntime.runMain`, which ends the program's layers with Ctrl-C, with errors in one line. To a server Ctrl-C is its end, and no failure. */
+/**
+ * Runs a program with `NodeRuntime.runMain`, which releases its layers on Ctrl-C, and prints an error as one line. For a server, Ctrl-C is
+ * the normal end and no failure.
+ */
 export const runMain = <A, E>(program: Effect.Effect<A, E>, { isServer = false } = {}): void =>
   program.pipe(
     Effect.tapErrorCause((cause) =>
@@ -33,7 +36,7 @@ export const runMain = <A, E>(program: Effect.Effect<A, E>, { isServer = false }
     })
   )
 
-/** The same for plain code, which is told of Ctrl-C by a signal: how to end then is left to it. A second Ctrl-C waits for nothing. */
+/** Runs plain code. On Ctrl-C the signal aborts, and the code must end by itself. A second Ctrl-C ends the process at once. */
 export const main = (program: (signal: AbortSignal) => Promise<unknown>): void => {
   const controller = new AbortController()
   for (const name of ["SIGINT", "SIGTERM"]) process.once(name, () => controller.abort())

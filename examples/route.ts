@@ -1,11 +1,11 @@
-/** A module as serverless platforms and Next.js have it: it exports handlers, and has no start or end of its own. */
+/** A module for serverless platforms or Next.js: it exports handlers, and has no start or end of its own. */
 import { Schema } from "effect"
 import { DatabaseRuntime } from "effect-db"
 import { answerOf } from "./answers.js"
 import { DatabasesLive, Db } from "./databases.js"
 import * as Todos from "./todos.js"
 
-// Opened by the first request, once. A development server loads this module again with each change: it finds the runtime there.
+// The first request opens the databases. A development server loads this module again after each change, and gets the same runtime.
 export const runtime = DatabaseRuntime.shared("todos", () =>
   DatabaseRuntime.make({ db: Db }, DatabasesLive, { lazy: true })
 )

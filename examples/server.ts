@@ -1,11 +1,11 @@
 /**
- * The settings of the examples. Each runs without any: where `DATABASE_URL` is not set, a PostgreSQL of its own comes and goes with the
- * program. `DATABASE_READER_URLS` (with commas between them) and `AUDIT_DATABASE_URL` may be set as well.
+ * The settings of the examples. All are optional: if `DATABASE_URL` is not set, an example starts its own PostgreSQL and stops it at its
+ * end. With `DATABASE_URL`, `DATABASE_READER_URLS` (separated by commas) and `AUDIT_DATABASE_URL` may be set as well.
  */
 import { Config, ConfigProvider, Effect, Layer, Redacted } from "effect"
 import { EmbeddedPostgres } from "effect-db"
 
-// an empty variable is one that is not set
+// an empty variable counts as not set
 const variable = (name: string) => Config.withDefault(Config.string(name), "")
 
 const urls = (replicas: number) =>
@@ -23,7 +23,7 @@ const urls = (replicas: number) =>
     }
   })
 
-/** Makes the settings available to every layer built on this one. */
+/** Provides the settings as `Config` to the layers that this layer is provided to. */
 export const server = ({ replicas = 0 } = {}) =>
   Layer.unwrapScoped(
     Effect.map(urls(replicas), ({ audit, readers, writer }) => {

@@ -1,4 +1,4 @@
-/** A module of an application: a model, and what is done with it. Handlers, tests and the CSV loader use the same one. */
+/** A module of an application: a model and its functions. The handlers, the tests and the CSV loader use it. */
 import { Effect, Schema } from "effect"
 import { Db } from "./databases.js"
 
@@ -13,9 +13,9 @@ export const Todo = Schema.Struct({ id: Schema.Int, ...NewTodo.fields })
 
 export type Todo = typeof Todo.Type
 
-/** Stores them; the caller's transaction says when. */
+/** Stores todos, in the transaction of the caller if there is one. */
 export const add = (...todos: ReadonlyArray<NewTodo>) =>
   Effect.flatMap(Db.writer, (sql) => sql<Todo>`INSERT INTO todo ${sql.insert([...todos])} RETURNING id, title, done`)
 
-/** All of them, from a replica where there is one; what this unit of work has written is among them. */
+/** Returns all todos, from a replica if there is one, including those that this unit of work has written. */
 export const list = Effect.flatMap(Db.reader, (sql) => sql<Todo>`SELECT id, title, done FROM todo ORDER BY id`)

@@ -1,8 +1,8 @@
 /**
- * Consistency of reads: the writes that a read must see. These are the writes of all clients, those
- * of the program itself, or those that a token proves.
+ * Consistency of reads: the writes that a read must see. A read may require the writes of all
+ * clients, those of the program itself, those that a token proves, or none.
  *
- * The default is `ReadYourWrites`, within a unit of work. A causal session extends it over several
+ * The default is `ReadYourWrites`, within a unit of work. A causal session extends it to several
  * units, requests and processes: {@link makeSession}, {@link withSession}, {@link encodeSession}.
  *
  * @since 0.1.0
@@ -33,8 +33,9 @@ const Lsn = Schema.transform(
  * A position in the history of a database: a server that has reached it has everything that was
  * committed before the token was taken.
  *
- * A token does not expire. A server has reached it or not. A history that branched off before it,
- * for example by a failover, is refused with `TokenFromLostTimeline`.
+ * A token does not expire. If the history of the database has branched off before the token, for
+ * example by a failover, no replica reaches it: a read that requires the token goes to the primary,
+ * or fails with `TokenFromLostTimeline`.
  *
  * @see {@link Consistency} for `AtLeast`, which requires one
  * @see {@link makeSession} to begin a session with tokens
@@ -92,7 +93,7 @@ export type Consistency = Data.TaggedEnum<{
      */
     readonly maxWait?: Duration.DurationInput | undefined
     /**
-     * The end of a read for which no replica has caught up.
+     * The fallback if no replica has caught up: the read goes to the primary, or fails.
      *
      * @default "primary"
      */
@@ -136,13 +137,13 @@ export class CurrentConsistency extends Context.Reference<CurrentConsistency>()(
 
 const defaultMaxWaitMillis = 50
 
-/** @internal Returns the longest wait of a read for a replica, in ms. */
+/** @internal Converts the longest wait of a read for a replica to ms; the default is 50 ms. */
 export const waitOf = (maxWait: Duration.DurationInput | undefined): number =>
   maxWait === undefined ? defaultMaxWaitMillis : Duration.toMillis(maxWait)
 
 /**
- * Checks if a token proves all writes that another one proves, because it is later in the same
- * history.
+ * Checks if a token proves all writes that another one proves: both are of one cluster, and the
+ * token is at the same position or later. A higher timeline counts as later.
  */
 const isAfter = (one: Token, other: Token): boolean =>
   one.systemId === other.systemId &&
@@ -152,12 +153,12 @@ const isAfter = (one: Token, other: Token): boolean =>
  * A causal session, which records the writes that later reads of the same client must see: in other
  * units of work, after the end of a request, or in another process.
  *
- * Each COMMIT in it gives it a token, and each read by `ReadYourWrites` in it sees at least what
- * its tokens prove. It keeps the newest token of each database, or `"unknown"` after a write if its
- * position could not be determined; then the primary is read, and reports its position. A
- * transaction of a reader sees the writes that were known at its first statement. A session inside
- * of another one is independent: the session around it, that of a request included, does not get
- * its writes.
+ * Each COMMIT in the session adds a token, and each read by `ReadYourWrites` in it sees at least the
+ * writes that the tokens prove. The session stores the newest token of each database, or `"unknown"`
+ * after a write whose position could not be determined. Reads then go to the primary, which reports
+ * its position. A transaction of a reader sees the writes that were known at its first statement.
+ * A session inside of another session is independent: the outer session, such as that of a request,
+ * does not get its writes.
  *
  * @see {@link makeSession} and {@link decodeSession} create it
  * @see {@link withSession} runs an effect in it
@@ -174,16 +175,16 @@ export class Session {
   /** @internal Called after a change. */
   onChange: (() => void) | undefined = undefined
   private loaded: Map<string, Token | "unknown"> | undefined = undefined
-  /** Counts the queries of a position, and the writes without a position. */
+  /** Logical clock: the number of position queries and of writes at an unknown position. */
   private clock = 0
-  /** The time of the last write without a known position, by database. */
+  /** The logical time of the last write at an unknown position, by database. */
   private readonly unknownSince = new Map<string, number>()
-  /** The number of writers that do not report their writes, by database. */
+  /** The number of open periods in which writes are not reported, by database. */
   private readonly unreported = new Map<string, number>()
 
   /**
-   * Creates a session; programs use {@link makeSession}. `load` returns its first tokens when they
-   * are needed.
+   * Creates a session; programs use {@link makeSession}. `load` returns the first tokens, and is
+   * called once, when they are needed.
    */
   constructor(
     private readonly load: () => Iterable<readonly [database: string, Token | "unknown"]>,
@@ -197,14 +198,15 @@ export class Session {
     return this.all
   }
 
-  /** @internal Begins a position query, and returns its time. The answer counts from that time. */
+  /** @internal Advances the logical clock for a position query, and returns the query's time. */
   beginQuery(): number {
     return ++this.clock
   }
 
   /**
-   * @internal Records a write. `read` is a position after the write, if it is known, and
-   * `queriedAt` the time of its query.
+   * @internal Records a position that the database has reached, or, without `read`, a write at an
+   * unknown position. `queriedAt` is the logical time of the position query. A position is ignored
+   * if a newer one is known, or if a write at an unknown position may be later.
    */
   record(database: string, read: ConstructorParameters<typeof Token>[0] | undefined, queriedAt: number): void {
     // a server's own position needs no validation
@@ -227,7 +229,7 @@ export class Session {
     return () => count(-1)
   }
 
-  /** Checks if a position that was queried at a time is after all writes without a position. */
+  /** Checks if a position queried at that time is after all writes at an unknown position. */
   private isCovered(database: string, queriedAt: number): boolean {
     return (this.unreported.get(database) ?? 0) === 0 && queriedAt > (this.unknownSince.get(database) ?? 0)
   }
@@ -238,7 +240,7 @@ export class Session {
   }
 }
 
-/** Returns the newest token of each database; tokens of several clusters cannot be compared. */
+/** Returns the newest token of each database; `"unknown"` if its tokens are of several clusters. */
 const newest = (tokens: Iterable<Token>): ReadonlyMap<string, Token | "unknown"> => {
   const all = new Map<string, Token | "unknown">()
   for (const token of tokens) {
@@ -268,9 +270,10 @@ export interface SessionOptions {
 }
 
 /**
- * Creates a causal session that begins with the newest of some tokens of each database.
+ * Creates a causal session with the newest of the given tokens of each database.
  *
- * Tokens of one database that are of several clusters cannot be compared: its primary is read then.
+ * If the tokens of one database are of several clusters, they cannot be compared, so its reads go to
+ * the primary.
  *
  * @see {@link decodeSession} for a session from outside
  * @see {@link withSession} to run an effect in it
@@ -341,8 +344,8 @@ export const withSession: {
 )
 
 /**
- * Value of the transaction slot by which `SqlResolver` keeps the session: it passes on no other
- * part of a context.
+ * Transaction slot of this library. It carries the session, too, because `SqlResolver` passes on no
+ * other part of a context.
  */
 type OwnSlot = readonly [
   { readonly inSession: (session: Session) => Context.Tag.Service<typeof TransactionConnection> }
@@ -359,7 +362,7 @@ const decodeFields = Schema.decodeUnknownEither(Token)
 
 const decodeToken = (part: string): Either.Either<readonly [string, Token | "unknown"], ParseResult.ParseIssue> => {
   const [name = "", systemId, timeline, lsn, ...rest] = part.split(":")
-  const invalid = Either.left(new ParseResult.Type(Schema.String.ast, part, "this is no position of a database"))
+  const invalid = Either.left(new ParseResult.Type(Schema.String.ast, part, "expected a database with its position"))
   if (name === "" || rest.length > 0) return invalid
   let database: string
   try {
@@ -379,8 +382,8 @@ const decodeToken = (part: string): Either.Either<readonly [string, Token | "unk
  * Encodes a session as a short text, for a header, a cookie or the field of a job.
  *
  * The text is printable ASCII without spaces and quotes; commas separate the databases. A client
- * that changes it can make reads slower or older, so a text that comes back from outside must be
- * signed.
+ * that changes the text can make reads slower, or make them see older data, so sign a text that
+ * clients return.
  *
  * @see {@link decodeSession}
  * @example
@@ -399,8 +402,8 @@ export const encodeSession = (session: Session): string =>
 /**
  * Decodes a session from the text of {@link encodeSession}.
  *
- * An empty text gives a session without tokens, and any other text that is not of that form a
- * `ParseError` on the left.
+ * The result is a `ParseError` on the left if the text does not have that form. An empty text means
+ * a session without tokens.
  *
  * @see {@link encodeSession} for the text
  * @see {@link makeSession} for a session from tokens

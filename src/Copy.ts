@@ -11,7 +11,7 @@ import type * as Effect from "effect/Effect"
 import type * as Stream from "effect/Stream"
 
 /**
- * Format of the data, in which an option that is left out has PostgreSQL's default for the format.
+ * Format of the data. An option that is left out has PostgreSQL's default for the format.
  *
  * @see {@link Options}, which extends it
  * @see {@link https://www.postgresql.org/docs/current/sql-copy.html} for the formats
@@ -21,7 +21,7 @@ import type * as Stream from "effect/Stream"
 export interface Format {
   /**
    * The format of the lines. A byte order mark at the beginning of CSV in UTF-8, as spreadsheets
-   * write it, is dropped.
+   * write it, is removed.
    *
    * @default "text"
    */
@@ -76,8 +76,8 @@ export interface Progress {
   /** The number of bytes sent or received. */
   readonly bytes: number
   /**
-   * The number of rows sent. It is 0 for COPY TO, and for text and bytes: their rows are not
-   * counted.
+   * The number of rows sent. It is 0 for COPY TO, and for data that is sent as text or bytes, in
+   * which rows are not counted.
    */
   readonly rows: number
 }
@@ -91,14 +91,15 @@ export interface Progress {
  */
 export interface Options extends Format {
   /**
-   * The server's time limit for the whole COPY, with the time that the program takes; after it the
-   * COPY fails with `StatementTimeout`. A plain number is in milliseconds, and zero means no limit.
+   * The server's time limit for the whole COPY, including the time in which the program produces or
+   * reads the rows. After it the COPY fails with `StatementTimeout`. A plain number is in
+   * milliseconds, and zero means no limit.
    *
    * @default the database's `statementTimeout`
    */
   readonly statementTimeout?: Duration.DurationInput | undefined
   /**
-   * Effect that runs after each block of about 64 kB. The COPY continues when it has ended.
+   * Effect that runs after each block of about 64 kB. The COPY continues when the effect has ended.
    *
    * @default undefined (no effect)
    */
@@ -106,8 +107,8 @@ export interface Options extends Format {
 }
 
 /**
- * Row to store: its values in the order of the columns, or by their names; or a piece of text or
- * bytes in the format, which may end anywhere.
+ * Row to store, with its values in the order of the columns, or by their names. Or a piece of text
+ * or bytes in the format, which may end in the middle of a row.
  *
  * @see {@link Copy} for `copyFrom`, which stores them
  * @since 0.2.0
@@ -127,15 +128,16 @@ export interface Copy {
   /**
    * Stores rows in a table, all or none, and returns their number. This runs in a savepoint of the
    * open transaction, or else in a transaction of its own. The stream is read as fast as the server
-   * takes it. If it fails, or the COPY is interrupted, nothing is stored.
+   * accepts the rows. If the stream fails, or the COPY is interrupted, nothing is stored.
    *
    * Values are written like parameters: `null` and `undefined` as NULL; dates, arrays, bytes and JSON
    * in the formats of PostgreSQL. An empty list of columns means all columns of the table, in their
    * order. A name with a dot is a schema and a table.
    *
    * While it runs, other statements of the transaction wait: a stream that reads from the same
-   * transaction would wait for ever, and fails with `TransactionBusy`. Fails with `SqlError`; its cause
-   * is `CopyFailed` with line and column if the server refuses the data, else as for a statement.
+   * transaction would wait for ever, so it fails with `TransactionBusy`. Fails with `SqlError`, whose
+   * cause is `CopyFailed`, with line and column, if the server refuses the data, and otherwise the
+   * same as for a statement.
    *
    * @example
    * ```ts

@@ -1,5 +1,5 @@
 /**
- * Named databases: one class for each.
+ * Named databases, with one class for each.
  *
  * The name is a type, so a program that does not provide one of its databases does not compile.
  *
@@ -80,7 +80,7 @@ export interface Status {
 }
 
 /**
- * Opened database.
+ * Open database.
  *
  * @see {@link Service} for the class that opens it
  * @since 0.1.0
@@ -110,7 +110,7 @@ export const sandbox = (live: Database): Effect.Effect<Database, never, Reactivi
   openSandbox(live, makeListen)
 
 /**
- * Options of `invalidate`: the connections, and the way to close them.
+ * Options of `invalidate`: conditions for the connections to close, and the mode of closing them.
  *
  * A connection matches if it meets all given conditions; without a condition all match.
  *
@@ -120,14 +120,15 @@ export const sandbox = (live: Database): Effect.Effect<Database, never, Reactivi
  */
 export interface Invalidate {
   /**
-   * `"soft"` closes a connection at its next checkout or at its checkin, `"hard"` at once, with the
-   * statement that runs on it.
+   * `"soft"` closes an idle connection at its next checkout, and a connection in use at its checkin.
+   * `"hard"` closes connections at once, and statements in progress on them fail.
    *
    * @default "soft"
    */
   readonly mode?: "soft" | "hard" | undefined
   /**
-   * Matches connections that have been open for longer. A plain number is in milliseconds.
+   * Matches connections that have been open for at least this time. A plain number is in
+   * milliseconds.
    *
    * @default 0
    */
@@ -149,7 +150,7 @@ export interface Invalidate {
 /**
  * Members of the class of a named database.
  *
- * A client, a combinator or a hook needs the database in its context, which `layer` provides.
+ * Clients, combinators and hooks require the database, which `layer` provides.
  *
  * @see {@link Service}
  * @since 0.1.0
@@ -162,15 +163,15 @@ export interface Members<Self> {
    */
   readonly layer: (options: Options) => Layer.Layer<Self, StartupError>
   /**
-   * Opens it as `layer` does, with settings from `Config` beside plain values. Fails with
+   * Opens the database as `layer` does, with settings from `Config` beside plain values. Fails with
    * `ConfigError` if one of them is missing or cannot be read.
    */
   readonly layerConfig: (
     config: DatabaseConfig.ConfigOptions | Config.Config<Options>
   ) => Layer.Layer<Self, StartupError | ConfigError.ConfigError>
   /**
-   * Opens it as `layer` does, with the writer from the environment, as libpq reads it: from the
-   * variables `PGHOST`, `PGUSER` and so on, from the service file and from the password file. The
+   * Opens the database as `layer` does, with the writer from the environment, as libpq reads it: from
+   * the variables `PGHOST`, `PGUSER` and so on, from the service file and from the password file. The
    * names of the variables begin with `prefix` (default `""`). Fails with `ConfigError` if the
    * service cannot be read. See `DatabaseConfig.fromEnv`.
    */
@@ -191,26 +192,25 @@ export interface Members<Self> {
    */
   readonly reader: Effect.Effect<Copy.Client, never, Self>
   /**
-   * Returns the client for reads in an open transaction: in that of a reader, or else in that of a
-   * writer. Without an open transaction it is the same as `reader`.
+   * Returns the client for reads in the open transaction of a reader, or, if there is none, in the
+   * open transaction of a writer. Without an open transaction it is the same as `reader`.
    */
   readonly any: Effect.Effect<Copy.Client, never, Self>
   /**
    * Runs an effect in a transaction on the primary. Nothing is sent before its first statement. A
    * success commits; a failure, a defect and an interruption roll back. Inside of another transaction
-   * it is a savepoint, unless `propagation` says otherwise.
+   * it is a savepoint, unless `propagation` has another value.
    *
-   * Besides the failures of the effect there are these: `ConnectFailed`, `PoolExhausted` and
-   * `PoolSelfDeadlock` if there is no connection, `CommitFailed`, `CommitVetoed`, `RolledBackAtCommit`
-   * and `CommitOutcomeUnknown` at its end, `PropagationRefused` and `OptionsConflict` if it does not
-   * fit into the transaction around it.
+   * It fails as the effect does; with `ConnectFailed`, `PoolExhausted` or `PoolSelfDeadlock` if it gets
+   * no connection; with `CommitFailed`, `CommitVetoed`, `RolledBackAtCommit` or `CommitOutcomeUnknown`
+   * at its end; and with `PropagationRefused` or `OptionsConflict` if it does not fit into the
+   * transaction around it.
    *
    * @see `UnitOfWork.run` for transactions of several databases
    */
   readonly withTransaction: {
-    // the overload for pipes is the last one, because TypeScript checks a function in a pipe against
-    // that; so a pipe with `withTransaction` instead of `withTransaction()` does not compile, and the
-    // error has the text of `Called`
+    // TypeScript compares a function in a pipe with its last overload, so `withTransaction` without
+    // a call does not compile there, and the type error says that it must be called
     <A, E, R>(
       self: Effect.Effect<A, E, R>,
       options?: Transaction.Options
@@ -231,7 +231,7 @@ export interface Members<Self> {
   /**
    * Sets the schema, or several in order, in which unqualified names in the statements of an effect
    * on this database are looked up. The innermost call counts. A qualified name is looked up in its
-   * own schema, and the schema of a tenant comes before this one. Statements fail with
+   * own schema, and the schema of a tenant takes precedence over this one. Statements fail with
    * `SchemaInvalid` if a name cannot be that of a schema. See `Tenant.withTenant` for the details.
    */
   readonly withSchema: {
@@ -262,8 +262,9 @@ export interface Members<Self> {
   /**
    * Commits the work of the unit on this database so far; the next statement begins another
    * transaction. Without a unit it does nothing. Fails with `PropagationRefused` in a transaction by
-   * `withTransaction` and in `UnitOfWork.nested`, with `TransactionEnded` after the end of the unit,
-   * and otherwise as the end of a transaction does.
+   * `withTransaction` and in `UnitOfWork.nested`, with `TransactionBusy` while another commit of the
+   * transaction is in progress, with `TransactionEnded` after the end of the unit, and otherwise as
+   * the end of a transaction does.
    *
    * @see `UnitOfWork.commit` for all databases
    */
@@ -287,16 +288,16 @@ export interface Members<Self> {
    */
   readonly independent: <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R | Self>
   /**
-   * Returns the notifications of a channel (LISTEN), outside of every transaction. After the loss of
-   * its connection the stream goes on, with a `Gap` first: messages may be missing.
+   * Returns the notifications of a channel (LISTEN), outside of every transaction. If the connection
+   * is lost, the stream continues on another one with a `Gap`, because messages may be missing.
    *
-   * All listeners of a database share one connection to the primary, beside its pools. Each has a
-   * buffer of `bufferSize` messages (default 4096); if it overflows, its listener alone receives a
-   * `Gap`.
+   * All listeners of a database share one connection to the primary, beside its pools. Each listener
+   * has a buffer of `bufferSize` messages (default 4096); if the buffer overflows, only this listener
+   * receives a `Gap`.
    *
    * Fails with `NotificationInvalid` for a name that no channel can have, with `ConfigInvalid` behind
-   * a transaction pooler, with `DatabaseClosed` when the layer is released, and with the failure to
-   * connect if that is permanent, such as a wrong password.
+   * a transaction pooler, with `DatabaseClosed` when the layer is released, and with a permanent
+   * failure to connect, such as a wrong password.
    *
    * The `listen` of a client returns only payloads, which cannot report a gap: it fails with
    * `ListenFailed` instead.
@@ -313,14 +314,14 @@ export interface Members<Self> {
   /** Returns the figures of this moment: servers, pools and open transactions. */
   readonly status: Effect.Effect<Status, never, Self>
   /**
-   * Closes connections that are open, and returns the number of matches. The listening connection is
-   * one of them: with `"soft"` another one takes over and no message is missed, `"hard"` makes a
-   * `Gap`.
+   * Closes the open connections that match, as `mode` says, and returns their number. The listening
+   * connection can match, too: with `"soft"` another connection takes over and no message is missed,
+   * with `"hard"` its listeners receive a `Gap`.
    */
   readonly invalidate: (options?: Invalidate) => Effect.Effect<number, never, Self>
   /**
-   * Returns the observations from now on. The buffer of a consumer has room for 4096 of them; a slow
-   * consumer loses the oldest.
+   * Returns the observations from the subscription on. Each consumer has a buffer of 4096
+   * observations; if the buffer is full, the oldest are dropped.
    */
   readonly observations: Stream.Stream<Observation, never, Self>
 }
@@ -473,10 +474,9 @@ export const Service =
  * Returns a client of another library, or of another database layer, for use inside of transactions
  * of this library.
  *
- * It does not take part in them: its statements run on its own connections. Statements of this
- * library inside of its `withTransaction` run outside of the transactions of this library, too.
- * Without `isolate` its statements inside of a transaction fail with a `SqlError` whose cause is
- * `ForeignClient`.
+ * The client does not take part in these transactions: its statements run on its own connections,
+ * and an effect in its `withTransaction` runs outside of them. Without `isolate`, statements of the
+ * client inside of a transaction fail with a `SqlError` whose cause is `ForeignClient`.
  *
  * @see `UnitOfWork.outside` for statements of this library outside of a transaction
  * @see `DatabaseError.ForeignClient` for the error without it

@@ -66,9 +66,9 @@ export type {
 } from "./ServerConfig.js"
 
 /**
- * Kind of the other end: `"session"`, a server that keeps a session for each connection, or
- * `"transactionPooler"`, a pooler such as PgBouncer in transaction mode, which gives each
- * transaction any free session.
+ * Kind of a server: `"session"`, a server that has a session for each connection, or
+ * `"transactionPooler"`, a pooler such as PgBouncer in transaction mode, which runs each transaction
+ * in any free session.
  *
  * With a transaction pooler, sessions get no settings at login, no statement is prepared under a
  * name, and limits are set in each transaction. Each statement of a reader runs in a read-only
@@ -85,20 +85,20 @@ export type {
 export type Mode = "session" | "transactionPooler"
 
 /**
- * Parsers by the names of types, from the text of the server.
+ * Parsers of columns, by the names of types. A parser receives the text that the server has sent.
  *
  * A name is `mood`, or `app.mood` for the type of one schema only. A parser reads columns of the
  * type, and the elements of columns of its arrays. The name of a type is looked up on each server
  * when a column of the type first arrives.
  *
- * @see {@link Types} for the other form
+ * @see {@link Types} for parsers by the numbers of types
  * @since 0.2.0
  * @category models
  */
 export type TypesByName = Readonly<Record<string, (text: string) => unknown>>
 
 /**
- * Parsers of columns: those of node-postgres, by number, or {@link TypesByName}.
+ * Parsers of columns: by the numbers of types, as in node-postgres, or {@link TypesByName}.
  *
  * @see {@link DatabaseOptions} for the option `types`
  * @since 0.2.0
@@ -119,8 +119,8 @@ export interface Credentials {
   /** The password; `undefined` for a user who needs none. */
   readonly password: Redacted.Redacted<string> | undefined
   /**
-   * A value that identifies these credentials: connections made with the same version remain. If a
-   * provider makes a new token each time, it sets a value that stays the same, such as the user.
+   * A value that identifies these credentials: connections made with the same version are not
+   * replaced. A provider that makes a new token each time sets a constant value, such as the user.
    *
    * @default the user and the password themselves
    */
@@ -130,7 +130,8 @@ export interface Credentials {
 /**
  * Work on one session of a pool.
  *
- * Its `SqlClient` runs every statement on that physical connection. Its timeout is `connectTimeout`.
+ * Its `SqlClient` runs every statement on the physical connection of the session. The timeout of the
+ * work is `connectTimeout`.
  *
  * @see {@link PoolOptions} for the options `onConnect`, `onCheckout` and `resetOnReturn`
  * @since 0.1.0
@@ -157,23 +158,24 @@ export interface PoolOptions {
    */
   readonly maxConnections?: number | undefined
   /**
-   * The number of connections that are kept open while they are idle, at most `maxConnections`, and
-   * 0 with the strategy `"none"`.
+   * The number of connections that stay open while they are idle: at most `maxConnections`, and 0
+   * with the strategy `"none"`.
    *
    * @default 0
    */
   readonly minConnections?: number | undefined
   /**
    * True if the process may end while connections of the pool are idle: only a statement or a
-   * transaction keeps it alive. It is for scripts that do not close their databases; the server
-   * then reports these connections as lost. A stream of `socket` needs a method `unref` for that.
+   * transaction keeps the process alive. The option is for scripts that do not close their databases;
+   * the server then reports these connections as lost. With `socket`, the streams need a method
+   * `unref`.
    *
    * @default false
    */
   readonly idleExit?: boolean | undefined
   /**
-   * The number of connections beyond `maxConnections`, which are closed when no caller waits for
-   * them.
+   * The number of further connections that may be open beyond `maxConnections`. They are closed when
+   * no caller waits for them.
    *
    * @default 0
    */
@@ -220,16 +222,16 @@ export interface PoolOptions {
    */
   readonly validateAfterIdle?: Duration.DurationInput | undefined
   /**
-   * The idle connection that is checked out: the one that was used last (`"lifo"`), or the one that
-   * has been idle for longest (`"fifo"`).
+   * The choice among idle connections: the connection that was used last (`"lifo"`), or the
+   * connection that has been idle for longest (`"fifo"`).
    *
    * @default "lifo"
    */
   readonly order?: "lifo" | "fifo" | undefined
   /**
-   * The way in which connections are kept and shared.
+   * The way in which connections are reused and shared.
    *
-   * - `"pooled"`: connections are kept and used again.
+   * - `"pooled"`: connections stay open and are used again.
    * - `"none"`: a connection per checkout, closed after it, with up to `maxConnections` at a time.
    * - `"single"`: one connection, which all callers use in turn.
    * - `"assertSingle"`: one connection; a second checkout at the same time fails with the location
@@ -239,17 +241,18 @@ export interface PoolOptions {
    */
   readonly strategy?: "pooled" | "none" | "single" | "assertSingle" | undefined
   /**
-   * The time that callers may queue while clearly more of them arrive than can be served. A caller
-   * that has waited longer then fails at once with `PoolExhausted`, so that the others are served
-   * fast. A burst that drains is not affected, and neither is a fixed number of fibers. It must be
-   * above 0; infinity turns load shedding off.
+   * The time that callers may queue while the pool is overloaded: clearly more callers arrive than
+   * can be served. Then a caller that has waited longer, or whose queue is too long for this time,
+   * fails at once with `PoolExhausted`, so that the other callers are served fast. A burst that
+   * drains is no overload, and neither is a fixed number of fibers. The time must be above 0;
+   * infinity turns load shedding off.
    *
    * @default "50 millis"
    */
   readonly queueTarget?: Duration.DurationInput | undefined
   /**
-   * The work at each checkin, if the connection is not closed because it is busy or in a
-   * transaction. `"discardAll"` drops the settings, prepared statements, locks, listeners and
+   * The work at each checkin. A connection that is busy or in a transaction is closed instead.
+   * `"discardAll"` drops the settings, prepared statements, locks, listeners and
    * temporary tables of the session, and runs `onConnect` again. If the work fails, the connection
    * is closed. Behind a transaction pooler `"discardAll"` is refused.
    *
@@ -272,7 +275,7 @@ export interface PoolOptions {
   readonly onCheckout?: SessionEffect | undefined
   /**
    * The time after which a connection in use is reported as a leak, with the fiber that holds it
-   * and the location in the program. Recording these costs some microseconds per statement.
+   * and the location in the program. Recording the two costs some microseconds per statement.
    *
    * @default Duration.infinity (nothing is reported)
    */
@@ -294,11 +297,12 @@ export interface SessionOptions {
   /**
    * The limit of a statement; after it the statement fails with `StatementTimeout`.
    *
-   * If it is set, it also bounds the silence of a server, but not behind a transaction pooler: if an
-   * exchange, COMMIT included, has no answer by then, the server is checked on another socket. If it
-   * does not answer there either, the connection is closed a second after the limit, and the
-   * statement fails with `Disconnected`. The same happens a little later if the server answers and
-   * its process waits for the client. A process that is at work is waited for.
+   * If it is set, it also limits the time without an answer, except behind a transaction pooler. If
+   * an exchange, COMMIT included, has no answer after the limit, the server is checked through
+   * another socket. If the server does not answer there either, the connection is closed a second
+   * after the limit, and the statement fails with `Disconnected`. If the server answers, but the
+   * backend process of the statement waits for the client, the connection is closed a little later.
+   * While the process is working, the statement continues to wait.
    *
    * @default the server's `statement_timeout`
    */
@@ -347,8 +351,8 @@ export interface DatabaseOptions extends PoolOptions, SessionOptions {
   readonly readers?: ReadonlyArray<ServerInput> | undefined
   /**
    * User and password in place of those in `writer` and `readers`, requested for each physical
-   * connection. After a change, connections with the old credentials are replaced gradually, and
-   * none while it is in use. If a server refuses the credentials, they are requested once more. If
+   * connection. After a change, connections with the old credentials are replaced gradually, each
+   * when it is not in use. If a server refuses the credentials, they are requested once more. If
    * the effect fails, the connect fails with the reason `credentials`.
    *
    * @default undefined (those of each server)
@@ -364,12 +368,12 @@ export interface DatabaseOptions extends PoolOptions, SessionOptions {
   /**
    * TLS for every server without an `ssl` of its own; it takes precedence over the URL.
    *
-   * @default as the URL says, else a verified certificate, and no TLS for a loopback address or a
+   * @default as the URL says, else a verified certificate, but no TLS for a loopback address or a
    * socket
    */
   readonly ssl?: Ssl | undefined
   /**
-   * The kind of all servers of the database; the mode for a pooler is also correct without one.
+   * The kind of all servers of the database; `"transactionPooler"` also works without a pooler.
    *
    * @default "transactionPooler" if a URL of the database has `pgbouncer=true`, else "session"
    */
@@ -389,9 +393,9 @@ export interface DatabaseOptions extends PoolOptions, SessionOptions {
    */
   readonly shutdownTimeout?: Duration.DurationInput | undefined
   /**
-   * The silence after which TCP probes the other side, on every connection. A dead network is
-   * detected some seconds later, and a firewall does not drop an idle connection before. From 1
-   * second to 9 hours, or `false` for never.
+   * The idle time after which TCP sends probes, on every connection. They detect a dead network some
+   * seconds later, and prevent that a firewall drops an idle connection. From 1 second to 9 hours, or
+   * `false` for no probes.
    *
    * @default `keepalives_idle` of the connection string, else "30 seconds"
    */
@@ -409,15 +413,16 @@ export interface DatabaseOptions extends PoolOptions, SessionOptions {
    */
   readonly listenHeartbeat?: Duration.DurationInput | undefined
   /**
-   * The number of prepared statements that a connection keeps. 0 prepares none, which is also the
-   * rule behind a transaction pooler.
+   * The number of prepared statements that a connection caches. 0 prepares none; behind a transaction
+   * pooler the number is always 0.
    *
    * @default 256
    */
   readonly preparedStatements?: number | undefined
   /**
    * The largest row, or part of a COPY, that a server may send, in bytes of the protocol. A
-   * statement with a larger answer fails with `Disconnected`. A row is held twice while it arrives.
+   * statement with a larger answer fails with `Disconnected`. A row takes twice its size in memory
+   * while it arrives.
    *
    * @default 268435456 (256 MiB)
    */
@@ -445,8 +450,8 @@ export interface DatabaseOptions extends PoolOptions, SessionOptions {
    */
   readonly maxScramIterations?: number | undefined
   /**
-   * Function that renames the columns of rows, such as `Statement.defaultTransforms` of
-   * `@effect/sql` makes it. `withoutTransform` of a statement omits it.
+   * Function that renames the columns of rows, such as a function by `Statement.defaultTransforms` of
+   * `@effect/sql`. `withoutTransform` of a statement skips it.
    *
    * @default undefined (names stay the same)
    */
@@ -465,7 +470,7 @@ export interface DatabaseOptions extends PoolOptions, SessionOptions {
    */
   readonly transformJson?: boolean | undefined
   /**
-   * Parsers of columns: those of node-postgres, by number, or {@link TypesByName}.
+   * Parsers of columns: by the numbers of types, as in node-postgres, or {@link TypesByName}.
    *
    * @default the parsers of node-postgres
    */
@@ -497,7 +502,7 @@ export interface DatabaseOptions extends PoolOptions, SessionOptions {
 export interface PoolConfig {
   /** The largest number of physical connections. */
   readonly maxConnections: number
-  /** The number of connections that are kept open while they are idle. */
+  /** The number of connections that stay open while they are idle. */
   readonly minConnections: number
   /** True if the process may end while connections are idle. */
   readonly idleExit: boolean
@@ -507,7 +512,7 @@ export interface PoolConfig {
   readonly acquireTimeout: number
   /** The number of callers that may wait for an unavailable server. */
   readonly maxOutageWaiters: number
-  /** The timeout of the writer; a reader has that of its server. */
+  /** The timeout of one attempt to connect to the writer; a reader has it in its `ServerConfig`. */
   readonly connectTimeout: number
   /** The time after which an idle connection is closed. */
   readonly idleTimeout: number
@@ -515,9 +520,9 @@ export interface PoolConfig {
   readonly maxLifetime: number
   /** The idle time after which a connection is validated before its checkout. */
   readonly validateAfterIdle: number
-  /** The idle connection that is checked out. */
+  /** The choice among idle connections. */
   readonly order: "lifo" | "fifo"
-  /** The way in which connections are kept and shared. */
+  /** The way in which connections are reused and shared. */
   readonly strategy: "pooled" | "none" | "single" | "assertSingle"
   /** The time that callers may queue under overload; infinity without load shedding. */
   readonly queueTarget: number
@@ -526,8 +531,8 @@ export interface PoolConfig {
 }
 
 /**
- * Session limits with defaults; times in whole milliseconds, 0 for none, `undefined` for those of
- * the server.
+ * Session limits with defaults. Times are in whole milliseconds; 0 means no limit, and `undefined`
+ * the server's limit.
  *
  * @see {@link SessionOptions} and {@link DatabaseOptions} for the meaning of each field
  * @since 0.1.0
@@ -544,9 +549,9 @@ export interface SessionConfig {
   readonly idleInTransactionTimeout: number | undefined
   /** The name that `pg_stat_activity` shows. */
   readonly applicationName: string
-  /** The silence after which TCP sends probes; `undefined` if it sends none. */
+  /** The idle time after which TCP sends probes; `undefined` if it sends none. */
   readonly keepAlive: number | undefined
-  /** The number of prepared statements that a connection keeps; 0 behind a transaction pooler. */
+  /** The number of prepared statements that a connection caches; 0 behind a transaction pooler. */
   readonly preparedStatements: number
   /** The bounds for the messages of a server. */
   readonly limits: ProtocolLimits
@@ -589,7 +594,7 @@ export interface DatabaseConfig {
   readonly options: DatabaseOptions
 }
 
-/** Returns the numbers of connections for the strategy of a pool. */
+/** Checks the strategy and the numbers of connections of a pool, and fills in the defaults. */
 const connectionCounts = (options: DatabaseOptions) => {
   const strategy = oneOf("strategy", options.strategy, "pooled", "none", "single", "assertSingle")
   const isOne = strategy === "single" || strategy === "assertSingle"
@@ -604,7 +609,7 @@ const connectionCounts = (options: DatabaseOptions) => {
   return { strategy, maxConnections, minConnections, maxOverflow }
 }
 
-/** The names of all options; without one of them this does not compile. */
+/** The names of all options; if one is missing, this does not compile. */
 const known: KnownNames<DatabaseOptions> = {
   maxConnections: true,
   minConnections: true,
@@ -690,14 +695,14 @@ const withoutOverridden = (
   }
 }
 
-/** Returns the given readers; an empty variable of the environment counts as none. */
+/** Returns the given readers; a single empty URL, from an empty variable, counts as none. */
 const readersOf = (readers: DatabaseOptions["readers"]): ReadonlyArray<ServerInput> => {
   if (readers === undefined) return []
   if (!Array.isArray(readers)) throw new Invalid("readers", "no list", "a list of URLs or servers in parts")
   return readers.length === 1 && isEmptyUrl(readers[0]) ? [] : readers
 }
 
-/** The lower limit for the bytes of a login, which every login needs. */
+/** The smallest valid limit for the bytes of a login or of notices. */
 const minStartupBytes = 16_384
 
 const protocolLimits = (options: DatabaseOptions): ProtocolLimits => ({
@@ -874,7 +879,7 @@ export type ConfigOptions = Configured<Omit<DatabaseOptions, "writer" | "readers
   /**
    * TLS for every server without an `ssl` of its own; it takes precedence over the URL.
    *
-   * @default as the URL says, else a verified certificate, and no TLS for a loopback address or a
+   * @default as the URL says, else a verified certificate, but no TLS for a loopback address or a
    * socket
    */
   readonly ssl?: ConfigSsl | undefined
@@ -886,8 +891,8 @@ export type ConfigOptions = Configured<Omit<DatabaseOptions, "writer" | "readers
  * The variables (`PGHOST`, `PGPORT`, `PGUSER`, `PGPASSWORD`, `PGSSLMODE` and so on) are read by
  * Effect's `ConfigProvider`, each with `prefix` before its name. They may name a service file
  * (`PGSERVICE`, `PGSERVICEFILE`, `~/.pg_service.conf`) and a password file (`PGPASSFILE`,
- * `~/.pgpass`). A given connection string takes precedence over the service file, and that over the
- * variables. No other part of this library reads them.
+ * `~/.pgpass`). The order of precedence is: a given connection string, the service file, the
+ * variables. No other part of this library reads these variables.
  *
  * Fails with `ConfigError` if the connection string or the service cannot be read.
  *

@@ -1,10 +1,10 @@
 /**
  * The errors of this library, each with a tag.
  *
- * A statement fails with `SqlError`, as each client of `@effect/sql` does. {@link refine} replaces
- * it by the error of this module that is its cause, so that `Effect.catchTag("UniqueViolation", ...)`
- * works. A failure of `Db.withTransaction` or of `UnitOfWork` itself, such as that of COMMIT, is the
- * error of this module without a `SqlError`.
+ * A statement fails with `SqlError`, as in each client of `@effect/sql`. {@link refine} replaces the
+ * `SqlError` by the error of this module that is its cause, so that
+ * `Effect.catchTag("UniqueViolation", ...)` works. A failure of `Db.withTransaction` or of
+ * `UnitOfWork` itself, such as a failed COMMIT, is an error of this module without a `SqlError`.
  *
  * @since 0.1.0
  */
@@ -70,7 +70,7 @@ const refused = {
   position: Schema.optional(Schema.Number),
   /**
    * The functions and triggers that ran on the server, the innermost first, without lines that may
-   * hold values.
+   * contain values.
    */
   where: Schema.optional(Schema.String),
   /** The server's advice. */
@@ -79,10 +79,7 @@ const refused = {
 
 /** Fields of errors after which the work may be run again. */
 const replayable = {
-  /**
-   * Set if the work was retried without success: the number of attempts, and the reason for their
-   * end.
-   */
+  /** The number of attempts and the reason for their end, if the work was retried without success. */
   retried: Schema.optional(Schema.Struct({ attempts: Schema.Number, endedBy: Schema.Literal("schedule", "budget") }))
 }
 
@@ -98,7 +95,7 @@ const violation = {
   dataType: Schema.optional(Schema.String),
   /** The name of the constraint, or of its index. */
   constraint: Schema.optional(Schema.String),
-  /** The server's details, which may hold values of the row. */
+  /** The server's details, which may contain values of the row. */
   detail: Schema.optional(Schema.String)
 }
 
@@ -132,10 +129,10 @@ const OutcomeSchema = Schema.Literal("notSent", "undone", "inDoubt")
 /**
  * A setting that is not valid.
  *
- * It occurs when a layer is built, and for an option that only a program without types can pass.
- * `setting` is the name of the setting, `given` describes its value and never holds a secret,
- * `expected` describes valid values. `database` is empty if the setting belongs to no single
- * database. Correct the setting.
+ * It occurs when a layer is built, for an invalid option of a function, and for an operation that
+ * the `mode` of the database excludes. `setting` is the name of the setting, `given` describes its
+ * value without secrets, `expected` describes valid values. `database` is empty if the setting
+ * belongs to no single database. Correct the setting.
  *
  * @see `DatabaseConfig.make`, which checks settings without a connection
  * @since 0.1.0
@@ -200,8 +197,8 @@ export class ConnectFailed extends Schema.TaggedError<ConnectFailed>("effect-db/
  * Nothing was sent. `reason` is one of these:
  *
  * - `timeout`: no connection became free within `acquireTimeout`.
- * - `shed`: the pool is overloaded, so a caller that waited longer than `queueTarget` was
- *   rejected.
+ * - `shed`: the pool is overloaded, and the caller waited longer than `queueTarget`, or the queue was
+ *   already too long for that time.
  * - `outage`: the server is unavailable, and `maxOutageWaiters` callers wait for it already.
  * - `single`: the strategy `assertSingle` allows one connection at a time.
  *
@@ -249,10 +246,10 @@ export class PoolExhausted extends Schema.TaggedError<PoolExhausted>("effect-db/
 }
 
 /**
- * The layer of the database has been released.
+ * The database is not open.
  *
- * `notYet` is true for a database that is opened by hand and is not open yet. Use a database only
- * while its layer is open.
+ * Its layer has been released, or, if `notYet` is true, `DatabaseRuntime.open` has not been called
+ * yet. Use a database only while it is open.
  *
  * @see `Database.Members` for `layer`, which opens a database
  * @since 0.1.0
@@ -271,8 +268,8 @@ export class DatabaseClosed extends Schema.TaggedError<DatabaseClosed>("effect-d
 /**
  * The connection was lost.
  *
- * `outcome` is the outcome of the work: `"notSent"` and `"undone"` are safe to retry. After
- * `"inDoubt"` the server may have applied the statement: check whether it did before retrying.
+ * `outcome` is the outcome of the work. After `"notSent"` and `"undone"` it is safe to retry. After
+ * `"inDoubt"` the server may have applied the statement: check that before retrying.
  *
  * @see {@link CommitOutcomeUnknown} for a loss during COMMIT
  * @see `RetryPolicy.idempotent` for statements that may run twice
@@ -457,7 +454,8 @@ export class StatementTimeout extends Schema.TaggedError<StatementTimeout>("effe
 /**
  * SQLSTATE 55P03: a lock was not free in time.
  *
- * `lock_timeout` passed, or a statement with NOWAIT met a lock. Try again, or raise `lockTimeout`.
+ * `lock_timeout` passed, or a statement with NOWAIT found a lock held. Try again, or raise
+ * `lockTimeout`.
  *
  * @see {@link StatementTimeout} for the time of a whole statement
  * @see {@link refine} to catch it by its tag
@@ -518,8 +516,8 @@ export class ReadOnlyViolation extends Schema.TaggedError<ReadOnlyViolation>("ef
 /**
  * SQLSTATE class 22: the server cannot use a value or compute with it.
  *
- * The value is no number, date or JSON, is out of range or too long, or divides by zero. Validate
- * values before they are sent.
+ * The value is not a valid number, date or JSON, is out of range or too long, or divides by zero.
+ * Validate values before they are sent.
  *
  * @see {@link CheckViolation} for a value that a constraint excludes
  * @see {@link refine} to catch it by its tag
@@ -601,7 +599,7 @@ export class CommitVetoed extends Schema.TaggedError<CommitVetoed>("effect-db/Co
  *
  * Either a statement had failed earlier and the program ignored that, so the server answered
  * COMMIT with ROLLBACK; or a part that had joined the transaction ended in rollback after it had
- * sent a writer's statement. `cause` is the failure of the statement or the part, if it was seen,
+ * sent a writer's statement. `cause` is the failure of the statement or the part, if it is known,
  * and `part` is the label of the part or else its location in the program. Let the failure end the
  * transaction, or run work that may fail in a nested transaction.
  *
@@ -649,9 +647,10 @@ export class CommitOutcomeUnknown extends Schema.TaggedError<CommitOutcomeUnknow
 /**
  * A client was used in a transaction that has ended.
  *
- * A fiber outlived its transaction: join it before the end, or run it in `UnitOfWork.outside`. Or
- * a statement of the program ended the transaction: `by` is its command. After `COMMIT` the work
- * before it is stored, after `ROLLBACK` it is undone. `retry` never repeats such a transaction.
+ * A fiber outlived its transaction: join the fiber before the end, or run it in
+ * `UnitOfWork.outside`. Or a statement of the program ended the transaction: then `by` is its
+ * command. The work before `COMMIT` is stored, the work before `ROLLBACK` is undone. `retry` never
+ * repeats such a transaction.
  *
  * @see `UnitOfWork.outside` for work that outlives its transaction
  * @see {@link IdleTransactionTimeout} for a transaction that the server has ended
@@ -670,10 +669,10 @@ export class TransactionEnded extends Schema.TaggedError<TransactionEnded>("effe
 
 /**
  * The program interrupted a statement inside of a transaction, for example by `Effect.timeout`,
- * and went on.
+ * and continued.
  *
  * The effect of the statement is unknown, so the transaction is rolled back: only the innermost
- * nested one if the server confirmed the cancel in time, else all of it. If the end of a nested
+ * nested transaction if the server confirmed the cancel in time, else all of it. If the end of a nested
  * transaction was interrupted, its savepoint is already released, and the transaction around it is
  * rolled back.
  *
@@ -702,12 +701,13 @@ export class TransactionInterrupted extends Schema.TaggedError<TransactionInterr
 }
 
 /**
- * The transaction could not go on within `acquireTimeout`, because of a nested transaction or
- * another end.
+ * The transaction could not continue within `acquireTimeout`, because a nested transaction was open,
+ * or another fiber was ending the transaction.
  *
  * Nested transactions take turns, each from its first statement to its end, so none may wait for a
- * sibling. An end that waited this long rolls back. The time is 0 if a transaction was committed
- * while work in it, or another end of it, was in progress. Join forked fibers before the end.
+ * sibling. A COMMIT that waited in vain is replaced by a rollback. `waitedMillis` is 0 if COMMIT was
+ * requested while work in the transaction, or another COMMIT, was in progress. Join forked fibers
+ * before the end.
  *
  * @see {@link PoolExhausted} for a wait for a connection
  * @since 0.1.0
@@ -754,10 +754,10 @@ export class NoReplicaCaughtUp extends Schema.TaggedError<NoReplicaCaughtUp>("ef
 }
 
 /**
- * A token of a timeline that is no part of the database's history, or of another database.
+ * A token belongs to a timeline that is no part of the database's history, or to another database.
  *
  * After a failover the writes before the token may have been lost with the old primary. Check on
- * the primary whether they are there, and take a new token.
+ * the primary if the writes are stored, and use a new token.
  *
  * @see {@link NoReplicaCaughtUp} for a token that a server will reach later
  * @see `Consistency.Token`
@@ -779,8 +779,8 @@ export class TokenFromLostTimeline extends Schema.TaggedError<TokenFromLostTimel
 }
 
 /**
- * A client of another library was used inside of a transaction of this library, and would have used
- * the connection of the transaction.
+ * A client of another library was used inside of a transaction of this library. Its statement would
+ * have run on the connection of the transaction.
  *
  * Wrap its use in `Database.isolate`, or use it outside of the transaction.
  *
@@ -801,8 +801,9 @@ export class ForeignClient extends Schema.TaggedError<ForeignClient>("effect-db/
 /**
  * A transaction cannot begin or end as requested.
  *
- * Propagation `mandatory` found no transaction, or `never` found one; or `Db.commit` or
- * `Db.rollback` was called inside of `withTransaction`, which ends its transaction itself.
+ * Propagation `mandatory` found no transaction, or `never` found one. Or a commit or rollback by hand
+ * (`Db.commit`, `UnitOfWork.commit`) was called inside of `withTransaction` or `UnitOfWork.nested`,
+ * which end their transactions themselves.
  *
  * @see `Transaction.Propagation`
  * @since 0.1.0
@@ -896,7 +897,7 @@ export class PartialCommit extends Schema.TaggedError<PartialCommit>("effect-db/
 /**
  * A channel name or payload that NOTIFY cannot carry.
  *
- * Nothing was sent. `part` is the one of the two, `given` describes the value, and `expected` the
+ * Nothing was sent. `part` names the invalid part, `given` describes its value, and `expected` the
  * limit.
  *
  * @see `Database.Members` for `notify` and `listen`
@@ -942,8 +943,8 @@ export class SchemaInvalid extends Schema.TaggedError<SchemaInvalid>("effect-db/
  * The data of a COPY was refused, and no row of it is stored.
  *
  * `cause` is the refusal, itself a {@link DatabaseError} if the server refused the data. A refusal
- * without a line, such as that of a foreign key that is checked at the end, is reported itself
- * instead.
+ * without a line, such as by a foreign key, which is checked after all rows, is not wrapped in
+ * `CopyFailed`.
  *
  * @see `Copy.Copy` for `copyFrom`
  * @since 0.2.0
@@ -967,14 +968,14 @@ export class CopyFailed extends Schema.TaggedError<CopyFailed>("effect-db/CopyFa
 }
 
 /**
- * A listener ended.
+ * A listener failed.
  *
  * `cause` is the loss of its connection, if there was one. `reason` is one of these:
  *
- * - `disconnected`: the connection was lost. `Db.listen` reports that as a `Gap` and goes on while
- *   another attempt may succeed. The `listen` of a client fails, because its stream of payloads
+ * - `disconnected`: the connection was lost. `Db.listen` reports the loss as a `Gap` and continues
+ *   while another attempt may succeed. The `listen` of a client fails, because its stream of payloads
  *   cannot report a gap.
- * - `overflow`: the `listen` of a client was too slow, and notifications were dropped.
+ * - `overflow`: the consumer of a client's `listen` was too slow, and notifications were dropped.
  *
  * Listen again, then read the tables, because notifications may have been missed.
  *
@@ -996,7 +997,7 @@ export class ListenFailed extends Schema.TaggedError<ListenFailed>("effect-db/Li
 /**
  * Union of all errors of this library.
  *
- * @see {@link isDatabaseError} to recognise one, {@link catchAll} to handle all
+ * @see {@link isDatabaseError} to recognise an error, {@link catchAll} to handle all
  * @since 0.1.0
  * @category models
  */
@@ -1135,7 +1136,7 @@ const findError = (cause: unknown): DatabaseError | undefined => {
 }
 
 /**
- * Returns the error of this library inside of a `SqlError`, however deep.
+ * Returns the error of this library in the chain of causes of a `SqlError`.
  *
  * A `SqlError` of another client becomes `QueryFailed` of the database `"unknown"`.
  *
@@ -1172,8 +1173,8 @@ export const fromUnknown = (error: unknown): DatabaseError =>
       : new QueryFailed({ database: "unknown", server: "", cause: error })
 
 /**
- * Replaces each `SqlError` of a cause; defects of this library become failures if there is no
- * other.
+ * Replaces each `SqlError` of a cause. If a cause has no failure, and all its defects are errors of
+ * this library, the first defect becomes the failure.
  */
 const refineCause = <E>(cause: Cause.Cause<E>): Cause.Cause<Exclude<E, SqlError> | DatabaseError> => {
   if (Cause.isFailure(cause)) {
@@ -1196,7 +1197,7 @@ const refineCause = <E>(cause: Cause.Cause<E>): Cause.Cause<Exclude<E, SqlError>
  * Replaces `SqlError` by the error of this library inside of it, so that a program can catch it by
  * its tag.
  *
- * Defects become failures again if their cause is an error of this library, because `Model` of
+ * A defect whose cause is an error of this library becomes a failure again, because `Model` of
  * `@effect/sql` turns each `SqlError` into a defect.
  *
  * @see {@link catchAll} to handle all errors of databases at once
@@ -1227,8 +1228,8 @@ export const refine = <A, E, R>(
   Effect.catchAllCause(self, (cause) => Effect.failCause(refineCause(cause)))
 
 /**
- * Handles all errors of databases, failures and defects, as `SqlError` or refined, and leaves the
- * program's own errors as they are.
+ * Handles all errors of databases, failures and defects, as `SqlError` or refined. The program's own
+ * errors are not changed.
  *
  * @see {@link toResponse} for a response to a request
  * @see {@link refine} to handle errors by their tags
@@ -1280,14 +1281,14 @@ export const catchAll: {
 /**
  * Answer to a request that failed because of a database, in the form of RFC 9457.
  *
- * It shows nothing of the server's message.
+ * It contains nothing of the server's message.
  *
  * @see {@link toProblem}, which returns it
  * @since 0.2.0
  * @category models
  */
 export interface Problem {
-  /** The kind of problem: none but the status, by RFC 9457. */
+  /** The kind of problem. By RFC 9457, `about:blank` adds nothing to the meaning of the status. */
   readonly type: "about:blank"
   /** The text for the client. */
   readonly title: string
@@ -1312,7 +1313,8 @@ const busy = problem(503, "The database is too busy; nothing was stored: send th
  *
  * - 409 after a conflict with another transaction: the client may send the request again;
  * - 503 if the database was lost, is unavailable or too busy;
- * - 500 for errors that the program should have caught, such as a violated constraint.
+ * - 500 after a `PartialCommit`, and for errors that the program should have caught, such as a
+ *   violated constraint.
  *
  * @see {@link toResponse} for a web response
  * @example
@@ -1367,8 +1369,8 @@ export const toProblem = (error: DatabaseError): Problem => {
 }
 
 /**
- * Returns the answer for an error that the program should have caught; a read does not store
- * anything.
+ * Returns the answer for an error that the program should have caught. The answer to a read does not
+ * mention storing.
  */
 const statementProblem = (error: DatabaseError): Problem =>
   "sql" in error && error.sql !== undefined && isReadOnly(error.sql) ? failed : notStored

@@ -1,9 +1,8 @@
 /**
- * Databases for code without Effect: opened and closed by hand, used by promises, with one unit of
- * work for all that a request runs.
+ * Databases for code without Effect: the program opens and closes them, uses them with promises, and
+ * runs each request as one unit of work.
  *
- * In every function of a runtime that runs code, the first argument is the code, and its settings
- * follow.
+ * In every function that runs code, the code is the first argument, and settings follow.
  *
  * @since 0.1.0
  */
@@ -93,9 +92,9 @@ export interface HandlerOptions
    */
   readonly route?: string | undefined
   /**
-   * Calls the handler again, with the same request, if it has thrown or could not be committed, and
-   * another attempt may succeed. A request is answered once if its body is longer than 1 MiB, of
-   * unknown length, or read already.
+   * Calls the handler again, with the same request, if the handler has thrown or its work could not
+   * be committed, and another attempt may succeed. There is only one attempt if the body of the
+   * request is longer than 1 MiB, of unknown length, or read already.
    *
    * @default false
    */
@@ -121,7 +120,7 @@ export interface PromiseQuery<A> extends PromiseLike<ReadonlyArray<A>>, Statemen
   readonly catch: <C = never>(
     onFailure?: ((error: unknown) => C | PromiseLike<C>) | null | undefined
   ) => Promise<ReadonlyArray<A> | C>
-  /** Runs the statement and calls back at its end. */
+  /** Runs the statement and calls a function at its end. */
   readonly finally: (onEnd?: (() => void) | null | undefined) => Promise<ReadonlyArray<A>>
   /** Runs the statement and returns its rows as arrays. */
   readonly values: () => Promise<ReadonlyArray<ReadonlyArray<unknown>>>
@@ -132,7 +131,7 @@ export interface PromiseQuery<A> extends PromiseLike<ReadonlyArray<A>>, Statemen
   readonly stream: () => AsyncIterable<A>
 }
 
-/** Options of a COPY; `onProgress` is plain code, and is awaited. */
+/** Options of a COPY, with `onProgress` as plain code. */
 interface CopyOptions extends Omit<Copy.Options, "onProgress"> {
   /**
    * Function that is called, and awaited, after each block of about 64 kB.
@@ -198,10 +197,10 @@ export interface PromiseClient
 }
 
 /**
- * Named database as promises, which reject with a `DatabaseError`, or with the exception of the
- * code inside.
+ * Named database with promises in place of effects. They reject with a `DatabaseError`, or with the
+ * exception of the code inside.
  *
- * Code comes first in every function, as in the data-first form of the functions of Effect.
+ * The code is the first argument of every function, as in the data-first form of Effect's functions.
  *
  * @example
  * ```ts
@@ -229,7 +228,7 @@ export interface PromiseDatabase {
   readonly withConsistency: <A>(code: () => PromiseLike<A> | A, consistency: Consistency) => Promise<A>
   /**
    * Calls plain code. Unqualified names in its statements on this database are looked up in one
-   * schema, or in several. The schema of a tenant, by `withTenant` of the runtime, comes before it.
+   * schema, or in several. The schema of a tenant (`withTenant` of the runtime) takes precedence.
    */
   readonly withSchema: <A>(code: () => A, schema: Tenant.Schema) => A
   /** Runs plain code outside of every transaction of this database. */
@@ -272,9 +271,9 @@ export interface Databases<R> {
  */
 export interface Options {
   /**
-   * Opens the databases once, with their first use. This does not count as an `open`. It is for
-   * programs without a start and an end, such as functions and page handlers. Without it, a use
-   * before {@link DatabaseRuntime.open} rejects with `DatabaseClosed`.
+   * Opens the databases once, at their first use, which does not count as a call of `open`. The
+   * option is for programs without a start and an end, such as functions and page handlers. Without
+   * it, a use before {@link DatabaseRuntime.open} rejects with `DatabaseClosed`.
    *
    * @default false
    */
@@ -291,7 +290,7 @@ export interface Options {
  */
 export interface UnitOptions<A> extends UnitOfWork.Options<A, unknown> {
   /**
-   * Ends the unit: statements in progress are cancelled, and all work is rolled back.
+   * Ends the unit when it aborts: statements in progress are cancelled, and all work is rolled back.
    *
    * @default undefined (no signal)
    */
@@ -308,7 +307,7 @@ export interface UnitOptions<A> extends UnitOfWork.Options<A, unknown> {
  */
 export interface NestedOptions<A> extends UnitOfWork.NestedOptions<A, unknown> {
   /**
-   * Ends the part: statements in progress are cancelled, and the part is rolled back.
+   * Ends the part when it aborts: statements in progress are cancelled, and the part is rolled back.
    *
    * @default undefined (no signal)
    */
@@ -329,15 +328,16 @@ export interface DatabaseRuntime<D, R> extends AsyncDisposable {
   /** The named databases, as promises. */
   readonly databases: { readonly [K in keyof D]: PromiseDatabase }
   /**
-   * Opens the databases, all at once, and counts the calls: as many calls of `close` close them. If
-   * one database cannot be opened, the others are closed, and all waiting calls reject with the
-   * first failure and do not count. A later call tries again. Further failures are logged.
+   * Opens the databases and counts the calls: the databases are closed when `close` has been called
+   * as often as `open`. If one database cannot be opened, the others are closed, and all waiting calls
+   * reject with the first failure and do not count. A later call tries again. Further failures are
+   * logged.
    */
   readonly open: () => Promise<void>
   /** Ends one `open`. The last call drains the databases and closes them. */
   readonly close: () => Promise<void>
   /**
-   * Runs an effect as a part of the unit of work or transaction of the code around. The promise
+   * Runs an effect as a part of the unit of work or transaction of the calling code. The promise
    * rejects with the failure or defect of the effect, and for a `SqlError` with its
    * `DatabaseError`, as an awaited statement does.
    */
@@ -358,8 +358,8 @@ export interface DatabaseRuntime<D, R> extends AsyncDisposable {
    */
   readonly nested: <A>(code: () => PromiseLike<A> | A, options?: NestedOptions<A>) => Promise<A>
   /**
-   * Calls plain code outside of the unit of work or transaction of its caller: for work that
-   * outlives it, such as background work of a request. A `unitOfWork` in it is a new one. The
+   * Calls plain code outside of the unit of work or transaction of its caller, for work that outlives
+   * the unit, such as background work of a request. A `unitOfWork` in the code is a new unit. The
    * tenant and the schemas stay the same.
    */
   readonly outside: <A>(code: () => A) => A
@@ -370,20 +370,22 @@ export interface DatabaseRuntime<D, R> extends AsyncDisposable {
   readonly withSession: <A>(code: () => PromiseLike<A> | A, session: Session) => Promise<A>
   /**
    * Calls plain code as the work of one tenant: unqualified names in its statements, on all
-   * databases or on those listed, are looked up in this schema. That also holds for statements
-   * after the code has returned, so a middleware may call `next` in it. See `Tenant.withTenant`.
+   * databases or on those in `databases`, are looked up in this schema. This includes asynchronous
+   * statements after the code has returned, so a middleware may call `next` in the code. See
+   * `Tenant.withTenant`.
    */
   readonly withTenant: <A>(code: () => A, schema: Tenant.Schema, options?: Tenant.Options) => A
   /**
    * Makes a middleware for Express, Connect, or the raw request and reply of a hook of Fastify,
    * with HTTP/1 and HTTP/2. The middleware and the handler after it run in one unit of work.
    *
-   * The response is held back until its end: sent after the commit, or replaced by an error if the
-   * request could not be stored. Until then it seems to be sent, but a header may still be set. The
-   * first answer is sent, and its status decides: a second answer, or an error after the first, has
-   * no effect. Direct writes to its socket or stream are not held back. A streamed body follows the
-   * commit and uses databases by `independent`. If the client disconnects, statements in progress
-   * are cancelled, and all is rolled back. Body parsers come before the middleware.
+   * The response is held back until the handler ends it. It is sent after the commit, or replaced by
+   * an error response if the request could not be stored. Until then the response appears to the
+   * handler as sent, but headers may still be set. The first answer is sent, and its status decides
+   * about the commit; a second answer, or an error after the first, has no effect. Direct writes to
+   * the socket or stream of the response are not held back. A streamed body is sent after the commit
+   * and uses databases by `independent`. If the client disconnects, statements in progress are
+   * cancelled, and all is rolled back. Put body parsers before the middleware.
    *
    * Throws `ConfigInvalid` for an option with an unknown name.
    */
@@ -397,10 +399,10 @@ export interface DatabaseRuntime<D, R> extends AsyncDisposable {
   /**
    * Makes a handler of web requests, for Hono, Next.js and others, that runs as one unit of work.
    *
-   * If the request could not be stored, or the databases could not be opened, another response is
-   * sent: the headers of the handler's response are lost and its body is cancelled. An exception of
-   * the handler is thrown. A streamed body is read after the commit and uses databases by
-   * `independent`.
+   * If the request could not be stored, an error response replaces the response of the handler, whose
+   * body is cancelled. If the databases could not be opened, an error response is sent and the
+   * handler is not called. An exception of the handler is thrown. A streamed body is read after the
+   * commit and uses databases by `independent`.
    *
    * Throws `ConfigInvalid` for an option with an unknown name.
    */
@@ -413,8 +415,8 @@ export interface DatabaseRuntime<D, R> extends AsyncDisposable {
 /**
  * Makes a runtime of the layer that opens the databases.
  *
- * Nothing is opened before `open`, or with `lazy` before the first use. If the layer fails, `open`
- * and that use reject with its failure.
+ * Nothing is opened before `open`, or with `lazy` before the first use. If the layer fails, `open` or
+ * the first use rejects with its failure.
  *
  * Throws `ConfigInvalid` for an option with an unknown name.
  *
@@ -443,7 +445,7 @@ export interface DatabaseRuntime<D, R> extends AsyncDisposable {
  *   })
  * ```
  *
- * @see {@link shared} for modules that are loaded again
+ * @see {@link shared} for modules that are loaded several times
  * @since 0.1.0
  * @category constructors
  */
@@ -454,9 +456,9 @@ export const make = <R, E, const D extends Databases<R>>(
 ): DatabaseRuntime<D, R> => makeRuntime(databases, layer, options)
 
 /**
- * Returns the one value of a key in this process, made with its first use.
+ * Returns the value of a key in this process; the first call makes it.
  *
- * Modules that are loaded again, as development servers do, find the value there, with its
+ * If a development server loads a module again, the module gets the same value, with its
  * connections.
  *
  * @example
@@ -471,7 +473,7 @@ export const make = <R, E, const D extends Databases<R>>(
  * export const runtime = DatabaseRuntime.shared("app", () => DatabaseRuntime.make({ db: Db }, DbLive, { lazy: true }))
  * ```
  *
- * @see {@link Options} for `lazy`, which opens the databases with their first use
+ * @see {@link Options} for `lazy`, which opens the databases at their first use
  * @since 0.1.0
  * @category constructors
  */

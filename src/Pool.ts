@@ -19,7 +19,7 @@ export type CheckoutError = ConnectFailed | PoolExhausted | PoolSelfDeadlock | D
 /**
  * Figures of a pool at one moment, as `Db.status` reports them.
  *
- * @see `Topology.ServerStatus`, which has those of a server
+ * @see `Topology.ServerStatus`, which has the figures of a server's pools
  * @see `DatabaseConfig.PoolOptions` for the settings
  * @since 0.1.0
  * @category models
@@ -35,8 +35,8 @@ export interface PoolStats {
   readonly total: number
   /**
    * The number of connections in use. A connection that is being validated, or that runs an effect
-   * of the settings, counts as in use, also if its caller has given up: for at most one second, or
-   * `connectTimeout` with `onCheckout`.
+   * of the settings, counts as in use until that work ends or times out, even if its caller has
+   * stopped waiting.
    */
   readonly active: number
   /** The number of idle connections. */
@@ -45,7 +45,7 @@ export interface PoolStats {
   readonly connecting: number
   /** The number of callers in the wait queue. */
   readonly waiting: number
-  /** True while the pool rejects callers that have waited longer than `queueTarget`. */
+  /** True while the pool is overloaded and sheds load (`queueTarget`). */
   readonly overloaded: boolean
   /** The last failure to connect, if there was one since the last success. */
   readonly lastConnectFailure: string | undefined

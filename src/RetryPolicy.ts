@@ -1,6 +1,5 @@
 /**
- * The policy of retries: a service with a default, which decides when and how often failed work
- * runs again.
+ * The policy of retries: a service that decides when and how often failed work runs again.
  *
  * | failed | by default |
  * |---|---|
@@ -52,20 +51,20 @@ export interface Budget {
  */
 export interface Policy {
   /**
-   * For attempts that have sent nothing: no connection was found, or it was lost before the answer
-   * to BEGIN. At most `maxOutageWaiters` callers wait at a time.
+   * The schedule for attempts that have had no effect: they got no connection, or lost it before the
+   * answer to BEGIN. At most `maxOutageWaiters` callers wait at a time.
    */
   readonly acquire: Schedule.Schedule<unknown, DatabaseError>
   /**
-   * For a statement outside of a transaction that may run twice: of a reader, or in
-   * {@link idempotent}.
+   * The schedule for a statement outside of a transaction that may run twice: a statement of a
+   * reader, or in {@link idempotent}.
    */
   readonly statement: Schedule.Schedule<unknown, DatabaseError>
-  /** For a whole transaction or unit of work with `{ retry: true }`. */
+  /** The schedule for a whole transaction or unit of work with `{ retry: true }`. */
   readonly transaction: Schedule.Schedule<unknown, DatabaseError>
   /**
-   * For listening after its connection was lost. One connection listens for all of a database, so
-   * the policy in force when the database is opened holds.
+   * The schedule for listening again after the connection was lost. All listeners of a database share
+   * the connection, so the policy in force when the database is opened applies.
    */
   readonly listen: Schedule.Schedule<unknown, DatabaseError>
   /**
@@ -154,9 +153,9 @@ export const never: Policy = {
 /**
  * The policy in force; without a layer it is {@link defaultPolicy}.
  *
- * If a message ends with "and the retry budget of the database is used up", much of the work on
- * that database fails. Raise the budget if many callers may fail at once and succeed a moment
- * later.
+ * If the message of an error contains "and the retry budget of the database is used up", much of the
+ * work on that database fails. Raise the budget if many callers may fail at once and succeed a
+ * moment later.
  *
  * @see {@link layer} for the policy of a program
  * @see {@link with} for the policy of one effect
@@ -232,12 +231,12 @@ export {
 export const idempotentRef: FiberRef.FiberRef<boolean> = FiberRef.unsafeMake(false)
 
 /**
- * Marks every statement of an effect as one that may run twice, so that a statement that has lost
- * its connection runs again, also on the writer.
+ * Marks every statement of an effect as safe to run twice, so that a statement that has lost its
+ * connection runs again, even on the writer.
  *
- * It does not apply inside of transactions: they run again as a whole, with `{ retry }`.
+ * The mark has no effect inside of transactions: they run again as a whole, with `{ retry }`.
  *
- * @see {@link Policy} for `statement`, the schedule of such a statement
+ * @see {@link Policy} for `statement`, the schedule of these statements
  * @example
  * ```ts
  * import { Effect } from "effect"

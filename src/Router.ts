@@ -1,5 +1,5 @@
 /**
- * The choice of the server of a read, as a service.
+ * The service that chooses the server of a read.
  *
  * @since 0.1.0
  */
@@ -21,7 +21,7 @@ export interface Candidate {
 }
 
 /**
- * Facts of a read.
+ * Data for the choice of a server for a read.
  *
  * @see {@link Choose}, which receives it
  * @since 0.1.0
@@ -30,16 +30,17 @@ export interface Candidate {
 export interface Ask {
   /** The name of the database. */
   readonly database: string
-  /** The number of reads of this database so far. */
+  /** The number of earlier choices for this database. */
   readonly turn: number
   /** A random number from 0 to 1, without 1. */
   readonly random: number
 }
 
 /**
- * Function that returns the index of one of the candidates, which are at least two.
+ * Function that returns the index of one of the candidates.
  *
- * It must not throw; an index without a candidate means the first.
+ * There are at least two candidates. The function must not throw; an index out of range means the
+ * first candidate.
  *
  * @see {@link layer} to use it
  * @since 0.1.0
@@ -48,14 +49,14 @@ export interface Ask {
 export type Choose = (ask: Ask, candidates: ReadonlyArray<Candidate>) => number
 
 /**
- * Chooses one server after the other.
+ * Chooses the servers in turn.
  *
  * @see {@link layerRoundRobin}
  * @example
  * ```ts
  * import { Router } from "effect-db"
  *
- * // reports are read by one server, all else by one server after the other
+ * // reads of the database "reports" go to the first candidate, other reads to the servers in turn
  * export const RouterLive = Router.layer((ask, candidates) =>
  *   ask.database === "reports" ? 0 : Router.roundRobin(ask, candidates)
  * )
@@ -84,7 +85,7 @@ export const roundRobin: Choose = (ask, candidates) => ask.turn % candidates.len
 export const random: Choose = (ask, candidates) => Math.floor(ask.random * candidates.length)
 
 /**
- * Chooses the server with the lowest load, and servers with the same load one after the other.
+ * Chooses the server with the lowest load, and among servers with the same load in turn.
  *
  * @see {@link layerLeastBusy}
  * @example
@@ -113,7 +114,7 @@ export const leastBusy: Choose = (ask, candidates) => {
 }
 
 /**
- * Service of the choice, by default {@link roundRobin}.
+ * Service that chooses the server of a read, by default {@link roundRobin}.
  *
  * A database uses the service that is in its context when its layer is built.
  *
@@ -139,13 +140,13 @@ export class Router extends Context.Reference<Router>()("effect-db/Router", {
 }) {}
 
 /**
- * Provides a choice of the program.
+ * Provides a function of the program for the choice.
  *
  * @example
  * ```ts
  * import { Router } from "effect-db"
  *
- * // the server in the own zone, if it is a candidate
+ * // a server in this zone, if there is one among the candidates
  * export const RouterLive = Router.layer((_, candidates) =>
  *   Math.max(0, candidates.findIndex(({ name }) => name.startsWith("zone-a.")))
  * )

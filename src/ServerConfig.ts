@@ -1,6 +1,6 @@
 /**
- * Types of a server in the settings of a database: the forms in which a program gives it, and its
- * settings when they are checked and complete.
+ * Types of a server in the settings of a database: the forms in which a program describes a server,
+ * and the checked and complete settings.
  *
  * The module `DatabaseConfig` has the settings of a database, and exports these types as well.
  *
@@ -18,7 +18,7 @@ import type * as Redacted from "effect/Redacted"
  * loopback address or a socket is used without TLS.
  *
  * @see {@link ServerSettings} for the option `ssl` of a server
- * @see `DatabaseConfig.DatabaseOptions` for that of all servers of a database
+ * @see `DatabaseConfig.DatabaseOptions` for the option `ssl` for all servers of a database
  * @since 0.1.0
  * @category models
  */
@@ -48,7 +48,7 @@ export type TargetSessionAttrs = "any" | "read-write" | "read-only" | "primary" 
 export type Connector = Effect.Effect<Duplex, unknown>
 
 /**
- * Settings of a server that any form of its address may have.
+ * Settings of a server that every form of its address accepts.
  *
  * @see {@link ServerInput} for the forms
  * @since 0.2.0
@@ -71,13 +71,13 @@ export interface ServerSettings {
   /**
    * TLS; it takes precedence over the URL and over the `ssl` of the database.
    *
-   * @default the `ssl` of the database, else as the URL says, else a verified certificate, and no TLS
+   * @default the `ssl` of the database, else as the URL says, else a verified certificate, but no TLS
    * for a loopback address or a socket
    */
   readonly ssl?: Ssl | undefined
   /**
-   * The required property of sessions, by which one of several hosts is chosen; it takes precedence
-   * over the URL.
+   * The required property of sessions. Of several hosts, one that has it is used. The setting takes
+   * precedence over the URL.
    *
    * @default `target_session_attrs` of the URL, else `"read-write"` for the writer and
    * `"prefer-standby"` for a reader
@@ -108,8 +108,8 @@ export interface ServerSettings {
  */
 export interface ServerOptions extends ServerSettings {
   /**
-   * A host name, an address, or the folder of a Unix socket, which starts with `/`; or several, of
-   * which one is used.
+   * A host name, an address, or the folder of a Unix socket, which starts with `/`. Or several of
+   * them, of which each connection uses one.
    */
   readonly host: string | ReadonlyArray<string>
   /**
@@ -120,7 +120,7 @@ export interface ServerOptions extends ServerSettings {
   readonly port?: number | ReadonlyArray<number> | undefined
   /** The name of the database on the server. */
   readonly database: string
-  /** The name of the user. It may be empty if `credentials` of the database give user and password. */
+  /** The name of the user. It may be empty if the database has `credentials`. */
   readonly username: string
 }
 
@@ -163,7 +163,7 @@ export interface ServerUrl extends ServerSettings {
 /**
  * Server at the other end of streams that the program opens.
  *
- * It has no host name to compare a certificate with, so TLS with verification needs
+ * There is no host name to compare a certificate with, so TLS with verification needs
  * `ssl: { servername }`.
  *
  * @see {@link ServerOptions} for a server by its host
@@ -181,7 +181,7 @@ export interface ServerSocket extends ServerSettings {
   readonly name?: string | undefined
   /** The name of the database on the server. */
   readonly database: string
-  /** The name of the user. It may be empty if `credentials` of the database give user and password. */
+  /** The name of the user. It may be empty if the database has `credentials`. */
   readonly username: string
 }
 
@@ -244,7 +244,7 @@ export interface Endpoint extends Host {
  * @category models
  */
 export interface TlsFiles {
-  /** The certificates of trusted authorities; `undefined` trusts those that Node comes with. */
+  /** The certificates of trusted authorities; `undefined` means the authorities that Node trusts. */
   readonly sslrootcert: string | undefined
   /** The certificate of the client. */
   readonly sslcert: string | undefined
@@ -275,11 +275,11 @@ export type AuthMethod = "password" | "md5" | "gss" | "sspi" | "scram-sha-256" |
 export interface SessionParameters {
   /** The name that `pg_stat_activity` shows. */
   readonly applicationName?: string
-  /** The silence before TCP sends probes, in milliseconds; `undefined` if it sends none. */
+  /** The idle time before TCP sends probes, in milliseconds; `undefined` if it sends none. */
   readonly keepAlive?: number | undefined
   /** Settings of the session, as in libpq's `options`: `-c name=value`. */
   readonly startupOptions?: string
-  /** Present, and undefined, if `startupOptions` set the limit. */
+  /** Present, with the value `undefined`, if `startupOptions` sets the limit. */
   readonly idleInTransactionTimeout?: undefined
 }
 
@@ -288,7 +288,7 @@ export interface SessionParameters {
  *
  * The address is that of the first host; `name` has the names of all hosts.
  *
- * @see {@link ServerInput} for the form in which a program gives it
+ * @see {@link ServerInput} for the forms in which a program describes a server
  * @see `DatabaseConfig.make`, which returns it
  * @since 0.1.0
  * @category models
@@ -300,11 +300,11 @@ export interface ServerConfig extends Endpoint {
   readonly socket: Connector | undefined
   /** The name of the database on the server. */
   readonly database: string
-  /** The name of the user; empty if `credentials` of the database give it. */
+  /** The name of the user; it may be empty if the database has `credentials`. */
   readonly username: string
   /** The password, if it is known before a connect. */
   readonly password: Redacted.Redacted<string> | undefined
-  /** A file with nothing but the password. */
+  /** A file that contains only the password. */
   readonly passwordFile: string | undefined
   /** A password file of libpq, with a line for each host, database and user. */
   readonly passfile: string | undefined
@@ -314,7 +314,7 @@ export interface ServerConfig extends Endpoint {
   readonly isDirectTls: boolean
   /** True if TLS sends the name of the host to the server: `sslsni`. */
   readonly sendsServerName: boolean
-  /** True if the server must prove that TLS ends at it: `channel_binding=require`. */
+  /** True if the server must prove that it is the other end of TLS: `channel_binding=require`. */
   readonly bindsChannel: boolean
   /** The allowed authentication methods; `undefined` allows all. */
   readonly requireAuth: ReadonlySet<AuthMethod> | undefined
@@ -325,7 +325,8 @@ export interface ServerConfig extends Endpoint {
   /** The timeout for all hosts together, in milliseconds. */
   readonly connectTimeout: number
   /**
-   * The timeout of one host, in milliseconds, if the connection string has one and no option does.
+   * The timeout of one host, in milliseconds, if the connection string has `connect_timeout` and the
+   * option `connectTimeout` is not given.
    */
   readonly hostTimeout: number | undefined
   /** The session settings of the connection string. */
@@ -335,8 +336,8 @@ export interface ServerConfig extends Endpoint {
 /**
  * Bounds for the messages of a server.
  *
- * If a server exceeds a bound, the connection is closed, with `Disconnected`, or with
- * `ConnectFailed` at login.
+ * If a server exceeds a bound, the connection is closed, and the statement fails with `Disconnected`,
+ * or the connect with `ConnectFailed`.
  *
  * @see `DatabaseConfig.DatabaseOptions` for the options of these names, and their defaults
  * @since 0.2.0
@@ -352,6 +353,6 @@ export interface ProtocolLimits {
    * of a connection.
    */
   readonly maxStartupBytes: number
-  /** The iterations of SCRAM that a server may request; each costs time at login. */
+  /** The number of SCRAM iterations that a server may request; each takes time at login. */
   readonly maxScramIterations: number
 }

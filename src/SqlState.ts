@@ -1,6 +1,6 @@
 /**
  * The meaning of SQLSTATEs, of error codes of Node, and of messages of the server, a pooler and the
- * driver. No other module of this library knows them.
+ * driver. No other module of this library interprets them.
  *
  * @since 0.1.0
  */
@@ -88,8 +88,8 @@ const poolerState = "08P01"
 /**
  * Returns the meaning of a SQLSTATE.
  *
- * `57014` (query_canceled) is `"StatementTimeout"`: a caller never sees the cancel that this
- * library requests, so the server's own timeout and an administrator's `pg_cancel_backend` remain.
+ * `57014` (query_canceled) is `"StatementTimeout"`. Its cause is the server's own timeout or an
+ * administrator's `pg_cancel_backend`: a cancel by this library is not reported to a caller.
  *
  * @see {@link refusalMeaning} and {@link lossMeaning}, which also read the message
  * @example
@@ -112,7 +112,7 @@ const classMeaning = (sqlState: string): Meaning => {
 /**
  * Returns the meaning of the last message of a lost connection.
  *
- * PgBouncer uses one SQLSTATE for all its messages, so the text counts, too.
+ * PgBouncer uses one SQLSTATE for all its messages, so the text decides as well.
  *
  * @see {@link refusalMeaning} for a refused statement
  * @example
@@ -135,7 +135,7 @@ export const lossMeaning = (sqlState: string, message: string): Meaning =>
  * Returns the meaning of the refusal of a statement.
  *
  * A standby that cancels a read because of a conflict with recovery uses the SQLSTATE of other
- * cancels, so the text counts, too.
+ * cancels, so the text decides as well.
  *
  * @see {@link lossMeaning} for a lost connection
  * @example
@@ -156,8 +156,8 @@ export const refusalMeaning = (sqlState: string, message: string): Meaning => {
 
 /**
  * Checks if a pooler closed a connection before any server had received the last statement: all
- * its server connections were in use for too long, the chosen one was lost, or it could not log
- * in.
+ * its server connections were in use for too long, the assigned server connection was lost, or the
+ * pooler could not connect to the server or log in.
  *
  * Such a statement was not sent, so another attempt is safe.
  *
@@ -193,8 +193,8 @@ export const isUnserved = (sqlState: string, message: string): boolean =>
 export const isAborted = (sqlState: string): boolean => sqlState === "25P02"
 
 /**
- * Checks if a notice is a warning. A function may give it any SQLSTATE, and a server may name the
- * severity in any language, so either is enough.
+ * Checks if a notice is a warning, by its severity or its SQLSTATE. One of them is enough, because a
+ * function may set any SQLSTATE, and a server may name the severity in any language.
  *
  * @internal
  */
@@ -343,8 +343,8 @@ export const isCancelled = (sqlState: string, message: string): boolean =>
   meaning(sqlState) === "StatementTimeout" && message.endsWith("due to user request")
 
 /**
- * Checks if the proof of a server's role failed. The statement of the proof then casts a text to a
- * number on purpose, and the text names the reason.
+ * Checks if the proof of a server's role failed. The statement that proves the role then casts a
+ * text, which names the reason, to a number on purpose.
  *
  * @internal
  */
@@ -369,13 +369,13 @@ const connectReasons: ReadonlyMap<string, ConnectReason> = new Map<string, Conne
   ["CERT_NOT_YET_VALID", "tls"],
   ["CERT_UNTRUSTED", "tls"],
   ["HOSTNAME_MISMATCH", "tls"],
-  // also if its text mentions TLS, as it does during a handshake
+  // even if the message mentions TLS, as during a handshake
   ["ECONNRESET", "unreachable"],
   ["ETIMEDOUT", "unresponsive"]
 ])
 
 /**
- * The messages of PgBouncer, and of a server that refused it, which PgBouncer passes on with its
+ * The messages of PgBouncer, and of a server that refused PgBouncer. PgBouncer sends both with its
  * own SQLSTATE.
  */
 const poolerReasons: ReadonlyArray<readonly [text: RegExp, reason: ConnectReason]> = [
@@ -437,7 +437,7 @@ export const connectReason = (code: string, message: string): ConnectReason => {
  */
 export const isNotYet = (reason: ConnectReason): boolean => reason === "startingUp" || reason === "tooManyConnections"
 
-/** The reasons for which another attempt would fail, too, on this server or another. */
+/** The reasons after which another attempt would fail, too, on this server or another. */
 const permanent: ReadonlySet<ConnectReason> = new Set([
   "authentication",
   "noSuchDatabase",
@@ -467,8 +467,8 @@ const permanent: ReadonlySet<ConnectReason> = new Set([
 export const isTransient = (reason: ConnectReason): boolean => !permanent.has(reason)
 
 /**
- * The codes of a file that stays unreadable. A missing file is not among them, because it may be
- * about to be replaced.
+ * The codes of a file that stays unreadable. `ENOENT` is not among them, because a missing file may
+ * be about to be replaced.
  */
 const lastingFileCodes = new Set(["EACCES", "EPERM", "ELOOP", "EISDIR"])
 

@@ -12,7 +12,7 @@ import { inScopes } from "./internal/transaction/ambientScopes.js"
  * The schema in which unqualified names are looked up, or several in the order of the lookup, as in
  * `search_path`.
  *
- * They are names, not SQL: quotes, capitals and spaces are parts of a name.
+ * The strings are names, not SQL: quotes, capitals and spaces are parts of a name.
  *
  * @see {@link withTenant} and `Db.withSchema`, which take it
  * @since 0.1.0
@@ -40,34 +40,35 @@ export interface Options {
  * Runs an effect as the work of one tenant: the unqualified names of all its statements are looked
  * up in the schema of the tenant.
  *
- * The schema comes before that of every `withSchema`, inside or outside; of several tenants the
- * innermost counts. A qualified name in a statement is looked up in its own schema.
+ * The schema takes precedence over every `withSchema`, inside or outside of it. Of several nested
+ * tenants the innermost counts. A qualified name in a statement is looked up in its own schema.
  *
  * - **Statements, not connections.** A statement outside of a transaction is sent in a transaction
- *   of its own, in one exchange. In a transaction each statement has the schema of its own scope,
- *   and a statement outside of `withTenant` has the schema from before. Nothing remains in the
- *   session of the server.
- * - **Scope.** Forked fibers, registered hooks and `UnitOfWork.outside` are in it. Plain code that
- *   an effect runs is not, unless a `DatabaseRuntime` runs it, which has a `withTenant` of its own.
+ *   of its own, in one exchange. In a transaction each statement has the schema of its own scope, so
+ *   `withTenant` does not affect the statements before and after it. Nothing remains in the session
+ *   of the server.
+ * - **Scope.** Forked fibers, registered hooks and `UnitOfWork.outside` are in the scope. Plain code
+ *   is in it only if a `DatabaseRuntime` runs the code; the runtime has a `withTenant` of its own.
  * - **Batches.** A batch runs in the scope of the fiber that waits for it: put `withTenant` around
  *   `Effect.forEach` with `batching`, not inside. Create data loaders and request caches for each
- *   tenant, because all callers of one share its results.
+ *   tenant, because all callers of a cache share its results.
  * - **Refused commands.** Commands that cannot run in a transaction, such as `VACUUM`, are refused
  *   by the server.
  *
  * Each statement fails with `SchemaInvalid`, before anything is sent, if a name cannot be that of a
- * schema: if it is empty, longer than 63 bytes, has a NUL, or is `$user` or `pg_temp`. So does
- * `reserve`, because the transactions of a reserved connection are not known here. A schema that
- * does not exist has no tables, so statements fail with `QueryFailed`.
+ * schema: if it is empty, longer than 63 bytes, has a NUL, or is `$user` or `pg_temp`. `reserve`
+ * always fails with `SchemaInvalid` in the scope, because the program begins and ends the
+ * transactions of a reserved connection itself. A schema that does not exist has no tables, so
+ * statements fail with `QueryFailed`.
  *
- * @see `Db.withSchema` for one database, and below that of a tenant
+ * @see `Db.withSchema` for the schema of one database
  * @example
  * ```ts
  * import { HttpMiddleware, HttpServerRequest } from "@effect/platform"
  * import { Effect } from "effect"
  * import { Tenant } from "effect-db"
  *
- * // after authentication: an unverified name is no tenant
+ * // runs after authentication, which must have verified the header
  * export const byHeader = HttpMiddleware.make((app) =>
  *   Effect.flatMap(HttpServerRequest.HttpServerRequest, ({ headers }) =>
  *     Tenant.withTenant(app, headers["x-tenant"] ?? "")

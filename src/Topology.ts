@@ -18,7 +18,7 @@ export type Role = "writer" | "reader"
 /**
  * State of a server at one moment.
  *
- * @see `Database.Status`, which has those of all servers
+ * @see `Database.Status`, which has the states of all servers
  * @since 0.1.0
  * @category models
  */

@@ -48,8 +48,8 @@ export type Access = "read write" | "read only"
  * | `never` | fails with `PropagationRefused` | runs without a transaction |
  *
  * If a part that has joined ends in rollback after a writer's statement, the transaction fails with
- * `RolledBackAtCommit`. It does not fail after a rollback of a savepoint. The module `UnitOfWork`
- * compares `requiresNew` and `notSupported` with `outside`, `runNew` and others.
+ * `RolledBackAtCommit`. A rollback of a savepoint does not make the transaction fail. The module
+ * `UnitOfWork` compares `requiresNew` and `notSupported` with `outside`, `runNew` and others.
  *
  * @see {@link Options} for the option `propagation`
  * @see `UnitOfWork` for the comparison with its functions
@@ -59,8 +59,8 @@ export type Access = "read write" | "read only"
 export type Propagation = "nested" | "required" | "requiresNew" | "mandatory" | "supports" | "notSupported" | "never"
 
 /**
- * The settings of a transaction, in which a setting that is left out is that of the database or of
- * the server.
+ * The settings of a transaction. A setting that is left out has the value of the database or of the
+ * server.
  *
  * A duration is anything that Effect's `Duration` accepts; a plain number is in milliseconds. Zero
  * and infinity mean no limit.
@@ -72,20 +72,20 @@ export type Propagation = "nested" | "required" | "requiresNew" | "mandatory" | 
  */
 export interface Settings {
   /**
-   * The isolation level. If it is left out, a part that joins sees it as `"read committed"`.
+   * The isolation level. If it is left out, it counts as `"read committed"` for parts that join.
    *
    * @default the server's `default_transaction_isolation`, normally "read committed"
    */
   readonly isolation?: Isolation | undefined
   /**
-   * The access mode. If it is left out, a part that joins sees it as `"read write"`.
+   * The access mode. If it is left out, it counts as `"read write"` for parts that join.
    *
    * @default the server's `default_transaction_read_only`, normally "read write"
    */
   readonly access?: Access | undefined
   /**
-   * Waits at the start for a snapshot that needs no checks later. It has an effect only with
-   * `serializable` and `read only`.
+   * Waits at the start for a snapshot with which no serialization failure is possible. It has an
+   * effect only with `serializable` and `read only`.
    *
    * @default the server's `default_transaction_deferrable`, normally false
    */
@@ -152,11 +152,12 @@ export interface Options extends Settings {
    * may succeed: after a serialization failure, a deadlock or a lost connection. `true` follows the
    * `RetryPolicy`.
    *
-   * The failures of its statements decide, also if the work has converted them into an error of its
-   * own or a defect. An interrupted transaction is not run again. Only the outermost transaction is
-   * run again, for failures of its own database; effects outside of it, such as transactions of
-   * other databases, are repeated. Inside of a unit of work the unit is run again. A part fails
-   * with `OptionsConflict` if the transaction or unit that it joins cannot be run again.
+   * The failures of its statements decide, even if the program has converted them into another error
+   * or a defect. An interrupted transaction is not run again. Only the outermost transaction is run
+   * again, and only for failures of its own database. Effects in it that are not statements of its
+   * database, such as transactions of other databases, are repeated. Inside of a unit of work the
+   * unit is run again. A part fails with `OptionsConflict` if the transaction or unit that it joins
+   * cannot be run again.
    *
    * @default false
    */

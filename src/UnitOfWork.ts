@@ -4,7 +4,7 @@
  * A transaction begins with the first statement on its database. The end of the unit commits all of
  * them, or rolls all of them back.
  *
- * Work that must not be in the transactions around it has several ways out:
+ * These functions and options run work inside or outside of the transactions around it:
  *
  * | function | statements in it run in | sees uncommitted work around it | is undone with the work around it |
  * |---|---|---|---|
@@ -47,10 +47,10 @@ import type * as Transaction from "./Transaction.js"
 export type Outcome = "commit" | "rollback"
 
 /**
- * Settings for the transactions of a unit, in which a setting that is left out is that of the
- * database or of the server.
+ * Settings for the transactions of a unit. A setting that is left out has the value of the database
+ * or of the server.
  *
- * @see {@link on} for those of one database
+ * @see {@link on} for the settings of one database
  * @since 0.1.0
  * @category options
  */
@@ -94,8 +94,8 @@ export interface DatabaseSettings {
 /**
  * The options of {@link run} and {@link runNew}.
  *
- * A part that joins a unit passes its options to the unit. Settings for transactions that have not
- * begun are taken over; an option that the unit cannot take fails with `OptionsConflict`.
+ * A part that joins a unit passes its options to the unit. Settings apply to transactions that have
+ * not begun yet. If the unit cannot take an option, the part fails with `OptionsConflict`.
  *
  * @see {@link NestedOptions} for the options of {@link nested}
  * @since 0.1.0
@@ -115,7 +115,7 @@ export interface Options<A, E> {
    */
   readonly transaction?: UnitSettings | undefined
   /**
-   * Settings for single databases. Each setting that is given overrides the one for all.
+   * Settings for single databases. Each given setting overrides the setting in `transaction`.
    *
    * @default []
    */
@@ -126,15 +126,15 @@ export interface Options<A, E> {
    * - `"safest"`: the COMMIT that is least likely to fail comes last: serializable transactions
    *   first, read-only ones last, the others in the order in which they began.
    * - `"touched"`: the order in which the transactions began.
-   * - a list: its order; databases that are not in it follow.
+   * - a list: the order of the list; databases that are not in the list follow.
    *
    * @default "safest"
    */
   readonly order?: "safest" | "touched" | ReadonlyArray<Named> | undefined
   /**
    * Checks deferred constraints of all databases but the first before any COMMIT, at the same time
-   * and in one round trip. A violated constraint then undoes all transactions. Without the check it
-   * could be found after another database has committed, which is `PartialCommit`.
+   * and in one round trip. A violated constraint then undoes all transactions. Without the check, a
+   * COMMIT could fail after another database has committed, which is a `PartialCommit`.
    *
    * @default true
    */
@@ -144,10 +144,10 @@ export interface Options<A, E> {
    * succeed: after a serialization failure, a deadlock or a lost connection. `true` follows the
    * `RetryPolicy`.
    *
-   * The failures of its statements decide, also if the work has converted them into an error of its
-   * own, a defect or a rollback. A unit is not run again if it was interrupted, or if a part of it
-   * is stored, by `Db.commit` or in another database, or is in a transaction around it. A part that
-   * joins requests another attempt of the unit, and fails with `OptionsConflict` if the unit cannot
+   * The failures of its statements decide, even if the program has converted them into another error,
+   * a defect or a rollback. A unit is not run again if it was interrupted, if a part of it is stored,
+   * by `Db.commit` or in another database, or if a part of it is in a transaction around it. A part
+   * that joins requests the option for the unit, and fails with `OptionsConflict` if the unit cannot
    * be run again.
    *
    * @default false
@@ -219,12 +219,12 @@ export const on = ({ databaseName }: Named, settings: UnitSettings): DatabaseSet
  * Runs an effect as one unit of work: each database that it uses gets one transaction, and at the
  * end all commit, or all roll back.
  *
- * Inside of another unit, or of a transaction, it joins that and leaves the end to it. If a part
- * that has joined ends in rollback after a writer's statement, the unit fails with
+ * Inside of another unit, or of a transaction, the effect joins it as a part, and is committed or
+ * rolled back at its end. If a part ends in rollback after a writer's statement, the unit fails with
  * `RolledBackAtCommit`.
  *
- * Commits follow one another, after a check of all databases: see {@link Options}. Besides the
- * failures of the effect there are these:
+ * Databases are committed one after the other, after a check of all: see {@link Options}. It fails as
+ * the effect does, as a statement does, and with these errors:
  *
  * - `CommitFailed`, `RolledBackAtCommit`, `CommitVetoed`: nothing is stored.
  * - `PartialCommit`: a database could not be committed after another one was.
@@ -253,9 +253,8 @@ export const on = ({ databaseName }: Named, settings: UnitSettings): DatabaseSet
  * @category combinators
  */
 export const run: {
-  // the overload for pipes is the last one, because TypeScript checks a function in a pipe against
-  // that; so a pipe with `run` instead of `run()` does not compile, and the error has the text of
-  // `Called`
+  // TypeScript compares a function in a pipe with its last overload, so `run` without a call does not
+  // compile there, and the type error says that it must be called
   <A, E, R>(self: Effect.Effect<A, E, R>, options?: Options<A, E>): Effect.Effect<A, E | TransactionError, R>
   <A, E>(
     options?: Options<A, E> & Called<"UnitOfWork.run()">
@@ -293,7 +292,7 @@ export const run: {
  * @category combinators
  */
 export const runNew: {
-  // in this order for the reason that `run` gives
+  // the order of the overloads matters in a pipe, as in `run`
   <A, E, R>(self: Effect.Effect<A, E, R>, options?: Options<A, E>): Effect.Effect<A, E | TransactionError, R>
   <A, E>(
     options?: Options<A, E> & Called<"UnitOfWork.runNew()">
@@ -307,19 +306,18 @@ export const runNew: {
 /**
  * Runs an effect as a part of a unit of work, or of a transaction, that can fail alone.
  *
- * If it fails, its work is undone on every database, by savepoints, and the unit goes on.
- *
- * A part that succeeds is stored with the unit. Outside of units and transactions, it is a unit of
- * its own.
+ * If the part fails, its work is undone on every database, by savepoints, and the unit continues. If
+ * the part succeeds, its work is stored with the unit. Outside of units and transactions, the part is
+ * a unit of its own.
  *
  * - A savepoint is set in the exchange of the first statement on its database; a part without
  *   statements costs nothing. If an undone part was the first to use a database, the transaction
  *   there counts as not begun.
  * - Concurrent parts take turns, each from its first statement to its end, so a part must not wait
- *   for another one: after `acquireTimeout` it fails with `TransactionBusy`.
+ *   for another part: it would fail with `TransactionBusy` after `acquireTimeout`.
  * - Hooks of an undone part are dropped, except `afterRollback`.
- * - {@link commit} and {@link rollback} in it fail with `PropagationRefused`.
- * - Outside of units and transactions it fails as {@link run} does.
+ * - {@link commit} and {@link rollback} in a part fail with `PropagationRefused`.
+ * - Outside of units and transactions, it fails as {@link run} does.
  *
  * @see {@link run} for a part that fails the whole unit if it fails
  * @example
@@ -349,7 +347,7 @@ export const runNew: {
  * @category combinators
  */
 export const nested: {
-  // in this order for the reason that `run` gives
+  // the order of the overloads matters in a pipe, as in `run`
   <A, E, R>(self: Effect.Effect<A, E, R>, options?: NestedOptions<A, E>): Effect.Effect<A, E | TransactionError, R>
   <A, E>(
     options?: NestedOptions<A, E> & Called<"UnitOfWork.nested()">
@@ -365,9 +363,9 @@ export const nested: {
 /**
  * Runs an effect outside of every unit of work and every transaction, of all databases.
  *
- * Its statements run on connections of their own and do not see uncommitted work around it. It is
- * for a fiber that is forked in a unit and outlives it, as is {@link runNew}: in the ended unit the
- * statements of the fiber would fail with `TransactionEnded`.
+ * Its statements run on connections of their own and do not see uncommitted work around it. Use it, or
+ * {@link runNew}, for a fiber that is forked in a unit and outlives the unit: otherwise the
+ * statements of the fiber fail with `TransactionEnded` after the end of the unit.
  *
  * @see {@link runNew} for a unit of its own
  * @see {@link detach} for a stream
@@ -390,10 +388,11 @@ export const outside = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A,
   Effect.mapInputContext(self, withoutSlot<R>)
 
 /**
- * Returns a stream that has the services of this effect, and runs outside of every unit of work.
+ * Returns the stream with the services of the current context, to be run outside of every unit of
+ * work.
  *
- * It is for the body of a response, which is read after the unit has ended. In the unit, such a
- * stream would fail with `TransactionEnded`.
+ * It is for the body of a response, which is read after the unit has ended. A stream that belongs to
+ * the unit would fail with `TransactionEnded`.
  *
  * @see {@link outside} for an effect
  * @example

@@ -8,7 +8,7 @@ export class UsageError extends Data.TaggedError("UsageError")<{ readonly messag
 export interface Args {
   readonly help: boolean
   readonly once: boolean
-  /** The file that was asked for. */
+  /** The file of the option `--csv`. */
   readonly csv: string | undefined
 }
 
@@ -28,7 +28,7 @@ export const help = `effect-db example service: todos, airports and an audit tra
 
   There its tables stay: todo, record, event, app_migrations, audit_migrations. An import replaces rows of the same iata.`
 
-/** The airports of vega-datasets: 3,376 rows. The package exports none of its files, so its folder is looked for. */
+/** Returns the path of the airports of vega-datasets: 3,376 rows. The package exports no files, so its folder is derived from its main module. */
 export const airports = (): string =>
   join(dirname(createRequire(import.meta.url).resolve("vega-datasets")), "..", "data", "airports.csv")
 

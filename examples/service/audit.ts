@@ -11,12 +11,12 @@ export const Event = Schema.Struct({
 
 export type Event = typeof Event.Type
 
-/** Says which request a change belongs to; the client may choose it, to find its events again. */
+/** The id of the request that makes a change. The client may choose the id, to find the events of the request. */
 export class RequestId extends Context.Reference<RequestId>()("example/RequestId", { defaultValue: () => "none" }) {}
 
 /**
- * Adds an event to the unit of work. It has to come before the change itself: a unit commits its databases in the order in which they
- * were touched, so a change is never stored without its event. What can remain is an event of a change that was answered with an error.
+ * Adds an event to the unit of work. Call it before the change: a unit commits its databases in the order of their first statements, so a
+ * change is never stored without its event. If the second COMMIT fails, the event is stored without its change.
  */
 export const record = (what: Event["what"], subject: string) =>
   Effect.gen(function* () {
@@ -24,7 +24,7 @@ export const record = (what: Event["what"], subject: string) =>
     yield* sql`INSERT INTO event ${sql.insert({ what, subject, request: yield* RequestId })}`
   })
 
-/** The latest events, all or those of one subject, the last one first. */
+/** Returns the latest hundred events, of all subjects or of one, the last event first. */
 export const latest = (subject: string | undefined) =>
   Effect.flatMap(
     Audit.reader,

@@ -2,7 +2,7 @@ import { HttpServer } from "@effect/platform"
 import { Console, Effect } from "effect"
 import { Servers, shown } from "./servers.js"
 
-/** The addresses of the service. */
+/** Returns the URL of the service. */
 export const baseUrl = HttpServer.HttpServer.pipe(
   Effect.map(({ address }) =>
     address._tag === "TcpAddress"

@@ -4,7 +4,7 @@ import type { Ledger } from "./ledger.js"
 import type { Airport } from "./records.js"
 import { direct, on, type Server, Servers } from "./servers.js"
 
-/** The result of a look at the databases. */
+/** The result of a check: a line for the report, and the problems. */
 export interface Finding {
   readonly line: string
   readonly problems: ReadonlyArray<string>
@@ -18,7 +18,7 @@ const query = <Row extends object>(server: Server, sql: string, params: Readonly
 
 const n = (count: number) => count.toLocaleString("en")
 
-/** Checks that every todo is as it was acknowledged, that deleted ones are gone, and that this run has stored no other one. */
+/** Checks that every todo is as it was acknowledged, that deleted todos are gone, and that this run has stored no other todo. */
 export const todos = (server: Server, name: string, ledger: Ledger) =>
   Effect.gen(function* () {
     const rows = yield* query<{ id: string; title: string; done: boolean }>(
@@ -101,7 +101,7 @@ export const records = (server: Server, rows: ReadonlyArray<Airport>) =>
     return { line: `records    ${n(rows.length)} on the ${server.role}, each exactly once${more}`, problems }
   })
 
-/** Looks at every server by itself. */
+/** Runs the checks on every server: todos and records of the primary, records of a replica, events of the audit database. */
 export const all = (name: string, ledger: Ledger, rows: ReadonlyArray<Airport>) =>
   Effect.gen(function* () {
     const servers = yield* Servers

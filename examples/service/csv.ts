@@ -5,7 +5,7 @@ import { CsvError, parse } from "csv-parse"
 import { Array as Arr, Data, Effect, Either, Option, ParseResult, Schema, Stream } from "effect"
 import { Airport } from "./records.js"
 
-/** The number of problems that are kept. A file with more of them is not read to its end, which may be far away. */
+/** The largest number of problems. A file with so many problems is not read to its end, because it may be long. */
 const mostProblems = 1000
 
 /** The faults of a file, each with its line. */
@@ -28,7 +28,7 @@ export interface Row {
 }
 
 interface Line {
-  /** The line that it begins on, counted as editors do. */
+  /** The number of the line on which the record begins, as editors count lines. */
   readonly at: number
   readonly fields: ReadonlyArray<string>
   readonly bytes: number
@@ -46,12 +46,12 @@ const decode = Schema.decodeUnknownEither(
   { errors: "all" }
 )
 
-/** A text as it is shown: a field may be long, and a message is kept. */
+/** Quotes a text for a message, and shortens a long one. */
 const shown = (text: string): string => JSON.stringify(text.length > 100 ? `${text.slice(0, 100)}...` : text)
 
 const breaks = (text: string): number => text.split(/\r\n|\n|\r/).length - 1
 
-/** Parses the bytes of a file into records; the number of fields is checked later. Fails with the fault of the file. */
+/** Parses a file into records; the number of fields is checked later. Fails with the description of the fault. */
 const lines = (file: string): Stream.Stream<Line, string> =>
   Stream.suspend(() => {
     let next = 1
@@ -60,15 +60,15 @@ const lines = (file: string): Stream.Stream<Line, string> =>
       max_record_size: 1_000_000,
       record_delimiter: ["\r\n", "\n", "\r"],
       relax_column_count: true,
-      // numbered here and not where they arrive: when the parser fails, some are still on their way
+      // records are numbered here and not by the consumer, because the parser may fail before the consumer has got all of them
       on_record: (fields, { bytes }) => {
         const at = next
         next += 1 + fields.reduce((sum, field) => sum + breaks(field), 0)
-        // to the parser's types a record is a list of texts
+        // the parser's types allow only texts in a record
         return [String(at), String(bytes), ...fields]
       }
     })
-    // the parser fails with whatever failed before it
+    // an error of the file is reported by the parser
     pipeline(createReadStream(file), parser, () => {})
     return Stream.fromAsyncIterable<ReadonlyArray<string>, string>(parser, (cause) => complaint(cause, next)).pipe(
       Stream.map(([at, bytes, ...fields]) => ({ at: Number(at), bytes: Number(bytes), fields }))
@@ -91,13 +91,13 @@ const complaint = (cause: unknown, at: number): string => {
   return cause instanceof CsvError ? `line ${at}: ${text}` : text
 }
 
-/** Reader of the lines of one file, first the header, which collects their problems. */
+/** Reader of the records of one file, the header first. It collects the problems of the records. */
 class Sheet {
   readonly problems: Array<string> = []
   private header: ReadonlyArray<string> | undefined
   private readonly seen = new Map<string, number>()
 
-  /** Checks whether enough problems are known. */
+  /** True if no further problem is recorded. */
   get isFull(): boolean {
     return this.problems.length >= mostProblems
   }
@@ -107,11 +107,11 @@ class Sheet {
     if (isBlank) return Option.none()
     if (this.header === undefined) return this.readHeader(at, fields)
     const airport = this.read(at, this.header, fields)
-    // a file with a problem is not stored, so from there on it is only read
+    // a file with a problem is not stored, so further rows are only checked
     return airport === undefined || this.problems.length > 0 ? Option.none() : Option.some({ airport, bytes })
   }
 
-  /** Nothing more comes. */
+  /** Records a problem at the end of the file if it has no header. */
   end(): void {
     if (this.header !== undefined || this.problems.length > 0) return
     this.problems.push(`it is empty; expected the columns ${columns.join(",")}`)

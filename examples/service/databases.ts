@@ -7,7 +7,7 @@ import * as Servers from "./servers.js"
 export class Db extends Database.Service<Db>()("app") {}
 export class Audit extends Database.Service<Audit>()("audit") {}
 
-/** The limits, by which a request is answered within seconds, and the service ends within three seconds after Ctrl-C. */
+/** Limits with which a request is answered within seconds, and the service ends within three seconds after Ctrl-C. */
 const limits = {
   applicationName: Servers.applicationName,
   acquireTimeout: "5 seconds",
@@ -17,7 +17,7 @@ const limits = {
   shutdownTimeout: "500 millis"
 } as const
 
-/** Both databases on an embedded cluster, the first one with its replicas. */
+/** Both databases on an embedded cluster, the first with its replicas. */
 export const embedded = Layer.unwrapEffect(
   Effect.map(EmbeddedPostgres.EmbeddedPostgres, (postgres) =>
     Layer.mergeAll(
@@ -37,7 +37,7 @@ export const cluster = (options: EmbeddedPostgres.EmbeddedPostgres.Options = {})
     databases: [Db.databaseName, Audit.databaseName]
   })
 
-// an empty variable is one that is not set
+// an empty variable counts as not set
 const url = (name: string) => Config.map(Config.nonEmptyString(name), Redacted.make)
 
 const urls = Config.all({
@@ -66,5 +66,5 @@ const own = Layer.merge(embedded, Revive.layer).pipe(Layer.provide(cluster()))
 
 type Made = Layer.Layer<Layer.Layer.Success<typeof own>, Layer.Layer.Error<typeof real | typeof own>>
 
-/** The databases of the settings, or embedded ones where there are none. */
+/** The databases of the settings, or embedded databases if no setting is given. */
 export const layer = Layer.unwrapEffect(Effect.map(isGiven, (given): Made => (given ? real : own)))

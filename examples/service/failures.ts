@@ -7,15 +7,15 @@ import { Audit } from "./databases.js"
  * The outcome of a change that was answered with an error.
  *
  * - `no`: nothing is stored; send it again.
- * - `partly`: the change is not stored, though its audit event is or may be; send it again.
+ * - `partly`: the change is not stored, but its audit event may be; send it again.
  * - `unknown`: the outcome is unknown; check before you send it again.
  */
 const Stored = Schema.Literal("no", "partly", "unknown")
 
 const advice = {
   no: "nothing is stored, send it again",
-  partly: "the change is not stored, though its audit event may be; send it again",
-  unknown: "it may be stored or not, look before you send it again"
+  partly: "the change is not stored, but its audit event may be; send it again",
+  unknown: "it may be stored or not; check before you send it again"
 } as const
 
 export class Unavailable extends Schema.TaggedError<Unavailable>()(

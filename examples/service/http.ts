@@ -73,7 +73,7 @@ const playground = ({ freeze, kill, state, thaw }: Acts) =>
 const problem = (status: number, _tag: string, message: string, more: object = {}) =>
   HttpServerResponse.unsafeJson({ _tag, message, ...more }, { status })
 
-/** Answers wrong input with the first issue of each part: further ones come from the other alternatives of a schema. */
+/** Answers wrong input with the first issue of each part: further issues belong to other alternatives of a schema. */
 const badInput = (error: HttpApiError.HttpApiDecodeError) => {
   const issues = Arr.dedupeWith(error.issues, (a, b) => a.path.join() === b.path.join())
   const message = issues.map(({ message, path }) => `${path.join(".") || "the request"}: ${message}`).join("; ")
@@ -83,15 +83,15 @@ const badInput = (error: HttpApiError.HttpApiDecodeError) => {
 /** Answers a request with an unknown or malformed path, or with a method that the path does not take. */
 const notFound = ({ request }: HttpServerError.RouteNotFound) =>
   Effect.map(allowed(request), (methods) => {
-    if (methods.length === 0) return problem(404, "RouteNotFound", "there is nothing here; /docs shows what there is")
+    if (methods.length === 0) return problem(404, "RouteNotFound", "there is no such path; /docs lists the paths")
     if (Arr.contains(methods, request.method))
-      return problem(400, "BadPath", "what is encoded by % in the path cannot be read")
+      return problem(400, "BadPath", "the percent-encoding of the path is not valid")
     const allow = methods.join(", ")
-    const message = `${request.method} is not for this path, which takes ${allow}; /docs shows what there is`
+    const message = `the path does not accept ${request.method}, only ${allow}; /docs lists the paths`
     return HttpServerResponse.setHeader(problem(405, "MethodNotAllowed", message), "allow", allow)
   })
 
-/** Answers to requests without a handler: wrong input, a path that is not there, a fault. */
+/** Answers a request that no handler has answered: because of wrong input, an unknown path or a fault. */
 const lastWord = (cause: Cause.Cause<never>) => {
   const error: unknown = Cause.squash(cause)
   if (error instanceof HttpApiError.HttpApiDecodeError) return Effect.succeed(badInput(error))
@@ -132,7 +132,7 @@ const api = Layer.unwrapEffect(
   )
 )
 
-/** The service's handlers and its page, on whatever server there is. */
+/** The service's handlers and its page, on the HTTP server that the layer is provided with. */
 export const layer = HttpApiBuilder.serve().pipe(
   Layer.provide([
     HttpApiSwagger.layer(),

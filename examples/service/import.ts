@@ -11,16 +11,16 @@ import { Airport } from "./records.js"
 const size = (file: string) =>
   Effect.tryPromise(() => stat(file)).pipe(
     Effect.map((found) => found.size),
-    // 0 if there is no such file: reading it fails then, with the reason
+    // 0 if there is no such file: the later read fails with the reason
     Effect.orElseSucceed(() => 0)
   )
 
-/** A longer timeout than that of requests, because a file may be long and its COPY is one statement. */
+/** Settings with a longer timeout than for requests, because the COPY of a long file is one statement. */
 const transaction = { statementTimeout: "10 minutes" } as const
 
 /**
- * Stores the rows in one unit of work: all, or none. A row whose key is there already takes the file's values, so an import may be run
- * again; rows of other files stay. COPY only adds, so the rows are copied into a table of their own first.
+ * Stores the rows in one unit of work: all, or none. A stored row with the same key gets the file's values, so an import may be run again;
+ * rows of other files are not changed. COPY can only insert, so the rows are copied into a temporary table first.
  */
 export const run = <E, R>(file: string, rows: Stream.Stream<Row, E, R>) =>
   Effect.gen(function* () {

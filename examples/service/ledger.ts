@@ -1,11 +1,11 @@
 import type { Event } from "./audit.js"
 
-/** One attempt to send a request, the first one or a later one. */
+/** One attempt to send a request. */
 export interface Attempt {
   readonly request: string
-  /** The change it asked for; none where it only reads. */
+  /** The change that the request makes; `undefined` for a read. */
   readonly change: { readonly what: Event["what"]; readonly subject: string } | undefined
-  /** The outcome of a change, as answered or as found in the database. A change that is stored partly is undone, though its event may be there. */
+  /** The outcome, as answered or as found in the database. A change that is stored partly is undone, but its event may be stored. */
   readonly outcome: "acknowledged" | "found stored" | "found not stored" | "stored partly" | "not stored"
 }
 
@@ -17,11 +17,11 @@ export interface TodoState {
 /** The answers of the service to its clients. The databases are compared with them. */
 export class Ledger {
   readonly attempts: Array<Attempt> = []
-  /** Every todo that was ever stored; `undefined` where it is deleted. */
+  /** Every todo that was ever stored, by its id; `undefined` if it is deleted. */
   readonly todos = new Map<string, TodoState | undefined>()
   readonly served = new Map<string, number>()
   readonly errors = new Map<string, number>()
-  /** The violations: a request without an end, an answer that contradicts another one. */
+  /** The failures: a request without success in all attempts, or an unexpected answer. */
   readonly failures: Array<string> = []
   succeeded = 0
 

@@ -7,7 +7,7 @@ class PortTaken extends Data.TaggedError("PortTaken")<{ readonly message: string
 
 class NodeServer extends Context.Tag("example/NodeServer")<NodeServer, Server>() {}
 
-/** Answers while the service itself does not: it is starting, or on its way out. */
+/** Answers requests while the service has no handler, because it is starting or shutting down. */
 const notNow = (server: Server) =>
   server.on("request", (_, response) => {
     if (server.listenerCount("request") > 1) return
@@ -50,7 +50,7 @@ export const layer = (otherwise: number) =>
     })
   )
 
-/** Takes no new connections, and waits for the requests in flight, for a second at most. */
+/** Stops accepting connections, and waits for the requests in progress, for a second at most. */
 const drain = (server: Server) =>
   Effect.async<void>((resume) => {
     server.close(() => resume(Effect.void))
@@ -62,12 +62,12 @@ const drain = (server: Server) =>
         Schedule.spaced("20 millis")
       )
     ),
-    // `timeout` interrupts it in another fiber; this fiber was interrupted already
+    // `timeout` runs and interrupts it in another fiber; the fiber of the finalizer may be interrupted already
     Effect.interruptible,
     Effect.timeout("1 second"),
     Effect.ignore,
     Effect.ensuring(Effect.sync(() => server.closeAllConnections()))
   )
 
-/** Drains the server when the scope ends; what is acquired before this still works for the requests in flight. */
+/** Drains the server when the scope ends. Resources acquired before this are still open for the requests in progress. */
 export const drained = Effect.flatMap(NodeServer, (server) => Effect.addFinalizer(() => drain(server)))

@@ -9,11 +9,11 @@ export const concurrency = 8
 const mostAttempts = 20
 const pause = Schedule.intersect(Schedule.spaced("100 millis"), Schedule.recurs(mostAttempts))
 
-/** The meaning of an error for a change: it is not stored, it may be stored, or the service refuses it. */
+/** Returns the outcome of a change after an error, by the answer of the service; `refused` if another attempt would be refused, too. */
 const meaning = (error: Tasks.Failure): Unavailable["stored"] | "refused" =>
   error instanceof Unavailable
     ? error.stored
-    : // no answer says nothing
+    : // without an answer, the change may be stored or not
       error._tag === "RequestError"
       ? "unknown"
       : "refused"

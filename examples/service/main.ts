@@ -5,7 +5,7 @@ import * as Csv from "./csv.js"
 import * as Once from "./once.js"
 import * as Service from "./service.js"
 
-/** One or two lines that say what to do; only a defect shows where it happened. */
+/** Returns the message of a failure, in one or two lines; only a defect has its stack trace. */
 const explain = (cause: Cause.Cause<unknown>): string => {
   const [failure] = Chunk.toReadonlyArray(Cause.failures(cause))
   if (failure === undefined) return Cause.pretty(cause)
@@ -24,16 +24,16 @@ let interrupted = 0
 const main = Effect.gen(function* () {
   const args = yield* Args.parse(process.argv.slice(2))
   if (args.help) return yield* Console.log(Args.help)
-  // an interrupted service has ended as it should; an interrupted job has proved nothing, so it fails
+  // the interruption of a service is its normal end; an interrupted job has proved nothing, so it fails
   if (args.once) interrupted = 130
   if (args.csv !== undefined) yield* Csv.check(args.csv)
   const file = args.csv ?? Args.airports()
   yield* args.once ? Once.run(file) : Service.run(file)
 })
 
-// the terminal sends a signal to all processes, and npm passes it on: the second one must not end the shutdown
+// the terminal sends a signal to all processes, and npm sends it again: the second signal must not end the shutdown
 for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => {})
-// a closed terminal or pipe ends it as Ctrl-C does
+// a closed terminal or pipe ends the program as Ctrl-C does
 process.once("SIGHUP", () => process.emit("SIGTERM"))
 process.stdout.on("error", () => process.emit("SIGTERM"))
 

@@ -5,7 +5,7 @@ import { Chunk, Effect } from "effect"
 const matches = (route: ReadonlyArray<string>, path: ReadonlyArray<string>): boolean =>
   route.length === path.length && route.every((part, i) => part === path[i] || (part.startsWith(":") && path[i] !== ""))
 
-/** Returns the methods of the routes that match the path of a request; none if no route matches. */
+/** Returns the methods of the routes that match the path of a request. */
 export const allowed = ({ url }: HttpServerRequest.HttpServerRequest) =>
   Effect.map(HttpApiBuilder.Router.router, ({ routes }) => {
     const path = (url.split("?")[0] ?? "").split("/")

@@ -37,7 +37,10 @@ const audit = Migrator.fromRecord({
     )`)
 })
 
-/** Makes the tables of both databases, which may be the same. If instances start together, one of them does it and the others wait. */
+/**
+ * Creates the tables of both databases, which may be one database on the server. If several instances start at the same time, one of them
+ * creates the tables, and the others wait.
+ */
 export const run = Migrations.runAll([
   Migrations.on(Db, { loader: app, table: "app_migrations" }),
   Migrations.on(Audit, { loader: audit, table: "audit_migrations" })

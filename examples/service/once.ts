@@ -16,7 +16,7 @@ import type { Airport } from "./records.js"
 import { Servers } from "./servers.js"
 import * as Tasks from "./tasks.js"
 
-/** The job found something lost, doubled or broken. */
+/** Error of a job that found lost, doubled or wrong rows, or failed requests. */
 class OnceFailed extends Data.TaggedError("OnceFailed")<{ readonly problems: ReadonlyArray<string> }> {
   override get message(): string {
     const shown = this.problems.slice(0, 20).map((problem) => `\n  ${problem}`)
@@ -24,7 +24,7 @@ class OnceFailed extends Data.TaggedError("OnceFailed")<{ readonly problems: Rea
   }
 }
 
-/** Keeps the log of the service, whose last lines are printed only if the job fails: each killed connection logs one. */
+/** Makes a logger that stores the log of the service. The last lines are printed if the job fails; each killed connection logs a line. */
 const kept = () => {
   const lines: Array<string> = []
   return { lines, logger: Logger.make(({ message }) => void lines.push([message].flat().map(String).join(" "))) }
@@ -84,7 +84,7 @@ export const run = (file: string) => {
     Effect.scoped,
     Effect.timeoutFail({
       duration: "2 minutes",
-      onTimeout: () => new OnceFailed({ problems: ["it did not come to its end within two minutes"] })
+      onTimeout: () => new OnceFailed({ problems: ["the job did not end within two minutes"] })
     }),
     Effect.provide([Layer.merge(Databases.layer, Listen.layer(0)), FetchHttpClient.layer]),
     Effect.tapErrorCause(() => Effect.forEach(log.lines.slice(-20), (line) => Console.error(`log: ${line}`))),

@@ -18,7 +18,7 @@ const files: ReadonlyArray<readonly [path: `/${string}`, file: string, contentTy
   )
 ]
 
-/** The policy of the page: it loads files of this service only, sends requests to it only, and is in no frame of another page. */
+/** The policy of the page: it loads files only from this service, sends requests only to it, and cannot be in a frame of another page. */
 const policy = [
   "default-src 'none'",
   "connect-src 'self'",
@@ -30,7 +30,7 @@ const policy = [
   "frame-ancestors 'none'"
 ].join("; ")
 
-/** Serves a file. Browsers request it each time, and it is sent only if it has changed. */
+/** Serves a file. Browsers request the file each time, and receive it only if it has changed. */
 const serve = (content: Buffer, contentType: string) => {
   const etag = `"${createHash("sha256").update(content).digest("base64url").slice(0, 22)}"`
   const headers = {

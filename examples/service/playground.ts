@@ -20,7 +20,7 @@ export interface Acts {
   readonly state: Effect.Effect<typeof State.Type>
 }
 
-/** Actions by which a visitor disturbs the servers, and sees that the service keeps working. Servers that it has not started have none. */
+/** The actions with which a visitor disturbs the servers, to see that the service keeps working; none if the service has not started them. */
 export class Playground extends Context.Tag("example/Playground")<Playground, Option.Option<Acts>>() {}
 
 export const none = Layer.succeed(Playground, Option.none())
@@ -70,6 +70,6 @@ const make = (postgres: EmbeddedPostgres.EmbeddedPostgres.Service) =>
     return Option.some(acts)
   })
 
-/** The actions on servers that the service has started. A frozen replica thaws by itself after `frozenFor`, and when the service ends. */
+/** The actions on servers that the service has started. A frozen replica is thawed after `frozenFor`, and when the service ends. */
 export const embedded = (postgres: EmbeddedPostgres.EmbeddedPostgres.Service) =>
   Layer.scoped(Playground, make(postgres))

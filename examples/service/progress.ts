@@ -4,7 +4,7 @@ const width = 30
 
 const count = (n: number) => n.toLocaleString("en")
 
-/** Shows how far something is: a bar on a terminal, else a line for each quarter. Ends with a line break. */
+/** Makes a display of progress: a bar on a terminal, else a line for each quarter. The end of the scope ends the line of the bar. */
 export const make = (label: string, out: NodeJS.WriteStream) =>
   Effect.acquireRelease(
     Effect.sync(() => {

@@ -48,7 +48,7 @@ const readBody = (source: IncomingMessage) =>
     return Effect.sync(discard)
   })
 
-/** Refuses bodies that are too long, with an answer: by `content-length` before they are read, or, without it, when the limit is exceeded. */
+/** Refuses bodies that are too long: by `content-length` before they are read, or, without that header, when the limit is exceeded. */
 export const notTooLong = (app: HttpApp.Default): HttpApp.Default =>
   Effect.flatMap(HttpServerRequest.HttpServerRequest, (request) => {
     const { headers, method, url } = request
@@ -84,8 +84,8 @@ const names = Config.string("ALLOWED_HOSTS").pipe(
 )
 
 /**
- * Checks if a host is one of this service. Another site may point its own name to this address, and browsers then take its page for one of
- * this service. Addresses and `localhost` are accepted, because no other site can have them as its name.
+ * Checks if a host is a name of this service. Another site may point its own name to this address, and browsers then treat its pages as
+ * pages of this service. Addresses and `localhost` are accepted, because they cannot be the name of another site.
  */
 const isOurs = (host: string, allowed: ReadonlyArray<string>): boolean => {
   const [, name = ""] = /^(\[[^\]]*\]|[^:]*)(?::\d+)?$/.exec(host.toLowerCase()) ?? []
@@ -93,7 +93,7 @@ const isOurs = (host: string, allowed: ReadonlyArray<string>): boolean => {
   return isLocal || isIP(name.replace(/^\[(.*)\]$/, "$1")) !== 0 || (name !== "" && allowed.includes(name))
 }
 
-/** Checks the headers by which browsers report the origin of a request. Other clients send none, and run no pages of other sites. */
+/** Checks the headers with which browsers report the origin of a request. Other clients do not send them, and run no pages of other sites. */
 const isOwn = (headers: Headers.Headers): boolean => {
   const site = headers["sec-fetch-site"]
   if (site !== undefined) return site === "same-origin" || site === "none"
@@ -105,7 +105,7 @@ const reads = new Set(["GET", "HEAD", "OPTIONS"])
 
 const foreign = (message: string) => respond(403, new CrossSite({ message }))
 
-/** Refuses changes that another site's page has its visitors send. */
+/** Refuses changes that a page of another site sends from the browser of a visitor. */
 export const notCrossSite = (app: HttpApp.Default) =>
   Effect.gen(function* () {
     const { headers, method } = yield* HttpServerRequest.HttpServerRequest

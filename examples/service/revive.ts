@@ -14,7 +14,7 @@ const revive = (server: EmbeddedPostgres.EmbeddedPostgres.Server) =>
     )
   )
 
-/** Restarts the service's own servers if they end while it runs: killed from outside, or because the system was out of memory. */
+/** Restarts the embedded servers if they end while the service runs, for example because the system was out of memory. */
 export const layer = Layer.scopedDiscard(
   Effect.flatMap(EmbeddedPostgres.EmbeddedPostgres, ({ primary, replicas }) =>
     Effect.forEach([primary, ...replicas], (server) => Effect.forkScoped(revive(server)))

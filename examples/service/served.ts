@@ -10,8 +10,8 @@ interface Asked<Id> {
 }
 
 /**
- * Asks the server itself, inside of the same unit of work: in the transaction where there is one, else on the server that this unit of work
- * reads from. It is asked twice, because only a transaction has the same `now()` in two statements.
+ * Queries the server that does the work, in the same unit of work: in its transaction if there is one, else on the server that the unit
+ * reads from. The query runs twice, because `now()` is the same in two statements only inside of a transaction.
  */
 const ask = <Id>({ reader }: Asked<Id>) => {
   const question = Effect.flatMap(
@@ -26,7 +26,7 @@ const ask = <Id>({ reader }: Asked<Id>) => {
   }))
 }
 
-/** Says in the response which database and server did the work, whether in a transaction, and how long it took, with its commit. */
+/** Adds headers to the response: the database, the server, a flag for a transaction, and the time of the work with its commit. */
 export const signed =
   <Id>(database: Asked<Id>) =>
   <A, E, R>(self: Effect.Effect<A, E, R>) =>
@@ -36,7 +36,7 @@ export const signed =
       const done = performance.now()
       const { inTransaction, server } = yield* ask(database)
       const asking = performance.now() - done
-      // by then the unit of work is committed
+      // this handler runs after the commit of the unit of work
       yield* HttpApp.appendPreResponseHandler((_, response) =>
         Effect.sync(() =>
           HttpServerResponse.setHeaders(response, {

@@ -3,7 +3,7 @@ import { Database, type EmbeddedPostgres, RetryPolicy } from "effect-db"
 
 export const applicationName = "effect-db-example"
 
-/** One server of one database, reached directly, beside the databases' pools. */
+/** One server of one database, for direct connections beside the pools of the databases. */
 export interface Server {
   readonly database: "app" | "audit"
   readonly role: "primary" | "replica"
@@ -12,7 +12,7 @@ export interface Server {
 
 export class ServersFailed extends Data.TaggedError("ServersFailed")<{ readonly message: string }> {}
 
-/** The servers behind the databases, for a job or a visitor: to query each of them, and to end connections. */
+/** The servers of the databases: to query each of them, and to end connections. */
 export class Servers extends Context.Tag("example/Servers")<
   Servers,
   {
@@ -20,19 +20,19 @@ export class Servers extends Context.Tag("example/Servers")<
     readonly all: ReadonlyArray<Server>
     /** Ends every connection that this program has, and returns their number. */
     readonly killBackends: Effect.Effect<number, ServersFailed>
-    /** Waits, for ten seconds at most, until the replicas have the data that the primary has now. Returns true if they have it. */
+    /** Waits, for ten seconds at most, until the replicas have the data that the primary has now. Returns false after a timeout. */
     readonly caughtUp: Effect.Effect<boolean>
   }
 >() {}
 
 class Direct extends Database.Service<Direct>()("check of the server") {}
 
-/** Runs statements on one server, whatever its role, outside of every unit of work. They may run twice, because they only read or end connections. */
+/** Runs statements on one server of any role, outside of every unit of work. They may run twice, because they only read or end connections. */
 export const on = <A, E>(server: Server, use: Effect.Effect<A, E, Direct>) =>
   Effect.provide(
     Direct.independent(RetryPolicy.idempotent(use)),
     Direct.layer({
-      // a standby fits, too: it is looked at, and nothing is written
+      // a standby fits, too, because nothing is written
       writer: { url: server.url, targetSessionAttrs: "any" },
       applicationName: `${applicationName}-check`,
       maxConnections: 1,
@@ -42,7 +42,7 @@ export const on = <A, E>(server: Server, use: Effect.Effect<A, E, Direct>) =>
 
 export const direct = Direct.writer
 
-/** A URL that may be shown: without its password and its query. */
+/** Returns the URL of a server without its password and its query, to be printed. */
 export const shown = (server: Server): string =>
   Redacted.value(server.url)
     .replace(/^(\w+:\/\/[^:/@]*):.*@/s, "$1@")
@@ -84,7 +84,7 @@ const terminate = Effect.flatMap(
     ) SELECT pid FROM chosen WHERE pg_terminate_backend(pid)`
 )
 
-/** Ends the connections that this program has to one database of a server, and returns their number. */
+/** Ends the connections of this program to one database of a server, and returns their number. */
 export const killOn = (server: Server) =>
   on(server, terminate).pipe(
     Effect.map((killed) => killed.length),

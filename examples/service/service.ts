@@ -12,7 +12,7 @@ const lineOnStderr = Logger.make(({ logLevel, message }) => {
   process.stderr.write(`${logLevel.label.toLowerCase()}: ${[message].flat().map(String).join(" ")}\n`)
 })
 
-/** Imports a file and serves, until it is interrupted. What is acquired last is released first: requests drain before pools close. */
+/** Imports a file and serves until it is interrupted. Resources are released in reverse order, so requests are drained before pools close. */
 export const run = (file: string) =>
   Effect.gen(function* () {
     yield* Migrations.run

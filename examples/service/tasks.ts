@@ -9,7 +9,7 @@ export interface Failure {
   readonly message: string
 }
 
-/** A change, and how to see whether it is stored. */
+/** A change, with a check if it is stored. */
 export interface Change {
   readonly what: NonNullable<Attempt["change"]>["what"]
   readonly id: string
@@ -29,8 +29,8 @@ export const total = rounds * 5
 const searches = ["lake", "o'hare", "100%", "new york", "INTL", "_", "san", ""]
 
 /**
- * Two hundred requests: forty todos, each created, renamed two rounds later and, every other one, deleted two rounds after that; lists and
- * searches in between.
+ * Returns two hundred requests: in each of forty rounds a todo is created, the todo of two rounds before is renamed, every second todo is
+ * deleted two rounds after that, and lists and searches run in between.
  */
 export const plan = (baseUrl: string, name: string) =>
   Effect.gen(function* () {

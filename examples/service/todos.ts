@@ -23,7 +23,7 @@ export const Todo = Schema.Struct({
 
 export type Todo = typeof Todo.Type
 
-/** With an id of the client's choice a creation can be looked up, and safely sent again. */
+/** A new todo. If the client chooses the id, it can look the todo up after an error, and safely send the request again. */
 export const NewTodo = Schema.Struct({ id: Schema.optional(TodoId), title: Title }).annotations({
   identifier: "NewTodo",
   ...strict,
@@ -55,7 +55,7 @@ export class TodoExists extends Schema.TaggedError<TodoExists>()(
 
 const notFound = (id: string) => new TodoNotFound({ id, message: `there is no todo "${id}"` })
 
-/** Reads of todos see every change that was acknowledged before, so they go to the primary. */
+/** Sends reads of todos to the primary, so that they see every change that was acknowledged before. */
 export const fresh = Db.withConsistency(Consistency.Strong())
 
 export const list = (done: boolean | undefined) =>

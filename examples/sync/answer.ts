@@ -1,11 +1,11 @@
-/** The side that answers: it has the databases, and an event loop that is never blocked. */
+/** The thread that answers calls: it has the databases, and its event loop is never blocked. */
 import { parentPort, workerData } from "node:worker_threads"
 import { SqlError } from "@effect/sql"
 import { Schema } from "effect"
 import { DatabaseError, type DatabaseRuntime } from "effect-db"
 import { type Answer, type Ask, answered, Failure, type Given } from "./protocol.js"
 
-/** Functions by name, each called as one unit of work, or as a part of the one that its caller has begun. */
+/** Functions by name. Each call is one unit of work, or a part of the unit that the caller has begun. */
 export type Functions = Readonly<Record<string, (...args: ReadonlyArray<never>) => Promise<unknown>>>
 
 const rolledBack = new Error("its caller rolls it back")
@@ -19,7 +19,7 @@ export const answer = <D, R>(runtime: DatabaseRuntime.DatabaseRuntime<D, R>, fun
   let asked = 0
   let ending = new AbortController()
   parentPort?.on("message", (one: number) => {
-    // it may have been answered in the meantime
+    // an older call may have been answered in the meantime
     if (one === asked) ending.abort()
   })
 
@@ -46,7 +46,7 @@ export const answer = <D, R>(runtime: DatabaseRuntime.DatabaseRuntime<D, R>, fun
     })
   }
 
-  /** Answers until the unit of work around it ends. A nested unit of work is a nested call of this function. */
+  /** Answers calls until the current unit of work ends. A nested unit of work is a nested call of this function. */
   const answerAll = async (): Promise<void> => {
     for (;;) {
       const ask = await new Promise<Ask>((resolve) => {

@@ -1,9 +1,9 @@
-/** Messages between two threads of which one is blocked until the other has answered. */
+/** Messages between two threads: one asks, and is blocked until the other has answered. */
 import type { MessagePort } from "node:worker_threads"
 import { Schema } from "effect"
 import { DatabaseError } from "effect-db"
 
-/** Request to the thread, one at a time and answered once: `begin` after the unit has begun, `commit` and `rollback` after it has ended. */
+/** Request to the thread. There is one at a time: `begin` is answered when the unit has begun, `commit` and `rollback` when it has ended. */
 export type Ask =
   | { readonly what: "open" | "close" | "begin" | "commit" | "rollback" }
   | { readonly what: "call"; readonly name: string; readonly args: ReadonlyArray<unknown> }
@@ -19,10 +19,10 @@ export class BlocksItself extends Schema.TaggedError<BlocksItself>()("BlocksItse
 const isError = (u: unknown): u is Schema.Schema<DatabaseError.DatabaseError, unknown> => Schema.isSchema(u)
 const exported: ReadonlyArray<unknown> = Object.values(DatabaseError)
 
-/** Failure as a message, in which an error loses its class and its fields: errors of databases get them back, others keep name and message. */
+/** Schema of a failure in a message. Errors of databases are decoded with their class and fields, other errors with name and message only. */
 export const Failure = Schema.Union(...exported.filter(isError), BlocksItself, Schema.Defect)
 
-/** The data of the thread that answers. `bell` is memory of both threads, because a blocked thread can wait for nothing else. */
+/** The data of the thread that answers. `bell` is shared memory, because a blocked thread can wait only for a change of shared memory. */
 export interface Given {
   readonly bell: Int32Array
   readonly port: MessagePort

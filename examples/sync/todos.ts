@@ -1,4 +1,4 @@
-/** The thread with the application's databases, and its functions for code that cannot await. */
+/** The program of the thread with the databases: the functions for code that cannot await. */
 import { DatabaseRuntime } from "effect-db"
 import { DatabasesLive, Db } from "../databases.js"
 import * as Todos from "../todos.js"

@@ -258,7 +258,7 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
       for (const [method, path, allow] of cases) {
         const { body, headers, status } = yield* send(method, path)
         expect({ path, status, allow: headers.get("allow") }).toEqual({ path, status: 405, allow })
-        expect(body).toMatchObject({ _tag: "MethodNotAllowed", message: expect.stringContaining(`takes ${allow};`) })
+        expect(body).toMatchObject({ _tag: "MethodNotAllowed", message: expect.stringContaining(`only ${allow};`) })
       }
       expect(yield* send("PUT", "/todos/")).toMatchObject({ status: 404 })
     })

@@ -145,7 +145,7 @@ describe("the CSV reader", () => {
     [
       "NUL",
       lines(header, "A1,a\0b,b,c,d,1,1"),
-      ['line 2: name is "a\\u0000b": it holds NUL, or half a character, which no database can keep']
+      ['line 2: name is "a\\u0000b": it contains NUL or half a character, which PostgreSQL cannot store']
     ]
   ]
   for (const [name, text, expected] of wrong) {

@@ -23,14 +23,14 @@ export const wrongInput = (it: Vitest.MethodsNonLive<EmbeddedPostgres | Service,
         "POST",
         "/todos",
         { title: "a\0b" },
-        "title: it holds NUL, or half a character, which no database can keep"
+        "title: it contains NUL or half a character, which PostgreSQL cannot store"
       ],
       [
         "half a character",
         "POST",
         "/todos",
         { title: "\ud800" },
-        "title: it holds NUL, or half a character, which no database can keep"
+        "title: it contains NUL or half a character, which PostgreSQL cannot store"
       ],
       ["a misspelt field", "POST", "/todos", { title: "a", don: true }, 'don: is unexpected, expected: "id" | "title"'],
       [
