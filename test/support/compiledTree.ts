@@ -10,7 +10,7 @@ import { transform } from "esbuild"
 const root = fileURLToPath(new URL("../../", import.meta.url))
 
 /** The folder of the tree; packages are found from there. */
-export const compiledTree = path.join(root, "node_modules/.cache/effect-db/")
+const compiledTree = path.join(root, "node_modules/.cache/effect-db/")
 
 const isOlder = (file: string, source: string): boolean =>
   !fs.existsSync(file) || fs.statSync(file).mtimeMs < fs.statSync(source).mtimeMs
