@@ -21,6 +21,8 @@ export default defineConfig({
     hookTimeout: 60_000,
     pool: "forks",
     // most of the time tests wait for servers, so two at a time do no harm on two cores
-    maxWorkers: Math.max(2, availableParallelism() - 1)
+    maxWorkers: Math.max(2, availableParallelism() - 1),
+    // the examples are programs, and each needs a processor to start
+    maxConcurrency: 2
   }
 })

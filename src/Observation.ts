@@ -216,10 +216,14 @@ export type Observation = Data.TaggedEnum<{
   }
   /** The buffer of a listener is full: messages are dropped, and the listener receives a gap. */
   ListenOverflowed: { readonly database: string; readonly channel: string }
-  /** A hook that runs after the end of a transaction has failed; the others still run. */
+  /**
+   * A hook that runs after the end of a transaction has failed; the others still run. A
+   * `beforeCommit` hook is one of them if it was registered outside of a transaction, or after its
+   * COMMIT: it runs at once.
+   */
   HookFailed: {
     readonly database: string
-    readonly hook: "afterCommit" | "afterRollback" | "afterUnknown"
+    readonly hook: "beforeCommit" | "afterCommit" | "afterRollback" | "afterUnknown"
     readonly message: string
   }
 }>

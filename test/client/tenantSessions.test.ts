@@ -152,6 +152,18 @@ describe("a reserved connection in a schema scope", () => {
       assert.strictEqual(yield* active, 0)
     }).pipe(Effect.provide(fresh()))
   )
+
+  it.scopedLive("a reserved connection of a sandbox is refused in a schema scope, and so are its streams", () =>
+    Effect.gen(function* () {
+      const sql = yield* Db.writer
+      const reserved = yield* sql.reserve
+      const name = reserved.executeUnprepared("SELECT name FROM mark", [], undefined)
+      assert.strictEqual(yield* tagOf(a(name)), "SchemaInvalid")
+      const rows = reserved.executeStream("SELECT name FROM mark", [], undefined)
+      assert.strictEqual(yield* tagOf(a(Stream.runCollect(rows))), "SchemaInvalid")
+      assert.lengthOf(yield* Stream.runCollect(rows), 1)
+    }).pipe(Effect.scoped, Effect.provide(TestDatabase.layer(Db)), Effect.provide(fresh()))
+  )
 })
 
 describe("SqlResolver in schema scopes", () => {

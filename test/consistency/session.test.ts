@@ -312,6 +312,28 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a causal s
     }).pipe(Consistency.withSession(hasty()), Effect.provide(open([0])))
   )
 
+  it.scoped("a write that a resolver of batched requests sends outside of the unit is in the session", () =>
+    Effect.gen(function* () {
+      const add = yield* SqlResolver.ordered("AddOutside", {
+        Request: Schema.Number,
+        Result: Schema.Struct({ id: Schema.Number }),
+        withContext: true,
+        execute: (ids) =>
+          UnitOfWork.outside(
+            Effect.flatMap(
+              Db.writer,
+              (sql) => sql`INSERT INTO item ${sql.insert(ids.map((id) => ({ id })))} RETURNING id`
+            )
+          )
+      })
+      yield* pause(yield* replica(0))
+      const id = freshId()
+      const inner = hasty()
+      yield* UnitOfWork.run(Consistency.withSession(add.execute(id), inner))
+      assert.isTrue((yield* Consistency.withSession(read(id), inner)).there)
+    }).pipe(Consistency.withSession(hasty()), Effect.provide(open([0])))
+  )
+
   it.scoped(
     "a read that waits for a replica while its database closes is DatabaseClosed, and does not delay the close",
     () =>

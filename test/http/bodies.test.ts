@@ -133,6 +133,43 @@ for (const [version, make, send] of [
   })
 }
 
+/** Serves a handler with retry, inside of an outer middleware, and returns the answer to an empty POST. */
+const answerToEmpty = (
+  handler: Effect.Effect<unknown, unknown, HttpServerRequest.HttpServerRequest>,
+  outer: Effect.Effect<unknown, unknown, HttpServerRequest.HttpServerRequest> = Effect.void
+) =>
+  Effect.gen(function* () {
+    const app = Effect.flatMap(handler, (body) => HttpServerResponse.json({ body })).pipe(
+      RequestTransaction.middleware({ retry: true }),
+      (inner) => Effect.zipRight(outer, inner)
+    )
+    const server = NodeHttpServer.layer(() => http.createServer(), { port: 0, host: "127.0.0.1" })
+    const context = yield* Layer.build(Layer.provideMerge(HttpServer.serve(app), server))
+    const { address } = yield* Effect.provide(HttpServer.HttpServer, context)
+    const port = address._tag === "TcpAddress" ? address.port : 0
+    return yield* Effect.promise(async (signal) => {
+      const response = await fetch(`http://127.0.0.1:${port}/`, { method: "POST", body: "", signal })
+      return response.text()
+    })
+  })
+
+describe("an empty body with retry", () => {
+  const body = (part: "json" | "text") =>
+    Effect.flatMap(HttpServerRequest.HttpServerRequest, (request) => request[part])
+
+  it.scopedLive("an empty body is null as JSON, as without retry", () =>
+    Effect.gen(function* () {
+      assert.strictEqual(yield* answerToEmpty(body("json")), '{"body":null}')
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("an empty body that an outer middleware has read is answered", () =>
+    Effect.gen(function* () {
+      assert.strictEqual(yield* answerToEmpty(body("text"), body("text")), '{"body":""}')
+    }).pipe(Effect.provide(fresh()))
+  )
+})
+
 describe("a web request with retry", () => {
   const streamed = (parts: ReadonlyArray<Buffer>) =>
     new ReadableStream<Uint8Array>({

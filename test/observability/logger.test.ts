@@ -164,12 +164,12 @@ describe("echo", () => {
       assert.deepStrictEqual(said, [
         {
           level: "Info",
-          text: 'database "app": statement is retried (attempt 2): it was lost',
+          text: 'database "app": statement is retried after attempt 2: it was lost',
           annotations: { event: "Retried", database: "app", what: "statement", attempt: 2 }
         },
         {
           level: "Info",
-          text: 'database "app": an afterCommit hook failed: Error: no mail',
+          text: 'database "app": a hook failed (afterCommit): Error: no mail',
           annotations: { event: "HookFailed", database: "app", hook: "afterCommit" }
         }
       ])

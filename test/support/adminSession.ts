@@ -4,16 +4,22 @@ import Pg from "pg"
 
 const sessions = new Map<string, Promise<Pg.Client>>()
 
-const connect = async (url: string): Promise<Pg.Client> => {
+const connect = (url: string): Promise<Pg.Client> => {
   const socket = new net.Socket()
   const client = new Pg.Client({ connectionString: url, ssl: false, stream: () => socket })
-  const forget = () => void sessions.delete(url)
-  client.on("error", forget)
-  client.on("end", forget)
-  await client.connect()
-  // an open session keeps no process alive
-  socket.unref()
-  return client
+  const session = client.connect().then(() => {
+    // an open session keeps no process alive
+    socket.unref()
+    return client
+  })
+  const remove = () => {
+    if (sessions.get(url) === session) sessions.delete(url)
+  }
+  client.on("error", remove)
+  client.on("end", remove)
+  session.catch(remove)
+  sessions.set(url, session)
+  return session
 }
 
 /**
@@ -26,7 +32,6 @@ export const administer = <Row extends Record<string, unknown> = Record<string, 
   params: ReadonlyArray<unknown> = []
 ): Effect.Effect<ReadonlyArray<Row>> =>
   Effect.promise(async () => {
-    const session = sessions.get(url) ?? connect(url)
-    sessions.set(url, session)
-    return (await (await session).query<Row>(sql, [...params])).rows
+    const session = await (sessions.get(url) ?? connect(url))
+    return (await session.query<Row>(sql, [...params])).rows
   })

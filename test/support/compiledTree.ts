@@ -12,8 +12,9 @@ const root = fileURLToPath(new URL("../../", import.meta.url))
 /** The folder of the tree; packages are found from there. */
 const compiledTree = path.join(root, "node_modules/.cache/effect-db/")
 
-const isOlder = (file: string, source: string): boolean =>
-  !fs.existsSync(file) || fs.statSync(file).mtimeMs < fs.statSync(source).mtimeMs
+/** Checks by the content if a copy is outdated: a moved file keeps its time. */
+const isOutdated = (copy: string, text: Uint8Array): boolean =>
+  !fs.existsSync(copy) || !fs.readFileSync(copy).equals(text)
 
 /** Writes a file as a whole: another run may read it. */
 const write = (file: string, content: string | Uint8Array): void => {
@@ -27,8 +28,8 @@ const compile = async (name: string): Promise<void> => {
   const source = path.join(root, name)
   // a thread of a program may load the TypeScript itself
   const copy = path.join(compiledTree, name)
-  if (!isOlder(copy, source)) return
   const text = fs.readFileSync(source)
+  if (!isOutdated(copy, text)) return
   if (name.endsWith(".ts")) {
     const { code } = await transform(text, {
       loader: "ts",

@@ -194,6 +194,22 @@ describe("Transaction", () => {
       }).pipe(Effect.provide(fresh()))
     )
 
+    it.scopedLive("a limit that is given as undefined is that of the transaction around, also after a savepoint", () =>
+      Effect.gen(function* () {
+        const inner = Db.withTransaction(setting("statement_timeout"), { statementTimeout: "1 second" })
+        const seen = yield* Db.withTransaction(
+          Effect.all([
+            Db.withTransaction(Effect.all([setting("statement_timeout"), inner, setting("statement_timeout")]), {
+              statementTimeout: undefined
+            }),
+            setting("statement_timeout")
+          ]),
+          { statementTimeout: "5 seconds" }
+        )
+        assert.deepStrictEqual(seen, [["5s", "1s", "5s"], "5s"])
+      }).pipe(Effect.provide(fresh()))
+    )
+
     it.scopedLive("five fibers in one transaction share one connection, and all rows are stored", () =>
       Effect.gen(function* () {
         const pids = yield* Db.withTransaction(
@@ -273,6 +289,16 @@ describe("Transaction", () => {
         assert.strictEqual(reader._tag, "PoolSelfDeadlock")
         assert.deepStrictEqual(yield* stored, ["outer", "outer 2"])
       }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
+    )
+
+    it.scopedLive("a new transaction that would wait for itself counts the overflow among the held connections", () =>
+      Effect.gen(function* () {
+        const inNew = <A, E, R>(self: Effect.Effect<A, E, R>) =>
+          Db.withTransaction(Effect.zipRight(pid, self), { propagation: "requiresNew" })
+        const error = yield* inNew(inNew(inNew(pid))).pipe(DatabaseError.refine, Effect.flip)
+        assert.strictEqual(error._tag, "PoolSelfDeadlock")
+        assert.include(error.message, "all 2 are held")
+      }).pipe(Effect.provide(fresh({ maxConnections: 1, maxOverflow: 1 })))
     )
   })
 

@@ -100,7 +100,14 @@ export const makeSandboxReserve = (
     return Effect.as(
       Effect.addFinalizer(() => undoOwn),
       makeSqlConnection(kind, run, (request, transformRows) =>
-        Stream.mapInputContext(stream(request, transformRows), inside)
+        Stream.unwrap(
+          Effect.withFiberRuntime((fiber) => {
+            const refusal = refuseSchemaScopes(executor, fiber.currentContext)
+            return refusal === undefined
+              ? Effect.succeed(Stream.mapInputContext(stream(request, transformRows), inside))
+              : Effect.fail(toSqlError(refusal))
+          })
+        )
       )
     )
   })

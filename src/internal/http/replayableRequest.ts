@@ -34,8 +34,13 @@ const withBody = (request: Ask, body: ArrayBuffer): Ask => {
   ] as const) {
     own[part] = { get: () => twin[part] }
   }
+  // as Node's own requests have it, for payloads that are optional
+  if (body.byteLength === 0 && isNodeSource(request.source)) own.json = { value: Effect.succeed(null) }
   return Object.create(request, own)
 }
+
+const isNodeSource = (source: unknown): boolean =>
+  typeof source === "object" && source !== null && "readableDidRead" in source
 
 /**
  * Checks if other code has read the body, which cannot be read a second time. Each attempt gets the
@@ -45,6 +50,8 @@ const wasRead = ({ source }: Ask): boolean =>
   typeof source === "object" &&
   source !== null &&
   (("readableDidRead" in source && source.readableDidRead === true) ||
+    // an empty body has no data that could have been read, but its end is emitted only once
+    ("readableEnded" in source && source.readableEnded === true) ||
     ("bodyUsed" in source && source.bodyUsed === true))
 
 /**

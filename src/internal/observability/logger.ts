@@ -71,7 +71,7 @@ const messageOf: (observation: Observation) => LogMessage = Observation.$match({
   ListenOverflowed: ({ channel }) => warning(`the buffer of a listener of "${channel}" is full: messages are dropped`),
   MarkedDown: ({ message }) => warning(`the server is marked down: ${message}`),
   MarkedUp: () => info("the server is marked up"),
-  Retried: ({ attempt, message, what }) => info(`${what} is retried (attempt ${attempt}): ${message}`),
+  Retried: ({ attempt, message, what }) => info(`${what} is retried after attempt ${attempt}: ${message}`),
   RetryExhausted: ({ attempts, endedBy, message, what }) =>
     warning(
       `${what} is not retried after ${plural(attempts, "attempt")}` +
@@ -80,7 +80,7 @@ const messageOf: (observation: Observation) => LogMessage = Observation.$match({
   TransactionEnded: ({ label, outcome, tookMillis }) =>
     debug(`transaction${label === undefined ? "" : ` "${label}"`} ${outcomes[outcome]} after ${ms(tookMillis)}`),
   // not a warning: a failed hook is logged as an error already, with or without `echo`
-  HookFailed: ({ hook, message }) => info(`an ${hook} hook failed: ${message}`)
+  HookFailed: ({ hook, message }) => info(`a hook failed (${hook}): ${message}`)
 })
 
 /**

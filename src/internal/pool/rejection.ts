@@ -22,11 +22,11 @@ export const rejectionOf = (
   caller: Caller | undefined,
   now: number
 ): CheckoutFailure | undefined => {
-  const { maxConnections, strategy } = pool.options.pool
-  if (strategy === "assertSingle" && caller !== undefined && soleCheckout(pool) !== undefined) {
+  if (pool.options.pool.strategy === "assertSingle" && caller !== undefined && soleCheckout(pool) !== undefined) {
     return exhausted(pool, opener, "single", now)
   }
-  if (wouldDeadlock(pool, holding)) return { _tag: "PoolSelfDeadlock", ...pool.location, maxConnections }
+  if (wouldDeadlock(pool, holding))
+    return { _tag: "PoolSelfDeadlock", ...pool.location, maxConnections: maxTotal(pool.options.pool) }
   if (opener.isInOutage && !pool.options.outageWaiters.hasRoom) return exhausted(pool, opener, "outage", now)
   return pool.waiters.rejectsArrival(now) ? exhausted(pool, opener, "shed", now) : undefined
 }

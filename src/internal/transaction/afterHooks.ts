@@ -5,7 +5,7 @@ import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import { Observation } from "../../Observation.js"
 import type { Restore } from "../edge/cancellable.js"
-import type { Hook } from "./hook.js"
+import type { Hook, RegisteredHook } from "./hook.js"
 import type { Origin, Transaction } from "./transaction.js"
 
 const none: ReadonlyArray<never> = []
@@ -47,33 +47,42 @@ export const runAfterHooks = (
     return Effect.forEach(
       hooks,
       ({ hook, origin }) => {
-        const run = runReported(origin, hook)
-        if (isInterruptible === undefined) return run
+        if (isInterruptible === undefined) return runToEnd(origin, hook)
         let hasBegun = false
         const begin = Effect.suspend(() => {
           hasBegun = true
-          return run
+          return runReported(origin, hook)
         })
         return Effect.catchAllCause(isInterruptible(begin), () => {
           // interrupted in this hook or before it; the other hooks must run nevertheless
           isInterruptible = undefined
-          return hasBegun ? Effect.void : run
+          return hasBegun ? Effect.void : runToEnd(origin, hook)
         })
       },
       { discard: true }
     )
   })
 
-/**
- * Runs a hook, and reports its failure as an observation and in the log. An interruption is no such
- * failure, and interrupts the caller.
- */
+/** Returns the kind that an observer and the log receive: that of the program's registration. */
+const registeredKind = ({ kind }: Hook): RegisteredHook =>
+  kind === "afterEnd" ? "afterRollback" : kind === "whenStored" ? "afterCommit" : kind
+
+/** Reports the failure of a hook as an observation and in the log. */
+const report = ({ database, observer }: Origin, hook: Hook, cause: Cause.Cause<unknown>): Effect.Effect<void> => {
+  const kind = registeredKind(hook)
+  if (observer.active) observer.observe(Observation.HookFailed({ database, hook: kind, message: Cause.pretty(cause) }))
+  return Effect.logError(`database "${database}": a hook failed (${kind})`, cause)
+}
+
+/** Runs a hook, and reports its failure. An interruption is no failure, and interrupts the caller. */
 export const runReported = (origin: Origin, hook: Hook): Effect.Effect<void> =>
-  Effect.catchAllCause(Effect.asVoid(hook.run(undefined)), (cause) => {
-    if (Cause.isInterruptedOnly(cause)) return Effect.interrupt
-    const { database, observer } = origin
-    const name = hook.kind === "afterCommit" || hook.kind === "afterUnknown" ? hook.kind : "afterRollback"
-    if (observer.active)
-      observer.observe(Observation.HookFailed({ database, hook: name, message: Cause.pretty(cause) }))
-    return Effect.logError(`database "${database}": an ${name} hook failed`, cause)
-  })
+  Effect.catchAllCause(Effect.asVoid(hook.run(undefined)), (cause) =>
+    Cause.isInterruptedOnly(cause) ? Effect.interrupt : report(origin, hook, cause)
+  )
+
+/**
+ * Runs a hook in an uninterruptible caller. An interruption is that of the hook itself, such as an
+ * offer to a queue that has shut down, and is reported like a failure.
+ */
+const runToEnd = (origin: Origin, hook: Hook): Effect.Effect<void> =>
+  Effect.catchAllCause(Effect.asVoid(hook.run(undefined)), (cause) => report(origin, hook, cause))

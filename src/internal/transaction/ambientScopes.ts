@@ -44,12 +44,18 @@ export const slotOf = (context: Context.Context<never>, ambient: TransactionCont
   return hasBoth ? ambient.slot : new ScopedContext(ambient, scopes, session).slot
 }
 
-/** Returns a context without transactions and units of work, but with the same scopes. */
+/** Returns a context without transactions and units of work, but with the same scopes and session. */
 export const withoutSlot = <R>(context: Context.Context<R>): Context.Context<R> => {
-  // the cast: the slot is no part of R
+  // the casts: the keys that are read and removed here are no part of R
+  const plain = context as Context.Context<never>
   const outside = Context.omit(TransactionConnection)(context) as Context.Context<R>
-  const scopes = scopesOf(context as Context.Context<never>)
-  return scopes === undefined ? outside : Context.add(outside, CurrentScopes, scopes)
+  const ambient = contextOf(plain)
+  const scopes = scopesIn(plain, ambient)
+  const session = ambient?.session
+  const scoped = scopes === undefined ? outside : Context.add(outside, CurrentScopes, scopes)
+  return session === undefined || session === plain.unsafeMap.get(CurrentSession.key)
+    ? scoped
+    : Context.add(scoped, CurrentSession, session)
 }
 
 /** Returns a context with changed schema scopes. */

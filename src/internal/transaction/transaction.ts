@@ -207,8 +207,12 @@ export const nest = (
   outer: Transaction | undefined,
   options: PlainOptions
 ): Transaction => {
-  const { applicationName, lockTimeout, statementTimeout } = around.options
-  const effective = { applicationName, lockTimeout, statementTimeout, ...options }
+  const effective = {
+    ...options,
+    applicationName: options.applicationName ?? around.options.applicationName,
+    lockTimeout: options.lockTimeout ?? around.options.lockTimeout,
+    statementTimeout: options.statementTimeout ?? around.options.statementTimeout
+  }
   const level = new Level(around.level.connectionHolder, around.level, savepointSettings(around, options))
   return new Transaction(origin, kind, level, outer, effective, around)
 }

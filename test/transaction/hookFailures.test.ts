@@ -1,0 +1,77 @@
+/** Hooks that fail or interrupt themselves, and the reports of them. */
+import { assert, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Option from "effect/Option"
+import * as Stream from "effect/Stream"
+import { describe } from "vitest"
+import { Db, fresh, insert, stored } from "../support/databases.js"
+
+/** Runs an effect, and returns the kind of the first hook that is reported as failed. */
+const failedHook = <A, E, R>(self: Effect.Effect<A, E, R>) =>
+  Effect.gen(function* () {
+    const reported = yield* Effect.fork(
+      Db.observations.pipe(
+        Stream.filterMap((observation) =>
+          observation._tag === "HookFailed" ? Option.some(observation.hook) : Option.none()
+        ),
+        Stream.runHead
+      )
+    )
+    yield* Effect.yieldNow()
+    yield* self
+    return yield* Effect.flatten(Fiber.join(reported))
+  })
+
+const logging = () => {
+  const log: Array<string> = []
+  return { log, note: (text: string) => Effect.sync(() => void log.push(text)) }
+}
+
+describe("hooks that fail", () => {
+  it.scopedLive("hooks that interrupt themselves are reported, the others run, and the COMMIT stays a success", () =>
+    Effect.gen(function* () {
+      const { log, note } = logging()
+      const kind = yield* failedHook(
+        Db.withTransaction(
+          Effect.all([
+            insert("kept"),
+            Db.afterCommit(Effect.interrupt),
+            Db.afterCommit(Effect.interrupt),
+            Db.afterCommit(note("third"))
+          ])
+        )
+      )
+      assert.strictEqual(kind, "afterCommit")
+      assert.deepStrictEqual(log, ["third"])
+      assert.deepStrictEqual(yield* stored, ["kept"])
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("a rollback hook that interrupts itself stops no other, and does not hide the failure", () =>
+    Effect.gen(function* () {
+      const { log, note } = logging()
+      const hooks = [Db.afterRollback(Effect.interrupt), Db.afterRollback(note("undone"))]
+      const failed = yield* Effect.flip(
+        Db.withTransaction(Effect.all([insert("gone"), ...hooks, Effect.fail("the failure")]))
+      )
+      assert.strictEqual(failed, "the failure")
+      const interrupted = yield* Effect.exit(
+        Db.withTransaction(Effect.all([insert("gone"), ...hooks, Effect.interrupt]))
+      )
+      assert.isTrue(Exit.isInterrupted(interrupted))
+      assert.deepStrictEqual(log, ["undone", "undone"])
+      assert.deepStrictEqual(yield* stored, [])
+    }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("a beforeCommit hook that runs at once is reported by its own name", () =>
+    Effect.gen(function* () {
+      assert.strictEqual(
+        yield* failedHook(Effect.zipRight(insert("before"), Db.beforeCommit(Effect.fail("too late")))),
+        "beforeCommit"
+      )
+    }).pipe(Effect.provide(fresh()))
+  )
+})
