@@ -47,8 +47,8 @@ const location = {
   /** The name of the database. */
   database: Schema.String,
   /**
-   * The server: `host:port`, `a:5432,b:5432` for several hosts, or the folder of a socket. Empty if no
-   * server took part.
+   * The server: `host:port`, `a:5432,b:5432` for several hosts, the folder of a Unix socket, or the
+   * `name` of a server that is given as a `socket`. Empty if no server took part.
    */
   server: Schema.String,
   /** The cause, without secrets. */
@@ -1066,8 +1066,7 @@ export type ListenError = StatementError | NotificationInvalid | ConfigInvalid |
 /**
  * Errors of beginning and ending a transaction, and of its statements.
  *
- * `ConfigInvalid` is for an option with an unknown name, which only a program without types can
- * pass.
+ * `ConfigInvalid` is for an option with an unknown name or an invalid value.
  *
  * @see `Database.Members` for `withTransaction`, and `UnitOfWork.run`
  * @see {@link StatementError} for those of a single statement

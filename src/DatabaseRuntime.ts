@@ -387,7 +387,7 @@ export interface DatabaseRuntime<D, R> extends AsyncDisposable {
    * and uses databases by `independent`. If the client disconnects, statements in progress are
    * cancelled, and all is rolled back. Put body parsers before the middleware.
    *
-   * Throws `ConfigInvalid` for an option with an unknown name.
+   * Throws `ConfigInvalid` if an option is invalid.
    */
   readonly middleware: (
     options?: NodeOptions
@@ -404,7 +404,7 @@ export interface DatabaseRuntime<D, R> extends AsyncDisposable {
    * handler is not called. An exception of the handler is thrown. A streamed body is read after the
    * commit and uses databases by `independent`.
    *
-   * Throws `ConfigInvalid` for an option with an unknown name.
+   * Throws `ConfigInvalid` if an option is invalid.
    */
   readonly handler: <Rest extends ReadonlyArray<unknown>>(
     handle: (request: Request, ...rest: Rest) => PromiseLike<Response> | Response,
@@ -418,7 +418,7 @@ export interface DatabaseRuntime<D, R> extends AsyncDisposable {
  * Nothing is opened before `open`, or with `lazy` before the first use. If the layer fails, `open` or
  * the first use rejects with its failure.
  *
- * Throws `ConfigInvalid` for an option with an unknown name.
+ * Throws `ConfigInvalid` if an option is invalid.
  *
  * @example
  * ```ts

@@ -122,7 +122,10 @@ export class MigrationFailed extends Schema.TaggedError<MigrationFailed>("effect
   {
     /** The name of the database. */
     database: Schema.String,
-    /** The server: `host:port`, `a:5432,b:5432` for several hosts, or the folder of a socket. */
+    /**
+     * The server: `host:port`, `a:5432,b:5432` for several hosts, the folder of a Unix socket, or
+     * the `name` of a server that is given as a `socket`.
+     */
     server: Schema.String,
     reason: Schema.Literal("failed", "outOfOrder", "renamed", "duplicates", "import", "locked"),
     migrations: Schema.Array(Schema.String),

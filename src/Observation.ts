@@ -50,7 +50,8 @@ export type CloseReason =
  * Fields with the same name have the same meaning in all of them:
  *
  * - `database`: the name of the database.
- * - `server`: `host:port`, `a:5432,b:5432` for several hosts, or the folder of a socket.
+ * - `server`: `host:port`, `a:5432,b:5432` for several hosts, the folder of a Unix socket, or the
+ *   `name` of a server that is given as a `socket`.
  * - `processId`: the backend process on the server, as `pg_backend_pid()` returns it.
  * - `message`: the text of the failure or of the server, without secrets.
  * - `label`: the option `label` of the transaction or of its unit of work.

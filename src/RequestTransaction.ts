@@ -190,7 +190,7 @@ export const commitFailed = (error: DatabaseError): HttpServerResponse.HttpServe
  * `onCommitFailed` for `OptionsConflict`. With the setting `"none"` the request runs outside of all
  * units around it.
  *
- * Throws `ConfigInvalid` for an option with an unknown name.
+ * Throws `ConfigInvalid` if an option is invalid.
  *
  * @example
  * ```ts
@@ -275,7 +275,7 @@ export interface ApiOptions extends Omit<Options, "transaction"> {
  * `HttpApiBuilder.securitySetCookie` does. The server logs the defect of a handler also if another
  * attempt has answered.
  *
- * Throws `ConfigInvalid` for an option with an unknown name.
+ * Throws `ConfigInvalid` if an option is invalid.
  *
  * @example
  * ```ts
@@ -334,7 +334,7 @@ interface CookieOptions {
 interface HeaderOptions {
   /**
    * The name of a header in place of the cookie, for clients without cookies: each request repeats
-   * the value of the last response.
+   * the value of the last response that has the header.
    */
   readonly header: string
   /**
@@ -363,11 +363,12 @@ export type ReadYourWrites = SessionOptions & (CookieOptions | HeaderOptions)
 /**
  * Lets a client read its own writes in later requests, from a replica that has them.
  *
- * Each response has a signed cookie or header with the positions of the databases after the
- * client's writes. If the next request sends it back, its reads see the data at these positions or
- * later ones. The middleware may be inside or outside of the unit of work; reads use `Db.reader` as
- * usual. A value without a valid signature is ignored. A cookie holds one position for each
- * database: if a client writes by several requests at the same time, the last response counts.
+ * The response to a request that writes has a signed cookie or header with the positions of the
+ * databases after the client's writes. If the next request sends it back, its reads see the data at
+ * these positions or later ones. The middleware may be inside or outside of the unit of work; reads
+ * use `Db.reader` as usual. A value without a valid signature is ignored. A cookie holds one
+ * position for each database: if a client writes by several requests at the same time, the last
+ * response counts.
  *
  * Throws `ConfigInvalid` if an option is invalid.
  *

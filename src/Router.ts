@@ -14,7 +14,10 @@ import * as Layer from "effect/Layer"
  * @category models
  */
 export interface Candidate {
-  /** The server: `host:port`, `a:5432,b:5432` for several hosts, or the folder of a socket. */
+  /**
+   * The server: `host:port`, `a:5432,b:5432` for several hosts, the folder of a Unix socket, or
+   * the `name` of a server that is given as a `socket`.
+   */
   readonly name: string
   /** The number of connections in use and of callers in the wait queue. */
   readonly load: number

@@ -186,7 +186,7 @@ export interface ServerSocket extends ServerSettings {
 }
 
 /**
- * Server: a connection string, or its parts.
+ * Server: a connection string, its parts, both of them, or streams that the program opens.
  *
  * A connection string is a URL (`postgres://user:password@host:5432/database?sslmode=require`) or a
  * keyword string (`host=a,b dbname=app user=me`). It has the meaning that libpq 18 gives it, with

@@ -23,7 +23,10 @@ export type Role = "writer" | "reader"
  * @category models
  */
 export interface ServerStatus {
-  /** The server: `host:port`, `a:5432,b:5432` for several hosts, or the folder of a socket. */
+  /**
+   * The server: `host:port`, `a:5432,b:5432` for several hosts, the folder of a Unix socket, or
+   * the `name` of a server that is given as a `socket`.
+   */
   readonly name: string
   /** The purpose of the server. */
   readonly role: Role
@@ -43,7 +46,10 @@ export interface ServerStatus {
  * @category models
  */
 export interface OpenTransaction {
-  /** The server: `host:port`, `a:5432,b:5432` for several hosts, or the folder of a socket. */
+  /**
+   * The server: `host:port`, `a:5432,b:5432` for several hosts, the folder of a Unix socket, or
+   * the `name` of a server that is given as a `socket`.
+   */
   readonly server: string
   /** The option `label` of the transaction or of its unit of work. */
   readonly label: string | undefined

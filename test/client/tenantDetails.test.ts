@@ -58,7 +58,7 @@ const opened = Effect.gen(function* () {
 })
 
 describe("schema scopes", () => {
-  it.scopedLive("a statement that is returned by the code of withTenant or withSchema runs in it", () =>
+  it.scopedLive("a statement that the code of withTenant or withSchema returns runs in the schema of that call", () =>
     Effect.gen(function* () {
       const runtime = yield* opened
       const { db } = runtime.databases
@@ -150,7 +150,7 @@ describe("schema scopes", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a statement in no scope sees the session's own path again after a scope with that path", () =>
+  it.scopedLive("a statement after a schema scope sees the session's path again, also if the scope had that path", () =>
     Effect.gen(function* () {
       const seen = yield* Db.withTransaction(Effect.all([here, a(here), a(run("SET LOCAL search_path TO b")), here]))
       assert.deepStrictEqual([seen[0], seen[1], seen[3]], ["a", "a", "a"])
@@ -201,12 +201,11 @@ describe("schema scopes", () => {
     })
   )
 
-  it.scopedLive("a query that the code of outside returns runs outside the unit, and is not undone with it", () =>
+  it.scopedLive("a statement that the code of `outside` returns runs outside of the unit, which does not undo it", () =>
     Effect.gen(function* () {
       const runtime = yield* opened
       const { db } = runtime.databases
       yield* Effect.promise(async () => {
-        // outside: the rollback of a unit has not undone it
         await runtime
           .unitOfWork(async () => {
             await runtime.outside(() => db.writer`INSERT INTO item VALUES ('outside')`)
@@ -272,10 +271,10 @@ describe("schema scopes", () => {
   )
 
   for (const [name, scope] of [
-    ["unscoped", <A, E, R>(self: Effect.Effect<A, E, R>) => self],
-    ["scoped", a]
+    ["outside of a schema scope", <A, E, R>(self: Effect.Effect<A, E, R>) => self],
+    ["in a schema scope", a]
   ] as const) {
-    it.scopedLive(`a reader in a schema scope cannot write, several commands, ${name}`, () =>
+    it.scopedLive(`a reader cannot write by several commands in one text, ${name}`, () =>
       Effect.gen(function* () {
         const { writer } = yield* Place
         const reader = yield* Db.reader
@@ -295,12 +294,11 @@ describe("schema scopes", () => {
     )
   }
 
-  it.scopedLive("an impossible tenant is refused, also when a statement is returned", () =>
+  it.scopedLive("an empty name of a schema is refused for a statement that the code of withTenant returns", () =>
     Effect.gen(function* () {
       const runtime = yield* opened
       const { db } = runtime.databases
       yield* Effect.promise(async () => {
-        // an impossible tenant
         const bad = await runtime
           .withTenant(() => db.writer`SELECT name FROM mark`, "")
           .then(

@@ -95,7 +95,7 @@ describe("Notification", () => {
         yield* unlisten
         yield* say(writer, "other", "x")
         yield* count(other, 2)
-        // it can be listened to again
+        // the same channel can have a listener again
         const again = yield* listen("shared")
         yield* count(again, 1)
         yield* say(writer, "shared", "y")
@@ -109,7 +109,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("a listener that is interrupted while it joins takes nothing from the others", () =>
+    it.scopedLive("a listener that is interrupted while it joins causes no loss of messages for the others", () =>
       Effect.gen(function* () {
         const { context, proxy, writer } = yield* behind()
         const listen = (channel: string) => Stream.provideContext(Db.listen(channel), context)
@@ -127,7 +127,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("a LISTEN that is not answered costs the others a gap, not their messages", () =>
+    it.scopedLive("a LISTEN without an answer causes a gap for other listeners, and their next messages arrive", () =>
       Effect.gen(function* () {
         const { context, proxy, writer } = yield* behind({ connectTimeout: "300 millis" })
         const listen = (channel: string) => Stream.provideContext(Db.listen(channel), context)
@@ -146,22 +146,19 @@ describe("Notification", () => {
   })
 
   describe("interruptions of listeners", () => {
-    /**
-     * Opens a database behind a proxy; after the interruption the network is well again, and so are
-     * all others.
-     */
+    /** Opens a database behind a proxy, and returns functions to start and interrupt listeners. */
     const given = Effect.gen(function* () {
       const { context, proxy, writer } = yield* behind()
       const stream = (channel: string) => Stream.provideContext(Db.listen(channel), context)
       return {
         proxy,
-        /** Starts a listener that is to join. */
+        /** Starts a listener, without a wait until it has joined. */
         join: (channel: string) => Effect.fork(Stream.runDrain(stream(channel))),
         /** Starts a listener and waits until it has joined. */
         joined: (channel: string) => Effect.tap(hear(stream(channel)), (listener) => count(listener, 1)),
         /**
-         * Interrupts it; when the network is well again, `other` receives messages, or no client is
-         * connected any more.
+         * Interrupts a listener and thaws the proxy. Then waits until the listener `other` receives
+         * a message or, without `other`, until no connection is open.
          */
         interrupt: <A, E>(
           fiber: Fiber.Fiber<A, E>,

@@ -6,7 +6,10 @@ import * as Redacted from "effect/Redacted"
 import { compiled } from "../support/compiledTree.js"
 import { freshDatabase } from "../support/server.js"
 
-/** Runs a program that prints the growth of its heap in bytes, after a first stretch of work. */
+/**
+ * Runs a program that prints the growth of its heap since the end of its first rounds, in bytes.
+ * Checks that the growth is less than 10 MB.
+ */
 const leavesTheHeap = (file: string) =>
   Effect.gen(function* () {
     const { writer } = yield* freshDatabase
@@ -28,7 +31,7 @@ it.scopedLive(
 )
 
 it.scopedLive(
-  "100 rounds in which all is opened, closed, cut short and refused leave the heap where it was after the first 30",
+  "100 rounds of opened, closed, interrupted and refused work leave the heap where it was after the first 30",
   () => leavesTheHeap("churn.ts"),
   180_000
 )

@@ -1,4 +1,7 @@
-/** The actions of a visitor on the service's own servers, and their remains. */
+/**
+ * A visitor of the example service freezes a replica, which thaws by itself or when the service
+ * ends.
+ */
 import * as fs from "node:fs"
 import { describe, expect, it } from "@effect/vitest"
 import * as Context from "effect/Context"
@@ -15,7 +18,7 @@ import { directory } from "../support/directory.js"
 import { query } from "../support/server.js"
 import * as Program from "./program.js"
 
-/** A cluster of the service, and the actions on it, until a scope of its own ends. */
+/** Starts a cluster, and creates the actions on it in a scope that the test can close. */
 const given = Effect.gen(function* () {
   const postgres = yield* EmbeddedPostgres.make({ directory, replicas: 1, databases: ["app", "audit"] })
   const scope = yield* Scope.make()
@@ -41,7 +44,7 @@ describe("a frozen replica", () => {
     })
   )
 
-  it.scoped("a frozen replica has its half minute again when it is frozen again, and is not thawed twice", () =>
+  it.scoped("a frozen replica that is frozen again thaws half a minute later, and not by an earlier timer", () =>
     Effect.gen(function* () {
       const { acts, replica } = yield* given
       yield* acts.freeze
@@ -67,7 +70,7 @@ describe("a frozen replica", () => {
   )
 
   it.scopedLive(
-    "a frozen replica does not delay Ctrl-C, which ends with 0 before the server would be killed, and leaves nothing",
+    "a service with a frozen replica ends with code 0 by Ctrl-C, before a server would be killed, and leaves no folder",
     () =>
       Effect.gen(function* () {
         const folder = fs.mkdtempSync(`${directory}/service-frozen-`)

@@ -11,7 +11,7 @@ import { freshDatabase } from "../support/server.js"
 
 const root = fileURLToPath(new URL("../../", import.meta.url))
 
-/** A program ended, or went on, against the expectation; with its output. */
+/** Program that has ended too early, with its output in the message. */
 export class Unexpected extends Data.TaggedError("Unexpected")<{ readonly message: string }> {}
 
 // a program takes seconds to start, on a busy machine tens of them, and some tests start three
@@ -23,7 +23,10 @@ export interface Ended {
   readonly stderr: string
 }
 
-/** A program of the examples as its user starts it; it is killed with the scope if it has not ended by then. */
+/**
+ * Starts a program of the examples, as a user does. If it still runs when the scope closes, it is
+ * killed.
+ */
 export const startScript = (script: string, args: ReadonlyArray<string>, env: Readonly<Record<string, string>> = {}) =>
   Effect.acquireRelease(
     Effect.sync(() => {
@@ -41,7 +44,7 @@ export const startScript = (script: string, args: ReadonlyArray<string>, env: Re
           for (const look of waiting) look()
         })
       }
-      // input after its end is lost
+      // a write after the end of the program fails, which a test need not handle
       child.stdin.on("error", () => {})
       child.once("close", (code, signal) => {
         Deferred.unsafeDone(ended, Effect.succeed({ code: code ?? signal, ...written }))
@@ -49,7 +52,10 @@ export const startScript = (script: string, args: ReadonlyArray<string>, env: Re
       })
 
       const hasEnded = () => child.exitCode !== null || child.signalCode !== null
-      /** Waits for a line that matches, from the lines that have come or come later. */
+      /**
+       * Waits until the output of the program matches, and returns the first group of the match.
+       * Fails if the program ends without a match.
+       */
       const line = (pattern: RegExp): Effect.Effect<string, Unexpected> =>
         Effect.async((resume) => {
           const look = () => {
@@ -70,7 +76,7 @@ export const startScript = (script: string, args: ReadonlyArray<string>, env: Re
         line,
         written: Effect.sync(() => written.stdout + written.stderr),
         url: line(/service +(http:\S+)/),
-        /** Waits for an effect, as long as the program runs. */
+        /** Waits for an effect. Fails if the program ends first. */
         meanwhile: <A, E>(self: Effect.Effect<A, E>): Effect.Effect<A, E | Unexpected> =>
           Effect.raceFirst(
             self,
@@ -78,7 +84,7 @@ export const startScript = (script: string, args: ReadonlyArray<string>, env: Re
               Effect.fail(new Unexpected({ message: `ended too early with ${code}: ${stderr}` }))
             )
           ),
-        /** Types a text. */
+        /** Writes a text to the input of the program. */
         type: (text: string) => Effect.sync(() => void child.stdin.write(text)),
         /** Ends the input as Ctrl-D does. */
         leave: Effect.sync(() => void child.stdin.end()),
@@ -89,17 +95,17 @@ export const startScript = (script: string, args: ReadonlyArray<string>, env: Re
     ({ ended, signal }) => Effect.zipRight(signal("SIGKILL"), ended)
   )
 
-/** The example service. */
+/** Starts the example service. */
 export const start = (args: ReadonlyArray<string>, env: Readonly<Record<string, string>> = {}) =>
   startScript("examples/service/main.ts", args, env)
 
-/** Runs it to its end. */
+/** Runs the example service until it ends. */
 export const run = (args: ReadonlyArray<string>, env: Readonly<Record<string, string>> = {}) =>
   Effect.scoped(Effect.flatMap(start(args, env), ({ ended }) => ended))
 
 /**
- * Creates two empty databases on the shared server, the first with a replica, as the service's
- * settings.
+ * Creates two empty databases on the shared server, the first with a replica. `env` has their URLs
+ * as settings of the example service.
  */
 export const databases = Effect.gen(function* () {
   const app = yield* freshDatabase

@@ -27,29 +27,30 @@ const failures = (around: (statement: Effect.Effect<unknown, unknown, Db>) => Ef
 
 interface Case {
   readonly run: Effect.Effect<ReadonlyArray<string>, never, Db>
+  /** The command of the rollback that gets no answer. */
   readonly undo: string
   /**
-   * The number of times that it is sent before: with the statement itself, for the case that it
-   * succeeds.
+   * The number of earlier messages with the command `undo`. A read inside of a transaction is sent
+   * with a `ROLLBACK TO` behind it, which the server skips if the read fails.
    */
   readonly before: number
   readonly expected: ReadonlyArray<string>
 }
 
 const cases: Readonly<Record<string, Case>> = {
-  "of a read on the primary": {
+  "a read on the primary": {
     run: failures((read) => read)(failing(Db.reader)),
     undo: "ROLLBACK",
     before: 0,
     expected: ["InvalidInput", "InvalidInput"]
   },
-  "of a read inside of a transaction": {
+  "a read inside of a transaction": {
     run: failures((read) => Db.withTransaction(Effect.zipRight(works, Effect.ignore(read))))(failing(Db.reader)),
     undo: "ROLLBACK TO",
     before: 1,
     expected: ["InvalidInput", "Disconnected"]
   },
-  "of a statement that a nested transaction has ignored": {
+  "a statement whose failure a nested transaction ignores": {
     run: failures((statement) =>
       Db.withTransaction(
         Effect.zipRight(works, Effect.ignore(Db.withTransaction(Effect.zipRight(works, Effect.ignore(statement)))))

@@ -56,8 +56,8 @@ const secretOf = (redacted: Redacted.Redacted<string> | undefined): Secret | und
   redacted === undefined ? undefined : new Secret(Redacted.value(redacted))
 
 /**
- * Checks credentials of the program, and converts them to secrets. They may be of a wrong type, for
- * example if they were read from JSON.
+ * Checks credentials of the program, and conceals the password in a `Secret`. The credentials may
+ * be of a wrong type, for example if they were read from JSON.
  */
 const checked = (given: Credentials, tlsPassphrase: Secret | undefined): ProvidedCredentials => {
   if (typeof given?.username !== "string" || given.username === "") throw new Error("no user was given")

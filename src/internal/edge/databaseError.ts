@@ -43,8 +43,9 @@ const errors = new WeakMap<PlainFailure, Errors.TransactionError>()
 const firstLine = (cause: unknown): string => messageOf(cause).split("\n")[0] ?? ""
 
 /**
- * Replaces the field `earlier` of a failure by a cause. If the failure has a cause already, the
- * error of the earlier failure becomes the cause of that cause, and its message is added.
+ * Replaces the field `earlier` of a failure by a cause: the error of the earlier failure. If the
+ * failure has a cause already, its new cause is an error with the messages of both, whose own cause
+ * is the error of the earlier failure.
  */
 const withCause = (failure: PlainFailure): PlainFailure => {
   if (!("earlier" in failure) || failure.earlier === undefined) return failure

@@ -59,8 +59,9 @@ export const refusalResponse = (problem: Problem): Response =>
   Response.json(problem, { status: problem.status, headers: { "content-type": problemType } })
 
 /**
- * Runs one request in one unit of work. Fails with the exception of the handler. If the handler has
- * answered and its work could not be stored, returns problem details instead of the answer.
+ * Runs one request in one unit of work; with the settings `"none"` there is no unit. If the handler
+ * has answered and its work could not be stored, returns problem details instead of the answer. Any
+ * other failure, such as an exception of the handler, is the failure of the effect.
  */
 const answerInUnit = (
   request: Request,

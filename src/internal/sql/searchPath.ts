@@ -23,8 +23,9 @@ import { quoteIdentifier, quoteLiteral } from "./quote.js"
 const longestName = 63
 
 /**
- * Names that PostgreSQL replaces in a search path, even if they are quoted. They become the schema
- * of the user, or the temporary schema of the session.
+ * Names that are no schema of the program, even if they are quoted. PostgreSQL replaces `$user` by
+ * the name of the user and `pg_temp` by the temporary schema of the session; `pg_temp_3` is the
+ * temporary schema of one of the sessions.
  */
 const substituted = /^(\$user|pg_temp(_\d+)?)$/
 
@@ -67,7 +68,7 @@ export class SearchPath {
   constructor(schemas: string | ReadonlyArray<string>, fault?: string) {
     this.rejectionReason = fault ?? rejectionReasonOf(schemas)
     this.expected =
-      fault === undefined ? "one or more names of 1 to 63 bytes" : "no option but `databases`, a list of their classes"
+      fault === undefined ? "one or more names of 1 to 63 bytes" : "only `databases`, a list of classes of databases"
     const names = typeof schemas === "string" ? [schemas] : schemas
     this.text = this.rejectionReason === undefined ? names.map(quoteIdentifier).join(", ") : ""
   }
