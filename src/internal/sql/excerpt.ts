@@ -23,11 +23,11 @@ const maxTextLength = 200
  */
 const passwords = /(\bpassword\s*=?\s*(?:E|U&)?)(''[^']+''|'(?:''|\\.|[^'\\])*'|[^\s'$(),;][^\s'),;]*)/gi
 
-const masked = (text: string): string => "*".repeat(text.length)
+const masked = (text: string): string => "*".repeat([...text].length)
 
 /**
  * Returns the text of a statement with each character of its passwords replaced by a star, so that
- * positions stay right.
+ * the positions of the server, which counts characters, stay right.
  */
 export const withoutPasswords = (sql: string): string =>
   sql.replace(passwords, (_, before: string, password: string) =>
