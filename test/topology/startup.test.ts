@@ -195,7 +195,9 @@ describe("start-up", () => {
             Db.layer({ writer, readers: [dead] }).pipe(Layer.provide(Logger.replace(Logger.defaultLogger, logger)))
           )
         )
-        assert.isTrue(said.some((text) => text.includes(`127.0.0.1:${port}`) && text.includes("left out")))
+        assert.isTrue(
+          said.some((text) => text.includes(`127.0.0.1:${port}`) && text.includes("reads use other servers"))
+        )
       })
   )
 
