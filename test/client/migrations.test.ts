@@ -11,7 +11,7 @@ import { type Database, DatabaseError, Migrations, Tenant, TestDatabase } from "
 import { behindBouncer, hasBouncer, makeBouncer } from "../support/bouncer.js"
 import { startChild } from "../support/child.js"
 import { Audit, Db, fresh, look, Place } from "../support/databases.js"
-import { at, freshDatabase, query } from "../support/server.js"
+import { at, freshDatabase, inThisDatabase, query } from "../support/server.js"
 
 const statement = (text: string) => Effect.flatMap(SqlClient, (sql) => sql.unsafe(text))
 
@@ -345,7 +345,9 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
       const applied = yield* Effect.all([one, one, one], { concurrency: "unbounded" })
       expect(applied.flat()).toHaveLength(3)
       expect(yield* query(writer, "SELECT n FROM ran ORDER BY n")).toEqual([{ n: 2 }, { n: 3 }])
-      expect(yield* query(writer, "SELECT 1 FROM pg_locks WHERE locktype = 'advisory'")).toEqual([])
+      expect(yield* query(writer, `SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND ${inThisDatabase}`)).toEqual(
+        []
+      )
     })
   )
 })

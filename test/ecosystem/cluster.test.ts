@@ -26,7 +26,7 @@ import * as PrimaryKey from "effect/PrimaryKey"
 import * as Schema from "effect/Schema"
 import { Database } from "effect-db"
 import { Db, fresh, insert, Place, soon, stored } from "../support/databases.js"
-import { query } from "../support/server.js"
+import { inThisDatabase, query } from "../support/server.js"
 
 const config = ShardingConfig.layer({ shardsPerGroup: 8 })
 
@@ -234,7 +234,7 @@ describe("SqlRunnerStorage", () => {
         assert.deepStrictEqual(yield* second.acquire(two, shards(1)), [])
         yield* query(
           writer,
-          "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND pid <> pg_backend_pid()"
+          `SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND pid <> pg_backend_pid() AND ${inThisDatabase}`
         )
         const again = yield* first
           .acquire(one, shards(1))

@@ -11,7 +11,7 @@ import type * as Redacted from "effect/Redacted"
 import * as Schedule from "effect/Schedule"
 import * as Args from "../../examples/service/args.js"
 import { directory } from "../support/directory.js"
-import { query } from "../support/server.js"
+import { inThisDatabase, query } from "../support/server.js"
 import * as Program from "./program.js"
 
 const root = fileURLToPath(new URL("../../", import.meta.url))
@@ -57,15 +57,17 @@ const lock = (url: Redacted.Redacted<string>) =>
     yield* Effect.forkScoped(
       query(url, "BEGIN; LOCK TABLE todo IN SHARE MODE; SELECT pg_advisory_lock(11); SELECT pg_sleep(60)")
     )
-    yield* query(url, "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = 11").pipe(
+    yield* query(url, `SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = 11 AND ${inThisDatabase}`).pipe(
       Effect.repeat({ until: (rows) => rows.length > 0, schedule: poll })
     )
     return {
-      release: query(url, "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objid = 11"),
-      isWaitedFor: query(
+      release: query(
         url,
-        "SELECT 1 FROM pg_locks WHERE NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-      ).pipe(Effect.repeat({ until: (rows) => rows.length > 0, schedule: poll }))
+        `SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objid = 11 AND ${inThisDatabase}`
+      ),
+      isWaitedFor: query(url, `SELECT 1 FROM pg_locks WHERE NOT granted AND ${inThisDatabase}`).pipe(
+        Effect.repeat({ until: (rows) => rows.length > 0, schedule: poll })
+      )
     }
   })
 

@@ -10,7 +10,7 @@ import { Db, fresh, insert, Place, pid, stored } from "../../databases.js"
 import { eventually } from "../../eventually.js"
 import { taggedFailure } from "../../failures.js"
 import { sends } from "../../proxy.js"
-import { query } from "../../server.js"
+import { inThisDatabase, query } from "../../server.js"
 import { kill, processes, warmUp } from "./connections.js"
 import { figures, only, settled, told, watch } from "./observations.js"
 import { once, open, openOverWire, type Way, Wire } from "./way.js"
@@ -76,7 +76,7 @@ export const sessions = (way: Way): void => {
       yield* sql`CREATE TEMP TABLE left_behind (id int)`
       assert.strictEqual(yield* ask("to_regclass('pg_temp.left_behind')"), null)
       yield* sql`SELECT pg_advisory_lock(42)`
-      assert.strictEqual(yield* count("pg_locks WHERE locktype = 'advisory' AND objid = 42"), 0)
+      assert.strictEqual(yield* count(`pg_locks WHERE locktype = 'advisory' AND objid = 42 AND ${inThisDatabase}`), 0)
       assert.strictEqual(yield* count("pg_prepared_statements"), 0)
       // the connection's own record of its prepared statements went with them
       assert.deepStrictEqual(yield* select(2), [{ n: 2 }])
