@@ -11,7 +11,7 @@ import * as messages from "../protocol/frontendMessages.js"
 import type { Notice } from "../protocol/pgDriver.js"
 import { noColumns } from "../protocol/rowDecoder.js"
 import { StatementCache } from "../protocol/statementCache.js"
-import type { Position } from "../sql/lsn.js"
+import type { Position, ServerRun } from "../sql/lsn.js"
 import type { OpenedSession } from "./baseConnection.js"
 import type { ConnectFailure } from "./connectFailure.js"
 import { ExchangeConnection } from "./exchangeConnection.js"
@@ -61,6 +61,8 @@ export class Connection extends ExchangeConnection {
    * lower bound: the position of a server goes back only if its connections are lost.
    */
   position: Position | undefined = undefined
+  /** The run of the server, which ends all its sessions, after the first query of it. */
+  serverRun: ServerRun | undefined = undefined
   private readonly statements: StatementCache
   /** The number of portals so far. */
   private portalCount = 0
