@@ -63,6 +63,8 @@ export class Connection extends ExchangeConnection {
   position: Position | undefined = undefined
   /** The run of the server, which ends all its sessions, after the first query of it. */
   serverRun: ServerRun | undefined = undefined
+  /** True if the session has the prepared statement that queries the id of a transaction. */
+  hasIdStatement = false
   private readonly statements: StatementCache
   /** The number of portals so far. */
   private portalCount = 0
@@ -76,6 +78,11 @@ export class Connection extends ExchangeConnection {
     this.statements = new StatementCache(opened.session.preparedStatements)
     this.client.on("notice", (notice: Notice) => this.owner.noticed?.(this, notice))
     this.client.connection.on("parameterStatus", () => this.onParameter())
+  }
+
+  /** Checks if the session may keep statements prepared. */
+  get preparesStatements(): boolean {
+    return this.statements.isEnabled
   }
 
   /** Checks if the server must still prove that it takes writes. */
@@ -133,6 +140,7 @@ export class Connection extends ExchangeConnection {
           if (prepared !== undefined) prepared.decoder ??= noColumns
           if (schemaCommands.has(exchange.result.command ?? "")) {
             this.statements.removeAll()
+            this.hasIdStatement = false
             this.types?.clear()
           }
         } else if (failure._tag === "refused" && isStalePlan(failure.error.code ?? "", failure.error.message)) {
@@ -160,6 +168,8 @@ export class Connection extends ExchangeConnection {
 
   /** Sends a text with several commands by the simple protocol. */
   private runSimple(request: Request, callback: OnExchange): void {
+    // the text may drop all prepared statements
+    this.hasIdStatement = false
     const exchangeRequest = new ExchangeRequest(() => messages.encodeSimple(sendableText(request.text)), callback)
     exchangeRequest.asArrays = request.rows === "array"
     exchangeRequest.isSimple = true

@@ -12,14 +12,14 @@
  */
 import type { Connection, Request } from "../connection/connection.js"
 import { codeOf } from "../connection/statementFailure.js"
-import { constantStep, type Step } from "../protocol/frontendMessages.js"
+import { constantStep, preparedStep, type Step } from "../protocol/frontendMessages.js"
 import { isLsn, parseLsn, type ServerRun } from "../sql/lsn.js"
 
 /** The id of a transaction that has written. */
 export interface TransactionId {
   readonly xid: string
-  /** A position between the first record of the transaction and its COMMIT. */
-  readonly lsn: bigint
+  /** A position between the first record of the transaction and its COMMIT, as a text. */
+  readonly lsn: string
   readonly run: ServerRun
 }
 
@@ -39,7 +39,9 @@ const runSource = "pg_catalog.pg_control_system() s"
 
 const idAndRunText = `SELECT ${idColumns}, ${runColumns} FROM ${runSource}`
 const idAndRunStep = constantStep(idAndRunText)
-const idStep = constantStep(`SELECT ${idColumns}`)
+const idText = `SELECT ${idColumns}`
+const idStep = constantStep(idText)
+const preparedIdStep = preparedStep("effect_db_id", idText)
 
 /** The query of the id and the run, for an exchange of its own. */
 export const idRequest: Request = { text: idAndRunText, values: none, rows: "raw", prepare: false, simple: false }
@@ -48,8 +50,11 @@ export const idRequest: Request = { text: idAndRunText, values: none, rows: "raw
  * Returns the step that queries the id of the open transaction. A session ends with the run of its
  * server, so it needs the run only once.
  */
-export const idStepOf = ({ isPooled, serverRun }: Connection): Step =>
-  isPooled || serverRun === undefined ? idAndRunStep : idStep
+export const idStepOf = ({ hasIdStatement, isPooled, preparesStatements, serverRun }: Connection): Step => {
+  if (isPooled || serverRun === undefined) return idAndRunStep
+  if (!preparesStatements) return idStep
+  return hasIdStatement ? preparedIdStep.again : preparedIdStep.first
+}
 
 const toText = (value: unknown): string | undefined => (typeof value === "string" ? value : undefined)
 
@@ -73,10 +78,11 @@ const decodeRun = ([systemId, walFile, started, recovered]: ReadonlyArray<unknow
  * Returns `undefined` if the transaction has no id.
  */
 export const decodeId = (connection: Connection, row: ReadonlyArray<unknown>): TransactionId | undefined => {
-  const [xidText, lsnText, ...runColumns] = row
-  if (runColumns.length > 0) connection.serverRun = decodeRun(runColumns)
+  const [xidText, lsnText] = row
+  if (row.length > 2) connection.serverRun = decodeRun(row.slice(2))
+  else connection.hasIdStatement = connection.preparesStatements
   const xid = toText(xidText)
-  const lsn = toLsn(lsnText)
+  const lsn = toText(lsnText)
   const run = connection.serverRun
   return xid === undefined || lsn === undefined || run === undefined ? undefined : { xid, lsn, run }
 }
@@ -113,7 +119,7 @@ export const judgeStatus = (
       return "undone"
     case "committed":
       if (isSameRun) return "committed"
-      if (now.recoveredTo !== undefined && now.recoveredTo < lsn) return "undone"
+      if (now.recoveredTo !== undefined && now.recoveredTo < parseLsn(lsn)) return "undone"
       // an earlier recovery than the last one may have lost the transaction, and its id may belong to
       // another one since
       return isRecent ? "committed" : "unproved"
