@@ -18,10 +18,11 @@ import { Audit, collide, Db, fresh, freshTable, insert, stored } from "../suppor
 import { answers, makeProxy, sends } from "../support/proxy.js"
 import { query } from "../support/server.js"
 
+/** A database behind a proxy, which does not ask for the outcome of a COMMIT without an answer. */
 const behindProxy = Effect.gen(function* () {
   const { writer } = yield* freshTable
   const proxy = yield* makeProxy(writer)
-  const context = yield* Layer.build(Db.layer({ writer: proxy.url }))
+  const context = yield* Layer.build(Db.layer({ writer: proxy.url, outcome: "unknown" }))
   return { proxy, context: Context.pick(Db)(context), writer }
 })
 
@@ -202,7 +203,9 @@ describe("a COMMIT without an answer", () => {
     Effect.scoped(
       Effect.gen(function* () {
         const { proxy } = yield* behindProxy
-        const runtime = DatabaseRuntime.make({ db: Db }, Db.layer({ writer: proxy.url }), { lazy: true })
+        const runtime = DatabaseRuntime.make({ db: Db }, Db.layer({ writer: proxy.url, outcome: "unknown" }), {
+          lazy: true
+        })
         const { db } = runtime.databases
         const log: Array<string> = []
         yield* proxy.when(answers("COMMIT"), "cut")

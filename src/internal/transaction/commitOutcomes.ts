@@ -45,7 +45,7 @@ export class CommitOutcomes {
    */
   resolve(id: TransactionId, lostAt: number, callback: OnOutcome): () => void {
     const resolution = new Resolution(this.source(), id, lostAt, clock.now() + this.timeout, callback)
-    resolution.tryOnce()
+    resolution.begin()
     return () => resolution.finish(undefined)
   }
 }
@@ -55,6 +55,7 @@ class Resolution {
   private isOver = false
   private pause = minPause
   private cancel = nothing
+  private stopTimer = nothing
 
   constructor(
     private readonly source: ConnectionSource,
@@ -64,16 +65,23 @@ class Resolution {
     private readonly callback: OnOutcome
   ) {}
 
+  /** Begins to query. */
+  begin(): void {
+    this.stopTimer = clock.later(this.deadline - clock.now(), () => this.finish(undefined))
+    this.tryOnce()
+  }
+
   /** Ends the queries, and reports the outcome. */
   finish(outcome: ProvedOutcome | undefined): void {
     if (this.isOver) return
     this.isOver = true
+    this.stopTimer()
     this.cancel()
     this.callback(outcome)
   }
 
   /** Queries the status once on a connection of the writer. */
-  tryOnce(): void {
+  private tryOnce(): void {
     let isAnswered = false
     const cancel = this.source.checkout(this.deadline, [], (failure, connection) => {
       isAnswered = true
@@ -87,9 +95,7 @@ class Resolution {
   }
 
   private query(connection: Connection): void {
-    const stop = clock.later(Math.min(queryTimeout, Math.max(1, this.deadline - clock.now())), () =>
-      connection.abort("cancelled")
-    )
+    const stop = clock.later(queryTimeout, () => connection.abort("cancelled"))
     this.cancel = () => connection.abort("cancelled")
     const isRecent = clock.now() - this.lostAt < recentTime
     queryStatus(connection, this.id, isRecent, (status) => {
@@ -107,9 +113,7 @@ class Resolution {
 
   private waitForNext(): void {
     if (this.isOver) return
-    const left = this.deadline - clock.now()
-    if (left <= 0) return this.finish(undefined)
-    const timer = clock.timer(Math.min(this.pause, left), () => this.tryOnce())
+    const timer = clock.timer(this.pause, () => this.tryOnce())
     this.cancel = () => clock.clear(timer)
     this.pause = Math.min(2 * this.pause, maxPause)
   }
