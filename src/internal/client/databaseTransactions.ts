@@ -56,7 +56,7 @@ export class DatabaseTransactions implements Origin {
   readonly openTransactions: OpenTransactions
   readonly retry: StatementRetry
   /** The COMMITs without an answer, unless `outcome` leaves them unknown. */
-  private readonly outcomes: CommitOutcomes | undefined
+  readonly outcomes: CommitOutcomes | undefined
   protected readonly routing: ReadRouting
 
   constructor(

@@ -10,6 +10,7 @@
  * In a later run, the end of the recovery decides: if it is before the COMMIT, the transaction is
  * lost.
  */
+import { isInvalidParameter } from "../../SqlState.js"
 import type { Connection, Request } from "../connection/connection.js"
 import { codeOf } from "../connection/statementFailure.js"
 import { constantStep, preparedStep, type Step } from "../protocol/frontendMessages.js"
@@ -133,9 +134,6 @@ const statusText = `SELECT r.*, CASE WHEN r.system_identifier::pg_catalog.text O
   AND pg_catalog."left"(r.wal_file, 8) OPERATOR(pg_catalog.=) $2 THEN pg_catalog.pg_xact_status($3::pg_catalog.xid8) END
 FROM (SELECT ${runColumns} FROM ${runSource} OFFSET 0) r`
 
-/** The SQLSTATE for an id that is in the future. */
-const invalidParameterValue = "22023"
-
 /**
  * Queries the status of a transaction on a connection. With `isRecent` the loss is so recent that the
  * server cannot have crashed twice since.
@@ -158,7 +156,7 @@ export const queryStatus = (
   connection.run(none, request, none, (failure, exchange) => {
     if (failure !== undefined) {
       // the id is assigned in the history of the server, but not any more after a crash
-      const isFuture = failure._tag === "refused" && codeOf(failure.error) === invalidParameterValue
+      const isFuture = failure._tag === "refused" && isInvalidParameter(codeOf(failure.error))
       return callback(isFuture ? "undone" : "open")
     }
     const row = exchange.result.rows[0]

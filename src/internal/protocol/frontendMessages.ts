@@ -48,12 +48,18 @@ export interface PreparedStep {
   readonly again: Step
 }
 
-/** Creates the step of a text that a session keeps prepared under a name. */
+/**
+ * Creates the step of a text that a session keeps prepared under a name. The first use closes an
+ * earlier statement of that name, which is no error if there is none.
+ */
 export const preparedStep = (name: string, text: string): PreparedStep => {
   const run = Buffer.concat([serialize.bind({ statement: name }), execute])
   const simple = serialize.query(text)
   return {
-    first: { extended: Buffer.concat([serialize.parse({ name, text }), run]), simple },
+    first: {
+      extended: Buffer.concat([serialize.close({ type: "S", name }), serialize.parse({ name, text }), run]),
+      simple
+    },
     again: { extended: run, simple }
   }
 }

@@ -4,7 +4,13 @@
  */
 import * as clock from "../concurrency/clock.js"
 import type { Connection } from "../connection/connection.js"
-import { queryStatus, type TransactionId, type TransactionStatus } from "../consistency/transactionStatus.js"
+import {
+  decodeId,
+  idRequest,
+  queryStatus,
+  type TransactionId,
+  type TransactionStatus
+} from "../consistency/transactionStatus.js"
 import type { ConnectionSource } from "../topology/connectionSource.js"
 
 /** Outcome of a COMMIT, if it can be proved. */
@@ -23,6 +29,7 @@ const queryTimeout = 1000
  */
 const recentTime = 60_000
 
+const none: ReadonlyArray<never> = []
 const nothing = () => {}
 
 /** The COMMITs of one database without an answer. */
@@ -38,6 +45,26 @@ export class CommitOutcomes {
     readonly timeout: number,
     private readonly source: () => ConnectionSource
   ) {}
+
+  /**
+   * Queries an id on an idle connection, to find out if the server supports that. At the deadline
+   * the connection is closed.
+   */
+  probe(connection: Connection, deadline: number, done: () => void): void {
+    const stop = clock.later(deadline - clock.now(), () => connection.destroy("invalid"))
+    connection.run(none, idRequest, none, (failure, exchange) => {
+      if (failure === undefined) this.onAnswer(connection, exchange.result.rows[0])
+      else if (failure._tag === "refused") this.isSupported = false
+      stop()
+      done()
+    })
+  }
+
+  /** Records that a server has answered the query of an id, and returns the id. */
+  onAnswer(connection: Connection, row: unknown): TransactionId | undefined {
+    this.isSupported = true
+    return Array.isArray(row) ? decodeId(connection, row) : undefined
+  }
 
   /**
    * Queries the status of a transaction until it is decided, or until the timeout. `lostAt` is the

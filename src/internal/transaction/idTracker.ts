@@ -36,6 +36,8 @@ export class IdTracker {
   id: TransactionId | undefined = undefined
   /** True if the server may have assigned an id since it was queried last. */
   private isOutdated = false
+  /** True if the step is a part of the exchange in progress. */
+  private isAsked = false
 
   constructor(private readonly outcomes: CommitOutcomes | undefined) {}
 
@@ -44,14 +46,21 @@ export class IdTracker {
     const { id, outcomes } = this
     if (id !== undefined || outcomes?.isSupported !== true || isPlainSelect(text) || !takesSnapshot(text))
       return undefined
+    this.isAsked = true
     return idStepOf(connection)
   }
 
   /** Records an exchange that may have written, with the answer to its step, if it had one. */
-  onExchange(connection: Connection, { stepRow }: Exchange, text: string): void {
+  onExchange(connection: Connection, { acknowledged, request, stepRow }: Exchange, text: string): void {
     if (this.id !== undefined) return
     if (stepRow !== undefined) this.record(connection, stepRow)
-    else if (!isPlainSelect(text)) this.isOutdated = true
+    else if (!isPlainSelect(text)) {
+      this.isOutdated = true
+      // the step itself was refused
+      if (this.isAsked && connection.status === "E" && acknowledged === request.before + request.main && this.outcomes)
+        this.outcomes.isSupported = false
+    }
+    this.isAsked = false
   }
 
   /** Forgets the id: another transaction begins. */
@@ -73,9 +82,7 @@ export class IdTracker {
     const after = savepoint === undefined ? none : [savepoint.release]
     connection.run(before, idRequest, after, (failure, exchange) => {
       if (failure === undefined) {
-        outcomes.isSupported = true
-        const row = exchange.result.rows[0]
-        if (Array.isArray(row)) this.record(connection, row)
+        this.id = outcomes.onAnswer(connection, exchange.result.rows[0])
         return proceed()
       }
       if (savepoint === undefined || failure._tag !== "refused") return proceed()
