@@ -32,8 +32,9 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
             Effect.gen(function* () {
               const sql = yield* Db.writer
               const reader = yield* Db.reader
-              // a new connection proves the role of its server first
-              yield* sql`SELECT 1`
+              // a new connection proves the role of its server first, and the first transaction that
+              // the server reports ids
+              yield* Db.withTransaction(insert("first"))
               return [
                 yield* counted(sql`SELECT ${1}::int`),
                 yield* counted(reader`SELECT ${1}::int`),
