@@ -100,6 +100,41 @@ describe("the id of a transaction", () => {
     })
   )
 
+  it.scopedLive("a COPY in a transaction of its own is resolved", () =>
+    Effect.gen(function* () {
+      const { context, proxy, stored } = yield* given()
+      const copy = Effect.flatMap(Db.writer, (sql) => sql.copyFrom("item", ["name"], Stream.make(["a"], ["b"])))
+      yield* proxy.when(answers("COMMIT"), "cut")
+      assert.strictEqual(yield* Effect.provide(copy, context), 2)
+      yield* proxy.when(sends("COMMIT"), "cut")
+      const error = yield* Effect.provide(failed(copy), context)
+      assert.strictEqual(error._tag === "Disconnected" && error.outcome, "undone")
+      assert.deepStrictEqual(yield* stored, ["a", "b"])
+    })
+  )
+
+  it.scopedLive("a connection that is lost during the query of an id before COMMIT is Disconnected, undone", () =>
+    Effect.gen(function* () {
+      const { context, proxy, stored } = yield* given()
+      yield* proxy.when(sends("xact_id"), "cut")
+      const write = run("DO $$ BEGIN INSERT INTO item VALUES ('a'); END $$")
+      const error = yield* Effect.provide(failed(Db.withTransaction(write)), context)
+      assert.strictEqual(error._tag === "Disconnected" && error.outcome, "undone")
+      yield* proxy.when(sends("xact_id"), "cut")
+      yield* Effect.provide(Db.withTransaction(write, { retry: true }), context)
+      assert.deepStrictEqual(yield* stored, ["a"])
+    })
+  )
+
+  it.scopedLive("a transaction that has assigned no id stays unknown, because its COMMIT may notify", () =>
+    Effect.gen(function* () {
+      const { context, proxy } = yield* given()
+      yield* proxy.when(answers("COMMIT"), "cut")
+      const error = yield* Effect.provide(failed(Db.withTransaction(run("SELECT pg_notify('news', 'x')"))), context)
+      assert.strictEqual(asUnknown(error).xid, undefined)
+    })
+  )
+
   it.scopedLive("a server that refuses the query of ids loses no transaction, and outcomes stay unknown", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase

@@ -4,6 +4,7 @@
  *
  * - `EFFECT_DB_CHAOS=full`: 500 transfers of each kind, otherwise 20.
  */
+import { HttpServerRequest, HttpServerResponse } from "@effect/platform"
 import { assert, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
@@ -11,7 +12,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import type * as Redacted from "effect/Redacted"
-import { type Database, DatabaseError, UnitOfWork } from "effect-db"
+import { type Database, DatabaseError, RequestTransaction, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
 import { Audit, Db, idle } from "../support/databases.js"
 import { answers, type Message, makeProxy, type Proxy, sends } from "../support/proxy.js"
@@ -67,6 +68,17 @@ const points: ReadonlyArray<
   ["in the middle of the answer", true, (proxy) => proxy.when(endsCommit(), "cut")]
 ]
 
+/** Runs work as a request, and fails if the request does. */
+const request = <E, R>(work: Effect.Effect<unknown, E, R>) =>
+  RequestTransaction.middleware({ retry: true })(Effect.as(work, HttpServerResponse.empty())).pipe(
+    Effect.provideService(
+      HttpServerRequest.HttpServerRequest,
+      HttpServerRequest.fromWeb(new Request("http://localhost/", { method: "POST" }))
+    ),
+    Effect.scoped,
+    Effect.filterOrFail(({ status }) => status < 400)
+  )
+
 type Way = (id: number, lose: Effect.Effect<unknown>) => Effect.Effect<unknown, unknown, Db | Audit>
 
 /** The ways to store, with the database that is lost, the retry, and the number of databases. */
@@ -89,6 +101,7 @@ const ways: ReadonlyArray<
     false,
     (id, lose) => UnitOfWork.run(Effect.zipRight(move(id), lose), { retry: true })
   ],
+  ["a request with retry", "db", true, false, (id, lose) => request(Effect.zipRight(move(id), lose))],
   [
     "UnitOfWork.run over two databases, the first lost",
     "db",

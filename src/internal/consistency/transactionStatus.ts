@@ -16,12 +16,17 @@ import { codeOf } from "../connection/statementFailure.js"
 import { constantStep, preparedStep, type Step } from "../protocol/frontendMessages.js"
 import { isLsn, parseLsn, type ServerRun } from "../sql/lsn.js"
 
-/** The id of a transaction that has written. */
-export interface TransactionId {
-  readonly xid: string
-  /** A position between the first record of the transaction and its COMMIT, as a text. */
-  readonly lsn: string
-  readonly run: ServerRun
+/**
+ * The id of a transaction that has written. It lives as long as the transaction, so it is a class
+ * and no object literal (see "Performance rules" in CONTRIBUTING.md).
+ */
+export class TransactionId {
+  constructor(
+    readonly xid: string,
+    /** A position between the first record of the transaction and its COMMIT, as a text. */
+    readonly lsn: string,
+    readonly run: ServerRun
+  ) {}
 }
 
 const none: ReadonlyArray<never> = []
@@ -85,7 +90,7 @@ export const decodeId = (connection: Connection, row: ReadonlyArray<unknown>): T
   const xid = toText(xidText)
   const lsn = toText(lsnText)
   const run = connection.serverRun
-  return xid === undefined || lsn === undefined || run === undefined ? undefined : { xid, lsn, run }
+  return xid === undefined || lsn === undefined || run === undefined ? undefined : new TransactionId(xid, lsn, run)
 }
 
 /**
