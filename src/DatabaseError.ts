@@ -897,7 +897,10 @@ export class PartialCommit extends Schema.TaggedError<PartialCommit>("effect-db/
   ...location,
   committed: Schema.Array(Schema.String),
   failed: Schema.String,
-  /** The outcome of the failed COMMIT: `unknown` if the connection was lost during it. */
+  /**
+   * The outcome of the failed COMMIT: `unknown` if the connection was lost during it, and the outcome
+   * could not be proved.
+   */
   outcome: Schema.Literal("rolledBack", "unknown"),
   rolledBack: Schema.Array(Schema.String)
 }) {
