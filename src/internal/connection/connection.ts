@@ -160,7 +160,7 @@ export class Connection extends ExchangeConnection {
     exchangeRequest.after = after.length
     exchangeRequest.asArrays = request.rows === "array"
     exchangeRequest.isRaw = request.rows === "raw"
-    exchangeRequest.isMaintenance = exchangeRequest.isRaw && before.length === 0
+    exchangeRequest.isMaintenance = exchangeRequest.isRaw && (before.length === 0 || request.isMaintenance === true)
     exchangeRequest.prepared = prepared
     exchangeRequest.decoder = decoder
     this.send(exchangeRequest)

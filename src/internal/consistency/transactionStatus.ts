@@ -50,7 +50,14 @@ const idStep = constantStep(idText)
 const preparedIdStep = preparedStep("effect_db_id", idText)
 
 /** The query of the id and the run, for an exchange of its own. */
-export const idRequest: Request = { text: idAndRunText, values: none, rows: "raw", prepare: false, simple: false }
+export const idRequest: Request = {
+  text: idAndRunText,
+  values: none,
+  rows: "raw",
+  isMaintenance: true,
+  prepare: false,
+  simple: false
+}
 
 /**
  * Returns the step that queries the id of the open transaction. A session ends with the run of its
