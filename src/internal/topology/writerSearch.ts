@@ -1,0 +1,169 @@
+/**
+ * The search for the writer among several hosts. All hosts are probed in parallel until one accepts
+ * writes, and all callers of the database wait for one search.
+ */
+
+import type { Endpoint } from "../../DatabaseConfig.js"
+import * as clock from "../concurrency/clock.js"
+import { combineFailures } from "../connection/combineFailures.js"
+import type { HostLocator } from "../connection/connect.js"
+import { type ConnectFailure, mayPass } from "../connection/connectFailure.js"
+import type { Probe, ProbeResult } from "./probe.js"
+import {
+  initial,
+  type NotWriter,
+  onDoubt,
+  onNoAnswer,
+  onReport,
+  type WriterChange,
+  type WriterState,
+  whyNotWriter
+} from "./writerState.js"
+
+/** Host among which the writer is searched. */
+export interface SearchedHost {
+  readonly endpoint: Endpoint
+  readonly probe: Probe
+}
+
+/** The pauses of one host between two probes of a search, in ms; each is twice the one before. */
+const pauses = { shortest: 100, longest: 1000 }
+
+type OnLocated = Parameters<HostLocator["locate"]>[1]
+
+const reasons: Readonly<Record<NotWriter, string>> = {
+  standby: "it is a standby",
+  readOnly: "its sessions are read-only by default",
+  olderTimeline: "it is a former primary: another host has a later timeline",
+  otherCluster: "it is a server of another cluster: it has another system identifier",
+  unproved: "it does not report its timeline"
+}
+
+/** Search for the writer of one database. */
+export class WriterSearch implements HostLocator {
+  private state: WriterState = initial
+  private readonly waiters = new Set<OnLocated>()
+  /** The last failure of each host in the current search. */
+  private readonly failures = new Map<string, ConnectFailure>()
+  /** The timers of the hosts that pause between two probes. */
+  private readonly pauses = new Map<string, clock.Timer>()
+  /** Set while a search is running: the time of its start. */
+  private searchedSince: number | undefined
+  private isClosed = false
+
+  constructor(
+    private readonly hosts: ReadonlyArray<SearchedHost>,
+    /** The timeout of one probe, in ms. */
+    private readonly probeTimeout: number,
+    private readonly onChange: (change: WriterChange, tookMillis: number) => void
+  ) {}
+
+  /** Returns the name of the host that is the writer, if it is known. */
+  get writer(): string | undefined {
+    return this.state._tag === "Known" ? this.state.host : undefined
+  }
+
+  locate(timeout: number, callback: OnLocated): () => void {
+    const found = this.located
+    if (found !== undefined) {
+      callback(undefined, found)
+      return () => {}
+    }
+    const end: OnLocated = (failure, host) => {
+      clock.clear(timer)
+      this.waiters.delete(end)
+      callback(failure, host)
+    }
+    const timer = clock.timer(timeout, () => end(this.failure(timeout), undefined))
+    this.waiters.add(end)
+    this.search()
+    return () => {
+      clock.clear(timer)
+      this.waiters.delete(end)
+    }
+  }
+
+  doubt(host: string): void {
+    this.state = onDoubt(this.state, host)
+    if (this.state._tag === "Known" && this.state.isDoubted) this.search()
+  }
+
+  /** Handles the result of a probe, of the search itself or of a monitor. */
+  handle({ endpoint: { name } }: SearchedHost, result: ProbeResult): void {
+    if (this.isClosed) return
+    if (result._tag === "Failed") {
+      this.failures.set(name, result.failure)
+      const wasKnown = this.state._tag === "Known"
+      this.state = onNoAnswer(this.state, name)
+      if (wasKnown && this.state._tag === "Searching") this.search()
+    } else {
+      const reason = whyNotWriter(result.report, this.state.highest)
+      if (reason === undefined) this.failures.delete(name)
+      else this.failures.set(name, { reason: "wrongRole", error: new Error(reasons[reason]) })
+      const [state, change] = onReport(this.state, name, result.report)
+      const isLost = this.state._tag === "Known" && state._tag === "Searching"
+      this.state = state
+      if (change !== undefined) this.onChange(change, this.searchedSince === undefined ? 0 : clock.now() - this.searchedSince)
+      if (isLost) this.search()
+    }
+    this.settle()
+  }
+
+  /** Ends the search; waiters fail with the close of their pools. */
+  close(): void {
+    this.isClosed = true
+    this.stop()
+  }
+
+  /** Returns the endpoint of the writer, unless it is doubtful. */
+  private get located(): Endpoint | undefined {
+    const { state } = this
+    if (state._tag !== "Known" || state.isDoubted) return undefined
+    return this.hosts.find(({ endpoint }) => endpoint.name === state.host)?.endpoint
+  }
+
+  private search(): void {
+    if (this.searchedSince !== undefined || this.isClosed) return
+    this.searchedSince = clock.now()
+    this.failures.clear()
+    for (const host of this.hosts) this.probe(host, pauses.shortest)
+  }
+
+  private probe(host: SearchedHost, pause: number): void {
+    const since = this.searchedSince
+    host.probe.ask(this.probeTimeout, (result) => {
+      this.handle(host, result)
+      // this search has ended, or another one has begun
+      if (this.searchedSince !== since || since === undefined) return
+      const timer = clock.timer(pause, () => {
+        this.pauses.delete(host.endpoint.name)
+        this.probe(host, Math.min(pause * 2, pauses.longest))
+      })
+      this.pauses.set(host.endpoint.name, timer)
+    })
+  }
+
+  /** Ends the search if the writer is known, or if no host will ever accept the connection. */
+  private settle(): void {
+    const found = this.located
+    if (found === undefined) {
+      const all = [...this.failures.values()]
+      if (all.length < this.hosts.length || all.some(mayPass)) return
+    }
+    this.stop()
+    const failure = found === undefined ? this.failure(0) : undefined
+    for (const waiter of [...this.waiters]) waiter(failure, found)
+  }
+
+  private stop(): void {
+    this.searchedSince = undefined
+    for (const timer of this.pauses.values()) clock.clear(timer)
+    this.pauses.clear()
+  }
+
+  private failure(timeout: number): ConnectFailure {
+    const error = new Error(`no host has answered within ${Math.round(timeout)} ms`)
+    if (this.failures.size === 0) return { reason: "unresponsive", error }
+    return combineFailures([...this.failures])
+  }
+}
