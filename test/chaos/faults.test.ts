@@ -127,8 +127,8 @@ const operation = (world: World, random: () => number) => {
 }
 
 /**
- * Checks if the stored rows cannot be told from a failure: the outcome is unknown, or only one of the
- * two databases has committed.
+ * Checks if a failure leaves open which rows are stored: the outcome is unknown, or only one of the two
+ * databases has committed.
  */
 const isOpen = (cause: Cause.Cause<unknown>): boolean =>
   [...Cause.failures(cause)].some((error) => {
@@ -166,7 +166,7 @@ it.scopedLive(
             }),
           { concurrency: "unbounded", discard: true }
         ),
-        // a connection whose caller gave up during its validation returns when that is over
+        // a connection whose caller is interrupted during validation is checked in after the validation
         Effect.zipRight(Effect.repeat(figures, { schedule: soon, until: isQuiet }), figures)
       ).pipe(Effect.provide(Layer.merge(Db.layer({ writer: app.writer }), Audit.layer({ writer: audit.writer }))))
 

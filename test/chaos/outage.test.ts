@@ -37,7 +37,7 @@ interface Request {
 const write = (id: number, part: number) =>
   Effect.flatMap(Db.writer, (sql) => sql`INSERT INTO entry (request, part) VALUES (${id}, ${part})`)
 
-/** The kinds of requests. Work that may be under way when the server dies is safe to run again. */
+/** The kinds of requests. All but `plain` are safe to run again if the server dies during their work. */
 const kinds = {
   read: (id: number) => Effect.flatMap(Db.reader, (sql) => sql`SELECT ${id}::int`),
   transaction: (id: number) => Db.withTransaction(Effect.zipRight(write(id, 1), write(id, 2)), { retry: true }),
@@ -62,7 +62,7 @@ it.scopedLive(
       yield* query(url, "CREATE TABLE entry (request int, part int)")
       const requests: Array<Request> = []
       yield* Effect.gen(function* () {
-        // a request that comes when the server is dead waits until it is back
+        // a request that comes when the server is dead waits until the server is back
         let isDead = false
         let id = 0
         const names = Object.keys(kinds) as Array<keyof typeof kinds>

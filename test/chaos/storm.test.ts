@@ -195,7 +195,7 @@ it.scopedLive(
         yield* after("listening works", Effect.race(receive, send))
       }).pipe(Effect.provide(context))
 
-      // shutdownTimeout
+      // the default of shutdownTimeout is 5000 ms
       yield* watch.within("the end of the database", 5000, Scope.close(layer, Exit.void))
       const leftOpen = yield* Effect.repeat(
         Effect.sync(() => proxy.connections),

@@ -108,7 +108,7 @@ describe("copyFrom", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("copyFrom stores bytes in another encoding, with a header, whatever their pieces", () =>
+  it.scopedLive("copyFrom stores bytes in another encoding, with a header, however they are split", () =>
     Effect.gen(function* () {
       const bytes = Buffer.from("name;amount\n'Zo\u00eb';1\n'b''c';-\n", "latin1")
       const pieces = Stream.fromIterable(Array.from(bytes, (_, i) => bytes.subarray(i, i + 1)))

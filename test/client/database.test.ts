@@ -73,7 +73,7 @@ describe("Database", () => {
     }).pipe(Effect.provide(Layer.provideMerge(Db.layerSqlClient, fresh())))
   )
 
-  it.scopedLive("a statement inside a transaction of another database runs in its own database", () =>
+  it.scopedLive("a statement inside a transaction of another database still runs in its own", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       yield* Effect.gen(function* () {
@@ -155,7 +155,7 @@ describe("Database", () => {
 
   describe("retry of statements", () => {
     it.scopedLive(
-      "a write outside of a transaction whose connection is lost is in doubt and not repeated, unless it is idempotent",
+      "a write outside of a transaction whose connection is lost is in doubt and not retried, unless it is idempotent",
       () =>
         Effect.gen(function* () {
           const { name } = yield* Place
@@ -249,7 +249,7 @@ describe("Database", () => {
         yield* where
         yield* terminateBackends(name)
         assert.strictEqual((yield* where)?.standby, true)
-        // a read that kills its own backend each time is given up, as Disconnected
+        // a read that terminates its own backend each time fails as Disconnected
         const error = yield* suicide.pipe(DatabaseError.refine, Effect.flip)
         assert.strictEqual(error._tag === "Disconnected" && error.outcome, "undone")
         assert.strictEqual(yield* active, 0)

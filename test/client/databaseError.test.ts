@@ -160,7 +160,7 @@ describe("DatabaseError", () => {
     )
   })
 
-  it("the message of an error ends with that of a foreign cause, even if this has a field named sql", () => {
+  it("the message of an error ends with that of a foreign cause, even one with a field named sql", () => {
     const cause = Object.assign(new Error("boom"), { sql: "SELECT 1", where: { id: 1 } })
     assert.strictEqual(
       new DatabaseError.CommitVetoed({ ...place, cause }).message,

@@ -176,7 +176,7 @@ describe("migrations", () => {
     }).pipe(Effect.provide(unsettled))
   )
 
-  it.scopedLive("migrations continue after those that the Migrator of @effect/sql has applied, and it after them", () =>
+  it.scopedLive("migrations and the Migrator of @effect/sql each continue after what the other has applied", () =>
     Effect.gen(function* () {
       const plain = (loader: Migrator.Loader) => Effect.provide(Migrator.make({})({ loader }), Db.layerSqlClient)
       yield* plain(loaderOf({ "1_ran": ran }))

@@ -105,7 +105,7 @@ for (const [mode, name] of modes) {
       }).pipe(Effect.provide(given()))
     )
 
-    it.scopedLive("a schema scope around a transaction or a unit of work applies to statements without another", () =>
+    it.scopedLive("a schema scope around a transaction or a unit of work applies outside of inner scopes", () =>
       Effect.gen(function* () {
         assert.deepStrictEqual(yield* a(Db.withTransaction(Effect.all([here, b(here), here, there]))), [
           "a",

@@ -188,7 +188,7 @@ describe("schema scopes", () => {
     })
   )
 
-  it.scopedLive("a stream and values that the code of withTenant returns run in its schema, if awaited outside", () =>
+  it.scopedLive("a stream and values from the code of withTenant run in its schema, even if awaited outside", () =>
     Effect.gen(function* () {
       const runtime = yield* opened
       const { db } = runtime.databases

@@ -47,7 +47,7 @@ describe("names of schemas", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a tenant with a wrong option refuses its statements, as it would apply to every database", () =>
+  it.scopedLive("a tenant scope with a wrong option refuses its statements instead of ignoring the option", () =>
     Effect.gen(function* () {
       const wrong: ReadonlyArray<readonly [options: object, said: string]> = [
         [{ database: [Db] }, 'the unknown option "database"'],

@@ -1,4 +1,7 @@
-/** Schema scopes with the state of a session: work at COMMIT, search path, prepared statements, reserved connections. */
+/**
+ * Schema scopes with work at COMMIT, search paths of the session, prepared statements, reserved
+ * connections, resolvers and plain code.
+ */
 import { SqlClient } from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import * as SqlResolver from "@effect/sql/SqlResolver"
@@ -131,7 +134,7 @@ describe("prepared statements in schema scopes", () => {
 })
 
 describe("a reserved connection in a schema scope", () => {
-  it.scopedLive("a reserved connection is refused in a schema scope, as only its caller knows its transactions", () =>
+  it.scopedLive("a reserved connection is refused in a schema scope: only its caller knows its transactions", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const error = yield* failure(a(Effect.scoped(sql.reserve)))

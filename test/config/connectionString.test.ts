@@ -135,7 +135,7 @@ describe("the server of a connection string", () => {
     }
   })
 
-  it("a server without a database has one with the user's name, and needs a user and a host", () => {
+  it("a server without a database name uses that of the user, and needs a user and a host", () => {
     assert.strictEqual(at("postgres://me@h").database, "me")
     assert.strictEqual(refusal("postgres://h/app").setting, "writer (user)")
     assert.strictEqual(refusal("postgres://me@/app").setting, "writer (host)")

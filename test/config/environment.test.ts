@@ -288,7 +288,6 @@ describe("layerConfig", () => {
           database: place.name,
           username: Config.string("PGUSER"),
           password: Config.redacted("PGPASSWORD"),
-          // without it, a loopback host has no TLS either; the variable is read
           ssl: Config.boolean("TLS")
         },
         readers: [Config.redacted("READER")],

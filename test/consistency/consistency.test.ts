@@ -139,7 +139,7 @@ describe("Consistency", () => {
   })
 })
 
-describe("Consistency, on any server", () => {
+describe("Consistency, on the shared servers", () => {
   it.scopedLive("a read in a causal session sees the writes before it, on a replica", () =>
     Effect.gen(function* () {
       const sql = yield* Db.reader

@@ -88,7 +88,7 @@ describe("Consistency, after a failover", () => {
   )
 
   it.scopedLive(
-    "a standby that restores a new timeline, while its WAL receiver waits on the old one, serves no token of the old",
+    "a standby that restores a new timeline while its WAL receiver waits on the old one serves no token of the old one",
     () =>
       Effect.gen(function* () {
         const { files, folder, restore } = yield* archive

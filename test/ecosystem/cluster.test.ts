@@ -54,7 +54,7 @@ describe("SqlMessageStorage", () => {
     entityId: EntityId.make("1")
   })
 
-  /** A message that is to be delivered once per key. */
+  /** Creates a request that is delivered once per key. */
   const message = (key: string, name = 'it\'s "me"') =>
     Effect.map(
       Snowflake.Generator,
@@ -143,7 +143,7 @@ describe("SqlMessageStorage", () => {
     }).pipe(Effect.provide(open()))
   )
 
-  it.scopedLive("a request is in the transaction around it: stored with its rows or not at all", () =>
+  it.scopedLive("a request joins the transaction around it: it is stored with its rows or not at all", () =>
     Effect.gen(function* () {
       const storage = yield* MessageStorage.MessageStorage
       const both = (key: string) => Effect.zipRight(insert(key), Effect.flatMap(message(key), storage.saveRequest))

@@ -242,7 +242,7 @@ describe("plain client", () => {
     })
   )
 
-  it.scopedLive("21. the server ends an idle connection of a pool from the program: the process crashes", () =>
+  it.scopedLive("21. the server ends an idle connection of a pool that was passed in: the process crashes", () =>
     Effect.gen(function* () {
       const { code, lines, stderr } = yield* KnownFailures.idleConnectionEnded("plain")
       assert.notStrictEqual(code, 0)

@@ -103,7 +103,7 @@ describe("SqlPersistedQueue", () => {
     }).pipe(Effect.provide(open()))
   )
 
-  it.scopedLive("an offer is in the unit of work around it: stored with its rows or not at all", () =>
+  it.scopedLive("an offer joins the unit of work around it: it is stored with its rows or not at all", () =>
     Effect.gen(function* () {
       const queue = yield* jobs
       const both = (n: number) => Effect.zipRight(insert(`row ${n}`), queue.offer(job(n), { id: `${n}` }))
