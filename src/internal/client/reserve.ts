@@ -23,7 +23,7 @@ import type { ConnectionSource, OnCheckout } from "../topology/connectionSource.
 import { causalSessionOf, scopesOf } from "../transaction/ambientScopes.js"
 import { currentContext } from "../transaction/context.js"
 import type { Executor } from "./executor.js"
-import { runReadOnly } from "./reservedReader.js"
+import { runReadOnly } from "./readOnlyReserve.js"
 import { makeSqlConnection, type Run } from "./sqlConnection.js"
 
 const none: ReadonlyArray<never> = []

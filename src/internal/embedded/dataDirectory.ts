@@ -5,7 +5,7 @@ import * as path from "node:path"
 import * as Effect from "effect/Effect"
 import type { Binaries } from "./binaries.js"
 import { type CommandFailed, type Identity, run } from "./childProcess.js"
-import { OperationFailed } from "./error.js"
+import { OperationFailed } from "./operationFailed.js"
 import * as Folder from "./tempDirectory.js"
 
 /** Files, user and password that all servers of a cluster share. */

@@ -8,7 +8,7 @@ import * as path from "node:path"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import type { Identity } from "./childProcess.js"
-import { OperationFailed } from "./error.js"
+import { OperationFailed } from "./operationFailed.js"
 import { guard } from "./watchdog.js"
 
 // Uninterruptible, because an interruption would not stop the promise, which could then write to

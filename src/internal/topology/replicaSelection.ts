@@ -18,7 +18,7 @@ import {
 } from "../consistency/walPosition.js"
 import type { Caller } from "../pool/caller.js"
 import type { Pool } from "../pool/pool.js"
-import type { PoolOptions } from "../pool/poolOptions.js"
+import type { PoolDependencies } from "../pool/poolDependencies.js"
 import type { ConnectionSource, OnCheckout } from "./connectionSource.js"
 import type { Server } from "./topology.js"
 
@@ -92,7 +92,7 @@ export class ReplicaSelection implements ConnectionSource {
     this.pool = candidates.primary.reads
   }
 
-  get options(): PoolOptions {
+  get options(): PoolDependencies {
     return this.pool.options
   }
 

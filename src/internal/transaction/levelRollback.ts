@@ -88,7 +88,7 @@ export const revert = (level: Level, outermost: Level, done: () => void): void =
  */
 const outermostToUndo = (part: Level): Level => {
   let level = part
-  if (part.gate === undefined) return level
+  if (part.turn === undefined) return level
   while (level.parent !== undefined && !level.parent.hasOwnWork) level = level.parent
   return level
 }

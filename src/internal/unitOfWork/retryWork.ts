@@ -12,9 +12,9 @@ import { type DatabaseError, fromUnknown, type Retried } from "../../DatabaseErr
 import { Observation } from "../../Observation.js"
 import { isReplayable, type Policy, RetryPolicy } from "../../RetryPolicy.js"
 import type { StatementFailure } from "../connection/plainFailure.js"
+import { setRetried } from "../edge/annotateError.js"
 import type { Restore } from "../edge/cancellable.js"
 import { toDatabaseError } from "../edge/databaseError.js"
-import { setRetried } from "../edge/errorFields.js"
 import type { Retry } from "../transaction/context.js"
 import type { Origin, Transaction } from "../transaction/transaction.js"
 import type { Unit } from "./unit.js"
@@ -127,7 +127,7 @@ class Attempts {
  * It must run in an uninterruptible region, because an interruptible handler would lose the
  * failures beside an interruption. `restore` is for the work and the pauses.
  */
-export const retryTransaction = <A, E, R>(
+export const retryWork = <A, E, R>(
   restore: Restore,
   once: Effect.Effect<A, E, R>,
   reasonFor: (exit: Exit.Exit<A, E>) => Replayable | undefined,
@@ -172,7 +172,7 @@ interface Opened {
 }
 
 /**
- * Runs each attempt in a new unit, as {@link retryTransaction}; `failed` is the first attempt, if
+ * Runs each attempt in a new unit, as {@link retryWork}; `failed` is the first attempt, if
  * it has failed already.
  */
 export const retryUnit = <O extends Opened, A, E, R>(
@@ -201,5 +201,5 @@ export const retryUnit = <O extends Opened, A, E, R>(
         : undefined
     }
     const first = failed === undefined ? undefined : Exit.failCause(failed.cause)
-    return retryTransaction(restore, next, reasonFor, () => opened?.unit.begun ?? [], retry, policy, first)
+    return retryWork(restore, next, reasonFor, () => opened?.unit.begun ?? [], retry, policy, first)
   })
