@@ -8,14 +8,9 @@ import type { Session, Token } from "../../Consistency.js"
 import * as clock from "../concurrency/clock.js"
 import type { Connection } from "../connection/connection.js"
 import type { CheckoutFailure, PlainFailure } from "../connection/plainFailure.js"
-import {
-  type Freshness,
-  judgeFreshness,
-  positionTimeout,
-  queryPosition,
-  queryPositionWithin,
-  TokenRecorder
-} from "../consistency/walPosition.js"
+import { type Freshness, judgeFreshness } from "../consistency/freshness.js"
+import { TokenRecorder } from "../consistency/tokenRecorder.js"
+import { positionTimeout, queryPosition, queryPositionWithin } from "../consistency/walPosition.js"
 import type { Caller } from "../pool/caller.js"
 import type { Pool } from "../pool/pool.js"
 import type { PoolDependencies } from "../pool/poolDependencies.js"
