@@ -37,7 +37,7 @@ export const setLocal = (timeouts: Timeouts): ReadonlyArray<string> =>
   settingsOf(timeouts).map(([name, millis]) => `SET LOCAL ${name} = ${millis}`)
 
 /**
- * Timeouts of a ROLLBACK in ms: the default, a shorter one for an interrupted caller, which waits for the
- * ROLLBACK, and infinity if another timeout applies.
+ * Timeouts of a ROLLBACK, in ms: the default, a shorter one for an interrupted caller, which waits
+ * for the ROLLBACK, and infinity if another timeout applies.
  */
 export const rollbackTimeout = { default: 750, interrupted: 400, unbounded: Number.POSITIVE_INFINITY }

@@ -1,5 +1,6 @@
 /**
- * An open unit of work, and the handle that ends it, once, with the outcome that its caller decides.
+ * An open unit of work, and the handle that ends it, once, with the outcome that its caller
+ * decides.
  */
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"

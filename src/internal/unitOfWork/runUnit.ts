@@ -21,7 +21,7 @@ import { NestedUnit } from "./nested.js"
 import { nestedHandle, openUnit, type UnitHandle, type UnitPlan } from "./openUnit.js"
 import { invalidOfNested, invalidOfSettings, invalidOfUnit } from "./optionRules.js"
 import { decide, describeWork, type NestedOptions, settingsByDatabase, type UnitOptions } from "./options.js"
-import { retryUnit } from "./retryWork.js"
+import { retryUnit } from "./retryUnit.js"
 import type { Unit } from "./unit.js"
 import { joinableUnitOf, unitOf } from "./unitOf.js"
 
