@@ -33,7 +33,7 @@ class Tally {
     return sorted[Math.floor(sorted.length * part)] ?? 0
   }
 
-  get sentAway(): number {
+  get rejected(): number {
     return [...this.refused.values()].reduce((sum, n) => sum + n, 0)
   }
 }
@@ -62,7 +62,8 @@ const program = (seconds: number, factor: number) =>
     })
 
     /**
-     * Measures the capacity: as many requests at once as there are connections, so that none waits.
+     * Measures the capacity, with as many requests at a time as there are connections, so that none
+     * waits.
      */
     const capacity = Effect.gen(function* () {
       tally = new Tally()
@@ -125,13 +126,13 @@ const program = (seconds: number, factor: number) =>
     console.log(`overload: ${factor} times the peak for ${seconds} s`)
     console.log(`  goodput: ${Math.round(goodput)} per second, ${((100 * goodput) / peak).toFixed(1)} % of the peak`)
     console.log(
-      `  those served waited: median ${all.wait(0.5).toFixed(1)} ms, p95 ${all.wait(0.95).toFixed(1)} ms, p99 ${all.wait(0.99).toFixed(1)} ms (queueTarget ${queueTarget} ms)`
+      `  waits of the served requests: median ${all.wait(0.5).toFixed(1)} ms, p95 ${all.wait(0.95).toFixed(1)} ms, p99 ${all.wait(0.99).toFixed(1)} ms (queueTarget ${queueTarget} ms)`
     )
     for (const [why, n] of all.refused) console.log(`  ${why}: ${n}`)
 
     let wellSince: number | undefined
     yield* load(peak / 2, 5000, (part, at) => {
-      const isWell = part.sentAway === 0 && part.wait(0.95) < queueTarget
+      const isWell = part.rejected === 0 && part.wait(0.95) < queueTarget
       if (!isWell) wellSince = undefined
       else wellSince ??= at
     })

@@ -8,7 +8,7 @@ import { open, openBuilds, rows, type Subject } from "./subjects.js"
 
 interface Options {
   readonly rounds: number
-  /** The duration of each turn. */
+  /** The duration of each turn, in ms. */
   readonly ms: number
   readonly only: string | undefined
   /** The folder of another build, to compare this one with instead of the other clients. */

@@ -70,7 +70,7 @@ describe("echo", () => {
           "Warning Lost",
           "Info Closed",
           "Info Connected",
-          // also when the layer is released
+          // at the release of the layer
           "Info Closed"
         ]
       )
@@ -154,7 +154,7 @@ describe("echo", () => {
     })
   )
 
-  it.effect("a log entry names no server if none took part", () =>
+  it.effect("a log entry names no server if its event has none", () =>
     Effect.gen(function* () {
       const { layer, said } = listening()
       const echo = yield* Effect.provide(makeLogger(LogLevel.All), layer)

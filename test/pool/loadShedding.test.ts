@@ -1,4 +1,4 @@
-/** Load shedding of a pool: with simulated times, and once with a real server. */
+/** Load shedding of a pool, in a simulation and on a real server. */
 import { assert, it } from "@effect/vitest"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -17,11 +17,11 @@ interface Play {
   readonly service: number
   readonly target?: number
   /**
-   * The number of callers that come in that millisecond, when `settled` were served or rejected in
+   * The number of callers that come in the millisecond `now`, if `settled` were served or rejected in
    * the one before.
    */
   readonly arrivals: (now: number, settled: number) => number
-  /** True if no connection is checked in. */
+  /** True while no connection is checked in. */
   readonly isStuck?: (now: number) => boolean
   readonly millis: number
 }
@@ -29,9 +29,9 @@ interface Play {
 interface Outcome {
   readonly shed: number
   readonly served: number
-  /** The times of overload, from the first to the last. */
+  /** The milliseconds with overload, from the first to the last. */
   readonly overloaded: ReadonlyArray<number>
-  /** The waits of the served callers, with their time. */
+  /** The waits of the served callers, each with the moment of its end. */
   readonly waits: ReadonlyArray<{ readonly at: number; readonly waited: number }>
 }
 
@@ -39,13 +39,13 @@ const play = ({ arrivals, connections, isStuck, millis, service, target = 50 }: 
   const overload = new LoadShedding(target, connections)
   const busyUntil: Array<number> = Array.from({ length: connections }, () => 0)
   const queue: Array<number> = []
-  /** the callers that came before that in the queue are gone */
+  /** The index of the first waiter; the callers before it are no longer in the queue. */
   let head = 0
   let shed = 0
   const waits: Array<{ at: number; waited: number }> = []
   const overloaded: Array<number> = []
   let settled = 0
-  // moments begin anywhere
+  // a clock may begin at any value
   const begin = 12_345
   for (let now = begin; now < begin + millis; now++) {
     const coming = arrivals(now - begin, settled)
@@ -59,7 +59,7 @@ const play = ({ arrivals, connections, isStuck, millis, service, target = 50 }: 
         settled++
       }
     }
-    // the callers whose statements are over come first, then the new ones
+    // waiters get the connections that are free again, and only then new callers come
     for (let i = take(); i >= 0; i = take()) {
       shedOld()
       const since = queue[head]
@@ -132,10 +132,10 @@ describe("the detection of overload", () => {
 
   for (const connections of [1, 5, 10, 50]) {
     for (const service of [1, 20, 60, 100, 400]) {
-      it(`100 fibers that wait for each other are no overload: ${connections} connections, ${service} ms`, () => {
+      it(`100 fibers that each send one statement after the other are no overload: ${connections} connections, ${service} ms`, () => {
         for (const spread of [1, 20, 200]) {
           for (const start of [0, 240, 249, 251, 499]) {
-            // each comes again when it was served
+            // each caller comes again once it was served
             const { overloaded, shed } = play({
               connections,
               service,
@@ -149,7 +149,7 @@ describe("the detection of overload", () => {
     }
   }
 
-  it("many more fibers that wait for each other, in two groups, are no overload", () => {
+  it("two groups of 1000 fibers that each send one statement after the other are no overload", () => {
     const { overloaded, shed } = play({
       connections: 10,
       service: 20,
@@ -159,7 +159,7 @@ describe("the detection of overload", () => {
     assert.deepStrictEqual([shed, overloaded.length], [0, 0])
   })
 
-  it("a pool that is busy, and not more than that, is not overloaded", () => {
+  it("a pool with 95 % of the load that it can carry is not overloaded", () => {
     for (const seed of [1, 2, 3]) {
       const { overloaded, shed } = play({
         connections: 10,
@@ -171,7 +171,7 @@ describe("the detection of overload", () => {
     }
   })
 
-  it("a pool that is stuck is not overloaded, because each caller has a deadline of its own", () => {
+  it("a pool that is stuck is not overloaded, because its callers have deadlines", () => {
     const { overloaded, shed } = play({
       connections: 10,
       service: 10,
@@ -192,7 +192,7 @@ describe("the detection of overload", () => {
       })
       assert.isBelow(overloaded[0] ?? Number.POSITIVE_INFINITY, times < 2 ? 5000 : 1500)
       assert.isAbove(shed, 0)
-      // nothing is lost by it
+      // the throughput stays that of a full load
       assert.isAbove(served, 0.99 * 1000 * 60)
       assert.isAtMost(percentile(waits, 0.95), 100)
       const later = waits.filter(({ at }) => at > 5000)
@@ -212,7 +212,7 @@ describe("the detection of overload", () => {
     )
   })
 
-  it("no caller is rejected within two seconds after fewer callers come", () => {
+  it("an overload ends within two seconds after fewer callers come", () => {
     const many = poisson(5000, 7)
     const few = poisson(800, 8)
     const { overloaded, shed, waits } = play({
@@ -240,7 +240,7 @@ describe("the detection of overload", () => {
 })
 
 describe("a pool under load", () => {
-  it.scopedLive("100 fibers that wait for each other are all served, however long they wait", () =>
+  it.scopedLive("100 fibers that each send one statement after the other are all served, however long they wait", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const served = yield* Effect.forEach(
@@ -252,7 +252,7 @@ describe("a pool under load", () => {
     }).pipe(Effect.provide(fresh({ maxConnections: 2, readers: [] })))
   )
 
-  it.scopedLive("callers are rejected soon when more come than can be served, and none is rejected after that", () =>
+  it.scopedLive("callers are rejected soon while more come than can be served, and none is rejected afterwards", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const failures: Array<DatabaseError.DatabaseError> = []

@@ -125,18 +125,20 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
       })
     )
 
-    it.scoped("a change whose commit would be refused after its event's is found before, and stores nothing", () =>
-      Effect.gen(function* () {
-        yield* during("app", `${refuse} todo ${deferred}`, "DROP FUNCTION refuse() CASCADE")
-        const { body, status } = yield* send("POST", "/todos", { id: "fail-4", title: "a" })
-        expect(status).toBe(500)
-        expect(body).toMatchObject({ _tag: "Broken" })
-        expect(yield* todo("fail-4")).toEqual([])
-        expect(yield* events("fail-4")).toEqual([])
-      })
+    it.scoped(
+      "a change whose COMMIT would be refused is found before its event is committed, and nothing is stored",
+      () =>
+        Effect.gen(function* () {
+          yield* during("app", `${refuse} todo ${deferred}`, "DROP FUNCTION refuse() CASCADE")
+          const { body, status } = yield* send("POST", "/todos", { id: "fail-4", title: "a" })
+          expect(status).toBe(500)
+          expect(body).toMatchObject({ _tag: "Broken" })
+          expect(yield* todo("fail-4")).toEqual([])
+          expect(yield* events("fail-4")).toEqual([])
+        })
     )
 
-    it.scoped("a client that disconnects while it waits stores nothing in either database", () =>
+    it.scoped("a request whose client disconnects while it waits stores nothing in either database", () =>
       Effect.gen(function* () {
         const { primary } = yield* EmbeddedPostgres
         const waiting = query<{ n: number }>(
@@ -268,22 +270,24 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
     const by = ({ headers }: Answer) =>
       ["x-database", "x-served-by", "x-transaction"].map((name) => headers.get(name)).join(", ")
 
-    it.effect("a change names the primary, in a transaction; a list the primary, an event the other database", () =>
-      Effect.gen(function* () {
-        const { primary } = yield* EmbeddedPostgres
-        const at = `primary ${primary.host}:${primary.port}`
-        const created = yield* send("POST", "/todos", { id: "by", title: "a" })
-        expect(by(created)).toBe(`app, ${at}, yes`)
-        expect(created.headers.get("server-timing")).toMatch(/^work;dur=\d+\.\d$/)
-        expect(by(yield* send("PATCH", "/todos/by", { done: true }))).toBe(`app, ${at}, yes`)
-        expect(by(yield* send("GET", "/todos"))).toBe(`app, ${at}, no`)
-        expect(by(yield* send("GET", "/todos/by"))).toBe(`app, ${at}, no`)
-        expect(by(yield* send("DELETE", "/todos/by"))).toBe(`app, ${at}, yes`)
-        expect(by(yield* send("GET", "/events"))).toBe(`audit, ${at}, no`)
-      })
+    it.effect(
+      "the answer to a change names the primary and a transaction, a list the primary, events the other database",
+      () =>
+        Effect.gen(function* () {
+          const { primary } = yield* EmbeddedPostgres
+          const at = `primary ${primary.host}:${primary.port}`
+          const created = yield* send("POST", "/todos", { id: "by", title: "a" })
+          expect(by(created)).toBe(`app, ${at}, yes`)
+          expect(created.headers.get("server-timing")).toMatch(/^work;dur=\d+\.\d$/)
+          expect(by(yield* send("PATCH", "/todos/by", { done: true }))).toBe(`app, ${at}, yes`)
+          expect(by(yield* send("GET", "/todos"))).toBe(`app, ${at}, no`)
+          expect(by(yield* send("GET", "/todos/by"))).toBe(`app, ${at}, no`)
+          expect(by(yield* send("DELETE", "/todos/by"))).toBe(`app, ${at}, yes`)
+          expect(by(yield* send("GET", "/events"))).toBe(`audit, ${at}, no`)
+        })
     )
 
-    it.effect("a search names the replica, in no transaction", () =>
+    it.effect("the answer to a search names the replica and no transaction", () =>
       Effect.gen(function* () {
         const { replicas } = yield* EmbeddedPostgres
         expect(by(yield* send("GET", "/records"))).toBe(`app, replica ${replicas[0]?.host}:${replicas[0]?.port}, no`)
@@ -332,7 +336,7 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
       })
     )
 
-    it.effect("the page's files name every script that exists, and nothing from elsewhere", () =>
+    it.effect("the page's files name only files that the service has, and the page has no inline script or style", () =>
       Effect.gen(function* () {
         const { body } = yield* send("GET", "/")
         const wanted = [...String(body).matchAll(/(?:src|href)="([^"#]+)"/g)].map(([, path]) => String(path))
@@ -387,35 +391,37 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
       })
     )
 
-    it.effect("a page of another site has no effect under a name of its own for this host; our names have", () =>
-      Effect.gen(function* () {
-        const { url } = yield* Service
-        const { port } = new URL(url)
-        const by = (host: string, path: string) =>
-          Effect.promise(
-            () =>
-              new Promise<number | undefined>((resolve, reject) => {
-                const headers = { host, origin: `http://${host}`, "sec-fetch-site": "same-origin" }
-                Http1.request(`${url}${path}`, { method: "POST", headers }, (response) => {
-                  response.resume()
-                  resolve(response.statusCode)
+    it.effect(
+      "a page of another site has no effect under its own name for this host, and the host's own names are served",
+      () =>
+        Effect.gen(function* () {
+          const { url } = yield* Service
+          const { port } = new URL(url)
+          const by = (host: string, path: string) =>
+            Effect.promise(
+              () =>
+                new Promise<number | undefined>((resolve, reject) => {
+                  const headers = { host, origin: `http://${host}`, "sec-fetch-site": "same-origin" }
+                  Http1.request(`${url}${path}`, { method: "POST", headers }, (response) => {
+                    response.resume()
+                    resolve(response.statusCode)
+                  })
+                    .on("error", reject)
+                    .end()
                 })
-                  .on("error", reject)
-                  .end()
-              })
-          )
-        for (const host of ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "", "[::1"]) {
-          for (const path of ["/servers/kill", "/servers/freeze", "/todos"]) {
-            expect(yield* by(`${host}:${port}`, path), host).toBe(403)
+            )
+          for (const host of ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "", "[::1"]) {
+            for (const path of ["/servers/kill", "/servers/freeze", "/todos"]) {
+              expect(yield* by(`${host}:${port}`, path), host).toBe(403)
+            }
           }
-        }
-        for (const host of ["127.0.0.1", "localhost", "[::1]", "LOCALHOST", "app.localhost"]) {
-          expect(yield* by(`${host}:${port}`, "/servers/thaw"), host).toBe(200)
-        }
-      })
+          for (const host of ["127.0.0.1", "localhost", "[::1]", "LOCALHOST", "app.localhost"]) {
+            expect(yield* by(`${host}:${port}`, "/servers/thaw"), host).toBe(200)
+          }
+        })
     )
 
-    it.effect("requests of our own page, and those of clients that are no browser, are served", () =>
+    it.effect("requests of the service's own page, and of clients other than browsers, are served", () =>
       Effect.gen(function* () {
         const { url } = yield* Service
         for (const headers of [{ "sec-fetch-site": "same-origin" }, { origin: url }, {}]) {
@@ -442,7 +448,7 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
       })
     )
 
-    it.scoped("a primary that stands still is 503 in time", () =>
+    it.scoped("a frozen primary is 503 within 20 seconds", () =>
       Effect.gen(function* () {
         const { primary } = yield* EmbeddedPostgres
         yield* Effect.acquireRelease(primary.freeze, () => Effect.orDie(primary.thaw))

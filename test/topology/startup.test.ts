@@ -19,7 +19,7 @@ import { closedPort, listenOnPort } from "../support/tcp.js"
 
 const secret = "s3cr3t-w0rd"
 
-/** Waits until a database of the server has no connection of ours any more. */
+/** Waits until a database of the server has no connection of effect-db any more. */
 const allClosed = (name: string, writer: Redacted.Redacted<string>) =>
   Effect.repeat(
     query<{ n: number }>(
@@ -31,8 +31,8 @@ const allClosed = (name: string, writer: Redacted.Redacted<string>) =>
   )
 
 /**
- * Opens a database that cannot be opened, within its timeout and a second, and returns the failure
- * and all log messages.
+ * Opens a database that cannot be opened, and returns its failure. Asserts that it fails within its
+ * timeout and a second, and that neither the failure nor the log shows the secret.
  */
 const failure = (options: Database.Options) =>
   Effect.gen(function* () {
@@ -61,58 +61,60 @@ const failure = (options: Database.Options) =>
 const reasonOf = (error: DatabaseError.DatabaseError) => (error._tag === "ConnectFailed" ? error.reason : error._tag)
 
 describe("start-up", () => {
-  it.scopedLive("a wrong password, user, database or host and a closed port are ConnectFailed with the reason", () =>
-    Effect.gen(function* () {
-      const { name, writer } = yield* freshDatabase
-      const port = yield* closedPort
-      const { host } = new URL(Redacted.value(writer))
-      const cases = [
-        [
-          changedUrl(writer, (url) => {
-            url.password = secret
-          }),
-          "authentication",
-          host
-        ],
-        [
-          changedUrl(writer, (url) => {
-            url.username = "nobody_here"
-          }),
-          "authentication",
-          host
-        ],
-        [
-          changedUrl(writer, (url) => {
-            url.pathname = "/not_there"
-          }),
-          "noSuchDatabase",
-          host
-        ],
-        [
-          changedUrl(writer, (url) => {
-            url.port = String(port)
-          }),
-          "unreachable",
-          `127.0.0.1:${port}`
-        ],
-        [
-          changedUrl(writer, (url) => {
-            url.host = "no-such-host.invalid:5432"
-          }),
-          "unreachable",
-          "no-such-host.invalid:5432"
-        ]
-      ] as const
-      for (const [url, reason, server] of cases) {
-        const error = yield* failure({ writer: url })
-        assert.strictEqual(reasonOf(error), reason)
-        assert.include(error.message, `database "app" at ${server}`)
-      }
-      assert.isNotEmpty(name)
-    })
+  it.scopedLive(
+    "a wrong password, user, database or host and a closed port fail with ConnectFailed and the reason",
+    () =>
+      Effect.gen(function* () {
+        const { name, writer } = yield* freshDatabase
+        const port = yield* closedPort
+        const { host } = new URL(Redacted.value(writer))
+        const cases = [
+          [
+            changedUrl(writer, (url) => {
+              url.password = secret
+            }),
+            "authentication",
+            host
+          ],
+          [
+            changedUrl(writer, (url) => {
+              url.username = "nobody_here"
+            }),
+            "authentication",
+            host
+          ],
+          [
+            changedUrl(writer, (url) => {
+              url.pathname = "/not_there"
+            }),
+            "noSuchDatabase",
+            host
+          ],
+          [
+            changedUrl(writer, (url) => {
+              url.port = String(port)
+            }),
+            "unreachable",
+            `127.0.0.1:${port}`
+          ],
+          [
+            changedUrl(writer, (url) => {
+              url.host = "no-such-host.invalid:5432"
+            }),
+            "unreachable",
+            "no-such-host.invalid:5432"
+          ]
+        ] as const
+        for (const [url, reason, server] of cases) {
+          const error = yield* failure({ writer: url })
+          assert.strictEqual(reasonOf(error), reason)
+          assert.include(error.message, `database "app" at ${server}`)
+        }
+        assert.isNotEmpty(name)
+      })
   )
 
-  it.scopedLive("a server that accepts and never answers is unresponsive, within the timeout", () =>
+  it.scopedLive("a server that accepts and never answers fails the start as unresponsive, within the timeout", () =>
     Effect.gen(function* () {
       const port = yield* listenOnPort()
       const error = yield* failure({ writer: Redacted.make(`postgres://me:${secret}@127.0.0.1:${port}/app`) })
@@ -131,37 +133,39 @@ describe("start-up", () => {
     })
   )
 
-  it.scopedLive("a malformed URL or setting is ConfigInvalid, naming the setting and never the secret", () =>
-    Effect.gen(function* () {
-      const good = Redacted.make(`postgres://me:${secret}@127.0.0.1:1/app`)
-      const cases: ReadonlyArray<readonly [Database.Options, string]> = [
-        [{ writer: Redacted.make("") }, "writer"],
-        [{ writer: Redacted.make(secret) }, "writer"],
-        [{ writer: Redacted.make(`http://me:${secret}@host/app`) }, "writer"],
-        [{ writer: Redacted.make(`postgres://me:${secret}@host:port/app`) }, "writer (port)"],
-        [{ writer: Redacted.make(`postgres://me:${secret}@host:99999/app`) }, "writer (port)"],
-        [{ writer: Redacted.make(`postgres://me:${secret}@/app`) }, "writer (host)"],
-        [{ writer: Redacted.make(`postgres://host/app`) }, "writer (user)"],
-        [{ writer: Redacted.make(`postgres://me:${secret}@host/app?sslmode=constructor`) }, "writer (sslmode)"],
-        [{ writer: Redacted.make(`postgres://me:12/${secret}@host/app`) }, "writer"],
-        [{ writer: Redacted.make(`postgres://me:12@host/app?${secret}=${secret}`) }, "writer"],
-        [{ writer: Redacted.make(`postgres://me:12@host/app?sslmode=${secret}`) }, "writer (sslmode)"],
-        [{ writer: Redacted.make(`postgres://me:${secret}@host/app?gssencmode=require`) }, "writer (gssencmode)"],
-        [{ writer: good, readers: [Redacted.make("nonsense")] }, "readers[0]"],
-        [{ writer: good, maxConnections: 0 }, "maxConnections"],
-        [{ writer: good, maxConnections: 2, minConnections: 3 }, "minConnections"],
-        [{ writer: good, connectTimeout: "Infinity" as never }, "connectTimeout"],
-        [{ writer: good, applicationName: "a\0b" }, "applicationName"],
-        [{ writer: { host: "", database: "app", username: "me" } }, "writer.host"],
-        [{ writer: { host: "h", port: 1.5, database: "app", username: "me" } }, "writer.port"]
-      ]
-      for (const [options, setting] of cases) {
-        const error = yield* failure(options)
-        assert.strictEqual(error._tag, "ConfigInvalid", inspect(error))
-        assert.strictEqual(error._tag === "ConfigInvalid" && error.setting, setting)
-        assert.include(error.message, 'database "app"')
-      }
-    })
+  it.scopedLive(
+    "a malformed URL or setting fails with ConfigInvalid, which names the setting and never the secret",
+    () =>
+      Effect.gen(function* () {
+        const good = Redacted.make(`postgres://me:${secret}@127.0.0.1:1/app`)
+        const cases: ReadonlyArray<readonly [Database.Options, string]> = [
+          [{ writer: Redacted.make("") }, "writer"],
+          [{ writer: Redacted.make(secret) }, "writer"],
+          [{ writer: Redacted.make(`http://me:${secret}@host/app`) }, "writer"],
+          [{ writer: Redacted.make(`postgres://me:${secret}@host:port/app`) }, "writer (port)"],
+          [{ writer: Redacted.make(`postgres://me:${secret}@host:99999/app`) }, "writer (port)"],
+          [{ writer: Redacted.make(`postgres://me:${secret}@/app`) }, "writer (host)"],
+          [{ writer: Redacted.make(`postgres://host/app`) }, "writer (user)"],
+          [{ writer: Redacted.make(`postgres://me:${secret}@host/app?sslmode=constructor`) }, "writer (sslmode)"],
+          [{ writer: Redacted.make(`postgres://me:12/${secret}@host/app`) }, "writer"],
+          [{ writer: Redacted.make(`postgres://me:12@host/app?${secret}=${secret}`) }, "writer"],
+          [{ writer: Redacted.make(`postgres://me:12@host/app?sslmode=${secret}`) }, "writer (sslmode)"],
+          [{ writer: Redacted.make(`postgres://me:${secret}@host/app?gssencmode=require`) }, "writer (gssencmode)"],
+          [{ writer: good, readers: [Redacted.make("nonsense")] }, "readers[0]"],
+          [{ writer: good, maxConnections: 0 }, "maxConnections"],
+          [{ writer: good, maxConnections: 2, minConnections: 3 }, "minConnections"],
+          [{ writer: good, connectTimeout: "Infinity" as never }, "connectTimeout"],
+          [{ writer: good, applicationName: "a\0b" }, "applicationName"],
+          [{ writer: { host: "", database: "app", username: "me" } }, "writer.host"],
+          [{ writer: { host: "h", port: 1.5, database: "app", username: "me" } }, "writer.port"]
+        ]
+        for (const [options, setting] of cases) {
+          const error = yield* failure(options)
+          assert.strictEqual(error._tag, "ConfigInvalid", inspect(error))
+          assert.strictEqual(error._tag === "ConfigInvalid" && error.setting, setting)
+          assert.include(error.message, 'database "app"')
+        }
+      })
   )
 
   it.scopedLive(
@@ -201,7 +205,7 @@ describe("start-up", () => {
       })
   )
 
-  it.scopedLive("a lazy start opens nothing before the first statement", () =>
+  it.scopedLive("a lazy start needs no server before the first statement", () =>
     Effect.gen(function* () {
       const port = yield* closedPort
       yield* Effect.gen(function* () {
@@ -220,7 +224,7 @@ describe("start-up", () => {
     })
   )
 
-  it.scopedLive("an open database is closed again when the other one cannot be opened", () =>
+  it.scopedLive("an open database is closed again if another one cannot be opened", () =>
     Effect.gen(function* () {
       const { name, writer } = yield* freshDatabase
       const port = yield* closedPort
@@ -237,7 +241,7 @@ describe("start-up", () => {
     })
   )
 
-  it.scopedLive("settings are read from Config", () =>
+  it.scopedLive("layerConfig reads settings from Config, and its failure names a missing one", () =>
     Effect.gen(function* () {
       const { reader, writer } = yield* freshDatabase
       const live = Db.layerConfig({
@@ -267,7 +271,7 @@ describe("start-up", () => {
     })
   )
 
-  it.scopedLive("every socket is closed after the layer is released, and a client reports that", () =>
+  it.scopedLive("the release of a layer closes every connection, and its client fails with DatabaseClosed", () =>
     Effect.gen(function* () {
       const { name, writer } = yield* freshDatabase
       const client = yield* Effect.provide(
@@ -280,7 +284,7 @@ describe("start-up", () => {
     })
   )
 
-  it.scopedLive("the release gives running work its time, then cuts it off", () =>
+  it.scopedLive("the release of a layer waits for running work for shutdownTimeout, then cuts it off", () =>
     Effect.gen(function* () {
       const { name, writer } = yield* freshDatabase
       const scope = yield* Scope.make()
@@ -293,7 +297,7 @@ describe("start-up", () => {
         [name]
       )
       yield* Effect.repeat(sleeping, { schedule: soon, until: (rows) => rows[0]?.n === 1 })
-      // the pool reports that it runs, because a query of the server may take longer than it does
+      // asks the pool, because a query to the server may take longer than the statement
       const done = yield* Effect.fork(sql`SELECT pg_sleep(0.1)`)
       yield* Effect.repeat(active, { schedule: soon, until: (n) => n === 2 }).pipe(Effect.provide(context))
       yield* Scope.close(scope, Exit.void)

@@ -1,6 +1,6 @@
 /**
- * Ends by hand: `Db.commit`, `Db.rollback`, `UnitOfWork.commit` and `UnitOfWork.rollback` where a
- * transaction has an end of its own.
+ * Ends by hand: `Db.commit`, `Db.rollback`, `UnitOfWork.commit` and `UnitOfWork.rollback` in a
+ * transaction that ends with its effect, and not by hand.
  */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -55,13 +55,15 @@ describe("an end by hand", () => {
     )
   }
 
-  it.scopedLive("Db.rollback of a database that is independent of a bare withTransaction has nothing to end", () =>
-    Effect.gen(function* () {
-      yield* Db.withTransaction(
-        Effect.zipRight(insert("a"), Db.independent(Effect.zipRight(insert("b"), Effect.zip(Db.commit, Db.rollback))))
-      )
-      yield* Db.withTransaction(Effect.zipRight(insert("c"), Effect.zip(Audit.commit, Audit.rollback)))
-      assert.deepStrictEqual(yield* stored, ["a", "b", "c"])
-    }).pipe(Effect.provide(both))
+  it.scopedLive(
+    "an end by hand does nothing in independent work, or on another database than the bare withTransaction",
+    () =>
+      Effect.gen(function* () {
+        yield* Db.withTransaction(
+          Effect.zipRight(insert("a"), Db.independent(Effect.zipRight(insert("b"), Effect.zip(Db.commit, Db.rollback))))
+        )
+        yield* Db.withTransaction(Effect.zipRight(insert("c"), Effect.zip(Audit.commit, Audit.rollback)))
+        assert.deepStrictEqual(yield* stored, ["a", "b", "c"])
+      }).pipe(Effect.provide(both))
   )
 })

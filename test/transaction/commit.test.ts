@@ -13,7 +13,7 @@ import { Db } from "../support/databases.js"
 import { answers, makeProxy, sends } from "../support/proxy.js"
 import { freshDatabase, query } from "../support/server.js"
 
-/** A database behind a proxy, with a table `item`. */
+/** Creates a database behind a proxy, with a table `item`. */
 const given = (options: Partial<Database.Options> = {}) =>
   Effect.gen(function* () {
     const { writer } = yield* freshDatabase
@@ -27,7 +27,7 @@ const given = (options: Partial<Database.Options> = {}) =>
     return { proxy, context: Context.pick(Db)(context), insert, stored }
   })
 
-/** Long enough for a bound of one second, short enough to notice that there is none. */
+/** Longer than the bound of one second in the library, short enough to notice that it is missing. */
 const bound = "4 seconds"
 
 describe("the end of a transaction", () => {
@@ -78,7 +78,7 @@ describe("the end of a transaction", () => {
         Effect.flip
       )
       assert.strictEqual(error._tag === "Disconnected" && error.outcome, "undone")
-      // therefore it may be replayed
+      // so retry runs it again
       yield* proxy.when(answers("COMMIT"), "cut")
       assert.deepStrictEqual(
         yield* read.pipe(Db.withTransaction({ access: "read only", retry: true }), Effect.provide(context)),
@@ -87,27 +87,29 @@ describe("the end of a transaction", () => {
     })
   )
 
-  it.scopedLive("an interruption after COMMIT was sent waits for the answer: it is stored, and the hooks run", () =>
-    Effect.gen(function* () {
-      const { context, insert, proxy, stored } = yield* given()
-      const hooks: Array<string> = []
-      const committing = yield* proxy.when(sends("COMMIT"), "freeze")
-      const fiber = yield* Effect.fork(
-        insert("a").pipe(
-          Effect.zipRight(Db.afterCommit(Effect.sync(() => void hooks.push("committed")))),
-          Db.withTransaction(),
-          Effect.provide(context)
+  it.scopedLive(
+    "an interruption after COMMIT was sent waits for its answer; the row is stored, and the hooks run",
+    () =>
+      Effect.gen(function* () {
+        const { context, insert, proxy, stored } = yield* given()
+        const hooks: Array<string> = []
+        const committing = yield* proxy.when(sends("COMMIT"), "freeze")
+        const fiber = yield* Effect.fork(
+          insert("a").pipe(
+            Effect.zipRight(Db.afterCommit(Effect.sync(() => void hooks.push("committed")))),
+            Db.withTransaction(),
+            Effect.provide(context)
+          )
         )
-      )
-      yield* committing
-      const interrupting = yield* Effect.fork(Fiber.interrupt(fiber))
-      yield* Effect.yieldNow()
-      yield* proxy.thaw
-      const exit = yield* Fiber.join(interrupting)
-      assert.isTrue(Exit.isInterrupted(exit))
-      assert.deepStrictEqual(yield* stored, ["a"])
-      assert.deepStrictEqual(hooks, ["committed"])
-    })
+        yield* committing
+        const interrupting = yield* Effect.fork(Fiber.interrupt(fiber))
+        yield* Effect.yieldNow()
+        yield* proxy.thaw
+        const exit = yield* Fiber.join(interrupting)
+        assert.isTrue(Exit.isInterrupted(exit))
+        assert.deepStrictEqual(yield* stored, ["a"])
+        assert.deepStrictEqual(hooks, ["committed"])
+      })
   )
 
   it.scopedLive("an interruption during a COMMIT that is never answered settles within its bound", () =>
@@ -139,7 +141,7 @@ describe("the end of a transaction", () => {
     })
   )
 
-  it.scopedLive("an interruption of a statement that is never answered settles at once", () =>
+  it.scopedLive("an interruption of a statement that is never answered settles within its bound", () =>
     Effect.gen(function* () {
       const { context, insert, proxy, stored } = yield* given({ maxConnections: 1 })
       const sent = yield* proxy.when(sends("INSERT"), "freeze")
@@ -151,26 +153,28 @@ describe("the end of a transaction", () => {
     })
   )
 
-  it.scopedLive("a transaction of n statements has n + 1 round trips, an autocommit one 1, an empty one 0", () =>
-    Effect.gen(function* () {
-      const { context, insert, proxy } = yield* given()
-      const trips = <A, E>(self: Effect.Effect<A, E, Db>) =>
-        Effect.gen(function* () {
-          const before = proxy.roundTrips
-          yield* Effect.provide(self, context)
-          return proxy.roundTrips - before
-        })
-      const sql = yield* Effect.provide(Db.writer, context)
-      assert.strictEqual(yield* trips(insert("a")), 1)
-      assert.strictEqual(yield* trips(sql`SELECT 1`), 1)
-      assert.strictEqual(yield* trips(Db.withTransaction(Effect.void)), 0)
-      assert.strictEqual(yield* trips(Db.withTransaction(insert("b"))), 2)
-      assert.strictEqual(yield* trips(Db.withTransaction(Effect.all([insert("c"), insert("d"), sql`SELECT 1`]))), 4)
-      assert.strictEqual(
-        yield* trips(Db.withTransaction(insert("e"), { isolation: "serializable", statementTimeout: "1 second" })),
-        2
-      )
-      assert.strictEqual(yield* trips(Db.withTransaction(Db.withTransaction(insert("f")))), 3)
-    })
+  it.scopedLive(
+    "a transaction of n statements takes n + 1 round trips, an autocommit statement 1, an empty transaction 0",
+    () =>
+      Effect.gen(function* () {
+        const { context, insert, proxy } = yield* given()
+        const trips = <A, E>(self: Effect.Effect<A, E, Db>) =>
+          Effect.gen(function* () {
+            const before = proxy.roundTrips
+            yield* Effect.provide(self, context)
+            return proxy.roundTrips - before
+          })
+        const sql = yield* Effect.provide(Db.writer, context)
+        assert.strictEqual(yield* trips(insert("a")), 1)
+        assert.strictEqual(yield* trips(sql`SELECT 1`), 1)
+        assert.strictEqual(yield* trips(Db.withTransaction(Effect.void)), 0)
+        assert.strictEqual(yield* trips(Db.withTransaction(insert("b"))), 2)
+        assert.strictEqual(yield* trips(Db.withTransaction(Effect.all([insert("c"), insert("d"), sql`SELECT 1`]))), 4)
+        assert.strictEqual(
+          yield* trips(Db.withTransaction(insert("e"), { isolation: "serializable", statementTimeout: "1 second" })),
+          2
+        )
+        assert.strictEqual(yield* trips(Db.withTransaction(Db.withTransaction(insert("f")))), 3)
+      })
   )
 })

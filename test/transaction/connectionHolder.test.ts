@@ -1,5 +1,5 @@
 /**
- * The connection of a transaction, as its waiters know it.
+ * The report of a transaction's lost connection to its waiters.
  */
 import { assert, describe, it } from "vitest"
 import { ConnectionHolder } from "../../src/internal/transaction/connectionHolder.js"

@@ -10,7 +10,7 @@ import { active, Db, fresh, insert, stored } from "../support/databases.js"
 
 describe("UnitOfWork.run in Db.independent", () => {
   it.scopedLive(
-    "UnitOfWork.run in Db.independent is one whole on that database, in a unit, in a transaction, and in a nested part",
+    "UnitOfWork.run or nested in Db.independent is stored or undone as a whole, in a unit and in a transaction",
     () =>
       Effect.gen(function* () {
         const two = (name: string) => Effect.zipRight(insert(`${name} 1`), insert(`${name} 2`))
@@ -35,19 +35,21 @@ describe("UnitOfWork.run in Db.independent", () => {
       }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("UnitOfWork.run in Db.independent leaves other databases to the unit around it, or fails it", () =>
-    Effect.gen(function* () {
-      const part = Db.independent(UnitOfWork.run(Effect.zipRight(insert("own"), event("of the unit"))))
-      for (const before of [Effect.void, event("before")]) {
-        yield* Effect.ignore(UnitOfWork.run(Effect.all([before, part, Effect.fail("no")])))
-        yield* Effect.flatMap(Db.writer, (sql) => sql`DELETE FROM item WHERE name = 'own'`)
-        assert.deepStrictEqual(yield* events, [])
-      }
-      const half = Effect.all([insert("half"), event("half"), Effect.fail("x")])
-      const error = yield* Effect.flip(UnitOfWork.run(Effect.ignore(Db.independent(UnitOfWork.run(half)))))
-      assert.strictEqual(error._tag, "RolledBackAtCommit")
-      assert.deepStrictEqual([yield* stored, yield* events], [[], []])
-    }).pipe(Effect.provide(both))
+  it.scopedLive(
+    "UnitOfWork.run in Db.independent joins the unit around it on other databases, and its failure fails that",
+    () =>
+      Effect.gen(function* () {
+        const part = Db.independent(UnitOfWork.run(Effect.zipRight(insert("own"), event("of the unit"))))
+        for (const before of [Effect.void, event("before")]) {
+          yield* Effect.ignore(UnitOfWork.run(Effect.all([before, part, Effect.fail("no")])))
+          yield* Effect.flatMap(Db.writer, (sql) => sql`DELETE FROM item WHERE name = 'own'`)
+          assert.deepStrictEqual(yield* events, [])
+        }
+        const half = Effect.all([insert("half"), event("half"), Effect.fail("x")])
+        const error = yield* Effect.flip(UnitOfWork.run(Effect.ignore(Db.independent(UnitOfWork.run(half)))))
+        assert.strictEqual(error._tag, "RolledBackAtCommit")
+        assert.deepStrictEqual([yield* stored, yield* events], [[], []])
+      }).pipe(Effect.provide(both))
   )
 
   it.scopedLive("UnitOfWork.run in Db.independent may be ended early, and its hooks follow its own end", () =>

@@ -46,7 +46,7 @@ const ended = Effect.gen(function* () {
   return seen
 })
 
-/** Returns the failures of a cause, beside its interruption. */
+/** Returns the tags of the failures in a cause. */
 const tags = (cause: Cause.Cause<unknown>): ReadonlyArray<string> =>
   Chunk.toReadonlyArray(Cause.failures(cause)).map((error) =>
     DatabaseError.isDatabaseError(error) ? error._tag : String(error)
@@ -55,14 +55,17 @@ const tags = (cause: Cause.Cause<unknown>): ReadonlyArray<string> =>
 const wholes = [
   ["a transaction", <A, E>(self: Effect.Effect<A, E, Db>) => Db.withTransaction(self)],
   ["a unit of work", <A, E>(self: Effect.Effect<A, E, Db>) => UnitOfWork.run(self)],
-  ["a savepoint in it", <A, E>(self: Effect.Effect<A, E, Db>) => Db.withTransaction(Db.withTransaction(self))]
+  [
+    "a transaction with a savepoint",
+    <A, E>(self: Effect.Effect<A, E, Db>) => Db.withTransaction(Db.withTransaction(self))
+  ]
 ] as const
 
 const retried = [
   ["a transaction with retry", (self) => Db.withTransaction(self, { retry: true })],
   ["a unit of work with retry", (self) => UnitOfWork.run(self, { retry: true })],
   [
-    "a unit of work that a part has asked to retry",
+    "a unit of work with a part that has retry",
     (self) => UnitOfWork.run(Effect.zipLeft(self, UnitOfWork.run(Effect.void, { retry: true })))
   ]
 ] as const satisfies ReadonlyArray<
@@ -93,66 +96,72 @@ describe("a COMMIT without an answer", () => {
   }
 
   for (const [name, whole] of retried) {
-    it.scopedLive(`an interruption of ${name} during COMMIT, after a savepoint has collided, has it as well`, () =>
-      Effect.gen(function* () {
-        const { context, proxy } = yield* behindProxy
-        const committing = yield* proxy.when(sends("COMMIT"), "freeze")
-        const work = whole(Effect.zipRight(Effect.ignore(Db.withTransaction(collide)), insert("a")))
-        const fiber = yield* Effect.fork(Effect.provide(work, context))
-        yield* committing
-        const exit = yield* Fiber.interrupt(fiber)
-        assert.isTrue(Exit.isFailure(exit) && Cause.isInterrupted(exit.cause))
-        assert.deepStrictEqual(Exit.isFailure(exit) ? tags(exit.cause) : [], ["CommitOutcomeUnknown"])
-      })
+    it.scopedLive(
+      `an interruption of ${name} during COMMIT, after a savepoint has collided, has CommitOutcomeUnknown too`,
+      () =>
+        Effect.gen(function* () {
+          const { context, proxy } = yield* behindProxy
+          const committing = yield* proxy.when(sends("COMMIT"), "freeze")
+          const work = whole(Effect.zipRight(Effect.ignore(Db.withTransaction(collide)), insert("a")))
+          const fiber = yield* Effect.fork(Effect.provide(work, context))
+          yield* committing
+          const exit = yield* Fiber.interrupt(fiber)
+          assert.isTrue(Exit.isFailure(exit) && Cause.isInterrupted(exit.cause))
+          assert.deepStrictEqual(Exit.isFailure(exit) ? tags(exit.cause) : [], ["CommitOutcomeUnknown"])
+        })
     )
   }
 
   for (const retry of [false, true]) {
-    it.scopedLive(`an unanswered COMMIT of a client that has left reaches onCommitFailed, with retry ${retry}`, () =>
-      Effect.gen(function* () {
-        const { context, proxy } = yield* behindProxy
-        const told: Array<string> = []
-        const middleware = RequestTransaction.middleware({
-          retry,
-          onCommitFailed: ({ _tag }) => {
-            told.push(_tag)
-            return HttpServerResponse.empty({ status: 504 })
-          }
+    it.scopedLive(
+      `onCommitFailed receives an unanswered COMMIT although the request was interrupted, with retry ${retry}`,
+      () =>
+        Effect.gen(function* () {
+          const { context, proxy } = yield* behindProxy
+          const told: Array<string> = []
+          const middleware = RequestTransaction.middleware({
+            retry,
+            onCommitFailed: ({ _tag }) => {
+              told.push(_tag)
+              return HttpServerResponse.empty({ status: 504 })
+            }
+          })
+          const handler = Effect.zipRight(Effect.ignore(Db.withTransaction(collide)), insert("a"))
+          const request = HttpServerRequest.fromWeb(new Request("http://localhost/", { method: "POST" }))
+          const committing = yield* proxy.when(sends("COMMIT"), "freeze")
+          const fiber = yield* middleware(Effect.as(handler, HttpServerResponse.empty())).pipe(
+            Effect.provideService(HttpServerRequest.HttpServerRequest, request),
+            Effect.provide(context),
+            Effect.scoped,
+            Effect.fork
+          )
+          yield* committing
+          assert.isTrue(Exit.isInterrupted(yield* Fiber.interrupt(fiber)))
+          assert.deepStrictEqual(told, ["CommitOutcomeUnknown"])
         })
-        const handler = Effect.zipRight(Effect.ignore(Db.withTransaction(collide)), insert("a"))
-        const request = HttpServerRequest.fromWeb(new Request("http://localhost/", { method: "POST" }))
-        const committing = yield* proxy.when(sends("COMMIT"), "freeze")
-        const fiber = yield* middleware(Effect.as(handler, HttpServerResponse.empty())).pipe(
-          Effect.provideService(HttpServerRequest.HttpServerRequest, request),
-          Effect.provide(context),
-          Effect.scoped,
-          Effect.fork
-        )
-        yield* committing
-        assert.isTrue(Exit.isInterrupted(yield* Fiber.interrupt(fiber)))
-        assert.deepStrictEqual(told, ["CommitOutcomeUnknown"])
-      })
     )
   }
 
-  it.scopedLive("a timeout during a COMMIT that is stored later runs afterUnknown with an observation", () =>
-    Effect.gen(function* () {
-      const { context, proxy, writer } = yield* behindProxy
-      const log: Array<string> = []
-      const seen = yield* Effect.provide(ended, context)
-      // the server has stored it, and its answer does not arrive
-      const answered = yield* proxy.when(answers("COMMIT"), "freeze")
-      const fiber = yield* Effect.zipRight(hooks(log), insert("a")).pipe(
-        Db.withTransaction(),
-        Effect.raceFirst(Effect.zipRight(answered, Effect.fail("timed out"))),
-        Effect.provide(context),
-        Effect.fork
-      )
-      assert.isTrue(Exit.isFailure(yield* Fiber.await(fiber)))
-      assert.deepStrictEqual(log, ["unknown"])
-      assert.strictEqual(seen[0]?._tag === "TransactionEnded" && seen[0].outcome, "unknown")
-      assert.deepStrictEqual(yield* query(writer, "SELECT name FROM item"), [{ name: "a" }])
-    })
+  it.scopedLive(
+    "a timeout during a COMMIT that the server has stored runs afterUnknown and is observed as unknown",
+    () =>
+      Effect.gen(function* () {
+        const { context, proxy, writer } = yield* behindProxy
+        const log: Array<string> = []
+        const seen = yield* Effect.provide(ended, context)
+        // the server has stored the row, and its answer does not arrive
+        const answered = yield* proxy.when(answers("COMMIT"), "freeze")
+        const fiber = yield* Effect.zipRight(hooks(log), insert("a")).pipe(
+          Db.withTransaction(),
+          Effect.raceFirst(Effect.zipRight(answered, Effect.fail("timed out"))),
+          Effect.provide(context),
+          Effect.fork
+        )
+        assert.isTrue(Exit.isFailure(yield* Fiber.await(fiber)))
+        assert.deepStrictEqual(log, ["unknown"])
+        assert.strictEqual(seen[0]?._tag === "TransactionEnded" && seen[0].outcome, "unknown")
+        assert.deepStrictEqual(yield* query(writer, "SELECT name FROM item"), [{ name: "a" }])
+      })
   )
 
   it.scopedLive("an unanswered COMMIT is not run again by retry, also if an undone savepoint has collided before", () =>
@@ -186,7 +195,7 @@ describe("a COMMIT without an answer", () => {
   )
 
   it.scopedLive(
-    "afterUnknown does not run for what is committed, rolled back or undone inside, and not outside of all",
+    "afterUnknown does not run after a commit, a rollback or an undone savepoint, nor outside of a transaction",
     () =>
       Effect.gen(function* () {
         const log: Array<string> = []
@@ -198,7 +207,7 @@ describe("a COMMIT without an answer", () => {
       }).pipe(Effect.provide(fresh()))
   )
 
-  it.live("plain code registers a hook by afterUnknown as well", () =>
+  it.live("a hook that plain code registers by afterUnknown runs after an unanswered COMMIT", () =>
     Effect.scoped(
       Effect.gen(function* () {
         const { proxy } = yield* behindProxy
@@ -243,33 +252,35 @@ describe("hooks over two databases", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("hooks that may veto, and those of a failed unit, run in the order of registration too", () =>
-    Effect.gen(function* () {
-      const log: Array<string> = []
-      const note = (text: string) => Effect.sync(() => void log.push(text))
-      yield* UnitOfWork.run(
-        Effect.all([
-          insert("a"),
-          event("a"),
-          Audit.beforeCommit(note("1")),
-          Db.beforeCommit(note("2")),
-          Audit.beforeCommit(note("3"))
-        ])
-      )
-      assert.deepStrictEqual(log, ["1", "2", "3"])
-      log.length = 0
-      yield* Effect.ignore(
-        UnitOfWork.run(
+  it.scopedLive(
+    "beforeCommit hooks over two databases, and afterRollback hooks of a refused COMMIT, run in order as well",
+    () =>
+      Effect.gen(function* () {
+        const log: Array<string> = []
+        const note = (text: string) => Effect.sync(() => void log.push(text))
+        yield* UnitOfWork.run(
           Effect.all([
-            insert("b"),
-            event("b", 13),
-            Audit.afterRollback(note("1")),
-            Db.afterRollback(note("2")),
-            Audit.afterRollback(note("3"))
+            insert("a"),
+            event("a"),
+            Audit.beforeCommit(note("1")),
+            Db.beforeCommit(note("2")),
+            Audit.beforeCommit(note("3"))
           ])
         )
-      )
-      assert.deepStrictEqual(log, ["1", "2", "3"])
-    }).pipe(Effect.provide(both))
+        assert.deepStrictEqual(log, ["1", "2", "3"])
+        log.length = 0
+        yield* Effect.ignore(
+          UnitOfWork.run(
+            Effect.all([
+              insert("b"),
+              event("b", 13),
+              Audit.afterRollback(note("1")),
+              Db.afterRollback(note("2")),
+              Audit.afterRollback(note("3"))
+            ])
+          )
+        )
+        assert.deepStrictEqual(log, ["1", "2", "3"])
+      }).pipe(Effect.provide(both))
   )
 })
