@@ -117,7 +117,7 @@ const packages: Readonly<Record<string, ReadonlyArray<string>>> = {
   "pg-protocol": ["internal/protocol/frontendMessages"]
 }
 
-/** The classes that SQLSTATEs of PostgreSQL begin with. */
+/** The classes of PostgreSQL's SQLSTATEs: their first two characters. */
 const sqlStateClass = "0[0-3689ABFLPZ]|10|2[0-8BDF]|3[489BDF]|4[024]|5[34578]|72|F0|HV|P0|XX"
 
 /** One import or re-export. */

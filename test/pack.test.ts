@@ -267,12 +267,12 @@ describe("an installation of the package", () => {
     }
     await fs.writeFile(path.join(project, "tsconfig.json"), JSON.stringify({ compilerOptions }))
     const compile = run(root, path.join(root, "node_modules/.bin/tsc"), ["-p", project, "--pretty", "false"])
-    const told = await compile.then(
+    const output = await compile.then(
       () => "nothing",
       (error: Error) => error.message
     )
-    expect(told).toContain("In a pipe it has to be called: withTransaction()")
-    expect(told).toContain("In a pipe it has to be called: UnitOfWork.run()")
+    expect(output).toContain("In a pipe it has to be called: withTransaction()")
+    expect(output).toContain("In a pipe it has to be called: UnitOfWork.run()")
   })
 
   const settings = [

@@ -1,6 +1,6 @@
 /**
- * `npm run bench`: the cost of a statement and of a transaction, and the behaviour of a pool under
- * overload. It prints; nothing is asserted.
+ * `npm run bench`: the cost of a statement, of a transaction and of a request, and the behaviour of
+ * a pool under overload. It prints figures, and asserts nothing.
  */
 import { parseArgs } from "node:util"
 import * as Effect from "effect/Effect"

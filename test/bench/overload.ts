@@ -1,10 +1,10 @@
 /**
- * Overload: requests arrive at a fixed pace, whether earlier ones are answered or not, several
+ * Overload: requests arrive at a fixed rate, whether earlier ones are answered or not, several
  * times faster than they can be served.
  *
- * It prints the peak rate of served requests at a matching load; the served requests under overload
- * (goodput) and their wait; the number of rejected requests; and the time until the pool has
- * recovered after the load is back to half of its capacity.
+ * It prints the peak rate of served requests at a matching load; the rate of served requests under
+ * overload (goodput) and their waits; the number of rejected requests; and the time in which the
+ * pool recovers once the load is half of its capacity.
  */
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
@@ -81,8 +81,8 @@ const program = (seconds: number, factor: number) =>
     })
 
     /**
-     * Sends requests at a pace, for a time; `each` is called every 100 ms with the events of that
-     * interval.
+     * Sends requests at a fixed rate, for a time; `each` is called every 100 ms with the events of
+     * that interval.
      */
     const load = (perSecond: number, millis: number, each: (part: Tally, at: number) => void) =>
       Effect.async<void>((resume) => {

@@ -1,5 +1,5 @@
 /**
- * All clients side by side on one server, interleaved, medians, as a table with ratios; then once
+ * All clients side by side on one server, in turns: a table of medians and their ratios; then once
  * more with a millisecond of delay each way, where round trips dominate.
  */
 import pg from "pg"

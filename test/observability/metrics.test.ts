@@ -456,7 +456,7 @@ describe("the meter of a pool", () => {
     )
   )
 
-  it.scopedLive("the measured times are those that a caller sees", () =>
+  it.scopedLive("the measured times include those of the server, the network and the queue", () =>
     Effect.gen(function* () {
       const { name, writer } = yield* freshDatabase
       const proxy = yield* makeProxy(writer)

@@ -41,9 +41,9 @@ layer(Server, { timeout: "30 seconds", excludeTestServices: true })("a close on 
         const scope = yield* Effect.acquireRelease(Scope.make(), (scope) => Scope.close(scope, Exit.void))
         const context = yield* Layer.buildWithScope(Db.layer({ writer: primary.url(), shutdownTimeout }), scope)
         yield* Effect.gen(function* () {
-          const heard = yield* Effect.makeLatch()
-          yield* Effect.forkScoped(Stream.runForEach(Db.listen("here"), () => heard.open))
-          yield* Effect.repeat(Effect.zipRight(Db.notify("here"), Effect.timeoutOption(heard.await, 10)), {
+          const received = yield* Effect.makeLatch()
+          yield* Effect.forkScoped(Stream.runForEach(Db.listen("here"), () => received.open))
+          yield* Effect.repeat(Effect.zipRight(Db.notify("here"), Effect.timeoutOption(received.await, 10)), {
             until: (_) => _._tag === "Some"
           })
           yield* Effect.forkScoped(work)

@@ -10,8 +10,8 @@ import { LoadShedding } from "../../src/internal/pool/loadShedding.js"
 import { Db, fresh, soon } from "../support/databases.js"
 import { randoms } from "../support/random.js"
 
-/** A simulation of a pool in steps of a millisecond. */
-interface Play {
+/** The settings of a simulation of a pool, in steps of a millisecond. */
+interface Simulation {
   readonly connections: number
   /** The duration of a statement, in ms. */
   readonly service: number
@@ -35,7 +35,7 @@ interface Outcome {
   readonly waits: ReadonlyArray<{ readonly at: number; readonly waited: number }>
 }
 
-const play = ({ arrivals, connections, isStuck, millis, service, target = 50 }: Play): Outcome => {
+const simulate = ({ arrivals, connections, isStuck, millis, service, target = 50 }: Simulation): Outcome => {
   const overload = new LoadShedding(target, connections)
   const busyUntil: Array<number> = Array.from({ length: connections }, () => 0)
   const queue: Array<number> = []
@@ -108,7 +108,7 @@ describe("the detection of overload", () => {
   it("a burst that drains is no overload", () => {
     for (const size of [100, 1000, 10_000]) {
       for (const at of [0, 300, 499, 777]) {
-        const { overloaded, served, shed } = play({
+        const { overloaded, served, shed } = simulate({
           connections: 10,
           service: 2,
           arrivals: (now) => (now === at ? size : now % 10 === 0 ? 1 : 0),
@@ -121,7 +121,7 @@ describe("the detection of overload", () => {
   })
 
   it("bursts that drain one after the other are no overload", () => {
-    const { overloaded, shed } = play({
+    const { overloaded, shed } = simulate({
       connections: 10,
       service: 10,
       arrivals: (now) => (now % 1000 < 50 ? 18 : 0),
@@ -136,7 +136,7 @@ describe("the detection of overload", () => {
         for (const spread of [1, 20, 200]) {
           for (const start of [0, 240, 249, 251, 499]) {
             // each caller comes again once it was served
-            const { overloaded, shed } = play({
+            const { overloaded, shed } = simulate({
               connections,
               service,
               arrivals: (now, settled) => (now >= start && now < start + spread ? 100 / spread : 0) + settled,
@@ -150,7 +150,7 @@ describe("the detection of overload", () => {
   }
 
   it("two groups of 1000 fibers that each send one statement after the other are no overload", () => {
-    const { overloaded, shed } = play({
+    const { overloaded, shed } = simulate({
       connections: 10,
       service: 20,
       arrivals: (now, settled) => (now === 0 || now === 5249 ? 1000 : 0) + settled,
@@ -161,7 +161,7 @@ describe("the detection of overload", () => {
 
   it("a pool with 95 % of the load that it can carry is not overloaded", () => {
     for (const seed of [1, 2, 3]) {
-      const { overloaded, shed } = play({
+      const { overloaded, shed } = simulate({
         connections: 10,
         service: 10,
         arrivals: poisson(950, seed),
@@ -172,7 +172,7 @@ describe("the detection of overload", () => {
   })
 
   it("a pool that is stuck is not overloaded, because its callers have deadlines", () => {
-    const { overloaded, shed } = play({
+    const { overloaded, shed } = simulate({
       connections: 10,
       service: 10,
       arrivals: poisson(500, 4),
@@ -183,8 +183,8 @@ describe("the detection of overload", () => {
   })
 
   for (const times of [1.5, 2, 5]) {
-    it(`${times} times as many callers as can be served are an overload within seconds, and the served ones are served fast`, () => {
-      const { overloaded, served, shed, waits } = play({
+    it(`${times} times as many callers as can be served are an overload within seconds, and the served ones wait briefly`, () => {
+      const { overloaded, served, shed, waits } = simulate({
         connections: 10,
         service: 10,
         arrivals: poisson(1000 * times, 5),
@@ -201,7 +201,7 @@ describe("the detection of overload", () => {
   }
 
   it("an overload of slow statements is detected as well", () => {
-    const { overloaded, waits } = play({ connections: 10, service: 400, arrivals: poisson(125, 6), millis: 60_000 })
+    const { overloaded, waits } = simulate({ connections: 10, service: 400, arrivals: poisson(125, 6), millis: 60_000 })
     assert.isBelow(overloaded[0] ?? Number.POSITIVE_INFINITY, 5000)
     assert.isAtMost(
       percentile(
@@ -215,7 +215,7 @@ describe("the detection of overload", () => {
   it("an overload ends within two seconds after fewer callers come", () => {
     const many = poisson(5000, 7)
     const few = poisson(800, 8)
-    const { overloaded, shed, waits } = play({
+    const { overloaded, shed, waits } = simulate({
       connections: 10,
       service: 10,
       arrivals: (now) => (now < 10_000 ? many() : few()),
@@ -228,7 +228,7 @@ describe("the detection of overload", () => {
   })
 
   it("no caller is ever rejected without a target", () => {
-    const { shed } = play({
+    const { shed } = simulate({
       connections: 1,
       service: 10,
       target: Number.POSITIVE_INFINITY,

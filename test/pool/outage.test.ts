@@ -126,23 +126,23 @@ describe.concurrent("a database that is down", () => {
           })
           yield* Effect.gen(function* () {
             const sql = yield* Db.writer
-            const borrow = Effect.gen(function* () {
+            const checkOut = Effect.gen(function* () {
               // measured by a timer, which is late as well if this process is
               const limit = yield* Effect.forkScoped(Effect.map(Effect.sleep(outage.limit), () => performance.now()))
               const exit = yield* Effect.exit(DatabaseError.refine(Effect.scoped(Effect.asVoid(sql.reserve))))
               return { exit, limit, settled: performance.now() }
             })
-            yield* borrow
+            yield* checkOut
             yield* begin(proxy)
-            const borrows = yield* Effect.forEach(Array.from({ length: outage.down / outage.every }), () =>
-              Effect.zipRight(Effect.sleep(outage.every), Effect.forkScoped(borrow))
+            const checkouts = yield* Effect.forEach(Array.from({ length: outage.down / outage.every }), () =>
+              Effect.zipRight(Effect.sleep(outage.every), Effect.forkScoped(checkOut))
             )
             yield* Effect.sleep(outage.every)
             const isBack = performance.now()
             yield* end(proxy)
-            const first = yield* borrow
+            const first = yield* checkOut
             assert.isTrue(Exit.isSuccess(first.exit), String(first.exit))
-            for (const fiber of borrows) {
+            for (const fiber of checkouts) {
               const { exit, limit, settled } = yield* Fiber.join(fiber)
               assert.isAtMost(settled, (yield* Fiber.join(limit)) + allowance)
               if (settled >= isBack) continue

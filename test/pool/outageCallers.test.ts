@@ -345,9 +345,9 @@ describe("a start that verifies the servers", () => {
       const { writer } = yield* freshTable
       const proxy = yield* makeProxy(writer)
       yield* proxy.refuse
-      let asked = 0
+      let attempts = 0
       const logger = Logger.make(({ message }) => {
-        if (inspect(message).includes("ECONNREFUSED")) asked++
+        if (inspect(message).includes("ECONNREFUSED")) attempts++
       })
       const opening = yield* Effect.fork(
         Effect.exit(
@@ -359,7 +359,7 @@ describe("a start that verifies the servers", () => {
           )
         )
       )
-      yield* until(() => asked >= 3)
+      yield* until(() => attempts >= 3)
       yield* come(proxy)
       return yield* Fiber.join(opening)
     })

@@ -183,7 +183,7 @@ describe("the environment", () => {
 })
 
 describe("a parameter", () => {
-  it.scoped("a date is written as node-postgres writes it by default, in every zone and year", () =>
+  it.scoped("a date is written as node-postgres writes it by default, in several time zones and years", () =>
     Effect.gen(function* () {
       // the published type lacks `utils`
       const { utils } = pg as unknown as { readonly utils: { readonly prepareValue: (value: unknown) => unknown } }

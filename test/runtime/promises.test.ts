@@ -241,7 +241,7 @@ describe("promises", () => {
     })
   )
 
-  it.scopedLive("two databases commit together or not at all", () =>
+  it.scopedLive("two databases of a unit are both rolled back if one of them refuses its COMMIT", () =>
     Effect.gen(function* () {
       const place = yield* freshTable
       const both = Layer.merge(Db.layer({ writer: place.writer }), audit)

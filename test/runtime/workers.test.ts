@@ -21,7 +21,7 @@ const program = (name: string) => {
 const worker = program("test/support/worker.ts")
 
 /** Waits until a worker ends, and returns its last message. */
-const heard = (
+const messageOf = (
   start: (url: string) => {
     on(event: "message", listener: (said: Said) => void): unknown
     on(event: "error", listener: (cause: unknown) => void): unknown
@@ -81,7 +81,7 @@ describe("workers", () => {
     Effect.gen(function* () {
       const before = yield* ours
       const socket = process.platform === "linux" ? socketOf(before?.port ?? 0) : undefined
-      const said = yield* heard((url) =>
+      const said = yield* messageOf((url) =>
         ChildProcess.fork(worker.script, {
           execArgv: worker.execArgv,
           env: { ...process.env, WORKER_DATABASE_URL: url }
@@ -100,7 +100,7 @@ describe("workers", () => {
   it.scopedLive("a worker thread has connections of its own, and leaves those of the main thread as they are", () =>
     Effect.gen(function* () {
       const before = yield* ours
-      const said = yield* heard((url) => new Worker(worker.script, { execArgv: worker.execArgv, workerData: url }))
+      const said = yield* messageOf((url) => new Worker(worker.script, { execArgv: worker.execArgv, workerData: url }))
       assert.isAbove(said.pid, 0)
       assert.notStrictEqual(said.pid, before?.pid)
       assert.deepStrictEqual(yield* ours, before)
@@ -136,7 +136,7 @@ describe("workers", () => {
     }).pipe(Effect.provide(fresh({ maxConnections: 1, readers: [] })))
   )
 
-  it("an open database cannot be sent to a worker", async () => {
+  it("a database cannot be sent to a worker", async () => {
     const database = await Effect.runPromise(Effect.provide(Db, fresh({ readers: [] })))
     assert.throws(() => structuredClone(database), /could not be cloned/)
   })

@@ -16,7 +16,7 @@ import * as Program from "./program.js"
 
 const root = fileURLToPath(new URL("../../", import.meta.url))
 
-/** A folder that the program takes for the machine's temporary folder. */
+/** Creates a folder that the program takes for the machine's temporary folder. */
 const temporary = Effect.acquireRelease(
   Effect.sync(() => {
     const folder = fs.mkdtempSync(path.join(directory, "service-test-"))

@@ -14,7 +14,7 @@ import * as Program from "./program.js"
 
 class Service extends Context.Tag("test/PageService")<Service, { readonly url: string }>() {}
 
-/** The service on servers of its own. */
+/** Starts the service on servers of its own. */
 const embedded = Layer.scoped(
   Service,
   Effect.gen(function* () {

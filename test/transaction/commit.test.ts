@@ -31,7 +31,7 @@ const given = (options: Partial<Database.Options> = {}) =>
 const bound = "4 seconds"
 
 describe("the end of a transaction", () => {
-  it.scopedLive("a connection lost before COMMIT arrives is CommitOutcomeUnknown, and nothing is stored", () =>
+  it.scopedLive("a connection lost before COMMIT arrives fails as CommitOutcomeUnknown, and nothing is stored", () =>
     Effect.gen(function* () {
       const { context, insert, proxy, stored } = yield* given()
       yield* proxy.when(sends("COMMIT"), "cut")
@@ -46,7 +46,7 @@ describe("the end of a transaction", () => {
   )
 
   it.scopedLive(
-    "a connection lost before the answer to COMMIT arrives is CommitOutcomeUnknown, stored and never replayed",
+    "a connection lost before the answer to COMMIT fails as CommitOutcomeUnknown, is stored and not run again",
     () =>
       Effect.gen(function* () {
         const { context, insert, proxy, stored } = yield* given()

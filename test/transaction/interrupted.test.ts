@@ -315,7 +315,7 @@ describe("a nested transaction that is interrupted during its release", () => {
 })
 
 describe("the connection of an interrupted statement", () => {
-  it.scopedLive("200 interruptions, ten at a time, keep their connections on about ten server processes", () =>
+  it.scopedLive("200 interruptions, ten at a time, use at most twelve server processes", () =>
     Effect.gen(function* () {
       const pids = new Set<number>()
       for (let round = 0; round < 20; round++) {

@@ -1,5 +1,5 @@
 /**
- * Options with an unknown name or a value of another type, as only a program without types can pass.
+ * Options with an unknown name or a wrong value, as only a program without types can pass.
  */
 import { HttpServerRequest, HttpServerResponse } from "@effect/platform"
 import { assert, it } from "@effect/vitest"

@@ -41,7 +41,7 @@ const collidesOnce = () => {
 describe("the isolation that a part requests", () => {
   it.scopedLive("the isolation of a part becomes that of the unit, if that has sent nothing yet", () =>
     Effect.gen(function* () {
-      const asked = [
+      const requested = [
         Db.withTransaction(isolation, serializable),
         Db.withTransaction(isolation, { ...serializable, propagation: "required" }),
         UnitOfWork.run(isolation, { transaction: serializable }),
@@ -53,7 +53,7 @@ describe("the isolation that a part requests", () => {
         ),
         UnitOfWork.nested(Db.withTransaction(isolation, serializable))
       ]
-      for (const part of asked) {
+      for (const part of requested) {
         assert.deepStrictEqual(yield* UnitOfWork.run(Effect.zip(part, isolation)), ["serializable", "serializable"])
       }
     }).pipe(Effect.provide(fresh()))
@@ -205,8 +205,8 @@ describe("the settings that a part requests before a transaction begins", () => 
     "the settings of a part conflict with those of a bare withTransaction around it, unless they are equal",
     () =>
       Effect.gen(function* () {
-        const asked = UnitOfWork.run(insert("refused"), all(serializable))
-        for (const part of [asked, UnitOfWork.run(asked), UnitOfWork.nested(asked)]) {
+        const requested = UnitOfWork.run(insert("refused"), all(serializable))
+        for (const part of [requested, UnitOfWork.run(requested), UnitOfWork.nested(requested)]) {
           yield* conflict("isolation", Db.withTransaction(part))
         }
         yield* conflict("access", Db.withTransaction(UnitOfWork.run(insert("refused"), onDb(readWrite)), readOnly))
@@ -378,8 +378,8 @@ describe("a part whose options are refused", () => {
     Effect.gen(function* () {
       const { attempts, work } = collidesOnce()
       const whole = Effect.gen(function* () {
-        const asked = { transaction: serializable, order: [Audit, Db], retry: true } as const
-        yield* conflict("order", UnitOfWork.run(insert("a"), asked))
+        const requested = { transaction: serializable, order: [Audit, Db], retry: true } as const
+        yield* conflict("order", UnitOfWork.run(insert("a"), requested))
         assert.strictEqual(yield* isolation, "read committed")
         yield* conflict("isolation", Db.withTransaction(insert("a"), { ...serializable, retry: true }))
         yield* work

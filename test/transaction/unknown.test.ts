@@ -118,11 +118,11 @@ describe("a COMMIT without an answer", () => {
       () =>
         Effect.gen(function* () {
           const { context, proxy } = yield* behindProxy
-          const told: Array<string> = []
+          const received: Array<string> = []
           const middleware = RequestTransaction.middleware({
             retry,
             onCommitFailed: ({ _tag }) => {
-              told.push(_tag)
+              received.push(_tag)
               return HttpServerResponse.empty({ status: 504 })
             }
           })
@@ -137,7 +137,7 @@ describe("a COMMIT without an answer", () => {
           )
           yield* committing
           assert.isTrue(Exit.isInterrupted(yield* Fiber.interrupt(fiber)))
-          assert.deepStrictEqual(told, ["CommitOutcomeUnknown"])
+          assert.deepStrictEqual(received, ["CommitOutcomeUnknown"])
         })
     )
   }
