@@ -144,46 +144,42 @@ describe("meter", () => {
     })
   )
 
-  it.effect(
-    "gauges have the values that a pool has set; pools of one name are added up, a closed one counts as 0",
-    () =>
-      Effect.gen(function* () {
-        const namespace = unused()
-        const gauges = Effect.map(series(namespace), (all) =>
-          Object.fromEntries(
-            all
-              .filter(({ name }) => name !== "db.client.connection.timeouts")
-              .map((one) => [gaugeName(one), value(one)])
-          )
+  it.effect("gauges have the values that a pool has set; pools of one name are summed, a closed one counts as 0", () =>
+    Effect.gen(function* () {
+      const namespace = unused()
+      const gauges = Effect.map(series(namespace), (all) =>
+        Object.fromEntries(
+          all.filter(({ name }) => name !== "db.client.connection.timeouts").map((one) => [gaugeName(one), value(one)])
         )
-        const first = makePoolMetrics(metered(namespace))
-        assert.deepStrictEqual(yield* gauges, {
-          "count idle": 0,
-          "count used": 0,
-          "idle.max": 8,
-          "idle.min": 2,
-          max: 10,
-          pending_requests: 0
-        })
-        first.setConnections(9, 1)
-        first.setConnections(3, 7)
-        first.setWaiting(5)
-        const second = makePoolMetrics(metered(namespace))
-        second.setConnections(1, 0)
-        assert.deepStrictEqual(yield* gauges, {
-          "count idle": 4,
-          "count used": 7,
-          "idle.max": 16,
-          "idle.min": 4,
-          max: 20,
-          pending_requests: 5
-        })
-        first.close()
-        first.close()
-        assert.deepStrictEqual((yield* gauges)["count idle"], 1)
-        second.close()
-        assert.deepStrictEqual([...new Set(Object.values(yield* gauges))], [0])
+      )
+      const first = makePoolMetrics(metered(namespace))
+      assert.deepStrictEqual(yield* gauges, {
+        "count idle": 0,
+        "count used": 0,
+        "idle.max": 8,
+        "idle.min": 2,
+        max: 10,
+        pending_requests: 0
       })
+      first.setConnections(9, 1)
+      first.setConnections(3, 7)
+      first.setWaiting(5)
+      const second = makePoolMetrics(metered(namespace))
+      second.setConnections(1, 0)
+      assert.deepStrictEqual(yield* gauges, {
+        "count idle": 4,
+        "count used": 7,
+        "idle.max": 16,
+        "idle.min": 4,
+        max: 20,
+        pending_requests: 5
+      })
+      first.close()
+      first.close()
+      assert.deepStrictEqual((yield* gauges)["count idle"], 1)
+      second.close()
+      assert.deepStrictEqual([...new Set(Object.values(yield* gauges))], [0])
+    })
   )
 
   it.effect("the metrics of two pools are kept apart", () =>
@@ -249,24 +245,22 @@ describe("db.client.operation.duration", () => {
     }).pipe(Effect.provide(fresh({ startup: "lazy" })))
   )
 
-  it.scopedLive(
-    "an error of the server is counted by its SQLSTATE, also that of a killed backend; a lost connection by its tag",
-    () =>
-      Effect.gen(function* () {
-        const { name, writer } = yield* freshDatabase
-        const proxy = yield* makeProxy(writer)
-        yield* Effect.gen(function* () {
-          const sql = yield* Db.writer
-          yield* Effect.flip(sql`SELECT 1 / 0`)
-          assert.deepStrictEqual(yield* operations(name), { "22012": 1 })
-          yield* Effect.flip(sql`SELECT pg_terminate_backend(pg_backend_pid())`)
-          assert.deepStrictEqual(yield* operations(name), { "22012": 1, "57P01": 1 })
-          yield* proxy.when(sends("'never answered'"), "cut")
-          const error = yield* sql`SELECT 'never answered'`.pipe(DatabaseError.refine, Effect.flip)
-          assert.strictEqual(error._tag, "Disconnected")
-          assert.deepStrictEqual(yield* operations(name), { "22012": 1, "57P01": 1, Disconnected: 1 })
-        }).pipe(Effect.provide(Db.layer({ writer: proxy.url, startup: "lazy" })))
-      })
+  it.scopedLive("an error is counted by its SQLSTATE, also that of a killed backend, or a loss by its tag", () =>
+    Effect.gen(function* () {
+      const { name, writer } = yield* freshDatabase
+      const proxy = yield* makeProxy(writer)
+      yield* Effect.gen(function* () {
+        const sql = yield* Db.writer
+        yield* Effect.flip(sql`SELECT 1 / 0`)
+        assert.deepStrictEqual(yield* operations(name), { "22012": 1 })
+        yield* Effect.flip(sql`SELECT pg_terminate_backend(pg_backend_pid())`)
+        assert.deepStrictEqual(yield* operations(name), { "22012": 1, "57P01": 1 })
+        yield* proxy.when(sends("'never answered'"), "cut")
+        const error = yield* sql`SELECT 'never answered'`.pipe(DatabaseError.refine, Effect.flip)
+        assert.strictEqual(error._tag, "Disconnected")
+        assert.deepStrictEqual(yield* operations(name), { "22012": 1, "57P01": 1, Disconnected: 1 })
+      }).pipe(Effect.provide(Db.layer({ writer: proxy.url, startup: "lazy" })))
+    })
   )
 
   it.scopedLive("a validation query of the pool is no operation", () =>

@@ -153,25 +153,23 @@ describe("Pool", () => {
     )
   )
 
-  it.scopedLive(
-    "a transaction that idles too long fails with IdleTransactionTimeout, and its connection is replaced",
-    () =>
-      Effect.gen(function* () {
-        const { name, writer } = yield* Place
-        const error = yield* Db.withTransaction(
-          Effect.gen(function* () {
-            yield* insert("x")
-            yield* Effect.repeat(
-              query(writer, "SELECT 1 FROM pg_stat_activity WHERE datname = $1 AND state LIKE 'idle in%'", [name]),
-              { schedule: soon, until: (rows) => rows.length === 0 }
-            )
-            yield* insert("y")
-          })
-        ).pipe(DatabaseError.refine, Effect.flip)
-        assert.strictEqual(error._tag, "IdleTransactionTimeout")
-        yield* insert("next")
-        assert.deepStrictEqual(yield* stored, ["next"])
-      }).pipe(Effect.provide(fresh({ idleInTransactionTimeout: "50 millis" })))
+  it.scopedLive("a transaction that idles for long fails with IdleTransactionTimeout; its connection is replaced", () =>
+    Effect.gen(function* () {
+      const { name, writer } = yield* Place
+      const error = yield* Db.withTransaction(
+        Effect.gen(function* () {
+          yield* insert("x")
+          yield* Effect.repeat(
+            query(writer, "SELECT 1 FROM pg_stat_activity WHERE datname = $1 AND state LIKE 'idle in%'", [name]),
+            { schedule: soon, until: (rows) => rows.length === 0 }
+          )
+          yield* insert("y")
+        })
+      ).pipe(DatabaseError.refine, Effect.flip)
+      assert.strictEqual(error._tag, "IdleTransactionTimeout")
+      yield* insert("next")
+      assert.deepStrictEqual(yield* stored, ["next"])
+    }).pipe(Effect.provide(fresh({ idleInTransactionTimeout: "50 millis" })))
   )
 
   it.scopedLive("thousands of statements that cannot be sent all fail, and leave the pool usable", () =>

@@ -29,7 +29,7 @@ const open = () => {
 const timers = () => process.getActiveResourcesInfo().filter((what) => what === "Timeout").length
 
 describe("waiters", () => {
-  // real timers that are late together, on a busy machine, fire in the order of the waiters
+  // real timers that are late together fire in the order of the waiters, not of their deadlines
   beforeEach(() => void vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout", "performance"] }))
   afterEach(() => void vi.useRealTimers())
 

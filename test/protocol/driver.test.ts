@@ -267,36 +267,34 @@ describe("TLS options", () => {
     })
   )
 
-  it.scopedLive(
-    "a configuration, a client, its config, its service and its status show no key, passphrase or password",
-    () =>
-      Effect.gen(function* () {
-        const { client, gate, options, password } = yield* gated("open sesame")
-        const ssl = { ca: gate.server.cert, ...client, passphrase: "open sesame" }
-        const secret = { ...options, ssl }
-        const line = client.key.split("\n")[1] ?? ""
-        const hidden = (what: string, value: object) => {
-          const shown = inspect(value, { depth: 30 })
-          for (const text of shown.includes("[Circular") ? [shown] : [shown, JSON.stringify(value)]) {
-            assert.notInclude(text, line, what)
-            assert.notInclude(text, "open sesame", what)
-            assert.notInclude(text, password, what)
-          }
+  it.scopedLive("a configuration, a client, its config, service and status show no key, passphrase or password", () =>
+    Effect.gen(function* () {
+      const { client, gate, options, password } = yield* gated("open sesame")
+      const ssl = { ca: gate.server.cert, ...client, passphrase: "open sesame" }
+      const secret = { ...options, ssl }
+      const line = client.key.split("\n")[1] ?? ""
+      const hidden = (what: string, value: object) => {
+        const shown = inspect(value, { depth: 30 })
+        for (const text of shown.includes("[Circular") ? [shown] : [shown, JSON.stringify(value)]) {
+          assert.notInclude(text, line, what)
+          assert.notInclude(text, "open sesame", what)
+          assert.notInclude(text, password, what)
         }
-        hidden("configuration", Either.getOrThrow(DatabaseConfig.make("app", { writer: secret, readers: [secret] })))
-        yield* Effect.gen(function* () {
-          const sql = yield* Db.writer
-          yield* sql`SELECT 1`
-          hidden("config", sql.config)
-          hidden("client", sql)
-          hidden("service", yield* Db)
-          hidden("status", yield* Db.status)
-          // the secrets are there, so another client can be created from the config
-          const copied = sql.config.ssl
-          assert.strictEqual(typeof copied === "object" && copied.key, client.key)
-          assert.strictEqual(typeof copied === "object" && copied.passphrase, "open sesame")
-        }).pipe(Effect.provide(Db.layer({ writer: secret })))
-      })
+      }
+      hidden("configuration", Either.getOrThrow(DatabaseConfig.make("app", { writer: secret, readers: [secret] })))
+      yield* Effect.gen(function* () {
+        const sql = yield* Db.writer
+        yield* sql`SELECT 1`
+        hidden("config", sql.config)
+        hidden("client", sql)
+        hidden("service", yield* Db)
+        hidden("status", yield* Db.status)
+        // the secrets are there, so another client can be created from the config
+        const copied = sql.config.ssl
+        assert.strictEqual(typeof copied === "object" && copied.key, client.key)
+        assert.strictEqual(typeof copied === "object" && copied.passphrase, "open sesame")
+      }).pipe(Effect.provide(Db.layer({ writer: secret })))
+    })
   )
 })
 

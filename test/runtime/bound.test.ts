@@ -88,26 +88,24 @@ const stoppedIn = (name: string, port: number, stop: () => Promise<void>) =>
   })
 
 describe("databases that are bound to a lifetime", () => {
-  it.scopedLive(
-    "databases bound to a program are closed at its end, or by the signal that ends it, which rolls back",
-    () =>
-      Effect.gen(function* () {
-        const { writer } = yield* Place
-        const waiting = yield* startChild("program", ["wait"], writer)
-        assert.strictEqual(yield* waiting.line, "under way")
-        assert.strictEqual(yield* sessions, 1)
-        yield* waiting.signal("SIGTERM")
-        const stopped = yield* waiting.ended
-        assert.strictEqual(stopped.stderr, "")
-        assert.isNumber(stopped.code)
-        yield* noSessions
-        assert.deepStrictEqual(yield* stored, [])
+  it.scopedLive("databases bound to a program are closed at its end, or by a signal that ends it and rolls back", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* Place
+      const waiting = yield* startChild("program", ["wait"], writer)
+      assert.strictEqual(yield* waiting.line, "under way")
+      assert.strictEqual(yield* sessions, 1)
+      yield* waiting.signal("SIGTERM")
+      const stopped = yield* waiting.ended
+      assert.strictEqual(stopped.stderr, "")
+      assert.isNumber(stopped.code)
+      yield* noSessions
+      assert.deepStrictEqual(yield* stored, [])
 
-        const ending = yield* startChild("program", [], writer)
-        assert.deepStrictEqual(yield* ending.ended, { code: 0, lines: ["under way"], stderr: "" })
-        yield* noSessions
-        assert.deepStrictEqual(yield* stored, ["program: undone"])
-      }).pipe(Effect.provide(place))
+      const ending = yield* startChild("program", [], writer)
+      assert.deepStrictEqual(yield* ending.ended, { code: 0, lines: ["under way"], stderr: "" })
+      yield* noSessions
+      assert.deepStrictEqual(yield* stored, ["program: undone"])
+    }).pipe(Effect.provide(place))
   )
 
   it.scopedLive("databases bound to an Effect server let a request be stored and answered, or neither", () =>

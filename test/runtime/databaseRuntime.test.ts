@@ -286,29 +286,27 @@ describe("a web request that is answered again", () => {
   const post = (body: string, headers: Record<string, string> = { "content-length": `${Buffer.byteLength(body)}` }) =>
     new Request("http://localhost/", { method: "POST", body, headers })
 
-  it.scopedLive(
-    "each attempt of a web request reads the body from its start, and a body over 1 MiB has one attempt",
-    () =>
-      Effect.gen(function* () {
-        const { db, runtime, stored } = yield* fresh({ lazy: true })
-        let attempts = 0
-        const handle = runtime.handler(
-          async (request) => {
-            const name = await request.text()
-            await db.writer`INSERT INTO item ${db.writer.insert({ name })}`
-            if (++attempts === 1) await db.writer.query(collision)
-            return new Response(`${name} ${attempts}`)
-          },
-          { retry: true }
-        )
-        const response = yield* Effect.promise(() => handle(post("hello")))
-        assert.strictEqual(yield* Effect.promise(() => response.text()), "hello 2")
-        assert.deepStrictEqual(yield* stored, ["hello"])
-        attempts = 0
-        const long = yield* rejectionOf(handle(post("long", { "content-length": "1048577" })))
-        assert.strictEqual(tagOf(long), "SerializationFailure")
-        assert.strictEqual(attempts, 1)
-      })
+  it.scopedLive("each attempt of a web request reads its body from the start; a body over 1 MiB has one attempt", () =>
+    Effect.gen(function* () {
+      const { db, runtime, stored } = yield* fresh({ lazy: true })
+      let attempts = 0
+      const handle = runtime.handler(
+        async (request) => {
+          const name = await request.text()
+          await db.writer`INSERT INTO item ${db.writer.insert({ name })}`
+          if (++attempts === 1) await db.writer.query(collision)
+          return new Response(`${name} ${attempts}`)
+        },
+        { retry: true }
+      )
+      const response = yield* Effect.promise(() => handle(post("hello")))
+      assert.strictEqual(yield* Effect.promise(() => response.text()), "hello 2")
+      assert.deepStrictEqual(yield* stored, ["hello"])
+      attempts = 0
+      const long = yield* rejectionOf(handle(post("long", { "content-length": "1048577" })))
+      assert.strictEqual(tagOf(long), "SerializationFailure")
+      assert.strictEqual(attempts, 1)
+    })
   )
 
   it.scopedLive("a collision in a beforeCommit hook is retried too, and the last attempt's error is thrown", () =>

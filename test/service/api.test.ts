@@ -125,17 +125,15 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
       })
     )
 
-    it.scoped(
-      "a change whose COMMIT would be refused is found before its event is committed, and nothing is stored",
-      () =>
-        Effect.gen(function* () {
-          yield* during("app", `${refuse} todo ${deferred}`, "DROP FUNCTION refuse() CASCADE")
-          const { body, status } = yield* send("POST", "/todos", { id: "fail-4", title: "a" })
-          expect(status).toBe(500)
-          expect(body).toMatchObject({ _tag: "Broken" })
-          expect(yield* todo("fail-4")).toEqual([])
-          expect(yield* events("fail-4")).toEqual([])
-        })
+    it.scoped("a change whose COMMIT would be refused is found before its event's COMMIT; nothing is stored", () =>
+      Effect.gen(function* () {
+        yield* during("app", `${refuse} todo ${deferred}`, "DROP FUNCTION refuse() CASCADE")
+        const { body, status } = yield* send("POST", "/todos", { id: "fail-4", title: "a" })
+        expect(status).toBe(500)
+        expect(body).toMatchObject({ _tag: "Broken" })
+        expect(yield* todo("fail-4")).toEqual([])
+        expect(yield* events("fail-4")).toEqual([])
+      })
     )
 
     it.scoped("a request whose client disconnects while it waits stores nothing in either database", () =>
@@ -270,21 +268,19 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
     const by = ({ headers }: Answer) =>
       ["x-database", "x-served-by", "x-transaction"].map((name) => headers.get(name)).join(", ")
 
-    it.effect(
-      "the answer to a change names the primary and a transaction, a list the primary, events the other database",
-      () =>
-        Effect.gen(function* () {
-          const { primary } = yield* EmbeddedPostgres
-          const at = `primary ${primary.host}:${primary.port}`
-          const created = yield* send("POST", "/todos", { id: "by", title: "a" })
-          expect(by(created)).toBe(`app, ${at}, yes`)
-          expect(created.headers.get("server-timing")).toMatch(/^work;dur=\d+\.\d$/)
-          expect(by(yield* send("PATCH", "/todos/by", { done: true }))).toBe(`app, ${at}, yes`)
-          expect(by(yield* send("GET", "/todos"))).toBe(`app, ${at}, no`)
-          expect(by(yield* send("GET", "/todos/by"))).toBe(`app, ${at}, no`)
-          expect(by(yield* send("DELETE", "/todos/by"))).toBe(`app, ${at}, yes`)
-          expect(by(yield* send("GET", "/events"))).toBe(`audit, ${at}, no`)
-        })
+    it.effect("the answers to changes, lists and events name their database, server and transaction", () =>
+      Effect.gen(function* () {
+        const { primary } = yield* EmbeddedPostgres
+        const at = `primary ${primary.host}:${primary.port}`
+        const created = yield* send("POST", "/todos", { id: "by", title: "a" })
+        expect(by(created)).toBe(`app, ${at}, yes`)
+        expect(created.headers.get("server-timing")).toMatch(/^work;dur=\d+\.\d$/)
+        expect(by(yield* send("PATCH", "/todos/by", { done: true }))).toBe(`app, ${at}, yes`)
+        expect(by(yield* send("GET", "/todos"))).toBe(`app, ${at}, no`)
+        expect(by(yield* send("GET", "/todos/by"))).toBe(`app, ${at}, no`)
+        expect(by(yield* send("DELETE", "/todos/by"))).toBe(`app, ${at}, yes`)
+        expect(by(yield* send("GET", "/events"))).toBe(`audit, ${at}, no`)
+      })
     )
 
     it.effect("the answer to a search names the replica and no transaction", () =>
@@ -391,34 +387,32 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
       })
     )
 
-    it.effect(
-      "a page of another site has no effect under its own name for this host, and the host's own names are served",
-      () =>
-        Effect.gen(function* () {
-          const { url } = yield* Service
-          const { port } = new URL(url)
-          const by = (host: string, path: string) =>
-            Effect.promise(
-              () =>
-                new Promise<number | undefined>((resolve, reject) => {
-                  const headers = { host, origin: `http://${host}`, "sec-fetch-site": "same-origin" }
-                  Http1.request(`${url}${path}`, { method: "POST", headers }, (response) => {
-                    response.resume()
-                    resolve(response.statusCode)
-                  })
-                    .on("error", reject)
-                    .end()
+    it.effect("a page of another site has no effect under a name of its own; the names of this host are served", () =>
+      Effect.gen(function* () {
+        const { url } = yield* Service
+        const { port } = new URL(url)
+        const by = (host: string, path: string) =>
+          Effect.promise(
+            () =>
+              new Promise<number | undefined>((resolve, reject) => {
+                const headers = { host, origin: `http://${host}`, "sec-fetch-site": "same-origin" }
+                Http1.request(`${url}${path}`, { method: "POST", headers }, (response) => {
+                  response.resume()
+                  resolve(response.statusCode)
                 })
-            )
-          for (const host of ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "", "[::1"]) {
-            for (const path of ["/servers/kill", "/servers/freeze", "/todos"]) {
-              expect(yield* by(`${host}:${port}`, path), host).toBe(403)
-            }
+                  .on("error", reject)
+                  .end()
+              })
+          )
+        for (const host of ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "", "[::1"]) {
+          for (const path of ["/servers/kill", "/servers/freeze", "/todos"]) {
+            expect(yield* by(`${host}:${port}`, path), host).toBe(403)
           }
-          for (const host of ["127.0.0.1", "localhost", "[::1]", "LOCALHOST", "app.localhost"]) {
-            expect(yield* by(`${host}:${port}`, "/servers/thaw"), host).toBe(200)
-          }
-        })
+        }
+        for (const host of ["127.0.0.1", "localhost", "[::1]", "LOCALHOST", "app.localhost"]) {
+          expect(yield* by(`${host}:${port}`, "/servers/thaw"), host).toBe(200)
+        }
+      })
     )
 
     it.effect("requests of the service's own page, and of clients other than browsers, are served", () =>

@@ -92,7 +92,7 @@ describe("the login of a writer", () => {
   )
 
   it.scopedLive(
-    "a writer's login that finds a standby retires the connections that are open then, and not those opened later",
+    "a writer's login that finds a standby retires the connections open then, and none that is opened later",
     () =>
       behind({ maxConnections: 2 }, (proxy) =>
         Effect.gen(function* () {

@@ -61,57 +61,55 @@ const failure = (options: Database.Options) =>
 const reasonOf = (error: DatabaseError.DatabaseError) => (error._tag === "ConnectFailed" ? error.reason : error._tag)
 
 describe("start-up", () => {
-  it.scopedLive(
-    "a wrong password, user, database or host and a closed port fail with ConnectFailed and the reason",
-    () =>
-      Effect.gen(function* () {
-        const { name, writer } = yield* freshDatabase
-        const port = yield* closedPort
-        const { host } = new URL(Redacted.value(writer))
-        const cases = [
-          [
-            changedUrl(writer, (url) => {
-              url.password = secret
-            }),
-            "authentication",
-            host
-          ],
-          [
-            changedUrl(writer, (url) => {
-              url.username = "nobody_here"
-            }),
-            "authentication",
-            host
-          ],
-          [
-            changedUrl(writer, (url) => {
-              url.pathname = "/not_there"
-            }),
-            "noSuchDatabase",
-            host
-          ],
-          [
-            changedUrl(writer, (url) => {
-              url.port = String(port)
-            }),
-            "unreachable",
-            `127.0.0.1:${port}`
-          ],
-          [
-            changedUrl(writer, (url) => {
-              url.host = "no-such-host.invalid:5432"
-            }),
-            "unreachable",
-            "no-such-host.invalid:5432"
-          ]
-        ] as const
-        for (const [url, reason, server] of cases) {
-          const error = yield* failure({ writer: url })
-          assert.strictEqual(reasonOf(error), reason)
-          assert.include(error.message, `database "app" at ${server}`)
-        }
-        assert.isNotEmpty(name)
-      })
+  it.scopedLive("a wrong password, user, database, host or port fails with ConnectFailed and the reason", () =>
+    Effect.gen(function* () {
+      const { name, writer } = yield* freshDatabase
+      const port = yield* closedPort
+      const { host } = new URL(Redacted.value(writer))
+      const cases = [
+        [
+          changedUrl(writer, (url) => {
+            url.password = secret
+          }),
+          "authentication",
+          host
+        ],
+        [
+          changedUrl(writer, (url) => {
+            url.username = "nobody_here"
+          }),
+          "authentication",
+          host
+        ],
+        [
+          changedUrl(writer, (url) => {
+            url.pathname = "/not_there"
+          }),
+          "noSuchDatabase",
+          host
+        ],
+        [
+          changedUrl(writer, (url) => {
+            url.port = String(port)
+          }),
+          "unreachable",
+          `127.0.0.1:${port}`
+        ],
+        [
+          changedUrl(writer, (url) => {
+            url.host = "no-such-host.invalid:5432"
+          }),
+          "unreachable",
+          "no-such-host.invalid:5432"
+        ]
+      ] as const
+      for (const [url, reason, server] of cases) {
+        const error = yield* failure({ writer: url })
+        assert.strictEqual(reasonOf(error), reason)
+        assert.include(error.message, `database "app" at ${server}`)
+      }
+      assert.isNotEmpty(name)
+    })
   )
 
   it.scopedLive("a server that accepts and never answers fails the start as unresponsive, within the timeout", () =>
@@ -133,39 +131,37 @@ describe("start-up", () => {
     })
   )
 
-  it.scopedLive(
-    "a malformed URL or setting fails with ConfigInvalid, which names the setting and never the secret",
-    () =>
-      Effect.gen(function* () {
-        const good = Redacted.make(`postgres://me:${secret}@127.0.0.1:1/app`)
-        const cases: ReadonlyArray<readonly [Database.Options, string]> = [
-          [{ writer: Redacted.make("") }, "writer"],
-          [{ writer: Redacted.make(secret) }, "writer"],
-          [{ writer: Redacted.make(`http://me:${secret}@host/app`) }, "writer"],
-          [{ writer: Redacted.make(`postgres://me:${secret}@host:port/app`) }, "writer (port)"],
-          [{ writer: Redacted.make(`postgres://me:${secret}@host:99999/app`) }, "writer (port)"],
-          [{ writer: Redacted.make(`postgres://me:${secret}@/app`) }, "writer (host)"],
-          [{ writer: Redacted.make(`postgres://host/app`) }, "writer (user)"],
-          [{ writer: Redacted.make(`postgres://me:${secret}@host/app?sslmode=constructor`) }, "writer (sslmode)"],
-          [{ writer: Redacted.make(`postgres://me:12/${secret}@host/app`) }, "writer"],
-          [{ writer: Redacted.make(`postgres://me:12@host/app?${secret}=${secret}`) }, "writer"],
-          [{ writer: Redacted.make(`postgres://me:12@host/app?sslmode=${secret}`) }, "writer (sslmode)"],
-          [{ writer: Redacted.make(`postgres://me:${secret}@host/app?gssencmode=require`) }, "writer (gssencmode)"],
-          [{ writer: good, readers: [Redacted.make("nonsense")] }, "readers[0]"],
-          [{ writer: good, maxConnections: 0 }, "maxConnections"],
-          [{ writer: good, maxConnections: 2, minConnections: 3 }, "minConnections"],
-          [{ writer: good, connectTimeout: "Infinity" as never }, "connectTimeout"],
-          [{ writer: good, applicationName: "a\0b" }, "applicationName"],
-          [{ writer: { host: "", database: "app", username: "me" } }, "writer.host"],
-          [{ writer: { host: "h", port: 1.5, database: "app", username: "me" } }, "writer.port"]
-        ]
-        for (const [options, setting] of cases) {
-          const error = yield* failure(options)
-          assert.strictEqual(error._tag, "ConfigInvalid", inspect(error))
-          assert.strictEqual(error._tag === "ConfigInvalid" && error.setting, setting)
-          assert.include(error.message, 'database "app"')
-        }
-      })
+  it.scopedLive("a malformed URL or setting fails with ConfigInvalid that names the setting and never the secret", () =>
+    Effect.gen(function* () {
+      const good = Redacted.make(`postgres://me:${secret}@127.0.0.1:1/app`)
+      const cases: ReadonlyArray<readonly [Database.Options, string]> = [
+        [{ writer: Redacted.make("") }, "writer"],
+        [{ writer: Redacted.make(secret) }, "writer"],
+        [{ writer: Redacted.make(`http://me:${secret}@host/app`) }, "writer"],
+        [{ writer: Redacted.make(`postgres://me:${secret}@host:port/app`) }, "writer (port)"],
+        [{ writer: Redacted.make(`postgres://me:${secret}@host:99999/app`) }, "writer (port)"],
+        [{ writer: Redacted.make(`postgres://me:${secret}@/app`) }, "writer (host)"],
+        [{ writer: Redacted.make(`postgres://host/app`) }, "writer (user)"],
+        [{ writer: Redacted.make(`postgres://me:${secret}@host/app?sslmode=constructor`) }, "writer (sslmode)"],
+        [{ writer: Redacted.make(`postgres://me:12/${secret}@host/app`) }, "writer"],
+        [{ writer: Redacted.make(`postgres://me:12@host/app?${secret}=${secret}`) }, "writer"],
+        [{ writer: Redacted.make(`postgres://me:12@host/app?sslmode=${secret}`) }, "writer (sslmode)"],
+        [{ writer: Redacted.make(`postgres://me:${secret}@host/app?gssencmode=require`) }, "writer (gssencmode)"],
+        [{ writer: good, readers: [Redacted.make("nonsense")] }, "readers[0]"],
+        [{ writer: good, maxConnections: 0 }, "maxConnections"],
+        [{ writer: good, maxConnections: 2, minConnections: 3 }, "minConnections"],
+        [{ writer: good, connectTimeout: "Infinity" as never }, "connectTimeout"],
+        [{ writer: good, applicationName: "a\0b" }, "applicationName"],
+        [{ writer: { host: "", database: "app", username: "me" } }, "writer.host"],
+        [{ writer: { host: "h", port: 1.5, database: "app", username: "me" } }, "writer.port"]
+      ]
+      for (const [options, setting] of cases) {
+        const error = yield* failure(options)
+        assert.strictEqual(error._tag, "ConfigInvalid", inspect(error))
+        assert.strictEqual(error._tag === "ConfigInvalid" && error.setting, setting)
+        assert.include(error.message, 'database "app"')
+      }
+    })
   )
 
   it.scopedLive(

@@ -55,15 +55,13 @@ describe("an end by hand", () => {
     )
   }
 
-  it.scopedLive(
-    "an end by hand does nothing in independent work, or on another database than the bare withTransaction",
-    () =>
-      Effect.gen(function* () {
-        yield* Db.withTransaction(
-          Effect.zipRight(insert("a"), Db.independent(Effect.zipRight(insert("b"), Effect.zip(Db.commit, Db.rollback))))
-        )
-        yield* Db.withTransaction(Effect.zipRight(insert("c"), Effect.zip(Audit.commit, Audit.rollback)))
-        assert.deepStrictEqual(yield* stored, ["a", "b", "c"])
-      }).pipe(Effect.provide(both))
+  it.scopedLive("an end by hand in a bare withTransaction does nothing to independent work or another database", () =>
+    Effect.gen(function* () {
+      yield* Db.withTransaction(
+        Effect.zipRight(insert("a"), Db.independent(Effect.zipRight(insert("b"), Effect.zip(Db.commit, Db.rollback))))
+      )
+      yield* Db.withTransaction(Effect.zipRight(insert("c"), Effect.zip(Audit.commit, Audit.rollback)))
+      assert.deepStrictEqual(yield* stored, ["a", "b", "c"])
+    }).pipe(Effect.provide(both))
   )
 })

@@ -87,29 +87,27 @@ describe("the end of a transaction", () => {
     })
   )
 
-  it.scopedLive(
-    "an interruption after COMMIT was sent waits for its answer; the row is stored, and the hooks run",
-    () =>
-      Effect.gen(function* () {
-        const { context, insert, proxy, stored } = yield* given()
-        const hooks: Array<string> = []
-        const committing = yield* proxy.when(sends("COMMIT"), "freeze")
-        const fiber = yield* Effect.fork(
-          insert("a").pipe(
-            Effect.zipRight(Db.afterCommit(Effect.sync(() => void hooks.push("committed")))),
-            Db.withTransaction(),
-            Effect.provide(context)
-          )
+  it.scopedLive("an interruption after COMMIT was sent waits for its answer; the row is stored, the hooks run", () =>
+    Effect.gen(function* () {
+      const { context, insert, proxy, stored } = yield* given()
+      const hooks: Array<string> = []
+      const committing = yield* proxy.when(sends("COMMIT"), "freeze")
+      const fiber = yield* Effect.fork(
+        insert("a").pipe(
+          Effect.zipRight(Db.afterCommit(Effect.sync(() => void hooks.push("committed")))),
+          Db.withTransaction(),
+          Effect.provide(context)
         )
-        yield* committing
-        const interrupting = yield* Effect.fork(Fiber.interrupt(fiber))
-        yield* Effect.yieldNow()
-        yield* proxy.thaw
-        const exit = yield* Fiber.join(interrupting)
-        assert.isTrue(Exit.isInterrupted(exit))
-        assert.deepStrictEqual(yield* stored, ["a"])
-        assert.deepStrictEqual(hooks, ["committed"])
-      })
+      )
+      yield* committing
+      const interrupting = yield* Effect.fork(Fiber.interrupt(fiber))
+      yield* Effect.yieldNow()
+      yield* proxy.thaw
+      const exit = yield* Fiber.join(interrupting)
+      assert.isTrue(Exit.isInterrupted(exit))
+      assert.deepStrictEqual(yield* stored, ["a"])
+      assert.deepStrictEqual(hooks, ["committed"])
+    })
   )
 
   it.scopedLive("an interruption during a COMMIT that is never answered settles within its bound", () =>
@@ -153,28 +151,26 @@ describe("the end of a transaction", () => {
     })
   )
 
-  it.scopedLive(
-    "a transaction of n statements takes n + 1 round trips, an autocommit statement 1, an empty transaction 0",
-    () =>
-      Effect.gen(function* () {
-        const { context, insert, proxy } = yield* given()
-        const trips = <A, E>(self: Effect.Effect<A, E, Db>) =>
-          Effect.gen(function* () {
-            const before = proxy.roundTrips
-            yield* Effect.provide(self, context)
-            return proxy.roundTrips - before
-          })
-        const sql = yield* Effect.provide(Db.writer, context)
-        assert.strictEqual(yield* trips(insert("a")), 1)
-        assert.strictEqual(yield* trips(sql`SELECT 1`), 1)
-        assert.strictEqual(yield* trips(Db.withTransaction(Effect.void)), 0)
-        assert.strictEqual(yield* trips(Db.withTransaction(insert("b"))), 2)
-        assert.strictEqual(yield* trips(Db.withTransaction(Effect.all([insert("c"), insert("d"), sql`SELECT 1`]))), 4)
-        assert.strictEqual(
-          yield* trips(Db.withTransaction(insert("e"), { isolation: "serializable", statementTimeout: "1 second" })),
-          2
-        )
-        assert.strictEqual(yield* trips(Db.withTransaction(Db.withTransaction(insert("f")))), 3)
-      })
+  it.scopedLive("a transaction of n statements takes n + 1 round trips, one of none 0, an autocommit statement 1", () =>
+    Effect.gen(function* () {
+      const { context, insert, proxy } = yield* given()
+      const trips = <A, E>(self: Effect.Effect<A, E, Db>) =>
+        Effect.gen(function* () {
+          const before = proxy.roundTrips
+          yield* Effect.provide(self, context)
+          return proxy.roundTrips - before
+        })
+      const sql = yield* Effect.provide(Db.writer, context)
+      assert.strictEqual(yield* trips(insert("a")), 1)
+      assert.strictEqual(yield* trips(sql`SELECT 1`), 1)
+      assert.strictEqual(yield* trips(Db.withTransaction(Effect.void)), 0)
+      assert.strictEqual(yield* trips(Db.withTransaction(insert("b"))), 2)
+      assert.strictEqual(yield* trips(Db.withTransaction(Effect.all([insert("c"), insert("d"), sql`SELECT 1`]))), 4)
+      assert.strictEqual(
+        yield* trips(Db.withTransaction(insert("e"), { isolation: "serializable", statementTimeout: "1 second" })),
+        2
+      )
+      assert.strictEqual(yield* trips(Db.withTransaction(Db.withTransaction(insert("f")))), 3)
+    })
   )
 })

@@ -87,21 +87,19 @@ describe("a transaction that is ended by hand", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive(
-    "a COMMIT by hand is reported also if its text fails after it, in a nested transaction and in a stream",
-    () =>
-      Effect.gen(function* () {
-        const sql = yield* Db.writer
-        for (const statement of [
-          run("COMMIT; BEGIN; SELECT 1 / 0"),
-          Db.withTransaction(Effect.zipRight(note, run("COMMIT AND CHAIN"))),
-          Stream.runDrain(sql.unsafe("COMMIT AND CHAIN").stream)
-        ]) {
-          const error = yield* failure(Db.withTransaction(Effect.zipRight(note, statement), { retry: true }))
-          assert.strictEqual(endedBy(error), "COMMIT")
-        }
-        assert.strictEqual((yield* stored).length, 4)
-      }).pipe(Effect.provide(fresh()))
+  it.scopedLive("a COMMIT by hand is found also in a text that fails, in a nested transaction and in a stream", () =>
+    Effect.gen(function* () {
+      const sql = yield* Db.writer
+      for (const statement of [
+        run("COMMIT; BEGIN; SELECT 1 / 0"),
+        Db.withTransaction(Effect.zipRight(note, run("COMMIT AND CHAIN"))),
+        Stream.runDrain(sql.unsafe("COMMIT AND CHAIN").stream)
+      ]) {
+        const error = yield* failure(Db.withTransaction(Effect.zipRight(note, statement), { retry: true }))
+        assert.strictEqual(endedBy(error), "COMMIT")
+      }
+      assert.strictEqual((yield* stored).length, 4)
+    }).pipe(Effect.provide(fresh()))
   )
 
   it.scopedLive("a transaction that was committed by hand is not run again after its own or another's failure", () =>

@@ -78,59 +78,53 @@ describe("the end of a transaction with a running fork", () => {
     )
   }
 
-  it.scopedLive(
-    "RELEASE fails with TransactionBusy after acquireTimeout too, and the transaction around it goes on",
-    () =>
-      Effect.gen(function* () {
-        const error = yield* Db.withTransaction(
-          Effect.zipRight(
-            insert("inner"),
-            forkNested((self) => Db.withTransaction(self))
-          )
-        ).pipe(DatabaseError.refine, Effect.flip, Effect.zipLeft(insert("outer")), Db.withTransaction())
-        assert.strictEqual(error._tag, "TransactionBusy")
-        yield* idle
-        assert.deepStrictEqual(yield* stored, ["outer"])
-      }).pipe(Effect.provide(hurried))
+  it.scopedLive("RELEASE with a fork inside fails with TransactionBusy, and the transaction around it goes on", () =>
+    Effect.gen(function* () {
+      const error = yield* Db.withTransaction(
+        Effect.zipRight(
+          insert("inner"),
+          forkNested((self) => Db.withTransaction(self))
+        )
+      ).pipe(DatabaseError.refine, Effect.flip, Effect.zipLeft(insert("outer")), Db.withTransaction())
+      assert.strictEqual(error._tag, "TransactionBusy")
+      yield* idle
+      assert.deepStrictEqual(yield* stored, ["outer"])
+    }).pipe(Effect.provide(hurried))
   )
 
-  it.scopedLive(
-    "the check before the first COMMIT fails with TransactionBusy after acquireTimeout, and nothing is stored",
-    () =>
-      Effect.gen(function* () {
-        for (const order of [
-          [Db, Audit],
-          [Audit, Db]
-        ]) {
-          const error = yield* Effect.zipRight(
-            event("outer"),
-            forkNested((self) => Db.withTransaction(self))
-          ).pipe(UnitOfWork.run({ order }), DatabaseError.refine, Effect.flip)
-          assert.strictEqual(error._tag, "TransactionBusy")
-          yield* idle
-          assert.deepStrictEqual([yield* stored, yield* events], [[], []])
-        }
-      }).pipe(Effect.provide(Layer.merge(hurried, audit)))
+  it.scopedLive("the check before the first COMMIT fails with TransactionBusy for a fork, and nothing is stored", () =>
+    Effect.gen(function* () {
+      for (const order of [
+        [Db, Audit],
+        [Audit, Db]
+      ]) {
+        const error = yield* Effect.zipRight(
+          event("outer"),
+          forkNested((self) => Db.withTransaction(self))
+        ).pipe(UnitOfWork.run({ order }), DatabaseError.refine, Effect.flip)
+        assert.strictEqual(error._tag, "TransactionBusy")
+        yield* idle
+        assert.deepStrictEqual([yield* stored, yield* events], [[], []])
+      }
+    }).pipe(Effect.provide(Layer.merge(hurried, audit)))
   )
 
   for (const [name, nested] of ways) {
-    it.scopedLive(
-      `a fork's statement that waits for its turn in ${name} fails when that ends, and the whole goes on`,
-      () =>
-        Effect.gen(function* () {
-          yield* UnitOfWork.run(
-            Effect.gen(function* () {
-              yield* insert("outer")
-              const { fiber: beside, go } = yield* forkNested(nested)
-              const late = yield* lateIn(nested)
-              assert.strictEqual((yield* Fiber.join(late))._tag, "TransactionEnded")
-              yield* Deferred.succeed(go, undefined)
-              yield* Fiber.await(beside)
-              yield* insert("after")
-            })
-          )
-          assert.deepStrictEqual(yield* stored, ["after", "fork", "fork, later", "outer"])
-        }).pipe(Effect.provide(fresh()))
+    it.scopedLive(`a fork's statement that waits in a ${name} fails when that ends, and the whole goes on`, () =>
+      Effect.gen(function* () {
+        yield* UnitOfWork.run(
+          Effect.gen(function* () {
+            yield* insert("outer")
+            const { fiber: beside, go } = yield* forkNested(nested)
+            const late = yield* lateIn(nested)
+            assert.strictEqual((yield* Fiber.join(late))._tag, "TransactionEnded")
+            yield* Deferred.succeed(go, undefined)
+            yield* Fiber.await(beside)
+            yield* insert("after")
+          })
+        )
+        assert.deepStrictEqual(yield* stored, ["after", "fork", "fork, later", "outer"])
+      }).pipe(Effect.provide(fresh()))
     )
   }
 

@@ -35,21 +35,19 @@ describe("UnitOfWork.run in Db.independent", () => {
       }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive(
-    "UnitOfWork.run in Db.independent joins the unit around it on other databases, and its failure fails that",
-    () =>
-      Effect.gen(function* () {
-        const part = Db.independent(UnitOfWork.run(Effect.zipRight(insert("own"), event("of the unit"))))
-        for (const before of [Effect.void, event("before")]) {
-          yield* Effect.ignore(UnitOfWork.run(Effect.all([before, part, Effect.fail("no")])))
-          yield* Effect.flatMap(Db.writer, (sql) => sql`DELETE FROM item WHERE name = 'own'`)
-          assert.deepStrictEqual(yield* events, [])
-        }
-        const half = Effect.all([insert("half"), event("half"), Effect.fail("x")])
-        const error = yield* Effect.flip(UnitOfWork.run(Effect.ignore(Db.independent(UnitOfWork.run(half)))))
-        assert.strictEqual(error._tag, "RolledBackAtCommit")
-        assert.deepStrictEqual([yield* stored, yield* events], [[], []])
-      }).pipe(Effect.provide(both))
+  it.scopedLive("UnitOfWork.run in Db.independent joins the unit around it on other databases, and may fail it", () =>
+    Effect.gen(function* () {
+      const part = Db.independent(UnitOfWork.run(Effect.zipRight(insert("own"), event("of the unit"))))
+      for (const before of [Effect.void, event("before")]) {
+        yield* Effect.ignore(UnitOfWork.run(Effect.all([before, part, Effect.fail("no")])))
+        yield* Effect.flatMap(Db.writer, (sql) => sql`DELETE FROM item WHERE name = 'own'`)
+        assert.deepStrictEqual(yield* events, [])
+      }
+      const half = Effect.all([insert("half"), event("half"), Effect.fail("x")])
+      const error = yield* Effect.flip(UnitOfWork.run(Effect.ignore(Db.independent(UnitOfWork.run(half)))))
+      assert.strictEqual(error._tag, "RolledBackAtCommit")
+      assert.deepStrictEqual([yield* stored, yield* events], [[], []])
+    }).pipe(Effect.provide(both))
   )
 
   it.scopedLive("UnitOfWork.run in Db.independent may be ended early, and its hooks follow its own end", () =>

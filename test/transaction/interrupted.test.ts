@@ -47,34 +47,32 @@ const interrupted = <A, E, R>(self: Effect.Effect<A, E, R>) =>
 const pid = Effect.map(run("SELECT pg_backend_pid() AS pid"), ([row]) => (row as { pid: number }).pid)
 
 describe("an interrupted statement in a transaction", () => {
-  it.scopedLive(
-    "an interrupted statement fails its transaction with an error that names the statement, without a retry",
-    () =>
-      Effect.gen(function* () {
-        let runs = 0
-        let later: unknown
-        const work = Effect.gen(function* () {
-          runs++
-          yield* insert("first")
-          yield* interrupted(run(long))
-          later = yield* failure(insert("second"))
-          yield* insert("third")
-        })
-        for (const whole of [
-          failure(UnitOfWork.run(work, { retry: true })),
-          failure(Db.withTransaction(work, { retry: true }))
-        ]) {
-          const error = yield* whole
-          assert.strictEqual(error, later)
-          assert.strictEqual(error._tag === "TransactionInterrupted" && error.statement, long)
-          assert.include(error.message, `the program interrupted a statement of the transaction`)
-          assert.include(error.message, long)
-          assert.isFalse(RetryPolicy.isReplayable(error))
-        }
-        assert.strictEqual(runs, 2)
-        assert.deepStrictEqual(yield* stored, [])
-        assert.strictEqual(yield* active, 0)
-      }).pipe(Effect.provide(fresh()))
+  it.scopedLive("an interrupted statement fails its transaction without a retry, with an error that names it", () =>
+    Effect.gen(function* () {
+      let runs = 0
+      let later: unknown
+      const work = Effect.gen(function* () {
+        runs++
+        yield* insert("first")
+        yield* interrupted(run(long))
+        later = yield* failure(insert("second"))
+        yield* insert("third")
+      })
+      for (const whole of [
+        failure(UnitOfWork.run(work, { retry: true })),
+        failure(Db.withTransaction(work, { retry: true }))
+      ]) {
+        const error = yield* whole
+        assert.strictEqual(error, later)
+        assert.strictEqual(error._tag === "TransactionInterrupted" && error.statement, long)
+        assert.include(error.message, `the program interrupted a statement of the transaction`)
+        assert.include(error.message, long)
+        assert.isFalse(RetryPolicy.isReplayable(error))
+      }
+      assert.strictEqual(runs, 2)
+      assert.deepStrictEqual(yield* stored, [])
+      assert.strictEqual(yield* active, 0)
+    }).pipe(Effect.provide(fresh()))
   )
 
   it.scopedLive("a transaction fails at its end if the program goes on after a timeout of a statement", () =>
@@ -183,25 +181,23 @@ describe("an interrupted statement in a transaction", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive(
-    "an interrupted statement undoes the whole transaction if its cancel does not reach the server in time",
-    () =>
-      behind({}, (proxy) =>
-        Effect.gen(function* () {
-          let runs = 0
-          const work = Effect.gen(function* () {
-            runs++
-            yield* insert("outer")
-            yield* proxy.when(({ type }) => type === "cancel", "freeze", 2)
-            yield* interrupted(Db.withTransaction(run(long)))
-            yield* insert("after")
-          })
-          const error = yield* failure(Db.withTransaction(work, { retry: true }))
-          assert.strictEqual(error._tag, "TransactionInterrupted")
-          assert.strictEqual(runs, 1)
-          assert.deepStrictEqual(yield* stored, [])
+  it.scopedLive("an interrupted statement undoes the whole transaction if its cancel does not arrive in time", () =>
+    behind({}, (proxy) =>
+      Effect.gen(function* () {
+        let runs = 0
+        const work = Effect.gen(function* () {
+          runs++
+          yield* insert("outer")
+          yield* proxy.when(({ type }) => type === "cancel", "freeze", 2)
+          yield* interrupted(Db.withTransaction(run(long)))
+          yield* insert("after")
         })
-      )
+        const error = yield* failure(Db.withTransaction(work, { retry: true }))
+        assert.strictEqual(error._tag, "TransactionInterrupted")
+        assert.strictEqual(runs, 1)
+        assert.deepStrictEqual(yield* stored, [])
+      })
+    )
   )
 })
 
@@ -246,17 +242,15 @@ describe("a nested transaction that is interrupted during its release", () => {
     )
   }
 
-  it.scopedLive(
-    "an interrupted release of a copyTo whose rows are all read leaves the transaction around it intact",
-    () =>
-      behind({}, (proxy) =>
-        Effect.gen(function* () {
-          const copy = Effect.map(Db.writer, (sql) => sql.copyTo(sql`SELECT 1`))
-          const work = Effect.zipRight(insert("outer"), released(proxy, Stream.runDrain(Stream.unwrap(copy))))
-          yield* Db.withTransaction(Effect.zipRight(work, insert("after")))
-          assert.deepStrictEqual(yield* stored, ["after", "outer"])
-        })
-      )
+  it.scopedLive("an interrupted release of a copyTo whose rows are all read undoes nothing around it", () =>
+    behind({}, (proxy) =>
+      Effect.gen(function* () {
+        const copy = Effect.map(Db.writer, (sql) => sql.copyTo(sql`SELECT 1`))
+        const work = Effect.zipRight(insert("outer"), released(proxy, Stream.runDrain(Stream.unwrap(copy))))
+        yield* Db.withTransaction(Effect.zipRight(work, insert("after")))
+        assert.deepStrictEqual(yield* stored, ["after", "outer"])
+      })
+    )
   )
 
   it.scopedLive("an interrupted release in a nested transaction undoes that transaction alone", () =>
@@ -328,38 +322,36 @@ describe("the connection of an interrupted statement", () => {
     }).pipe(Effect.provide(fresh({ maxConnections: 10 })))
   )
 
-  it.scopedLive(
-    "the connection is kept after an interrupted statement of a reader, unit, stream or reserved connection",
-    () =>
-      Effect.gen(function* () {
-        const sql = yield* Db.writer
-        const reader = yield* Db.reader
-        const reserved = Effect.scoped(
-          Effect.flatMap(sql.reserve, (connection) => connection.execute(long, [], undefined))
-        )
-        for (const statement of [
-          run(long),
-          run(`SELECT 1; ${long}`),
-          UnitOfWork.run(run(long)),
-          Stream.runDrain(sql.unsafe(long).stream),
-          reserved,
-          Db.withSchema(run(long), "public")
-        ]) {
-          const before = yield* pid
-          assert.strictEqual(yield* interrupted(statement), before)
-          yield* idle
-          assert.strictEqual(yield* pid, before)
-        }
-        const before = yield* reader`SELECT pg_backend_pid()`
-        const reservedReader = Effect.scoped(
-          Effect.flatMap(reader.reserve, (connection) => connection.execute(long, [], undefined))
-        )
-        for (const statement of [reader.unsafe(long), reservedReader]) {
-          yield* interrupted(statement)
-          yield* idle
-          assert.deepStrictEqual(yield* reader`SELECT pg_backend_pid()`, before)
-        }
-      }).pipe(Effect.provide(fresh({ maxConnections: 1, readers: [] })))
+  it.scopedLive("the connection of an interrupted statement is kept, also in a unit, a stream and a reservation", () =>
+    Effect.gen(function* () {
+      const sql = yield* Db.writer
+      const reader = yield* Db.reader
+      const reserved = Effect.scoped(
+        Effect.flatMap(sql.reserve, (connection) => connection.execute(long, [], undefined))
+      )
+      for (const statement of [
+        run(long),
+        run(`SELECT 1; ${long}`),
+        UnitOfWork.run(run(long)),
+        Stream.runDrain(sql.unsafe(long).stream),
+        reserved,
+        Db.withSchema(run(long), "public")
+      ]) {
+        const before = yield* pid
+        assert.strictEqual(yield* interrupted(statement), before)
+        yield* idle
+        assert.strictEqual(yield* pid, before)
+      }
+      const before = yield* reader`SELECT pg_backend_pid()`
+      const reservedReader = Effect.scoped(
+        Effect.flatMap(reader.reserve, (connection) => connection.execute(long, [], undefined))
+      )
+      for (const statement of [reader.unsafe(long), reservedReader]) {
+        yield* interrupted(statement)
+        yield* idle
+        assert.deepStrictEqual(yield* reader`SELECT pg_backend_pid()`, before)
+      }
+    }).pipe(Effect.provide(fresh({ maxConnections: 1, readers: [] })))
   )
 
   it.scopedLive("the connection is kept if a reserved reader is released while its statement is rolled back", () =>

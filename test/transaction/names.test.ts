@@ -17,89 +17,84 @@ const secret = Redacted.make("a secret of 32 characters or more")
 const untyped = (options: object): object => options
 
 describe("unknown options", () => {
-  it.scopedLive(
-    "an option with an unknown name fails with ConfigInvalid that names the nearest, and nothing is stored",
-    () =>
-      Effect.gen(function* () {
-        const mistyped = untyped({ isolaton: "serializable" })
-        const sql = yield* Db.writer
-        const calls: ReadonlyArray<readonly [Effect.Effect<unknown, unknown, Db>, setting: string, expected: string]> =
-          [
-            [Db.withTransaction(insert("a"), mistyped), "isolaton", "isolation"],
-            [UnitOfWork.run(insert("a"), { transaction: mistyped }), "transaction.isolaton", "isolation"],
-            [UnitOfWork.run(insert("a"), { databases: [UnitOfWork.on(Db, mistyped)] }), "isolaton", "isolation"],
-            [UnitOfWork.run(insert("a"), untyped({ retri: true })), "retri", "retry"],
-            [UnitOfWork.runNew(insert("a"), untyped({ checkfirst: true })), "checkfirst", "checkFirst"],
-            [UnitOfWork.nested(insert("a"), untyped({ outcom: () => "commit" })), "outcom", "outcome"],
-            [sql.copyFrom("item", ["name"], Stream.make(["a"]), untyped({ fromat: "csv" })), "fromat", "format"],
-            [Stream.runDrain(sql.copyTo(sql`SELECT 1`, untyped({ delimeter: ";" }))), "delimeter", "delimiter"],
-            [
-              Migrations.run(Db, { loader: Effect.succeed([]), ...untyped({ outofOrder: "apply" }) }),
-              "outofOrder",
-              "outOfOrder"
-            ]
-          ]
-        for (const [call, setting, expected] of calls) {
-          const error = yield* Effect.flip(DatabaseError.refine(call))
-          assert.isTrue(DatabaseError.isDatabaseError(error) && error._tag === "ConfigInvalid", String(error))
-          const { expected: named, setting: given } = error as DatabaseError.ConfigInvalid
-          assert.deepStrictEqual([given, named], [setting, `"${expected}"`])
-        }
-        assert.deepStrictEqual(yield* stored, [])
-      }).pipe(Effect.provide(fresh()))
+  it.scopedLive("an unknown option fails with ConfigInvalid that names the nearest one, and nothing is stored", () =>
+    Effect.gen(function* () {
+      const mistyped = untyped({ isolaton: "serializable" })
+      const sql = yield* Db.writer
+      const calls: ReadonlyArray<readonly [Effect.Effect<unknown, unknown, Db>, setting: string, expected: string]> = [
+        [Db.withTransaction(insert("a"), mistyped), "isolaton", "isolation"],
+        [UnitOfWork.run(insert("a"), { transaction: mistyped }), "transaction.isolaton", "isolation"],
+        [UnitOfWork.run(insert("a"), { databases: [UnitOfWork.on(Db, mistyped)] }), "isolaton", "isolation"],
+        [UnitOfWork.run(insert("a"), untyped({ retri: true })), "retri", "retry"],
+        [UnitOfWork.runNew(insert("a"), untyped({ checkfirst: true })), "checkfirst", "checkFirst"],
+        [UnitOfWork.nested(insert("a"), untyped({ outcom: () => "commit" })), "outcom", "outcome"],
+        [sql.copyFrom("item", ["name"], Stream.make(["a"]), untyped({ fromat: "csv" })), "fromat", "format"],
+        [Stream.runDrain(sql.copyTo(sql`SELECT 1`, untyped({ delimeter: ";" }))), "delimeter", "delimiter"],
+        [
+          Migrations.run(Db, { loader: Effect.succeed([]), ...untyped({ outofOrder: "apply" }) }),
+          "outofOrder",
+          "outOfOrder"
+        ]
+      ]
+      for (const [call, setting, expected] of calls) {
+        const error = yield* Effect.flip(DatabaseError.refine(call))
+        assert.isTrue(DatabaseError.isDatabaseError(error) && error._tag === "ConfigInvalid", String(error))
+        const { expected: named, setting: given } = error as DatabaseError.ConfigInvalid
+        assert.deepStrictEqual([given, named], [setting, `"${expected}"`])
+      }
+      assert.deepStrictEqual(yield* stored, [])
+    }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive(
-    "an option with a wrong value fails with ConfigInvalid that says what it takes, and nothing is stored",
-    () =>
-      Effect.gen(function* () {
-        const sql = yield* Db.writer
-        const transaction = (options: object) => Db.withTransaction(insert("a"), options)
-        const unit = (options: object) => UnitOfWork.run(insert("a"), options)
-        const copy = (options: object) => sql.copyFrom("item", ["name"], Stream.make(["a"]), options)
-        const migrate = (options: object) => Migrations.run(Db, { loader: Effect.succeed([]), ...options })
-        const levels = "one of read committed, repeatable read, serializable"
-        const duration = 'a duration like "5 seconds"'
-        const calls: ReadonlyArray<
-          readonly [Effect.Effect<unknown, unknown, Db>, setting: string, given: string, expected: string]
-        > = [
-          [transaction({ isolation: "serialisable" }), "isolation", '"serialisable"', levels],
-          [transaction({ isolation: null }), "isolation", "null", levels],
-          [transaction({ access: "read" }), "access", '"read"', "one of read write, read only"],
-          [transaction({ deferrable: "yes" }), "deferrable", '"yes"', "true or false"],
-          [transaction({ statementTimeout: "abc" }), "statementTimeout", '"abc"', duration],
-          [transaction({ lockTimeout: -1 }), "lockTimeout", "-1", duration],
-          [transaction({ lockTimeout: "-5 seconds" }), "lockTimeout", '"-5 seconds"', duration],
-          [transaction({ label: 5 }), "label", "5", "a text"],
-          [transaction({ retry: 3 }), "retry", "3", "true, false or a Schedule"],
-          [
-            transaction({ propagation: "x" }),
-            "propagation",
-            '"x"',
-            "one of nested, required, requiresNew, mandatory, supports, notSupported, never"
-          ],
-          [unit({ outcome: 5 }), "outcome", "5", "a function"],
-          [unit({ work: 5 }), "work", "5", "an object"],
-          [unit({ transaction: "serializable" }), "transaction", '"serializable"', "an object"],
-          [unit({ transaction: { statementTimeout: {} } }), "transaction.statementTimeout", "an object", duration],
-          [unit({ databases: 5 }), "databases", "5", "a list of UnitOfWork.on(database, settings)"],
-          [unit({ databases: [UnitOfWork.on(Db, untyped({ isolation: 5 }))] }), "isolation", "5", levels],
-          [unit({ order: [null] }), "order", "an array", "one of safest, touched, or a list of databases"],
-          [unit({ checkFirst: 1 }), "checkFirst", "1", "true or false"],
-          [copy({ onProgress: 5 }), "onProgress", "5", "a function"],
-          [copy({ statementTimeout: true }), "statementTimeout", "true", duration],
-          [migrate({ loader: [] }), "loader", "an array", "an effect"],
-          [migrate({ outOfOrder: true }), "outOfOrder", "true", "one of fail, apply"],
-          [migrate({ table: 5 }), "table", "5", "a text"]
-        ]
-        for (const [call, ...refusal] of calls) {
-          const error = yield* Effect.flip(DatabaseError.refine(call))
-          assert.isTrue(DatabaseError.isDatabaseError(error) && error._tag === "ConfigInvalid", String(error))
-          const { expected, given, setting } = error as DatabaseError.ConfigInvalid
-          assert.deepStrictEqual([setting, given, expected], refusal)
-        }
-        assert.deepStrictEqual(yield* stored, [])
-      }).pipe(Effect.provide(fresh()))
+  it.scopedLive("a wrong value fails with ConfigInvalid that says what the option takes, and nothing is stored", () =>
+    Effect.gen(function* () {
+      const sql = yield* Db.writer
+      const transaction = (options: object) => Db.withTransaction(insert("a"), options)
+      const unit = (options: object) => UnitOfWork.run(insert("a"), options)
+      const copy = (options: object) => sql.copyFrom("item", ["name"], Stream.make(["a"]), options)
+      const migrate = (options: object) => Migrations.run(Db, { loader: Effect.succeed([]), ...options })
+      const levels = "one of read committed, repeatable read, serializable"
+      const duration = 'a duration like "5 seconds"'
+      const calls: ReadonlyArray<
+        readonly [Effect.Effect<unknown, unknown, Db>, setting: string, given: string, expected: string]
+      > = [
+        [transaction({ isolation: "serialisable" }), "isolation", '"serialisable"', levels],
+        [transaction({ isolation: null }), "isolation", "null", levels],
+        [transaction({ access: "read" }), "access", '"read"', "one of read write, read only"],
+        [transaction({ deferrable: "yes" }), "deferrable", '"yes"', "true or false"],
+        [transaction({ statementTimeout: "abc" }), "statementTimeout", '"abc"', duration],
+        [transaction({ lockTimeout: -1 }), "lockTimeout", "-1", duration],
+        [transaction({ lockTimeout: "-5 seconds" }), "lockTimeout", '"-5 seconds"', duration],
+        [transaction({ label: 5 }), "label", "5", "a text"],
+        [transaction({ retry: 3 }), "retry", "3", "true, false or a Schedule"],
+        [
+          transaction({ propagation: "x" }),
+          "propagation",
+          '"x"',
+          "one of nested, required, requiresNew, mandatory, supports, notSupported, never"
+        ],
+        [unit({ outcome: 5 }), "outcome", "5", "a function"],
+        [unit({ work: 5 }), "work", "5", "an object"],
+        [unit({ transaction: "serializable" }), "transaction", '"serializable"', "an object"],
+        [unit({ transaction: { statementTimeout: {} } }), "transaction.statementTimeout", "an object", duration],
+        [unit({ databases: 5 }), "databases", "5", "a list of UnitOfWork.on(database, settings)"],
+        [unit({ databases: [UnitOfWork.on(Db, untyped({ isolation: 5 }))] }), "isolation", "5", levels],
+        [unit({ order: [null] }), "order", "an array", "one of safest, touched, or a list of databases"],
+        [unit({ checkFirst: 1 }), "checkFirst", "1", "true or false"],
+        [copy({ onProgress: 5 }), "onProgress", "5", "a function"],
+        [copy({ statementTimeout: true }), "statementTimeout", "true", duration],
+        [migrate({ loader: [] }), "loader", "an array", "an effect"],
+        [migrate({ outOfOrder: true }), "outOfOrder", "true", "one of fail, apply"],
+        [migrate({ table: 5 }), "table", "5", "a text"]
+      ]
+      for (const [call, ...refusal] of calls) {
+        const error = yield* Effect.flip(DatabaseError.refine(call))
+        assert.isTrue(DatabaseError.isDatabaseError(error) && error._tag === "ConfigInvalid", String(error))
+        const { expected, given, setting } = error as DatabaseError.ConfigInvalid
+        assert.deepStrictEqual([setting, given, expected], refusal)
+      }
+      assert.deepStrictEqual(yield* stored, [])
+    }).pipe(Effect.provide(fresh()))
   )
 
   it("an unknown or wrong option of a runtime, a middleware or a handler throws at its creation", () => {

@@ -106,42 +106,40 @@ describe("UnitOfWork.nested", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive(
-    "UnitOfWork.nested drops the hooks of an undone part, except for afterRollback, which waits for the whole",
-    () =>
-      Effect.gen(function* () {
-        const log: Array<string> = []
-        const note = (text: string) => Effect.sync(() => void log.push(text))
-        const hooks = (name: string) =>
-          Effect.all([
-            Db.beforeCommit(note(`${name}: before`)),
-            Db.afterCommit(note(`${name}: committed`)),
-            Db.afterRollback(note(`${name}: rolled back`))
-          ])
-        yield* UnitOfWork.run(
-          Effect.gen(function* () {
-            yield* Effect.ignore(UnitOfWork.nested(Effect.all([hooks("undone"), insert("x"), Effect.fail("x")])))
-            yield* UnitOfWork.nested(Effect.zipRight(hooks("kept"), insert("kept")))
-            // without a statement
-            yield* Effect.ignore(UnitOfWork.nested(Effect.zipRight(hooks("idle, undone"), Effect.fail("x"))))
-            yield* UnitOfWork.nested(hooks("idle, kept"))
-            yield* Effect.ignore(
-              UnitOfWork.nested(Effect.zipRight(Audit.afterCommit(note("audit: committed")), Effect.fail("x")))
-            )
-            yield* UnitOfWork.nested(Audit.afterCommit(note("audit kept: committed")))
-            assert.deepStrictEqual(log, [])
-          })
-        )
-        assert.sameMembers(log, [
-          "kept: before",
-          "idle, kept: before",
-          "undone: rolled back",
-          "kept: committed",
-          "idle, undone: rolled back",
-          "idle, kept: committed",
-          "audit kept: committed"
+  it.scopedLive("UnitOfWork.nested drops the hooks of an undone part; only afterRollback runs, after the whole", () =>
+    Effect.gen(function* () {
+      const log: Array<string> = []
+      const note = (text: string) => Effect.sync(() => void log.push(text))
+      const hooks = (name: string) =>
+        Effect.all([
+          Db.beforeCommit(note(`${name}: before`)),
+          Db.afterCommit(note(`${name}: committed`)),
+          Db.afterRollback(note(`${name}: rolled back`))
         ])
-      }).pipe(Effect.provide(both))
+      yield* UnitOfWork.run(
+        Effect.gen(function* () {
+          yield* Effect.ignore(UnitOfWork.nested(Effect.all([hooks("undone"), insert("x"), Effect.fail("x")])))
+          yield* UnitOfWork.nested(Effect.zipRight(hooks("kept"), insert("kept")))
+          // without a statement
+          yield* Effect.ignore(UnitOfWork.nested(Effect.zipRight(hooks("idle, undone"), Effect.fail("x"))))
+          yield* UnitOfWork.nested(hooks("idle, kept"))
+          yield* Effect.ignore(
+            UnitOfWork.nested(Effect.zipRight(Audit.afterCommit(note("audit: committed")), Effect.fail("x")))
+          )
+          yield* UnitOfWork.nested(Audit.afterCommit(note("audit kept: committed")))
+          assert.deepStrictEqual(log, [])
+        })
+      )
+      assert.sameMembers(log, [
+        "kept: before",
+        "idle, kept: before",
+        "undone: rolled back",
+        "kept: committed",
+        "idle, undone: rolled back",
+        "idle, kept: committed",
+        "audit kept: committed"
+      ])
+    }).pipe(Effect.provide(both))
   )
 
   it.scopedLive("UnitOfWork.nested drops the afterCommit hooks of a part whose end fails, on every database", () =>
@@ -182,25 +180,23 @@ describe("UnitOfWork.nested", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive(
-    "UnitOfWork.nested checks all databases before the first RELEASE, even in a unit without checkFirst",
-    () =>
-      Effect.gen(function* () {
-        const part = Effect.all([
-          insert("undone"),
-          event("undone"),
-          Effect.ignore(Effect.flatMap(Audit.writer, (sql) => sql`SELECT 1/0`))
-        ])
-        yield* UnitOfWork.run(
-          Effect.gen(function* () {
-            yield* Effect.zipRight(insert("outer"), event("outer"))
-            const error = yield* UnitOfWork.nested(part).pipe(DatabaseError.refine, Effect.flip)
-            assert.strictEqual(error._tag, "RolledBackAtCommit")
-          }),
-          { checkFirst: false }
-        )
-        assert.deepStrictEqual([yield* stored, yield* events], [["outer"], ["outer"]])
-      }).pipe(Effect.provide(both))
+  it.scopedLive("UnitOfWork.nested checks all databases before the first RELEASE, also without checkFirst", () =>
+    Effect.gen(function* () {
+      const part = Effect.all([
+        insert("undone"),
+        event("undone"),
+        Effect.ignore(Effect.flatMap(Audit.writer, (sql) => sql`SELECT 1/0`))
+      ])
+      yield* UnitOfWork.run(
+        Effect.gen(function* () {
+          yield* Effect.zipRight(insert("outer"), event("outer"))
+          const error = yield* UnitOfWork.nested(part).pipe(DatabaseError.refine, Effect.flip)
+          assert.strictEqual(error._tag, "RolledBackAtCommit")
+        }),
+        { checkFirst: false }
+      )
+      assert.deepStrictEqual([yield* stored, yield* events], [["outer"], ["outer"]])
+    }).pipe(Effect.provide(both))
   )
 
   it.scopedLive("a part whose second RELEASE is lost rolls back the whole transaction of the first database", () =>
@@ -346,24 +342,22 @@ describe("UnitOfWork.nested", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive(
-    "UnitOfWork.nested is a unit of its own outside of one, and a savepoint in a bare withTransaction",
-    () =>
-      Effect.gen(function* () {
-        yield* Effect.ignore(UnitOfWork.nested(undone))
-        yield* UnitOfWork.nested(Effect.zipRight(insert("alone"), event("alone")))
-        yield* Db.withTransaction(
-          Effect.gen(function* () {
-            yield* insert("bare")
-            yield* Effect.ignore(UnitOfWork.nested(undone))
-            yield* UnitOfWork.nested(Effect.zipRight(insert("in bare"), event("in bare")))
-          })
-        )
-        assert.deepStrictEqual(yield* stored, ["alone", "bare", "in bare"])
-        assert.deepStrictEqual(yield* events, ["alone", "in bare"])
-        yield* Effect.ignore(Db.withTransaction(Effect.zipRight(UnitOfWork.nested(insert("gone")), Effect.fail("no"))))
-        assert.deepStrictEqual(yield* stored, ["alone", "bare", "in bare"])
-      }).pipe(Effect.provide(both))
+  it.scopedLive("UnitOfWork.nested is a unit outside of all, and a savepoint in a bare withTransaction", () =>
+    Effect.gen(function* () {
+      yield* Effect.ignore(UnitOfWork.nested(undone))
+      yield* UnitOfWork.nested(Effect.zipRight(insert("alone"), event("alone")))
+      yield* Db.withTransaction(
+        Effect.gen(function* () {
+          yield* insert("bare")
+          yield* Effect.ignore(UnitOfWork.nested(undone))
+          yield* UnitOfWork.nested(Effect.zipRight(insert("in bare"), event("in bare")))
+        })
+      )
+      assert.deepStrictEqual(yield* stored, ["alone", "bare", "in bare"])
+      assert.deepStrictEqual(yield* events, ["alone", "in bare"])
+      yield* Effect.ignore(Db.withTransaction(Effect.zipRight(UnitOfWork.nested(insert("gone")), Effect.fail("no"))))
+      assert.deepStrictEqual(yield* stored, ["alone", "bare", "in bare"])
+    }).pipe(Effect.provide(both))
   )
 
   it.scopedLive("a part that joins a nested part and rolls back fails the nested part only", () =>
@@ -421,31 +415,29 @@ describe("UnitOfWork.nested", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive(
-    "a statement of a fiber that outlives its nested part fails with TransactionEnded, on every database",
-    () =>
-      Effect.gen(function* () {
-        yield* UnitOfWork.run(
-          Effect.gen(function* () {
-            yield* Effect.zipRight(insert("outer"), event("outer"))
-            const go = yield* Deferred.make<void>()
-            const late = (work: Effect.Effect<unknown, unknown, Db | Audit>) =>
-              Effect.forkDaemon(Effect.zipRight(Deferred.await(go), Effect.flip(work)))
-            const fibers = yield* UnitOfWork.nested(
-              Effect.zipRight(
-                insert("in time"),
-                Effect.all([late(DatabaseError.refine(insert("late"))), late(DatabaseError.refine(event("late")))])
-              )
+  it.scopedLive("a fiber that outlives its nested part fails with TransactionEnded, on every database", () =>
+    Effect.gen(function* () {
+      yield* UnitOfWork.run(
+        Effect.gen(function* () {
+          yield* Effect.zipRight(insert("outer"), event("outer"))
+          const go = yield* Deferred.make<void>()
+          const late = (work: Effect.Effect<unknown, unknown, Db | Audit>) =>
+            Effect.forkDaemon(Effect.zipRight(Deferred.await(go), Effect.flip(work)))
+          const fibers = yield* UnitOfWork.nested(
+            Effect.zipRight(
+              insert("in time"),
+              Effect.all([late(DatabaseError.refine(insert("late"))), late(DatabaseError.refine(event("late")))])
             )
-            yield* Deferred.succeed(go, undefined)
-            for (const fiber of fibers) {
-              const error = yield* Fiber.join(fiber)
-              assert.isTrue(DatabaseError.isDatabaseError(error) && error._tag === "TransactionEnded")
-            }
-          })
-        )
-        assert.deepStrictEqual([yield* stored, yield* events], [["in time", "outer"], ["outer"]])
-      }).pipe(Effect.provide(both))
+          )
+          yield* Deferred.succeed(go, undefined)
+          for (const fiber of fibers) {
+            const error = yield* Fiber.join(fiber)
+            assert.isTrue(DatabaseError.isDatabaseError(error) && error._tag === "TransactionEnded")
+          }
+        })
+      )
+      assert.deepStrictEqual([yield* stored, yield* events], [["in time", "outer"], ["outer"]])
+    }).pipe(Effect.provide(both))
   )
 
   it.scopedLive("UnitOfWork.nested leaves a request free to answer 201, with the part undone and the rest stored", () =>

@@ -75,29 +75,27 @@ describe("the isolation that a part requests", () => {
     }).pipe(Effect.provide(Layer.merge(NodeHttpServer.layerTest, fresh())))
   )
 
-  it.scopedLive(
-    "the isolation of a part conflicts after a statement or if it is lower, and so does another access",
-    () =>
-      Effect.gen(function* () {
-        // a transaction that was begun by hand has the settings of its program
-        yield* conflict("isolation", Db.withTransaction(Db.withTransaction(isolation, serializable)))
-        yield* conflict("isolation", Db.withTransaction(UnitOfWork.nested(Db.withTransaction(isolation, serializable))))
-        yield* conflict(
-          "isolation",
-          UnitOfWork.run(Effect.zipRight(insert("a"), Db.withTransaction(isolation, serializable)))
-        )
-        yield* conflict(
-          "isolation",
-          Db.withTransaction(Db.withTransaction(isolation, { isolation: "read committed" }), serializable)
-        )
-        yield* conflict(
-          "access",
-          UnitOfWork.run(Db.withTransaction(isolation, { access: "read write" }), {
-            transaction: { access: "read only" }
-          })
-        )
-        assert.deepStrictEqual(yield* stored, [])
-      }).pipe(Effect.provide(fresh()))
+  it.scopedLive("the isolation of a part conflicts after a statement or if it is lower, and another access does", () =>
+    Effect.gen(function* () {
+      // a transaction that was begun by hand has the settings of its program
+      yield* conflict("isolation", Db.withTransaction(Db.withTransaction(isolation, serializable)))
+      yield* conflict("isolation", Db.withTransaction(UnitOfWork.nested(Db.withTransaction(isolation, serializable))))
+      yield* conflict(
+        "isolation",
+        UnitOfWork.run(Effect.zipRight(insert("a"), Db.withTransaction(isolation, serializable)))
+      )
+      yield* conflict(
+        "isolation",
+        Db.withTransaction(Db.withTransaction(isolation, { isolation: "read committed" }), serializable)
+      )
+      yield* conflict(
+        "access",
+        UnitOfWork.run(Db.withTransaction(isolation, { access: "read write" }), {
+          transaction: { access: "read only" }
+        })
+      )
+      assert.deepStrictEqual(yield* stored, [])
+    }).pipe(Effect.provide(fresh()))
   )
 })
 
@@ -201,20 +199,18 @@ describe("the settings that a part requests before a transaction begins", () => 
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive(
-    "the settings of a part conflict with those of a bare withTransaction around it, unless they are equal",
-    () =>
-      Effect.gen(function* () {
-        const requested = UnitOfWork.run(insert("refused"), all(serializable))
-        for (const part of [requested, UnitOfWork.run(requested), UnitOfWork.nested(requested)]) {
-          yield* conflict("isolation", Db.withTransaction(part))
-        }
-        yield* conflict("access", Db.withTransaction(UnitOfWork.run(insert("refused"), onDb(readWrite)), readOnly))
-        yield* Db.withTransaction(UnitOfWork.run(insert("equal"), all(serializable)), serializable)
-        // independent work has a transaction of its own
-        yield* Db.withTransaction(Db.independent(UnitOfWork.run(insert("own"), all(serializable))))
-        assert.deepStrictEqual([...(yield* stored)].sort(), ["equal", "own"])
-      }).pipe(Effect.provide(fresh()))
+  it.scopedLive("the settings of a part conflict with a bare withTransaction around it, unless they are equal", () =>
+    Effect.gen(function* () {
+      const requested = UnitOfWork.run(insert("refused"), all(serializable))
+      for (const part of [requested, UnitOfWork.run(requested), UnitOfWork.nested(requested)]) {
+        yield* conflict("isolation", Db.withTransaction(part))
+      }
+      yield* conflict("access", Db.withTransaction(UnitOfWork.run(insert("refused"), onDb(readWrite)), readOnly))
+      yield* Db.withTransaction(UnitOfWork.run(insert("equal"), all(serializable)), serializable)
+      // independent work has a transaction of its own
+      yield* Db.withTransaction(Db.independent(UnitOfWork.run(insert("own"), all(serializable))))
+      assert.deepStrictEqual([...(yield* stored)].sort(), ["equal", "own"])
+    }).pipe(Effect.provide(fresh()))
   )
 })
 
@@ -255,17 +251,15 @@ describe("other settings that a part requests", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive(
-    "a unit accepts the order and checkFirst of a part, or refuses them if they conflict with its own",
-    () =>
-      Effect.gen(function* () {
-        const part = UnitOfWork.run(event("e"), { order: [Audit, Db] })
-        yield* UnitOfWork.run(Effect.zipRight(insert("a"), part))
-        yield* conflict("order", UnitOfWork.run(Effect.zipRight(insert("b"), part), { order: [Db, Audit] }))
-        yield* UnitOfWork.run(UnitOfWork.run(event("e"), { checkFirst: true }), { checkFirst: false })
-        yield* conflict("checkFirst", UnitOfWork.run(UnitOfWork.run(event("e"), { checkFirst: false })))
-        assert.deepStrictEqual(yield* stored, ["a"])
-      }).pipe(Effect.provide(Layer.merge(fresh(), audit)))
+  it.scopedLive("a unit accepts the order and checkFirst of a part, unless they conflict with its own", () =>
+    Effect.gen(function* () {
+      const part = UnitOfWork.run(event("e"), { order: [Audit, Db] })
+      yield* UnitOfWork.run(Effect.zipRight(insert("a"), part))
+      yield* conflict("order", UnitOfWork.run(Effect.zipRight(insert("b"), part), { order: [Db, Audit] }))
+      yield* UnitOfWork.run(UnitOfWork.run(event("e"), { checkFirst: true }), { checkFirst: false })
+      yield* conflict("checkFirst", UnitOfWork.run(UnitOfWork.run(event("e"), { checkFirst: false })))
+      assert.deepStrictEqual(yield* stored, ["a"])
+    }).pipe(Effect.provide(Layer.merge(fresh(), audit)))
   )
 
   it.scopedLive("the statements of a part have its work comment, and later ones have that of the unit", () =>

@@ -195,20 +195,18 @@ describe("a part that joins and ends in rollback", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive(
-    "a failed part whose only work is a savepoint makes the unit fail only if that savepoint was kept",
-    () =>
-      Effect.gen(function* () {
-        const undone = Effect.ignore(Db.withTransaction(Effect.zipRight(insert("gone"), Effect.fail("y"))))
-        yield* UnitOfWork.run(
-          Effect.zipRight(insert("kept"), Effect.ignore(UnitOfWork.run(Effect.zipRight(undone, Effect.fail("x")))))
-        )
-        assert.deepStrictEqual(yield* stored, ["kept"])
-        yield* UnitOfWork.run(
-          Effect.ignore(UnitOfWork.run(Effect.zipRight(Db.withTransaction(insert("half")), Effect.fail("x"))))
-        ).pipe(rolledBack)
-        assert.deepStrictEqual(yield* stored, ["kept"])
-      }).pipe(Effect.provide(fresh()))
+  it.scopedLive("a failed part with a savepoint alone makes the unit fail only if that savepoint was kept", () =>
+    Effect.gen(function* () {
+      const undone = Effect.ignore(Db.withTransaction(Effect.zipRight(insert("gone"), Effect.fail("y"))))
+      yield* UnitOfWork.run(
+        Effect.zipRight(insert("kept"), Effect.ignore(UnitOfWork.run(Effect.zipRight(undone, Effect.fail("x")))))
+      )
+      assert.deepStrictEqual(yield* stored, ["kept"])
+      yield* UnitOfWork.run(
+        Effect.ignore(UnitOfWork.run(Effect.zipRight(Db.withTransaction(insert("half")), Effect.fail("x"))))
+      ).pipe(rolledBack)
+      assert.deepStrictEqual(yield* stored, ["kept"])
+    }).pipe(Effect.provide(fresh()))
   )
 
   it.scopedLive("a part over two databases undoes both, whatever the order of commits, also without checkFirst", () =>
@@ -353,16 +351,14 @@ describe("a part that joins and ends in rollback", () => {
       }).pipe(Effect.provide(served))
     )
 
-    it.scopedLive(
-      "a middleware that joins and rolls back for its response makes the request fail, also if that is replaced",
-      () =>
-        Effect.gen(function* () {
-          const inner = RequestTransaction.middleware()(
-            Effect.as(insert("half"), HttpServerResponse.empty({ status: 409 }))
-          )
-          assert.strictEqual((yield* post(Effect.map(inner, HttpServerResponse.setStatus(200)))).status, 500)
-          assert.deepStrictEqual(yield* stored, [])
-        }).pipe(Effect.provide(served))
+    it.scopedLive("a middleware that joins and rolls back fails the request, also if its response is changed", () =>
+      Effect.gen(function* () {
+        const inner = RequestTransaction.middleware()(
+          Effect.as(insert("half"), HttpServerResponse.empty({ status: 409 }))
+        )
+        assert.strictEqual((yield* post(Effect.map(inner, HttpServerResponse.setStatus(200)))).status, 500)
+        assert.deepStrictEqual(yield* stored, [])
+      }).pipe(Effect.provide(served))
     )
   })
 })

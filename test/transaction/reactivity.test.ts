@@ -98,25 +98,23 @@ describe("an invalidation in a transaction", () => {
     }).pipe(Effect.provide(place))
   )
 
-  it.scopedLive(
-    "an invalidation in a unit without a statement, or with another database, waits for the end of the unit",
-    () =>
-      Effect.gen(function* () {
-        const { next, runs } = yield* watch("sql.reactiveMailbox")
-        const { unsafeInvalidate } = yield* Reactivity.Reactivity
-        yield* UnitOfWork.run(
-          Effect.gen(function* () {
-            yield* Audit.withTransaction(Effect.sync(() => unsafeInvalidate(["items"])))
-            yield* Db.independent(names)
-            assert.strictEqual(runs(), 1)
-            yield* insert("a")
-          })
-        )
-        assert.deepStrictEqual(yield* next, ["a"])
-        yield* Effect.ignore(UnitOfWork.run(Effect.zipRight(Reactivity.invalidate({ items: [1] }), Effect.fail("x"))))
-        yield* names
-        assert.strictEqual(runs(), 2)
-      }).pipe(Effect.provide(place))
+  it.scopedLive("an invalidation in a unit without a statement, or of another database, waits for the unit's end", () =>
+    Effect.gen(function* () {
+      const { next, runs } = yield* watch("sql.reactiveMailbox")
+      const { unsafeInvalidate } = yield* Reactivity.Reactivity
+      yield* UnitOfWork.run(
+        Effect.gen(function* () {
+          yield* Audit.withTransaction(Effect.sync(() => unsafeInvalidate(["items"])))
+          yield* Db.independent(names)
+          assert.strictEqual(runs(), 1)
+          yield* insert("a")
+        })
+      )
+      assert.deepStrictEqual(yield* next, ["a"])
+      yield* Effect.ignore(UnitOfWork.run(Effect.zipRight(Reactivity.invalidate({ items: [1] }), Effect.fail("x"))))
+      yield* names
+      assert.strictEqual(runs(), 2)
+    }).pipe(Effect.provide(place))
   )
 
   it.scopedLive("an invalidation takes effect after an early commit, and one of independent work at once", () =>

@@ -225,7 +225,7 @@ describe("Transaction", () => {
 
   describe("propagation", () => {
     it.scopedLive(
-      "required and supports join, requiresNew and notSupported do not, and a violated never or mandatory fails",
+      "required and supports join, requiresNew and notSupported do not, a violated never or mandatory fails",
       () =>
         Effect.gen(function* () {
           const [outer, joined, fresh_, supported, outside] = yield* Db.withTransaction(
@@ -268,33 +268,27 @@ describe("Transaction", () => {
       }).pipe(Effect.provide(fresh()))
     )
 
-    it.scopedLive(
-      "work that would wait for a connection that its own transaction holds fails with PoolSelfDeadlock",
-      () =>
-        Effect.gen(function* () {
-          const error = yield* Db.withTransaction(
-            Effect.zipRight(
-              insert("outer"),
-              insert("inner").pipe(
-                Db.withTransaction({ propagation: "requiresNew" }),
-                DatabaseError.refine,
-                Effect.flip
-              )
-            )
+    it.scopedLive("work that would wait for the connection of its own transaction fails with PoolSelfDeadlock", () =>
+      Effect.gen(function* () {
+        const error = yield* Db.withTransaction(
+          Effect.zipRight(
+            insert("outer"),
+            insert("inner").pipe(Db.withTransaction({ propagation: "requiresNew" }), DatabaseError.refine, Effect.flip)
           )
-          assert.strictEqual(error._tag, "PoolSelfDeadlock")
-          const independent = yield* Db.withTransaction(
-            Effect.zipRight(insert("outer 2"), insert("inner").pipe(Db.independent, DatabaseError.refine, Effect.flip))
-          )
-          assert.strictEqual(independent._tag, "PoolSelfDeadlock")
-          const sql = yield* Db.reader
-          const read = sql`SELECT 1`
-          const reader = yield* sql
-            .withTransaction(Effect.zipRight(read, read.pipe(Db.independent, DatabaseError.refine, Effect.flip)))
-            .pipe(DatabaseError.refine)
-          assert.strictEqual(reader._tag, "PoolSelfDeadlock")
-          assert.deepStrictEqual(yield* stored, ["outer", "outer 2"])
-        }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
+        )
+        assert.strictEqual(error._tag, "PoolSelfDeadlock")
+        const independent = yield* Db.withTransaction(
+          Effect.zipRight(insert("outer 2"), insert("inner").pipe(Db.independent, DatabaseError.refine, Effect.flip))
+        )
+        assert.strictEqual(independent._tag, "PoolSelfDeadlock")
+        const sql = yield* Db.reader
+        const read = sql`SELECT 1`
+        const reader = yield* sql
+          .withTransaction(Effect.zipRight(read, read.pipe(Db.independent, DatabaseError.refine, Effect.flip)))
+          .pipe(DatabaseError.refine)
+        assert.strictEqual(reader._tag, "PoolSelfDeadlock")
+        assert.deepStrictEqual(yield* stored, ["outer", "outer 2"])
+      }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
     )
 
     it.scopedLive("the message of PoolSelfDeadlock counts the connections of maxOverflow", () =>
@@ -309,45 +303,43 @@ describe("Transaction", () => {
   })
 
   describe("hooks", () => {
-    it.scopedLive(
-      "hooks run once, in order, at the outermost end, and an undone savepoint runs only afterRollback",
-      () =>
-        Effect.gen(function* () {
-          const log: Array<string> = []
-          const note = (text: string) => Effect.sync(() => void log.push(text))
-          yield* Db.withTransaction(
-            Effect.gen(function* () {
-              yield* insert("a")
-              yield* Db.beforeCommit(note("before 1"))
-              yield* Db.afterCommit(
+    it.scopedLive("hooks run once, in order, at the outermost end; of an undone savepoint, only afterRollback", () =>
+      Effect.gen(function* () {
+        const log: Array<string> = []
+        const note = (text: string) => Effect.sync(() => void log.push(text))
+        yield* Db.withTransaction(
+          Effect.gen(function* () {
+            yield* insert("a")
+            yield* Db.beforeCommit(note("before 1"))
+            yield* Db.afterCommit(
+              Effect.gen(function* () {
+                assert.strictEqual(yield* active, 0)
+                assert.deepStrictEqual(yield* stored, ["a", "b"])
+                yield* note("after 1")
+              })
+            )
+            yield* Db.afterRollback(note("rollback outer"))
+            yield* Effect.ignore(
+              Db.withTransaction(
                 Effect.gen(function* () {
-                  assert.strictEqual(yield* active, 0)
-                  assert.deepStrictEqual(yield* stored, ["a", "b"])
-                  yield* note("after 1")
+                  yield* insert("undone")
+                  yield* Db.afterCommit(note("dropped"))
+                  yield* Db.beforeCommit(note("dropped"))
+                  yield* Db.afterRollback(note("undone inside"))
+                  return yield* Effect.fail("no")
                 })
               )
-              yield* Db.afterRollback(note("rollback outer"))
-              yield* Effect.ignore(
-                Db.withTransaction(
-                  Effect.gen(function* () {
-                    yield* insert("undone")
-                    yield* Db.afterCommit(note("dropped"))
-                    yield* Db.beforeCommit(note("dropped"))
-                    yield* Db.afterRollback(note("undone inside"))
-                    return yield* Effect.fail("no")
-                  })
-                )
-              )
-              yield* Db.withTransaction(Effect.zipRight(insert("b"), Db.afterCommit(note("after 2"))))
-              assert.deepStrictEqual(log, [])
-            })
-          )
-          assert.deepStrictEqual(log, ["before 1", "after 1", "undone inside", "after 2"])
-        }).pipe(Effect.provide(fresh()))
+            )
+            yield* Db.withTransaction(Effect.zipRight(insert("b"), Db.afterCommit(note("after 2"))))
+            assert.deepStrictEqual(log, [])
+          })
+        )
+        assert.deepStrictEqual(log, ["before 1", "after 1", "undone inside", "after 2"])
+      }).pipe(Effect.provide(fresh()))
     )
 
     it.scopedLive(
-      "a failed beforeCommit hook rolls back, and a failed afterCommit hook is reported and stops no other",
+      "a failed beforeCommit hook rolls back; a failed afterCommit hook is reported, and the next one runs",
       () =>
         Effect.gen(function* () {
           const log: Array<string> = []
@@ -384,15 +376,13 @@ describe("Transaction", () => {
         }).pipe(Effect.provide(fresh()))
     )
 
-    it.scopedLive(
-      "a hook outside of a transaction runs at once if it is afterCommit, and never if it is afterRollback",
-      () =>
-        Effect.gen(function* () {
-          const log: Array<string> = []
-          yield* Db.afterCommit(Effect.sync(() => void log.push("commit")))
-          yield* Db.afterRollback(Effect.sync(() => void log.push("rollback")))
-          assert.deepStrictEqual(log, ["commit"])
-        }).pipe(Effect.provide(fresh()))
+    it.scopedLive("an afterCommit hook outside of a transaction runs at once, and an afterRollback hook never", () =>
+      Effect.gen(function* () {
+        const log: Array<string> = []
+        yield* Db.afterCommit(Effect.sync(() => void log.push("commit")))
+        yield* Db.afterRollback(Effect.sync(() => void log.push("rollback")))
+        assert.deepStrictEqual(log, ["commit"])
+      }).pipe(Effect.provide(fresh()))
     )
   })
 

@@ -74,7 +74,7 @@ const retried = [
 
 describe("a COMMIT without an answer", () => {
   for (const [name, whole] of [...wholes, ...retried]) {
-    it.scopedLive(`an interruption of ${name} during COMMIT has CommitOutcomeUnknown in its cause as well`, () =>
+    it.scopedLive(`an interruption of ${name} during COMMIT has CommitOutcomeUnknown in its cause`, () =>
       Effect.gen(function* () {
         const { context, proxy } = yield* behindProxy
         const log: Array<string> = []
@@ -96,72 +96,66 @@ describe("a COMMIT without an answer", () => {
   }
 
   for (const [name, whole] of retried) {
-    it.scopedLive(
-      `an interruption of ${name} during COMMIT, after a savepoint has collided, has CommitOutcomeUnknown too`,
-      () =>
-        Effect.gen(function* () {
-          const { context, proxy } = yield* behindProxy
-          const committing = yield* proxy.when(sends("COMMIT"), "freeze")
-          const work = whole(Effect.zipRight(Effect.ignore(Db.withTransaction(collide)), insert("a")))
-          const fiber = yield* Effect.fork(Effect.provide(work, context))
-          yield* committing
-          const exit = yield* Fiber.interrupt(fiber)
-          assert.isTrue(Exit.isFailure(exit) && Cause.isInterrupted(exit.cause))
-          assert.deepStrictEqual(Exit.isFailure(exit) ? tags(exit.cause) : [], ["CommitOutcomeUnknown"])
-        })
+    it.scopedLive(`an interruption of ${name} during COMMIT after a collision reports CommitOutcomeUnknown`, () =>
+      Effect.gen(function* () {
+        const { context, proxy } = yield* behindProxy
+        const committing = yield* proxy.when(sends("COMMIT"), "freeze")
+        const work = whole(Effect.zipRight(Effect.ignore(Db.withTransaction(collide)), insert("a")))
+        const fiber = yield* Effect.fork(Effect.provide(work, context))
+        yield* committing
+        const exit = yield* Fiber.interrupt(fiber)
+        assert.isTrue(Exit.isFailure(exit) && Cause.isInterrupted(exit.cause))
+        assert.deepStrictEqual(Exit.isFailure(exit) ? tags(exit.cause) : [], ["CommitOutcomeUnknown"])
+      })
     )
   }
 
   for (const retry of [false, true]) {
-    it.scopedLive(
-      `onCommitFailed receives an unanswered COMMIT although the request was interrupted, with retry ${retry}`,
-      () =>
-        Effect.gen(function* () {
-          const { context, proxy } = yield* behindProxy
-          const received: Array<string> = []
-          const middleware = RequestTransaction.middleware({
-            retry,
-            onCommitFailed: ({ _tag }) => {
-              received.push(_tag)
-              return HttpServerResponse.empty({ status: 504 })
-            }
-          })
-          const handler = Effect.zipRight(Effect.ignore(Db.withTransaction(collide)), insert("a"))
-          const request = HttpServerRequest.fromWeb(new Request("http://localhost/", { method: "POST" }))
-          const committing = yield* proxy.when(sends("COMMIT"), "freeze")
-          const fiber = yield* middleware(Effect.as(handler, HttpServerResponse.empty())).pipe(
-            Effect.provideService(HttpServerRequest.HttpServerRequest, request),
-            Effect.provide(context),
-            Effect.scoped,
-            Effect.fork
-          )
-          yield* committing
-          assert.isTrue(Exit.isInterrupted(yield* Fiber.interrupt(fiber)))
-          assert.deepStrictEqual(received, ["CommitOutcomeUnknown"])
+    it.scopedLive(`an unanswered COMMIT of an interrupted request reaches onCommitFailed, with retry ${retry}`, () =>
+      Effect.gen(function* () {
+        const { context, proxy } = yield* behindProxy
+        const received: Array<string> = []
+        const middleware = RequestTransaction.middleware({
+          retry,
+          onCommitFailed: ({ _tag }) => {
+            received.push(_tag)
+            return HttpServerResponse.empty({ status: 504 })
+          }
         })
+        const handler = Effect.zipRight(Effect.ignore(Db.withTransaction(collide)), insert("a"))
+        const request = HttpServerRequest.fromWeb(new Request("http://localhost/", { method: "POST" }))
+        const committing = yield* proxy.when(sends("COMMIT"), "freeze")
+        const fiber = yield* middleware(Effect.as(handler, HttpServerResponse.empty())).pipe(
+          Effect.provideService(HttpServerRequest.HttpServerRequest, request),
+          Effect.provide(context),
+          Effect.scoped,
+          Effect.fork
+        )
+        yield* committing
+        assert.isTrue(Exit.isInterrupted(yield* Fiber.interrupt(fiber)))
+        assert.deepStrictEqual(received, ["CommitOutcomeUnknown"])
+      })
     )
   }
 
-  it.scopedLive(
-    "a timeout during a COMMIT that the server has stored runs afterUnknown and is observed as unknown",
-    () =>
-      Effect.gen(function* () {
-        const { context, proxy, writer } = yield* behindProxy
-        const log: Array<string> = []
-        const seen = yield* Effect.provide(ended, context)
-        // the server has stored the row, and its answer does not arrive
-        const answered = yield* proxy.when(answers("COMMIT"), "freeze")
-        const fiber = yield* Effect.zipRight(hooks(log), insert("a")).pipe(
-          Db.withTransaction(),
-          Effect.raceFirst(Effect.zipRight(answered, Effect.fail("timed out"))),
-          Effect.provide(context),
-          Effect.fork
-        )
-        assert.isTrue(Exit.isFailure(yield* Fiber.await(fiber)))
-        assert.deepStrictEqual(log, ["unknown"])
-        assert.strictEqual(seen[0]?._tag === "TransactionEnded" && seen[0].outcome, "unknown")
-        assert.deepStrictEqual(yield* query(writer, "SELECT name FROM item"), [{ name: "a" }])
-      })
+  it.scopedLive("a timeout during a COMMIT that the server has stored runs afterUnknown with an observation", () =>
+    Effect.gen(function* () {
+      const { context, proxy, writer } = yield* behindProxy
+      const log: Array<string> = []
+      const seen = yield* Effect.provide(ended, context)
+      // the server has stored the row, and its answer does not arrive
+      const answered = yield* proxy.when(answers("COMMIT"), "freeze")
+      const fiber = yield* Effect.zipRight(hooks(log), insert("a")).pipe(
+        Db.withTransaction(),
+        Effect.raceFirst(Effect.zipRight(answered, Effect.fail("timed out"))),
+        Effect.provide(context),
+        Effect.fork
+      )
+      assert.isTrue(Exit.isFailure(yield* Fiber.await(fiber)))
+      assert.deepStrictEqual(log, ["unknown"])
+      assert.strictEqual(seen[0]?._tag === "TransactionEnded" && seen[0].outcome, "unknown")
+      assert.deepStrictEqual(yield* query(writer, "SELECT name FROM item"), [{ name: "a" }])
+    })
   )
 
   it.scopedLive("an unanswered COMMIT is not run again by retry, also if an undone savepoint has collided before", () =>
@@ -252,35 +246,33 @@ describe("hooks over two databases", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive(
-    "beforeCommit hooks over two databases, and afterRollback hooks of a refused COMMIT, run in order as well",
-    () =>
-      Effect.gen(function* () {
-        const log: Array<string> = []
-        const note = (text: string) => Effect.sync(() => void log.push(text))
-        yield* UnitOfWork.run(
+  it.scopedLive("beforeCommit hooks and the hooks of a refused COMMIT run in the order of registration", () =>
+    Effect.gen(function* () {
+      const log: Array<string> = []
+      const note = (text: string) => Effect.sync(() => void log.push(text))
+      yield* UnitOfWork.run(
+        Effect.all([
+          insert("a"),
+          event("a"),
+          Audit.beforeCommit(note("1")),
+          Db.beforeCommit(note("2")),
+          Audit.beforeCommit(note("3"))
+        ])
+      )
+      assert.deepStrictEqual(log, ["1", "2", "3"])
+      log.length = 0
+      yield* Effect.ignore(
+        UnitOfWork.run(
           Effect.all([
-            insert("a"),
-            event("a"),
-            Audit.beforeCommit(note("1")),
-            Db.beforeCommit(note("2")),
-            Audit.beforeCommit(note("3"))
+            insert("b"),
+            event("b", 13),
+            Audit.afterRollback(note("1")),
+            Db.afterRollback(note("2")),
+            Audit.afterRollback(note("3"))
           ])
         )
-        assert.deepStrictEqual(log, ["1", "2", "3"])
-        log.length = 0
-        yield* Effect.ignore(
-          UnitOfWork.run(
-            Effect.all([
-              insert("b"),
-              event("b", 13),
-              Audit.afterRollback(note("1")),
-              Db.afterRollback(note("2")),
-              Audit.afterRollback(note("3"))
-            ])
-          )
-        )
-        assert.deepStrictEqual(log, ["1", "2", "3"])
-      }).pipe(Effect.provide(both))
+      )
+      assert.deepStrictEqual(log, ["1", "2", "3"])
+    }).pipe(Effect.provide(both))
   )
 })
