@@ -58,8 +58,9 @@ export const compileTree = async (): Promise<void> => {
   write(path.join(compiledTree, "package.json"), JSON.stringify({ ...meta, exports }))
 }
 
-/** Returns the arguments of Node that run a TypeScript file, given by its path in the project. */
-export const compiled = (name: string): ReadonlyArray<string> => [
-  "--enable-source-maps",
+/** Returns the compiled copy of a TypeScript file, given by its path in the project. */
+export const compiledFile = (name: string): string =>
   path.join(compiledTree, path.relative(root, path.resolve(root, name)).replace(/\.ts$/, ".js"))
-]
+
+/** Returns the arguments of Node that run a TypeScript file, given by its path in the project. */
+export const compiled = (name: string): ReadonlyArray<string> => ["--enable-source-maps", compiledFile(name)]
