@@ -371,7 +371,7 @@ describe("db.client.operation.duration", () => {
     )
   )
 
-  it.scopedLive("a connection whose caller was interrupted is neither active nor idle until the server has answered", () =>
+  it.scopedLive("a connection of an interrupted caller is neither active nor idle while its cancel is under way", () =>
     Effect.gen(function* () {
       const { name, writer } = yield* freshDatabase
       const proxy = yield* makeProxy(writer)
