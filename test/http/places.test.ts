@@ -1,6 +1,6 @@
 /**
- * Wherever the middleware is, a request's unit of work is the work of its handler, and nothing
- * around that.
+ * The places of the middleware. In each of them a unit of work has the work of the handler, and none
+ * of the code around it.
  */
 import {
   HttpApp,
@@ -30,8 +30,9 @@ import { query } from "../support/server.js"
 const gate = <A>() => Deferred.unsafeMake<A>(FiberId.none)
 
 /**
- * Creates the steps of a request and of the middleware around it, in this order, each as soon as
- * the step before it is done.
+ * Creates a handler, and middleware around it. Each waits for the other, so that their steps have
+ * this order: `inside`, `before`, `after`, `late`. If `touches` is false, the handler itself does not
+ * use the database.
  */
 const scene = (status: number, touches: boolean) => {
   const inside = gate<void>()
@@ -41,7 +42,7 @@ const scene = (status: number, touches: boolean) => {
   const write = (name: string) => Effect.orDie(Effect.asVoid(insert(name)))
   const handler = Effect.gen(function* () {
     if (touches) yield* write("inside")
-    // outlives the request
+    // this fiber outlives the request
     yield* Effect.forkDaemon(
       Effect.zipRight(
         Deferred.await(after),
@@ -59,7 +60,7 @@ const scene = (status: number, touches: boolean) => {
     yield* Deferred.await(before)
     return HttpServerResponse.empty({ status })
   })
-  /** Middleware around the handler, with a fiber of its own beside it, and work to do after it. */
+  /** Middleware around the handler, with a fiber that works beside the handler, and a write after it. */
   const around = <E, R>(app: HttpApp.Default<E, R>): HttpApp.Default<E, R | Db> =>
     Effect.gen(function* () {
       yield* Effect.forkDaemon(
@@ -119,7 +120,7 @@ describe("middleware around the unit of work", () => {
       [500, true],
       [200, false]
     ] as const) {
-      it.scopedLive(`the unit of ${place} ends inside its middleware, ${status}${touches ? "" : ", untouched"}`, () =>
+      it.scopedLive(`the unit of ${place} ends before outer code, ${status}${touches ? "" : ", unused"}`, () =>
         Effect.gen(function* () {
           const played = scene(status, touches)
           yield* Layer.build(server(played))
@@ -141,11 +142,11 @@ describe("middleware around the unit of work", () => {
     [500, true],
     [200, false]
   ] as const) {
-    it.scopedLive(`the unit of a server with a log ends inside it, ${status}${touches ? "" : ", untouched"}`, () =>
+    it.scopedLive(`the unit of a server ends before a log inside of it, ${status}${touches ? "" : ", unused"}`, () =>
       Effect.gen(function* () {
         const logged = gate<void>()
         const handler = Effect.as(touches ? insert("inside") : Effect.void, HttpServerResponse.empty({ status }))
-        // the response is sent inside of this, and the unit ends before that
+        // the response is sent inside of this middleware, and the unit ends before that
         const logging = <E, R>(app: HttpApp.Default<E, R>) =>
           Effect.tap(app, () => Effect.zipRight(Effect.orDie(insert("log")), Deferred.succeed(logged, undefined)))
         yield* Layer.build(
@@ -160,7 +161,7 @@ describe("middleware around the unit of work", () => {
     )
   }
 
-  it.scopedLive("a handler that middleware runs repeatedly in its route is a unit of its own each time", () =>
+  it.scopedLive("a handler that a route runs repeatedly is a unit of its own each time", () =>
     Effect.gen(function* () {
       let times = 0
       const handler = transactional(
@@ -209,17 +210,17 @@ describe("middleware around the unit of work", () => {
     }).pipe(Effect.provide(Layer.merge(NodeHttpServer.layerTest, fresh())))
   )
 
-  it.scopedLive("a middleware around a single handler reports a failed commit outside of the unit", () =>
+  it.scopedLive("a middleware around a single handler logs a failed commit outside of the unit", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       yield* query(writer, "CREATE TABLE late (n int REFERENCES item DEFERRABLE INITIALLY DEFERRED)")
       const handler = Effect.flatMap(Db.writer, (sql) =>
         Effect.as(sql`INSERT INTO late VALUES (1)`, HttpServerResponse.empty())
       )
-      const told: Array<boolean> = []
+      const inTransaction: Array<boolean> = []
       const listening = Logger.make(({ context }) => {
         const { unsafeMap } = FiberRefs.getOrDefault(context, FiberRef.currentContext)
-        told.push(unsafeMap.has(SqlClient.TransactionConnection.key))
+        inTransaction.push(unsafeMap.has(SqlClient.TransactionConnection.key))
       })
       yield* Layer.build(
         HttpServer.serve(HttpRouter.empty.pipe(HttpRouter.post("/", transactional(handler)))).pipe(
@@ -228,7 +229,7 @@ describe("middleware around the unit of work", () => {
       )
       const client = yield* HttpClient.HttpClient
       assert.strictEqual((yield* client.post("/")).status, 500)
-      assert.deepStrictEqual(told, [false])
+      assert.deepStrictEqual(inTransaction, [false])
     }).pipe(Effect.provide(Layer.merge(NodeHttpServer.layerTest, fresh())))
   )
 })
