@@ -201,7 +201,7 @@ describe("a cancel", () => {
     })
   )
 
-  it.scopedLive("a cancel that no server accepts keeps no process alive", () =>
+  it.scopedLive("a cancel that the server never accepts does not keep the process alive", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const proxy = yield* makeProxy(writer)
@@ -214,7 +214,7 @@ describe("a cancel", () => {
       const { code, lines, stderr } = yield* program.ended
       assert.strictEqual(code, 0, stderr)
       assert.deepStrictEqual(lines, ["ready", "interrupted"])
-      // its own connection, and those of the cancel and of another, that the server never accepted
+      // the connection of the statement, and those of two cancel requests, which never reach the server
       assert.strictEqual(proxy.accepted, 3)
     })
   )

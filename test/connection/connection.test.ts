@@ -36,7 +36,7 @@ describe("Connection", () => {
     }).pipe(Effect.provide(fresh({ maxConnections: 1, preparedStatements: 2 })))
   )
 
-  it.scopedLive("no statement is kept when preparedStatements is 0", () =>
+  it.scopedLive("no statement stays prepared if preparedStatements is 0", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       assert.deepStrictEqual(yield* sql`SELECT ${1}::int AS a`, [{ a: 1 }])
@@ -248,7 +248,7 @@ describe("Connection", () => {
     }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
   )
 
-  it.scopedLive("a column may have any name", () =>
+  it.scopedLive("a column may have any name, such as __proto__", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const [row] = yield* sql`SELECT 1 AS "__proto__", 2 AS "constructor", 3 AS "1"`

@@ -130,7 +130,7 @@ describe("credentials from a provider", () => {
     })
   )
 
-  it.scopedLive("fixed credentials are tried once", () =>
+  it.scopedLive("fixed credentials that the server refuses are tried once", () =>
     Effect.gen(function* () {
       const { a, admin } = yield* given
       const proxy = yield* makeProxy(admin)

@@ -108,7 +108,7 @@ const ways: ReadonlyArray<Way> = [
       Db.withTransaction(Effect.zipRight(insert, Db.withTransaction(Effect.zipRight(insert, slow(trouble)))))
   },
   {
-    name: "a statement of a transaction, and of others that wait for their turn",
+    name: "a statement of a transaction for which others wait",
     run: (trouble) =>
       Db.withTransaction(
         Effect.gen(function* () {

@@ -137,7 +137,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
       }).pipe(Effect.provide(freshPooled({ mode: "session", startup: "lazy", acquireTimeout: "1 hour" })))
     )
 
-    it.scopedLive("200 fibers on 40 connections share 5 sessions of the server, and no statement is named", () =>
+    it.scopedLive("200 fibers on 40 connections share 5 sessions of the server, and no statement is prepared", () =>
       Effect.gen(function* () {
         const sql = yield* Db.writer
         const reader = yield* Db.reader

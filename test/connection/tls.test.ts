@@ -74,7 +74,7 @@ const listen = (port: number) =>
   })
 
 describe("TLS by the parameters of a connection string", () => {
-  it.scopedLive("TLS verifies by the certificates of sslrootcert, with or without the name, up to a version", () =>
+  it.scopedLive("TLS verifies by sslrootcert, with or without the name, and keeps to ssl_max_protocol_version", () =>
     Effect.gen(function* () {
       const { ca, text } = yield* given
       assert.deepStrictEqual(

@@ -39,7 +39,7 @@ const insert = run("INSERT INTO item VALUES ('x')")
 const failure = <A, E>(self: Effect.Effect<A, E, Db>) =>
   DatabaseError.refine(self).pipe(Effect.flip, Effect.timeout("3 seconds"))
 
-/** Waits for 2 s, so that the limit is over for long. */
+/** Waits for 2 s, so that the limit has long passed. */
 const later = (url: Redacted.Redacted<string>) => query(url, "SELECT pg_sleep(2)")
 
 describe("the watchdog on a dead network", () => {
@@ -264,8 +264,8 @@ describe("the watchdog on slow but living connections", () => {
 
 describe("the watchdog's probes of a living server", () => {
   /**
-   * Starts the watchdog of a connection that receives nothing. Records the times at which it asks the
-   * server for the state of the connection's process, and the time at which it reports it dead.
+   * Starts the watchdog of a connection that receives nothing. Records the times of its questions
+   * about the server process, and the time at which it reports the connection dead.
    */
   const silent = (state: BackendState) => {
     const asked: Array<number> = []

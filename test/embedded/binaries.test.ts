@@ -56,7 +56,7 @@ describe("the server programs", () => {
     })
   )
 
-  it.scopedLive.runIf(isRoot)("the server programs are linked to a folder if the server's user cannot reach them", () =>
+  it.scopedLive.runIf(isRoot)("the server programs are linked elsewhere if the server's user cannot reach them", () =>
     Effect.gen(function* () {
       const user = yield* OsUser.unprivilegedUser
       const [hidden, folder] = [yield* emptyFolderIn(os.tmpdir()), yield* emptyFolderIn(os.tmpdir())]

@@ -54,7 +54,7 @@ describe("an embedded cluster", () => {
     })
   )
 
-  it.scopedLive("a cluster waits until replicas have the commits that did not wait for the disk, too", () =>
+  it.scopedLive("a cluster waits for its replicas also after commits that did not wait for the disk", () =>
     Effect.gen(function* () {
       const postgres = yield* make({ replicas: 1, settings: { synchronous_commit: "off", wal_writer_delay: "10s" } })
       const [reader] = postgres.settings("postgres").readers

@@ -143,7 +143,7 @@ describe.skipIf(!isRoot)(suite, () => {
       })
   )
 
-  it.scopedLive("the server's user cannot change the folder of a cluster, or the cluster is refused", () =>
+  it.scopedLive("a cluster is refused in a folder that the server's user can change", () =>
     Effect.gen(function* () {
       const { folder } = yield* withTarget
       const owner = yield* user

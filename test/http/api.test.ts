@@ -202,8 +202,11 @@ for (const [place, serve] of Object.entries(ways)) {
       }).pipe(Effect.provide(servers))
     )
 
-    for (const failure of ["an-error", "a-defect"]) {
-      it.scopedLive(`a unit of work runs a handler again that has turned a collision into ${failure}`, () =>
+    for (const [failure, title] of [
+      ["an-error", "an error"],
+      ["a-defect", "a defect"]
+    ] as const) {
+      it.scopedLive(`a unit of work runs a handler again that has turned a collision into ${title}`, () =>
         Effect.gen(function* () {
           const { runs, served } = serve({ retry: true })
           yield* Layer.build(served)
@@ -214,7 +217,7 @@ for (const [place, serve] of Object.entries(ways)) {
         }).pipe(Effect.provide(servers))
       )
 
-      it.scopedLive(`a unit of work answers with the result of its last attempt (${failure})`, () =>
+      it.scopedLive(`a unit of work answers with the result of its last attempt (${title})`, () =>
         Effect.gen(function* () {
           const { runs, served } = serve({ retry: Schedule.recurs(1) })
           yield* Layer.build(served)
@@ -226,7 +229,7 @@ for (const [place, serve] of Object.entries(ways)) {
         }).pipe(Effect.provide(servers))
       )
 
-      it.scopedLive(`a unit of work runs its handler once without retry (${failure})`, () =>
+      it.scopedLive(`a unit of work runs its handler once without retry (${title})`, () =>
         Effect.gen(function* () {
           const { runs, served } = serve({})
           yield* Layer.build(served)

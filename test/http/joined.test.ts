@@ -103,7 +103,7 @@ describe("a request in an open unit of work", () => {
       }).pipe(Effect.provide(place))
     )
 
-    it.scopedLive(`an open unit takes the settings of an inner ${name} for a database before its other ones`, () =>
+    it.scopedLive(`an open unit takes the settings of an inner ${name} for a database before its general ones`, () =>
       Effect.gen(function* () {
         yield* serve(
           {

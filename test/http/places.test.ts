@@ -120,7 +120,7 @@ describe("middleware around the unit of work", () => {
       [500, true],
       [200, false]
     ] as const) {
-      it.scopedLive(`the unit of ${place} ends before outer code, ${status}${touches ? "" : ", unused"}`, () =>
+      it.scopedLive(`the unit of ${place} ends before code around it, ${status}${touches ? "" : ", unused"}`, () =>
         Effect.gen(function* () {
           const played = scene(status, touches)
           yield* Layer.build(server(played))

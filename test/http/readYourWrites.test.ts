@@ -239,7 +239,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("read your 
     })
   )
 
-  shared.scoped("a response that a handler returns repeatedly has the session of its own request alone", () =>
+  shared.scoped("a response that is returned to several requests has a session after each write alone", () =>
     Effect.gen(function* () {
       const runtime = yield* opened
       const { db } = runtime.databases

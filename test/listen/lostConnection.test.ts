@@ -38,7 +38,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("each loss of a connection, 20 times, is a gap for each listener, and none for a new one", () =>
+    it.scopedLive("each of 20 losses of the connection is a gap for each listener, and none for a new one", () =>
       Effect.gen(function* () {
         const { name, writer } = yield* Place
         const channels = ["a", "b", "b", "c"]
@@ -401,6 +401,6 @@ describe("Notification", () => {
       })
 
     for (const seed of [1, 2, 3, 4, 5])
-      it.scopedLive(`a view that is read anew at each gap equals its table at last (seed ${seed})`, () => follow(seed))
+      it.scopedLive(`a view that is read at each gap equals its table in the end (seed ${seed})`, () => follow(seed))
   })
 })

@@ -213,7 +213,7 @@ describe("Notification", () => {
   describe.skipIf(!hasBouncer)(behindBouncer, () => {
     // PgBouncer refuses a login with these parameters, unless it is set to ignore them
     const settings = { ignore_startup_parameters: "options,extra_float_digits" }
-    it.scopedLive("a listener in transaction mode fails, because no notification can arrive there", () =>
+    it.scopedLive("a listener behind PgBouncer in transaction mode fails, because no notification can arrive", () =>
       Effect.gen(function* () {
         const { writer } = yield* freshDatabase
         const { url: pooled } = yield* makeBouncer(writer, settings)
@@ -228,7 +228,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("a listener in session mode receives messages, also after a loss", () =>
+    it.scopedLive("a listener behind PgBouncer in session mode receives messages, also after a loss", () =>
       Effect.gen(function* () {
         const { name, writer } = yield* freshDatabase
         const { url: pooled } = yield* makeBouncer(writer, { ...settings, pool_mode: "session" })

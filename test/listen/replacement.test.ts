@@ -142,7 +142,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("a connection during whose connect the credentials have changed is replaced, without a gap", () =>
+    it.scopedLive("a connection whose credentials have changed during its connect is replaced without a gap", () =>
       Effect.gen(function* () {
         const { b, listen, proxy, rotate, until } = yield* given()
         const loggedIn = yield* proxy.when(({ from, type }) => from === "server" && type === "Z", "freeze")
