@@ -44,7 +44,7 @@ const silent = Effect.map(
 )
 
 /** An endpoint on which an HTTP server answers. */
-const other = Effect.map(
+const httpServer = Effect.map(
   Effect.suspend(() =>
     listenOnPort((socket) => void socket.once("data", () => socket.end("HTTP/1.1 400 Bad Request\r\n\r\n")))
   ),
@@ -127,7 +127,7 @@ describe("a server with several hosts", () => {
   it.scopedLive("a host of another protocol is skipped, and the connect fails at once if all hosts are such", () =>
     Effect.gen(function* () {
       const { at, primary } = yield* servers
-      const strange = yield* other
+      const strange = yield* httpServer
       assert.strictEqual((yield* ask("writer", { writer: at([strange, primary]) }))?.host, primary)
       const reasonOf = (hosts: ReadonlyArray<string>, acquireTimeout: Database.Options["acquireTimeout"]) =>
         ask("writer", { writer: at(hosts), startup: "lazy", acquireTimeout }).pipe(

@@ -298,7 +298,7 @@ const queued = (way: Way) =>
     ? Effect.repeat(Db.status, { schedule: soon, until: ({ servers }) => servers[0]?.writes?.waiting === 1 })
     : Effect.void
 
-const cell = (way: Way, network: Network) =>
+const testInterruption = (way: Way, network: Network) =>
   Effect.gen(function* () {
     const postgres = yield* EmbeddedPostgres.EmbeddedPostgres
     const { primary } = postgres
@@ -402,7 +402,7 @@ layer(servers, { timeout: "30 seconds", excludeTestServices: true })("interrupti
     for (const way of ways) {
       if (way.on !== undefined && !way.on.includes(network)) continue
       it.scoped(`an interruption of ${way.name} is over within a second and affects nothing else: ${network}`, () =>
-        cell(way, network)
+        testInterruption(way, network)
       )
     }
   }

@@ -45,10 +45,10 @@ describe("stale plans", () => {
         yield* insert("a")
         yield* Db.withSchema(columns(), "public")
         yield* columns()
-        const now = yield* addColumn
-        assert.strictEqual(yield* first, now)
+        const expected = yield* addColumn
+        assert.strictEqual(yield* first, expected)
         yield* elsewhere("DELETE FROM item WHERE name = 'outer'")
-        assert.strictEqual(yield* first, now)
+        assert.strictEqual(yield* first, expected)
       }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
     )
   }
@@ -64,16 +64,16 @@ describe("stale plans", () => {
           yield* read
         })
       )
-      const now = yield* addColumn
+      const expected = yield* addColumn
       yield* Db.withTransaction(
         Effect.gen(function* () {
           yield* insert("c")
-          assert.strictEqual(yield* read, now)
+          assert.strictEqual(yield* read, expected)
         })
       )
       const sandbox = Effect.gen(function* () {
         yield* (yield* Db.writer)`SET lock_timeout = 0`
-        assert.strictEqual(yield* columns(), now)
+        assert.strictEqual(yield* columns(), expected)
       })
       yield* Effect.provide(sandbox, TestDatabase.layer(Db))
       assert.deepStrictEqual(yield* stored, ["a", "b", "c"])
@@ -169,13 +169,13 @@ describe("stale plans", () => {
     Effect.gen(function* () {
       yield* insert("a")
       yield* columns()
-      const now = yield* addColumn
+      const expected = yield* addColumn
       const middle = Db.withTransaction(Effect.zipRight(insert("b"), columns()))
       const error = yield* failure(middle)
       assert.strictEqual(error._tag === "QueryFailed" && error.sqlState, "0A000")
       assert.include(error.message, "changed since the statement was prepared")
       assert.include(error.message, "run the whole transaction again, or set its option `retry`")
-      assert.strictEqual(yield* middle, now)
+      assert.strictEqual(yield* middle, expected)
     }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
   )
 })

@@ -139,13 +139,13 @@ describe("the watchdog on a dead connection to a healthy server", () => {
       return { error, rows: yield* query(writer, "SELECT * FROM item") }
     })
 
-  for (const [side, says, stored] of [
+  for (const [side, matching, stored] of [
     ["to", sends, 0],
     ["from", answers, 1]
   ] as const) {
     it.scopedLive(`a write on a dead connection is in doubt if a message ${side} the server is lost`, () =>
       Effect.gen(function* () {
-        const { error, rows } = yield* lost(says("INSERT"), insert)
+        const { error, rows } = yield* lost(matching("INSERT"), insert)
         assert.strictEqual(error._tag === "Disconnected" && error.outcome, "inDoubt")
         assert.lengthOf(rows, stored)
       })
@@ -153,7 +153,7 @@ describe("the watchdog on a dead connection to a healthy server", () => {
 
     it.scopedLive(`a COMMIT on a dead connection is CommitOutcomeUnknown if a message ${side} the server is lost`, () =>
       Effect.gen(function* () {
-        const { error, rows } = yield* lost(says("COMMIT"), Db.withTransaction(insert))
+        const { error, rows } = yield* lost(matching("COMMIT"), Db.withTransaction(insert))
         assert.strictEqual(error._tag, "CommitOutcomeUnknown")
         assert.lengthOf(rows, stored)
       })

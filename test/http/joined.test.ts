@@ -92,7 +92,7 @@ const post = (path: string) =>
     }))
   )
 
-const place = Layer.mergeAll(NodeHttpServer.layerTest, fresh(), audit)
+const servers = Layer.mergeAll(NodeHttpServer.layerTest, fresh(), audit)
 
 describe("a request in an open unit of work", () => {
   for (const [name, serve] of Object.entries(ways)) {
@@ -100,7 +100,7 @@ describe("a request in an open unit of work", () => {
       Effect.gen(function* () {
         yield* serve({ transaction: { isolation: "serializable" } }, {})
         assert.deepStrictEqual(yield* post("/isolation"), { status: 200, text: "serializable" })
-      }).pipe(Effect.provide(place))
+      }).pipe(Effect.provide(servers))
     )
 
     it.scopedLive(`an open unit takes the settings of an inner ${name} for a database before its general ones`, () =>
@@ -113,7 +113,7 @@ describe("a request in an open unit of work", () => {
           {}
         )
         assert.deepStrictEqual(yield* post("/isolation"), { status: 200, text: "serializable" })
-      }).pipe(Effect.provide(place))
+      }).pipe(Effect.provide(servers))
     )
 
     it.scopedLive(`an open unit with retry retries the request of an inner ${name} with retry`, () =>
@@ -121,7 +121,7 @@ describe("a request in an open unit of work", () => {
         yield* serve({ retry: true }, { retry: true })
         assert.deepStrictEqual(yield* post("/collide"), { status: 200, text: "read committed" })
         assert.deepStrictEqual(yield* stored, ["attempt 2"])
-      }).pipe(Effect.provide(place))
+      }).pipe(Effect.provide(servers))
     )
 
     const conflicts: Readonly<Record<string, readonly [Inner, RequestTransaction.Options]>> = {
@@ -145,7 +145,7 @@ describe("a request in an open unit of work", () => {
           )
           assert.strictEqual((yield* post("/collide")).status, 500)
           assert.deepStrictEqual([refused, yield* stored], [[option], []])
-        }).pipe(Effect.provide(place))
+        }).pipe(Effect.provide(servers))
       )
     }
   }
@@ -161,7 +161,7 @@ describe("a request in an open unit of work", () => {
       for (const _ of [1, 2]) assert.strictEqual((yield* post("/isolation")).status, 500)
       assert.include(String(refused[0]), "set outcome on the outer middleware")
       assert.notStrictEqual(refused[0], refused[1])
-    }).pipe(Effect.provide(place))
+    }).pipe(Effect.provide(servers))
   )
 
   it.scopedLive("a request with the setting none runs outside of an open unit", () =>
@@ -173,7 +173,7 @@ describe("a request in an open unit of work", () => {
       yield* Layer.build(HttpServer.serve(HttpRouter.use(routes, RequestTransaction.middleware())))
       assert.strictEqual((yield* post("/")).status, 500)
       assert.deepStrictEqual(yield* stored, ["kept"])
-    }).pipe(Effect.provide(place))
+    }).pipe(Effect.provide(servers))
   )
 
   const inRuntime = <A>(
@@ -209,7 +209,7 @@ describe("a request in an open unit of work", () => {
           return status
         })
         assert.deepStrictEqual([status, yield* stored], [500, ["kept"]])
-      }).pipe(Effect.provide(place))
+      }).pipe(Effect.provide(servers))
     )
 
     it.scopedLive(`a request with none in a runtime's handler is outside of an open unit, session: ${session}`, () =>
@@ -226,7 +226,7 @@ describe("a request in an open unit of work", () => {
           return status
         })
         assert.deepStrictEqual([status, yield* stored], [500, ["kept"]])
-      }).pipe(Effect.provide(place))
+      }).pipe(Effect.provide(servers))
     )
   }
 })

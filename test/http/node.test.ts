@@ -101,8 +101,8 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("a
 
   it.scoped("a disconnect rolls back all pipelined requests, also those whose response waits for another", () =>
     Effect.gen(function* () {
-      const under = Effect.all([hearing("gone-1-waits: under way"), hearing("gone-2-waits: under way")])
-      yield* Effect.raceFirst(atOnce(["/gone-1-waits", "/gone-2-waits"]), under)
+      const underWay = Effect.all([hearing("gone-1-waits: under way"), hearing("gone-2-waits: under way")])
+      yield* Effect.raceFirst(atOnce(["/gone-1-waits", "/gone-2-waits"]), underWay)
       yield* idle
       assert.deepStrictEqual(yield* stored("gone"), [])
     })

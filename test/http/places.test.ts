@@ -34,7 +34,7 @@ const gate = <A>() => Deferred.unsafeMake<A>(FiberId.none)
  * this order: `inside`, `before`, `after`, `late`. If `touches` is false, the handler itself does not
  * use the database.
  */
-const scene = (status: number, touches: boolean) => {
+const makeParts = (status: number, touches: boolean) => {
   const inside = gate<void>()
   const before = gate<void>()
   const after = gate<void>()
@@ -79,37 +79,37 @@ const scene = (status: number, touches: boolean) => {
 
 const transactional = RequestTransaction.middleware()
 
-type Scene = ReturnType<typeof scene>
+type Parts = ReturnType<typeof makeParts>
 
-const route = ({ handler }: Scene) => HttpRouter.empty.pipe(HttpRouter.post("/", handler))
+const route = ({ handler }: Parts) => HttpRouter.empty.pipe(HttpRouter.post("/", handler))
 
-const places: Record<string, (scene: Scene) => Layer.Layer<never, unknown, Db | HttpServer.HttpServer>> = {
-  "a handler, under middleware around the server": (scene) =>
-    HttpServer.serve(HttpRouter.use(route(scene), transactional), scene.around),
-  "a handler, under middleware around the router": (scene) =>
-    HttpServer.serve(scene.around(HttpRouter.use(route(scene), transactional))),
-  "a handler, under middleware around the handler": (scene) =>
-    HttpServer.serve(HttpRouter.use(HttpRouter.use(route(scene), transactional), scene.around)),
-  "a handler of its own": (scene) =>
-    HttpServer.serve(HttpRouter.empty.pipe(HttpRouter.post("/", transactional(scene.handler))), scene.around),
-  "a router that is mounted": (scene) =>
-    HttpServer.serve(HttpRouter.empty.pipe(HttpRouter.mountApp("/", transactional(route(scene)))), scene.around),
-  "a router": (scene) => HttpServer.serve(scene.around(transactional(route(scene)))),
-  "a server": (scene) => HttpServer.serve(route(scene), (app) => scene.around(transactional(app))),
-  "a route of HttpLayerRouter": (scene) =>
+const places: Record<string, (parts: Parts) => Layer.Layer<never, unknown, Db | HttpServer.HttpServer>> = {
+  "a handler, under middleware around the server": (parts) =>
+    HttpServer.serve(HttpRouter.use(route(parts), transactional), parts.around),
+  "a handler, under middleware around the router": (parts) =>
+    HttpServer.serve(parts.around(HttpRouter.use(route(parts), transactional))),
+  "a handler, under middleware around the handler": (parts) =>
+    HttpServer.serve(HttpRouter.use(HttpRouter.use(route(parts), transactional), parts.around)),
+  "a handler of its own": (parts) =>
+    HttpServer.serve(HttpRouter.empty.pipe(HttpRouter.post("/", transactional(parts.handler))), parts.around),
+  "a router that is mounted": (parts) =>
+    HttpServer.serve(HttpRouter.empty.pipe(HttpRouter.mountApp("/", transactional(route(parts)))), parts.around),
+  "a router": (parts) => HttpServer.serve(parts.around(transactional(route(parts)))),
+  "a server": (parts) => HttpServer.serve(route(parts), (app) => parts.around(transactional(app))),
+  "a route of HttpLayerRouter": (parts) =>
     HttpLayerRouter.serve(
-      HttpLayerRouter.use((router) => router.add("POST", "/", scene.handler)).pipe(
+      HttpLayerRouter.use((router) => router.add("POST", "/", parts.handler)).pipe(
         Layer.provide(HttpLayerRouter.middleware(transactional).layer)
       ),
-      { middleware: scene.around, disableListenLog: true, disableLogger: true }
+      { middleware: parts.around, disableListenLog: true, disableLogger: true }
     ),
-  "all of HttpLayerRouter": (scene) =>
+  "all of HttpLayerRouter": (parts) =>
     HttpLayerRouter.serve(
       Layer.merge(
-        HttpLayerRouter.use((router) => router.add("POST", "/", scene.handler)),
+        HttpLayerRouter.use((router) => router.add("POST", "/", parts.handler)),
         HttpLayerRouter.middleware(transactional, { global: true })
       ),
-      { middleware: scene.around, disableListenLog: true, disableLogger: true }
+      { middleware: parts.around, disableListenLog: true, disableLogger: true }
     )
 }
 
@@ -122,13 +122,13 @@ describe("middleware around the unit of work", () => {
     ] as const) {
       it.scopedLive(`the unit of ${place} ends before code around it, ${status}${touches ? "" : ", unused"}`, () =>
         Effect.gen(function* () {
-          const played = scene(status, touches)
-          yield* Layer.build(server(played))
+          const parts = makeParts(status, touches)
+          yield* Layer.build(server(parts))
           const client = yield* HttpClient.HttpClient
           const response = yield* client.post("/")
           assert.strictEqual(response.status, status)
           assert.strictEqual(response.headers["x-around"], "yes")
-          assert.strictEqual(yield* Deferred.await(played.late), "TransactionEnded")
+          assert.strictEqual(yield* Deferred.await(parts.late), "TransactionEnded")
           yield* idle
           const kept = ["after", "before", "session"]
           assert.deepStrictEqual(yield* stored, status === 200 && touches ? [...kept, "inside"].sort() : kept)

@@ -20,7 +20,7 @@ const writesOf = ({ databases: { db } }: Runtime) => ({
 })
 
 /** Calls a method of the response, and returns the exception or the error of its callback. */
-const seen = (call: (done: (error?: unknown) => void) => unknown): Promise<unknown> =>
+const errorOf = (call: (done: (error?: unknown) => void) => unknown): Promise<unknown> =>
   new Promise((resolve) => {
     try {
       call((error) => resolve(codeOf(error)))
@@ -112,14 +112,14 @@ const serveExpress: Serve = (runtime) => {
   app.post("/seen", async (_, response) => {
     await add("seen")
     response.send("one")
-    tell("seen: the second end", await seen((done) => response.end("more", done)))
-    tell("seen: a write", await seen((done) => response.write("more", done)))
-    tell("seen: an empty end", await seen((done) => response.end(done)))
+    tell("seen: the second end", await errorOf((done) => response.end("more", done)))
+    tell("seen: a write", await errorOf((done) => response.write("more", done)))
+    tell("seen: an empty end", await errorOf((done) => response.end(done)))
   })
   app.post("/closed", async (_, response) => {
     await add("closed")
     response.once("close", async () => {
-      tell("closed: the second end", await seen((done) => response.end("more", done)))
+      tell("closed: the second end", await errorOf((done) => response.end("more", done)))
     })
     response.send("one")
   })
@@ -271,7 +271,7 @@ const answering = (runtime: Runtime) => {
     if (name === "later") {
       for (const event of ["finish", "close"]) {
         response.on(event, async () => {
-          const late = seen((done) => response.end("more", done))
+          const late = errorOf((done) => response.end("more", done))
           tell(`later: ${event}`, [await late, response.write("more")])
         })
       }

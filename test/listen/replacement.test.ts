@@ -97,14 +97,14 @@ describe("Notification", () => {
             const { b, counter, listen, rotate, until } = yield* given({ listenHeartbeat: heartbeat })
             const news = yield* listen("news")
             const more = yield* listen("more")
-            const all = yield* counter
+            const checkReceived = yield* counter
             yield* count(news, 5)
             yield* count(more, 5)
             yield* rotate
             yield* until(b.name)
             const before = news.heard.length
             yield* count(news, before + 5)
-            yield* all(news, more)
+            yield* checkReceived(news, more)
           })
       )
     }
@@ -114,7 +114,7 @@ describe("Notification", () => {
         const { counter, invalidate, listen, name, writer } = yield* given({ connectTimeout: "100 millis" })
         const news = yield* listen("news")
         const more = yield* listen("more")
-        const all = yield* counter
+        const checkReceived = yield* counter
         yield* count(news, 5)
         yield* count(more, 5)
         for (let i = 0; i < 5; i++) {
@@ -125,7 +125,7 @@ describe("Notification", () => {
             until: (pids) => pids.length === 1 && pids[0] !== before[0]
           })
         }
-        yield* all(news, more)
+        yield* checkReceived(news, more)
       })
     )
 
@@ -160,7 +160,7 @@ describe("Notification", () => {
       Effect.gen(function* () {
         const { b, counter, invalidate, listen, proxy, provider, until } = yield* given()
         const news = yield* listen("news")
-        const all = yield* counter
+        const checkReceived = yield* counter
         yield* count(news, 5)
         const asked = provider.asked
         provider.answer = Effect.fail("no")
@@ -170,7 +170,7 @@ describe("Notification", () => {
         yield* count(news, before + 5)
         provider.use(b)
         yield* until(b.name)
-        yield* all(news)
+        yield* checkReceived(news)
         assert.strictEqual(proxy.connections, 1)
       })
     )
@@ -181,7 +181,7 @@ describe("Notification", () => {
         const news = yield* listen("news")
         const leaving = yield* listen("other")
         yield* count(leaving, 1)
-        const all = yield* counter
+        const checkReceived = yield* counter
         yield* count(news, 5)
         const crossing = yield* proxy.when(sends('NOTIFY "effect_db_'), "freeze")
         yield* rotate
@@ -196,7 +196,7 @@ describe("Notification", () => {
         yield* say(writer, "other", "x")
         yield* count(again, 2)
         assert.deepStrictEqual(says(again.heard), ["listening", "x"])
-        yield* all(news, more)
+        yield* checkReceived(news, more)
       })
     )
 
