@@ -8,7 +8,9 @@ import { type ConnectFailure, mayPass } from "./connectFailure.js"
  * that is down comes before the failure of a host with another role, because the host that is down
  * may have the required role.
  */
-export const combineFailures = (failures: ReadonlyArray<readonly [name: string, failure: ConnectFailure]>): ConnectFailure => {
+export const combineFailures = (
+  failures: ReadonlyArray<readonly [name: string, failure: ConnectFailure]>
+): ConnectFailure => {
   const [only] = failures
   if (only !== undefined && failures.length === 1) return only[1]
   const all = failures.map(([, failure]) => failure)

@@ -22,6 +22,8 @@ export interface HostLocator {
   ) => () => void
   /** Reports that a connect to a located host has failed, so that the next call searches for it. */
   readonly doubt: (host: string) => void
+  /** Calls `onMoved` when another host has the role, until the returned function is called. */
+  readonly follow: (onMoved: (host: string, error: Error) => void) => () => void
 }
 
 export interface ConnectOptions {

@@ -50,12 +50,14 @@ export class WriterSearch implements HostLocator {
   /** Set while a search is running: the time of its start. */
   private searchedSince: number | undefined
   private isClosed = false
+  private readonly followers = new Set<(host: string, error: Error) => void>()
 
   constructor(
     private readonly hosts: ReadonlyArray<SearchedHost>,
     /** The timeout of one probe, in ms. */
     private readonly probeTimeout: number,
-    private readonly onChange: (change: WriterChange, tookMillis: number) => void
+    /** Called with an error if the former writer is dead, or must not be written to any more. */
+    private readonly onChange: (change: WriterChange, tookMillis: number, error: Error | undefined) => void
   ) {}
 
   /** Returns the name of the host that is the writer, if it is known. */
@@ -88,6 +90,13 @@ export class WriterSearch implements HostLocator {
     if (this.state._tag === "Known" && this.state.isDoubted) this.search()
   }
 
+  follow(onMoved: (host: string, error: Error) => void): () => void {
+    this.followers.add(onMoved)
+    return () => {
+      this.followers.delete(onMoved)
+    }
+  }
+
   /** Handles the result of a probe, of the search itself or of a monitor. */
   handle({ endpoint: { name } }: SearchedHost, result: ProbeResult): void {
     if (this.isClosed) return
@@ -103,16 +112,32 @@ export class WriterSearch implements HostLocator {
       const [state, change] = onReport(this.state, name, result.report)
       const isLost = this.state._tag === "Known" && state._tag === "Searching"
       this.state = state
-      if (change !== undefined) this.onChange(change, this.searchedSince === undefined ? 0 : clock.now() - this.searchedSince)
+      if (change !== undefined) this.report(change)
       if (isLost) this.search()
     }
     this.settle()
   }
 
-  /** Ends the search; waiters fail with the close of their pools. */
-  close(): void {
+  /** Ends the search, whose waiters are cancelled by their pools, and closes the probes. */
+  close(callback: () => void): void {
     this.isClosed = true
     this.stop()
+    let left = this.hosts.length
+    for (const { probe } of this.hosts)
+      probe.close(() => {
+        left--
+        if (left === 0) callback()
+      })
+  }
+
+  private report(change: WriterChange): void {
+    const { from, timeline, to } = change
+    const took = this.searchedSince === undefined ? 0 : clock.now() - this.searchedSince
+    const failure = from === undefined ? undefined : this.failures.get(from)
+    const isDemoted = failure?.error.message === reasons.standby || failure?.error.message === reasons.readOnly
+    const error = new Error(`${to} has become the writer, on timeline ${timeline}`)
+    this.onChange(change, took, isDemoted ? undefined : error)
+    for (const follower of this.followers) follower(to, error)
   }
 
   /** Returns the endpoint of the writer, unless it is doubtful. */
