@@ -71,7 +71,8 @@ describe("a writer on several hosts", () => {
             Stream.runCollect
           )
         )
-        const send = (payload: string) => Effect.zipRight(Effect.repeat(sql.notify("news", payload), soon), Effect.never)
+        const send = (payload: string) =>
+          Effect.zipRight(Effect.repeat(sql.notify("news", payload), soon), Effect.never)
         yield* Effect.raceFirst(Deferred.await(listening), send("hello"))
         yield* primary.kill
         yield* replica.promote

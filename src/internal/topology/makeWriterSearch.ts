@@ -20,7 +20,9 @@ export const makeWriterSearch = (
   const isSearched = writer.hosts.length > 1 && (writer.target === "read-write" || writer.target === "primary")
   if (!isSearched || config.session.mode !== "session" || writer.socket !== undefined) return undefined
   const session = { ...config.session, ...writer.own }
-  const hosts = writer.hosts.map((endpoint) => {
+  // the same host may be given twice
+  const endpoints = new Map(writer.hosts.map((endpoint) => [endpoint.name, endpoint]))
+  const hosts = [...endpoints.values()].map((endpoint) => {
     const server = { ...writer, ...endpoint, hosts: [endpoint] }
     const probe = new Probe({ server, session, credentials, staysOpen: false, onLost: () => {} })
     return { endpoint, probe }

@@ -168,13 +168,22 @@ export class WriterSearch implements HostLocator {
     })
   }
 
-  /** Ends the search if the writer is known, or if no host will ever accept the connection. */
+  /**
+   * Checks if the search is to end without a writer. Before a writer was ever known, a single
+   * permanent failure such as a wrong password ends it, because the settings may be wrong. Later it
+   * must not turn an outage into a permanent failure.
+   */
+  private get isHopeless(): boolean {
+    const all = [...this.failures.values()]
+    if (all.length < this.hosts.length) return false
+    const isPermanent = (failure: ConnectFailure) => !mayPass(failure) && failure.reason !== "protocol"
+    return all.every((failure) => !mayPass(failure)) || (this.state.highest === undefined && all.some(isPermanent))
+  }
+
+  /** Ends the search if the writer is known, or if the search is hopeless. */
   private settle(): void {
     const found = this.located
-    if (found === undefined) {
-      const all = [...this.failures.values()]
-      if (all.length < this.hosts.length || all.some(mayPass)) return
-    }
+    if (found === undefined && !this.isHopeless) return
     this.stop()
     const failure = found === undefined ? this.failure(0) : undefined
     for (const waiter of [...this.waiters]) waiter(failure, found)
