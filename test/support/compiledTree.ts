@@ -1,6 +1,7 @@
 /**
- * The programs of the tests and the examples as JavaScript. A loader of TypeScript takes three seconds of CPU time at each start of a
- * program, because it sees every module that is loaded, and the tests start hundreds of programs.
+ * The programs of the tests and the examples as JavaScript. The tests start hundreds of programs,
+ * and a loader of TypeScript takes three seconds of CPU time at each start, because it handles every
+ * module that is loaded.
  */
 import * as fs from "node:fs"
 import * as path from "node:path"
@@ -9,14 +10,14 @@ import { transform } from "esbuild"
 
 const root = fileURLToPath(new URL("../../", import.meta.url))
 
-/** The folder of the tree; packages are found from there. */
+/** The folder of the compiled files. It is in `node_modules`, so that imports of packages work. */
 const compiledTree = path.join(root, "node_modules/.cache/effect-db/")
 
-/** Checks by the content if a copy is outdated: a moved file keeps its time. */
+/** Checks by the content if a copy is outdated: a file that is moved keeps its modification time. */
 const isOutdated = (copy: string, text: Uint8Array): boolean =>
   !fs.existsSync(copy) || !fs.readFileSync(copy).equals(text)
 
-/** Writes a file as a whole: another run may read it. */
+/** Writes a file in one step, because another run may read it at the same time. */
 const write = (file: string, content: string | Uint8Array): void => {
   fs.mkdirSync(path.dirname(file), { recursive: true })
   const temporary = `${file}.${process.pid}`
@@ -26,7 +27,7 @@ const write = (file: string, content: string | Uint8Array): void => {
 
 const compile = async (name: string): Promise<void> => {
   const source = path.join(root, name)
-  // a thread of a program may load the TypeScript itself
+  // the TypeScript is copied too, because a thread of a program may load it
   const copy = path.join(compiledTree, name)
   const text = fs.readFileSync(source)
   if (!isOutdated(copy, text)) return
@@ -44,7 +45,7 @@ const compile = async (name: string): Promise<void> => {
   write(copy, text)
 }
 
-/** Compiles the files that have changed. The copy of package.json leads `effect-db` to the tree. */
+/** Compiles the files that have changed, and makes `effect-db` resolve to the compiled files. */
 export const compileTree = async (): Promise<void> => {
   const names = ["src", "test/support", "examples"].flatMap((folder) =>
     fs

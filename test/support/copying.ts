@@ -20,10 +20,10 @@ export const copyFailure = <A, E, R>(self: Effect.Effect<A, E, R>) =>
 
 export const textOf = <E, R>(blocks: Stream.Stream<Uint8Array, E, R>) => Stream.mkString(Stream.decodeText(blocks))
 
-/** Opens a database with one connection, so that it shows if the connection is kept. */
+/** Opens a database with one connection: after COPY a statement works only if it was checked in. */
 export const one = () => fresh({ maxConnections: 1, readers: [] })
 
-/** Rows without an end. */
+/** An endless stream of rows. */
 export const endless = Stream.map(
   Stream.iterate(1, (n) => n + 1),
   (n) => [`n${n}`, n]
