@@ -20,7 +20,10 @@ export const copyFailure = <A, E, R>(self: Effect.Effect<A, E, R>) =>
 
 export const textOf = <E, R>(blocks: Stream.Stream<Uint8Array, E, R>) => Stream.mkString(Stream.decodeText(blocks))
 
-/** Opens a database with one connection: after COPY a statement works only if it was checked in. */
+/**
+ * Opens a database with one connection. A statement after COPY shows that the connection was
+ * checked in.
+ */
 export const one = () => fresh({ maxConnections: 1, readers: [] })
 
 /** An endless stream of rows. */

@@ -121,7 +121,7 @@ export const transactionOfAnother = (a: PgClient, b: PgClient) =>
 export const commitRefused = (sql: PgClient) =>
   sql.withTransaction(Effect.zipRight(insert(sql, "x"), sql`INSERT INTO part ${sql.insert({ item: "missing" })}`))
 
-/** 4. Ends the backend of a transaction, between two statements. */
+/** 4. Terminates the backend of a transaction between two statements. */
 export const backendKilled = (sql: PgClient, place: Place) =>
   sql.withTransaction(
     Effect.gen(function* () {

@@ -57,7 +57,7 @@ export const requests = (name: string, site: Layer.Layer<Site>): void => {
         })
       )
 
-      it.scoped("two first uses that race share one transaction", () =>
+      it.scoped("two concurrent first uses of a database share one transaction", () =>
         Effect.gen(function* () {
           const [one, other] = yield* listOf(yield* post("/checked/race"))
           assert.isNumber(one)
@@ -122,7 +122,7 @@ export const requests = (name: string, site: Layer.Layer<Site>): void => {
         // the connection is kept if the server confirms the cancel in time, and else closed
         ["sleep", "its statement runs", ["idle", ""]]
       ] as const) {
-        it.scoped(`a client that disconnects while ${doing} has its request rolled back at once`, () =>
+        it.scoped(`a client that disconnects while ${doing} has its request rolled back`, () =>
           Effect.gen(function* () {
             const { writer } = yield* Site
             const leave = yield* come(handler)

@@ -45,7 +45,7 @@ const refusesOnce = () => {
 export const sessions = (way: Way): void => {
   const one = { maxConnections: 1 }
 
-  it.scopedLive("a transaction that was left open by hand is rolled back, and its connection is closed", () =>
+  it.scopedLive("a transaction that a reserved connection leaves open is rolled back, and the connection closed", () =>
     Effect.gen(function* () {
       const facts = yield* watch
       const sql = yield* Db.writer

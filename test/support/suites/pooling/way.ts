@@ -29,7 +29,7 @@ export interface Way {
   readonly route: Route
 }
 
-/** The network between a database and its server, a proxy. */
+/** The network between a database and its server: a proxy. */
 export class Network extends Context.Tag("test/Network")<Network, Proxy>() {}
 
 type Options = Partial<Database.Options>

@@ -27,7 +27,7 @@ export class Site extends Context.Tag("test/Site")<
   }
 >() {}
 
-/** A framework's server, and the effect that stops it. */
+/** The port of a framework's server, and the function that closes the server. */
 export interface Listening {
   readonly port: number
   readonly close: () => Promise<void>

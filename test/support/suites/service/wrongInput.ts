@@ -80,7 +80,7 @@ export const wrongInput = (it: Vitest.MethodsNonLive<EmbeddedPostgres | Service,
       ["an invalid id", "DELETE", "/todos/a%20b", undefined, "id: expected 1 to 64 letters, digits, - or _"],
       ["a filter with an unknown value", "GET", "/todos?done=maybe", undefined, "done: expected true or false"],
       ["a filter that is given twice", "GET", "/todos?done=true&done=true", undefined, "done: expected true or false"],
-      ["the page zero", "GET", "/records?page=0", undefined, "page: expected a whole number from 1 to 1000000"],
+      ["page 0", "GET", "/records?page=0", undefined, "page: expected a whole number from 1 to 1000000"],
       [
         "a page that is no number",
         "GET",
