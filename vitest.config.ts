@@ -1,19 +1,16 @@
 import { availableParallelism } from "node:os"
-import { fileURLToPath } from "node:url"
 import { defineConfig } from "vitest/config"
+import { compiledSources } from "./test/support/compiledSources.js"
+import { compileTree } from "./test/support/compiledTree.js"
 import { fastTests } from "./test/support/tier.js"
 
 // the fast tier starts no server
 const isFast = process.env.EFFECT_DB_TEST_TIER === "unit"
-const src = fileURLToPath(new URL("./src/", import.meta.url))
+
+await compileTree()
 
 export default defineConfig({
-  resolve: {
-    alias: [
-      { find: /^effect-db$/, replacement: `${src}index.ts` },
-      { find: /^effect-db\/(.*)$/, replacement: `${src}$1.ts` }
-    ]
-  },
+  plugins: [compiledSources()],
   test: {
     include: isFast ? fastTests() : ["test/**/*.test.ts", "examples/*.test.ts"],
     globalSetup: isFast ? [] : ["test/support/globalSetup.ts"],

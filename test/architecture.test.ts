@@ -63,11 +63,11 @@ const core: ReadonlyArray<string> = [
     "levelLock",
     "levelRollback",
     "levelStatement",
-    "nestedGate",
     "pendingBegin",
     "portal",
     "savepoint",
     "settingsByDatabase",
+    "siblingTurn",
     "transaction"
   ].map((name) => `internal/transaction/${name}`),
   ...[
@@ -98,16 +98,16 @@ const packages: Readonly<Record<string, ReadonlyArray<string>>> = {
   ],
   "@effect/platform": [
     "RequestTransaction",
+    "internal/http/answerWithRetry",
     "internal/http/apiFailureResponse",
     "internal/http/apiMiddleware",
     "internal/http/describeRequest",
     "internal/http/enterUnitOfWork",
     "internal/http/middleware",
-    "internal/http/middlewarePlan",
     "internal/http/problemResponse",
     "internal/http/replayableRequest",
     "internal/http/requestAttempt",
-    "internal/http/retryRequest",
+    "internal/http/requestPlan",
     "internal/http/routeContextTag",
     "internal/http/sessionMiddleware"
   ],

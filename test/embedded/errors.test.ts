@@ -9,23 +9,22 @@ import * as Redacted from "effect/Redacted"
 import * as Embedded from "effect-db/EmbeddedPostgres"
 import { type EmbeddedPostgres, EmbeddedPostgresError } from "effect-db/EmbeddedPostgres"
 import { vi } from "vitest"
-import type * as Ports from "../../src/internal/embedded/freePort.js"
 import * as Settings from "../../src/internal/embedded/postgresqlConf.js"
 import { emptyFolder, make } from "../support/embedded.js"
 import { query } from "../support/server.js"
 
-const taken = vi.hoisted((): { ports: Array<number> } => ({ ports: [] }))
-
-// Ports that look free and are taken a moment later cannot be had otherwise. Everything else is
-// real.
-vi.mock("../../src/internal/embedded/freePort.js", async (original) => {
-  const ports = await original<typeof Ports>()
-  const freePort: typeof Ports.freePort = Effect.suspend(() => {
-    const port = taken.ports.pop()
-    return port === undefined ? ports.freePort : Effect.succeed(port)
-  })
-  return { ...ports, freePort }
-})
+/** Ports that look free and are taken a moment later cannot be had otherwise. Everything else is real. */
+const pretendFree = (ports: Array<number>) =>
+  Effect.acquireRelease(
+    Effect.sync(() => {
+      const address = net.Server.prototype.address
+      return vi.spyOn(net.Server.prototype, "address").mockImplementation(function (this: net.Server) {
+        const port = ports.pop()
+        return port === undefined ? address.call(this) : { address: "127.0.0.1", family: "IPv4", port }
+      })
+    }),
+    (spy) => Effect.sync(() => spy.mockRestore())
+  )
 
 const holdPort = Effect.acquireRelease(
   Effect.async<net.Server>((resume) => {
@@ -115,9 +114,10 @@ describe("the errors of an embedded cluster", () => {
   it.scopedLive("a port that is taken in the last moment is no error: the next port serves", () =>
     Effect.gen(function* () {
       const port = yield* holdPort
-      taken.ports = [port, port, port]
+      const ports = [port, port, port]
+      yield* pretendFree(ports)
       const { primary, replicas } = yield* make({ replicas: 1 })
-      expect(taken.ports).toEqual([])
+      expect(ports).toEqual([])
       expect([primary, ...replicas].map((server) => server.port)).not.toContain(port)
       expect((yield* primary.logs).some((line) => line.includes("Address already in use"))).toBe(true)
     })

@@ -11,6 +11,7 @@ import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
 import * as EmbeddedPostgres from "effect-db/EmbeddedPostgres"
 import * as OsUser from "../../src/internal/embedded/osUser.js"
+import * as Files from "../../src/internal/embedded/safeFiles.js"
 import * as Folder from "../../src/internal/embedded/tempDirectory.js"
 import { directory } from "../support/directory.js"
 
@@ -101,15 +102,15 @@ describe.skipIf(!isRoot)(suite, () => {
       fs.writeFileSync(at("other"), "")
       for (const name of ["symbolic", "hard", "pipe", "other"]) {
         const written = yield* Effect.all([
-          Effect.exit(Folder.append(at(name), "mine", owner)),
-          Effect.exit(Folder.create(at(name), "mine", owner))
+          Effect.exit(Files.append(at(name), "mine", owner)),
+          Effect.exit(Files.create(at(name), "mine", owner))
         ])
         expect(written.map(Exit.isFailure), name).toEqual([true, true])
       }
       fs.unlinkSync(at("hard"))
       isUntouched(target)
-      yield* Folder.create(at("own"), "a\n", owner)
-      yield* Folder.append(at("own"), "b\n", owner)
+      yield* Files.create(at("own"), "a\n", owner)
+      yield* Files.append(at("own"), "b\n", owner)
       expect(fs.readFileSync(at("own"), "utf8")).toBe("a\nb\n")
       expect(fs.statSync(at("own"))).toMatchObject({ uid: owner.uid, gid: owner.gid, mode: 0o100600 })
     })

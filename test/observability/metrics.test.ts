@@ -370,6 +370,31 @@ describe("db.client.operation.duration", () => {
       Effect.provide(RetryPolicy.layer(RetryPolicy.never))
     )
   )
+
+  it.scopedLive(
+    "a connection whose caller was interrupted is neither active nor idle until the server has answered",
+    () =>
+      Effect.gen(function* () {
+        const { name, writer } = yield* freshDatabase
+        const proxy = yield* makeProxy(writer)
+        const counts = Effect.gen(function* () {
+          const { active, idle } = (yield* Db.status).servers[0]?.writes ?? assert.fail("no pool for writes")
+          const gauges = (yield* series(name)).filter(({ name }) => name.endsWith("connection.count"))
+          return { active, idle, gauges: gauges.reduce((sum, one) => sum + value(one), 0) }
+        })
+        yield* Effect.gen(function* () {
+          const sql = yield* Db.writer
+          const asked = yield* proxy.when(sends("pg_sleep(60)"), "pass")
+          const sleeping = yield* Effect.fork(sql`SELECT pg_sleep(60)`)
+          yield* asked
+          assert.deepStrictEqual(yield* counts, { active: 1, idle: 0, gauges: 1 })
+          // the cancel request gets no answer, so the connection stays open for a second
+          yield* proxy.freeze
+          yield* Fiber.interrupt(sleeping)
+          assert.deepStrictEqual(yield* counts, { active: 0, idle: 0, gauges: 0 })
+        }).pipe(Effect.provide(Db.layer({ writer: proxy.url, startup: "lazy", readers: [], maxConnections: 1 })))
+      })
+  )
 })
 
 describe("the meter of a pool", () => {
