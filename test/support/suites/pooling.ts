@@ -1,5 +1,5 @@
 /**
- * What a pool guarantees, for each way to open it: one test for each guarantee that SQLAlchemy and
+ * The guarantees of a pool, for each way to open it: one test for each guarantee that SQLAlchemy and
  * HikariCP document. A guarantee that has no meaning for a way has no test there.
  *
  * There are several suites, so that several files can run them in parallel. The order, lifo or

@@ -1,4 +1,4 @@
-/** What a request with a unit of work guarantees, over HTTP, for each framework that serves it. */
+/** The guarantees of a request with a unit of work, over HTTP, for each framework that serves it. */
 import { assert, layer } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import type * as Layer from "effect/Layer"

@@ -1,4 +1,4 @@
-/** What a pool reports: its figures, and its observations. */
+/** The reports of a pool: its figures, and its observations. */
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
 import type { Database, Observation } from "effect-db"

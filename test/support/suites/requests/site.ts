@@ -39,9 +39,7 @@ export interface Listening {
 export const parts: ReadonlyArray<{
   readonly prefix: `/${string}`
   readonly checkFirst: boolean
-  /**
-   * Where the tenant of a request is set from its header: around the unit of work, or inside of it.
-   */
+  /** Sets the tenant of a request, from its header, around the unit of work or inside of it. */
   readonly tenants: "around" | "inside"
 }> = [
   { prefix: "/checked", checkFirst: true, tenants: "around" },
