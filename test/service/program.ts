@@ -11,7 +11,7 @@ import { freshDatabase } from "../support/server.js"
 
 const root = fileURLToPath(new URL("../../", import.meta.url))
 
-/** Program that has ended too early, with its output in the message. */
+/** A program that has ended too early, with its output in the message. */
 export class Unexpected extends Data.TaggedError("Unexpected")<{ readonly message: string }> {}
 
 // a program takes seconds to start, on a busy machine tens of them, and some tests start three

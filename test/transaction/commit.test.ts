@@ -13,7 +13,7 @@ import { Db } from "../support/databases.js"
 import { answers, makeProxy, sends } from "../support/proxy.js"
 import { freshDatabase, query } from "../support/server.js"
 
-/** A database behind a proxy, with a table `item`. */
+/** Creates a database behind a proxy, with a table `item`. */
 const given = (options: Partial<Database.Options> = {}) =>
   Effect.gen(function* () {
     const { writer } = yield* freshDatabase
@@ -27,11 +27,11 @@ const given = (options: Partial<Database.Options> = {}) =>
     return { proxy, context: Context.pick(Db)(context), insert, stored }
   })
 
-/** Long enough for a bound of one second, short enough to notice that there is none. */
+/** Longer than the bound of one second in the library, short enough to notice that it is missing. */
 const bound = "4 seconds"
 
 describe("the end of a transaction", () => {
-  it.scopedLive("a connection lost before COMMIT arrives is CommitOutcomeUnknown, and nothing is stored", () =>
+  it.scopedLive("a connection lost before COMMIT arrives fails as CommitOutcomeUnknown, and nothing is stored", () =>
     Effect.gen(function* () {
       const { context, insert, proxy, stored } = yield* given()
       yield* proxy.when(sends("COMMIT"), "cut")
@@ -46,7 +46,7 @@ describe("the end of a transaction", () => {
   )
 
   it.scopedLive(
-    "a connection lost before the answer to COMMIT arrives is CommitOutcomeUnknown, stored and never replayed",
+    "a connection lost before the answer to COMMIT fails as CommitOutcomeUnknown, is stored and not run again",
     () =>
       Effect.gen(function* () {
         const { context, insert, proxy, stored } = yield* given()
@@ -78,7 +78,7 @@ describe("the end of a transaction", () => {
         Effect.flip
       )
       assert.strictEqual(error._tag === "Disconnected" && error.outcome, "undone")
-      // therefore it may be replayed
+      // so retry runs it again
       yield* proxy.when(answers("COMMIT"), "cut")
       assert.deepStrictEqual(
         yield* read.pipe(Db.withTransaction({ access: "read only", retry: true }), Effect.provide(context)),
@@ -87,7 +87,7 @@ describe("the end of a transaction", () => {
     })
   )
 
-  it.scopedLive("an interruption after COMMIT was sent waits for the answer: it is stored, and the hooks run", () =>
+  it.scopedLive("an interruption after COMMIT was sent waits for its answer; the row is stored, the hooks run", () =>
     Effect.gen(function* () {
       const { context, insert, proxy, stored } = yield* given()
       const hooks: Array<string> = []
@@ -139,7 +139,7 @@ describe("the end of a transaction", () => {
     })
   )
 
-  it.scopedLive("an interruption of a statement that is never answered settles at once", () =>
+  it.scopedLive("an interruption of a statement that is never answered settles within its bound", () =>
     Effect.gen(function* () {
       const { context, insert, proxy, stored } = yield* given({ maxConnections: 1 })
       const sent = yield* proxy.when(sends("INSERT"), "freeze")
@@ -151,7 +151,7 @@ describe("the end of a transaction", () => {
     })
   )
 
-  it.scopedLive("a transaction of n statements has n + 1 round trips, an autocommit one 1, an empty one 0", () =>
+  it.scopedLive("a transaction of n statements takes n + 1 round trips, one of none 0, an autocommit statement 1", () =>
     Effect.gen(function* () {
       const { context, insert, proxy } = yield* given()
       const trips = <A, E>(self: Effect.Effect<A, E, Db>) =>

@@ -89,7 +89,7 @@ describe("a part that joins and ends in rollback", () => {
     })
   )
 
-  it.scopedLive("a part that dies, or is interrupted, stores nothing in part", () =>
+  it.scopedLive("a part that dies or is interrupted makes the whole unit fail, and nothing is stored", () =>
     Effect.gen(function* () {
       const died = UnitOfWork.run(Effect.zipRight(insert("half"), Effect.die("bug")))
       yield* rolledBack(UnitOfWork.run(Effect.exit(died)))
@@ -125,7 +125,7 @@ describe("a part that joins and ends in rollback", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a part that sent no statement of a writer leaves no mark", () =>
+  it.scopedLive("a part that fails without a writer's statement does not make the unit fail", () =>
     Effect.gen(function* () {
       const read = Effect.flatMap(Db.reader, (sql) => sql`SELECT * FROM item`)
       yield* UnitOfWork.run(
@@ -140,7 +140,7 @@ describe("a part that joins and ends in rollback", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a sibling's statement is not taken for one of the part that failed", () =>
+  it.scopedLive("a statement beside a failed part does not count as one of that part", () =>
     Effect.gen(function* () {
       yield* UnitOfWork.run(
         Effect.gen(function* () {
@@ -195,7 +195,7 @@ describe("a part that joins and ends in rollback", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a savepoint inside the part counts only if it was kept", () =>
+  it.scopedLive("a failed part with a savepoint alone makes the unit fail only if that savepoint was kept", () =>
     Effect.gen(function* () {
       const undone = Effect.ignore(Db.withTransaction(Effect.zipRight(insert("gone"), Effect.fail("y"))))
       yield* UnitOfWork.run(
@@ -227,22 +227,20 @@ describe("a part that joins and ends in rollback", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive(
-    "an early commit of what the part has touched fails, and the whole may go on after an early rollback",
-    () =>
-      Effect.gen(function* () {
-        yield* UnitOfWork.run(
-          Effect.gen(function* () {
-            yield* Effect.ignore(UnitOfWork.run(failing))
-            yield* rolledBack(Db.commit)
-            yield* insert("again")
-            yield* Effect.ignore(UnitOfWork.run(failing))
-            yield* Db.rollback
-            yield* insert("kept")
-          })
-        )
-        assert.deepStrictEqual(yield* stored, ["kept"])
-      }).pipe(Effect.provide(fresh()))
+  it.scopedLive("an early commit fails after a part has failed, and the unit goes on after an early rollback", () =>
+    Effect.gen(function* () {
+      yield* UnitOfWork.run(
+        Effect.gen(function* () {
+          yield* Effect.ignore(UnitOfWork.run(failing))
+          yield* rolledBack(Db.commit)
+          yield* insert("again")
+          yield* Effect.ignore(UnitOfWork.run(failing))
+          yield* Db.rollback
+          yield* insert("kept")
+        })
+      )
+      assert.deepStrictEqual(yield* stored, ["kept"])
+    }).pipe(Effect.provide(fresh()))
   )
 
   it.scopedLive("a part that rolls back runs afterRollback, and neither beforeCommit nor afterCommit", () =>
@@ -260,7 +258,7 @@ describe("a part that joins and ends in rollback", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a statement of a fork that comes after the part has failed makes the whole fail, too", () =>
+  it.scopedLive("a statement of a fork that is sent after its part has failed makes the whole fail too", () =>
     Effect.gen(function* () {
       yield* UnitOfWork.run(
         Effect.gen(function* () {
@@ -280,7 +278,7 @@ describe("a part that joins and ends in rollback", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("rows that a part reads as a stream of a writer count as sent", () =>
+  it.scopedLive("a writer's stream counts as a statement of the failed part that reads it", () =>
     Effect.gen(function* () {
       const { stream } = yield* Effect.map(
         Db.writer,
@@ -353,7 +351,7 @@ describe("a part that joins and ends in rollback", () => {
       }).pipe(Effect.provide(served))
     )
 
-    it.scopedLive("a middleware that joins is a part by its response, whatever becomes of that response", () =>
+    it.scopedLive("a middleware that joins and rolls back fails the request, also if its response is changed", () =>
       Effect.gen(function* () {
         const inner = RequestTransaction.middleware()(
           Effect.as(insert("half"), HttpServerResponse.empty({ status: 409 }))
