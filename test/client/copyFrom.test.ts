@@ -327,7 +327,7 @@ describe("copyFrom", () => {
           yield* Effect.addFinalizer(() => Effect.ignore(held.executeRaw("SELECT pg_advisory_unlock(1)", [])))
           const copying = yield* Effect.fork(copy(rows))
           yield* look<{ n: number }>(
-            "SELECT count(*)::int AS n FROM pg_stat_activity WHERE wait_event = 'advisory'"
+            "SELECT count(*)::int AS n FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'"
           ).pipe(Effect.repeat({ schedule: soon, until: ([row]) => row?.n === 1 }))
           // the buffers of the network are soon full
           let before = -1

@@ -100,9 +100,9 @@ describe("copyTo", () => {
         })
       )
       yield* Deferred.await(first)
-      yield* look("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'ClientWrite'").pipe(
-        Effect.repeat({ schedule: soon, until: (rows) => rows.length === 1 })
-      )
+      yield* look(
+        "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'ClientWrite'"
+      ).pipe(Effect.repeat({ schedule: soon, until: (rows) => rows.length === 1 }))
       expect(bytes).toBeLessThan(1_000_000)
       yield* Deferred.succeed(held, undefined)
       yield* Fiber.join(reading)
@@ -199,7 +199,8 @@ describe("copyTo", () => {
       const broken = (how: Effect.Effect<unknown>) =>
         failure(Stream.runForEach(rows, () => how)).pipe(Effect.map((error) => error._tag))
       const cancel = look(
-        "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE query LIKE 'COPY%' AND state = 'active'"
+        `SELECT pg_cancel_backend(pid) FROM pg_stat_activity
+         WHERE datname = current_database() AND query LIKE 'COPY%' AND state = 'active'`
       ).pipe(Effect.provideService(Place, yield* Place))
       expect(yield* broken(cancel)).toBe("StatementTimeout")
       expect(yield* broken(terminateBackends(name))).toBe("Disconnected")

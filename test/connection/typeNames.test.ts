@@ -11,7 +11,7 @@ import Pg from "pg"
 import { Db, soon } from "../support/databases.js"
 import { makeProxy, sends } from "../support/proxy.js"
 import { freshRole, loggedIn } from "../support/roles.js"
-import { freshDatabase, query } from "../support/server.js"
+import { freshDatabase, inThisDatabase, query } from "../support/server.js"
 
 const schema = `
   CREATE TYPE mood AS ENUM ('sad', 'ok', 'very, "happy"');
@@ -237,7 +237,8 @@ describe("types by name", () => {
         yield* Effect.promise(() => other.query(lock))
         const cancelled = yield* proxy.when(({ type }) => type === "cancel", "pass")
         yield* proxy.thaw
-        const waits = "SELECT FROM pg_locks WHERE relation = 'pg_catalog.pg_namespace'::regclass AND NOT granted"
+        const waits = `SELECT FROM pg_locks
+          WHERE ${inThisDatabase} AND relation = 'pg_catalog.pg_namespace'::regclass AND NOT granted`
         const look = Effect.promise(() => other.query(waits))
         yield* Effect.repeat(look, { schedule: soon, until: ({ rowCount }) => rowCount !== 0 })
         yield* Db.invalidate({ mode: "hard" })

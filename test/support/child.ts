@@ -7,11 +7,7 @@ import * as Effect from "effect/Effect"
 import * as FiberId from "effect/FiberId"
 import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
-import { vi } from "vitest"
 import { compiled } from "./compiledTree.js"
-
-// a program takes seconds to start, on a busy machine tens of seconds
-vi.setConfig({ testTimeout: 120_000, hookTimeout: 120_000 })
 
 /** The end of a program, and its output. */
 interface Ended {
