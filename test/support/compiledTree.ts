@@ -5,7 +5,8 @@
  * Each program is also bundled with the packages of Effect, which makes its start twice as fast: Node
  * then loads a few files, and not a thousand.
  *
- * A tree is named by its content, so a run keeps its tree while the sources are edited.
+ * The files are in a tree, a folder whose name is a hash of the sources. So a run keeps its tree while
+ * the sources are edited.
  */
 import { createHash } from "node:crypto"
 import * as fs from "node:fs"
@@ -15,13 +16,13 @@ import { build, type Plugin, transform } from "esbuild"
 
 const root = fileURLToPath(new URL("../../", import.meta.url))
 
-/** The folder of the trees; packages are found from there. */
+/** The folder of the trees. It is in `node_modules`, so that imports of packages work. */
 const cache = path.join(root, "node_modules/.cache/effect-db/")
 
-/** The variable that gives the tree of a run to its workers. */
+/** The environment variable with the tree of a run, for the workers of the run. */
 const variable = "EFFECT_DB_TEST_COMPILED"
 
-/** An unused tree is removed after a day. */
+/** The age at which an unused tree is removed, in ms. */
 const maxAge = 86_400_000
 
 interface Source {
@@ -55,7 +56,7 @@ const write = (file: string, content: string | Uint8Array): void => {
   fs.writeFileSync(file, content)
 }
 
-/** Compiles a file, and copies it: a thread of a program may load the TypeScript itself. */
+/** Compiles a file, and copies the TypeScript, because a thread of a program may load it. */
 const compile = async (tree: string, { content, name }: Source): Promise<void> => {
   if (name.endsWith(".ts")) {
     const { code } = await transform(content, {
@@ -71,7 +72,7 @@ const compile = async (tree: string, { content, name }: Source): Promise<void> =
   write(path.join(tree, name), content)
 }
 
-/** A source map without content: with the maps of all packages, a program would start slower. */
+/** An empty source map for the packages: with their own maps, a program would start slower. */
 const noMap = `\n//# sourceMappingURL=data:application/json;base64,${btoa('{"version":3,"sources":[""],"mappings":"A"}')}`
 
 /** Resolves the library to its sources, and bundles no package but those of Effect. */
@@ -90,7 +91,7 @@ const bundling = (folder: string): Plugin => ({
       const url = pathToFileURL(toJavaScript(path.join(folder, path.relative(root, file)))).href
       const contents = fs
         .readFileSync(file, "utf8")
-        // a part of a bundle is in another file than its source
+        // in a bundle, `import.meta.url` is the URL of the bundle, and not that of the program
         .replaceAll("import.meta.url", JSON.stringify(url))
         .replace(/new URL\("(\.[^"]+)\.ts"/g, 'new URL("$1.js"')
       return { contents, loader: "ts" }
@@ -102,10 +103,10 @@ const bundling = (folder: string): Plugin => ({
   }
 })
 
-/** Programs that import a module several times, each time by another URL. */
+/** Programs that are not bundled, because they import a module several times by different URLs. */
 const unbundled = new Set(["examples/10-no-lifecycle.ts"])
 
-/** The files of `test/support` that are programs, or threads of programs. */
+/** The programs, and threads of programs, that are not directly in `examples`. */
 const programs = (
   JSON.parse(fs.readFileSync(path.join(root, "package.json"), "utf8")).knip.entry as ReadonlyArray<string>
 )
@@ -134,7 +135,7 @@ const bundle = (tree: string, finalTree: string, sources: ReadonlyArray<Source>)
   })
 }
 
-/** Compiles the sources, unless a tree of the same content exists. */
+/** Compiles the sources, unless they have a tree already, and sets the variable. */
 export const compileTree = async (): Promise<void> => {
   const sources = readSources()
   const tree = path.join(cache, hashOf(sources))
