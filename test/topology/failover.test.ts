@@ -8,11 +8,14 @@ import * as Stream from "effect/Stream"
 import { EmbeddedPostgres } from "effect-db"
 import { Db, soon } from "../support/databases.js"
 import { directory } from "../support/directory.js"
+import { eventually } from "../support/eventually.js"
+import { makeProxy } from "../support/proxy.js"
 import { query } from "../support/server.js"
-import { only, watch } from "../support/suites/pooling/observations.js"
+import { only, settled, watch } from "../support/suites/pooling/observations.js"
+import { closedPort, listenOnPort } from "../support/tcp.js"
 
 /** Returns one URL with the addresses of several servers. */
-const urlOf = (servers: ReadonlyArray<EmbeddedPostgres.EmbeddedPostgres.Server>) => {
+const urlOf = (servers: ReadonlyArray<Pick<EmbeddedPostgres.EmbeddedPostgres.Server, "host" | "port" | "url">>) => {
   const [first] = servers
   if (first === undefined) return assert.fail("no server")
   const hosts = servers.map(({ host, port }) => `${host}:${port}`).join()
@@ -82,6 +85,71 @@ describe("a writer on several hosts", () => {
           "Gap"
         )
       }).pipe(Effect.provide(Db.layer({ writer })))
+    })
+  )
+
+  it.scopedLive("1,000 callers of a lost writer wait for one search, which probes each host once a pause", () =>
+    Effect.gen(function* () {
+      const { primary, replica } = yield* cluster
+      const before = yield* makeProxy(primary.url())
+      const after = yield* makeProxy(replica.url())
+      const writer = urlOf([before, after].map(({ port, url }) => ({ host: "127.0.0.1", port, url: () => url })))
+      yield* Effect.gen(function* () {
+        yield* insert(0)
+        yield* Effect.zipRight(before.refuse, before.cut)
+        yield* settled({ total: 0 })
+        const probes = after.accepted
+        const since = performance.now()
+        const waiting = yield* Effect.fork(
+          Effect.forEach(
+            Array.from({ length: 1000 }, (_, n) => n + 1),
+            insert,
+            {
+              concurrency: "unbounded",
+              discard: true
+            }
+          )
+        )
+        yield* eventually(
+          Effect.sync(() => after.accepted - probes),
+          (count) => count >= 4
+        )
+        const count = after.accepted - probes
+        // the pauses are 100, 200, 400 and 800 ms, then a second
+        let rounds = 1
+        for (let left = performance.now() - since, pause = 100; left >= pause; rounds++) {
+          left -= pause
+          pause = Math.min(pause * 2, 1000)
+        }
+        assert.isAtMost(count, rounds)
+        yield* replica.promote
+        yield* Fiber.join(waiting)
+        assert.lengthOf(yield* numbers(replica), 1001)
+      }).pipe(Effect.provide(Db.layer({ writer, queueTarget: "10 minutes" })))
+    })
+  )
+
+  it.scopedLive("a start finds the writer beside a host that refuses, a silent one and one with another password", () =>
+    Effect.gen(function* () {
+      const { primary, replica } = yield* cluster
+      const { primary: stranger } = yield* EmbeddedPostgres.make({ directory })
+      const at = (port: number) => ({ host: "127.0.0.1", port, url: primary.url })
+      const silent = yield* listenOnPort()
+      // the URL has the credentials of the first one
+      const writer = urlOf([replica, stranger, at(silent), at(yield* closedPort), primary])
+      yield* Effect.gen(function* () {
+        const seen = yield* watch
+        yield* insert(1)
+        const sql = yield* Db.writer
+        // another search reports the failures of the hosts again
+        yield* Effect.exit(sql`SELECT pg_terminate_backend(pg_backend_pid())`)
+        yield* insert(2)
+        yield* eventually(
+          Effect.sync(() => only(seen, "ConnectFailed").map(({ reason, server }) => [server, reason])),
+          (failed) => failed.some(([server, reason]) => server === nameOf(stranger) && reason === "authentication")
+        )
+        assert.deepStrictEqual(yield* numbers(primary), [1, 2])
+      }).pipe(Effect.provide(Db.layer({ writer, connectTimeout: "1 minute" })), Effect.timeout("20 seconds"))
     })
   )
 })

@@ -5,7 +5,7 @@
 import type { DatabaseConfig } from "../../DatabaseConfig.js"
 import type { CredentialSource } from "../connection/credentials.js"
 import { Probe } from "./probe.js"
-import { WriterSearch } from "./writerSearch.js"
+import { type SearchReports, WriterSearch } from "./writerSearch.js"
 
 /**
  * Makes the search, if the writer has several hosts, and must accept writes. A pooler chooses the
@@ -14,7 +14,7 @@ import { WriterSearch } from "./writerSearch.js"
 export const makeWriterSearch = (
   config: DatabaseConfig,
   credentials: CredentialSource,
-  onChange: ConstructorParameters<typeof WriterSearch>[2]
+  reports: SearchReports
 ): WriterSearch | undefined => {
   const { pool, writer } = config
   const isSearched = writer.hosts.length > 1 && (writer.target === "read-write" || writer.target === "primary")
@@ -27,5 +27,5 @@ export const makeWriterSearch = (
     const probe = new Probe({ server, session, credentials, staysOpen: false, onLost: () => {} })
     return { endpoint, probe }
   })
-  return new WriterSearch(hosts, pool.connectTimeout, onChange)
+  return new WriterSearch(hosts, pool.connectTimeout, reports)
 }

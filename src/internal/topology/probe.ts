@@ -19,7 +19,10 @@ export type ProbeResult =
 
 /** Settings of a probe. */
 export interface ProbeOptions {
-  /** The server, with the one host that is probed. */
+  /**
+   * The server, with the one host that is probed. A probe fails with `wrongRole` if the host, at none
+   * of its addresses, has the role that the server requires.
+   */
   readonly server: ServerConfig
   readonly session: SessionConfig
   readonly credentials: CredentialSource
@@ -88,18 +91,20 @@ export class Probe {
 
   private connect(timeout: number, deadline: number): void {
     const { credentials, server, session } = this.options
-    const target = { ...server, target: "any" as const }
-    const options = { server: target, session, credentials, readOnly: false, timeout }
-    this.cancelConnect = connect(options, this.owner, (failure, connection) => {
-      this.cancelConnect = nothing
-      if (connection === undefined) {
-        return this.finish(failure === undefined ? silent(timeout) : { _tag: "Failed", failure })
+    this.cancelConnect = connect(
+      { server, session, credentials, readOnly: false, timeout },
+      this.owner,
+      (failure, connection) => {
+        this.cancelConnect = nothing
+        if (connection === undefined) {
+          return this.finish(failure === undefined ? silent(timeout) : { _tag: "Failed", failure })
+        }
+        this.sockets.add(connection)
+        if (this.isClosed) return connection.destroy("shutdown")
+        this.connection = connection
+        this.query(connection, timeout, deadline)
       }
-      this.sockets.add(connection)
-      if (this.isClosed) return connection.destroy("shutdown")
-      this.connection = connection
-      this.query(connection, timeout, deadline)
-    })
+    )
   }
 
   private query(connection: Connection, timeout: number, deadline: number): void {

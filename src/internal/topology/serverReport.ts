@@ -11,8 +11,6 @@ export interface ServerReport {
   /** The id of the cluster, which its standbys share. */
   readonly systemId: string
   readonly isStandby: boolean
-  /** True if the server is a primary whose sessions are read-only by default. */
-  readonly isReadOnly: boolean
   /**
    * The timeline of a primary, or of the WAL that a standby streams. `undefined` if a standby does
    * not stream.
@@ -30,7 +28,7 @@ export interface ServerReport {
  * counts only while it streams: otherwise it shows the timeline that it has streamed last.
  */
 export const reportQuery: Request = {
-  text: `SELECT s.system_identifier, r.standby::pg_catalog.text, pg_catalog.current_setting('default_transaction_read_only'),
+  text: `SELECT s.system_identifier, r.standby::pg_catalog.text,
   CASE WHEN r.standby THEN (SELECT w.received_tli::pg_catalog.text FROM pg_catalog.pg_stat_wal_receiver w
     WHERE w.status OPERATOR(pg_catalog.=) 'streaming')
   ELSE pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()) END,
@@ -48,15 +46,12 @@ FROM (SELECT pg_catalog.pg_is_in_recovery() AS standby OFFSET 0) r, pg_catalog.p
 /** Reads the report from the answer; `undefined` if the answer is not that of a PostgreSQL server. */
 export const readReport = (exchange: Exchange): ServerReport | undefined => {
   const row: unknown = exchange.result.rows[0]
-  const [systemId, standby, readOnly, history, position, replayAge]: ReadonlyArray<unknown> = Array.isArray(row)
-    ? row
-    : []
+  const [systemId, standby, history, position, replayAge]: ReadonlyArray<unknown> = Array.isArray(row) ? row : []
   if (typeof systemId !== "string" || typeof position !== "string" || !isLsn(position)) return undefined
   const isStandby = standby === "true"
   return {
     systemId,
     isStandby,
-    isReadOnly: !isStandby && readOnly === "on",
     // the first eight digits of the name of a WAL file are its timeline
     timeline:
       typeof history !== "string" ? undefined : isStandby ? Number(history) : Number.parseInt(history.slice(0, 8), 16),
@@ -64,6 +59,3 @@ export const readReport = (exchange: Exchange): ServerReport | undefined => {
     replayAgeMillis: typeof replayAge === "string" ? Math.max(0, Number(replayAge)) : undefined
   }
 }
-
-/** Checks if a server accepts writes. */
-export const acceptsWrites = ({ isReadOnly, isStandby }: ServerReport): boolean => !isStandby && !isReadOnly

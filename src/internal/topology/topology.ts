@@ -101,9 +101,14 @@ export class Topology {
     const make = (server: ServerConfig, role: Role, source: CredentialSource, locator?: HostLocator | undefined) =>
       new Server(config, server, role, source, tasks, observer, makeMetrics, this.outageWaiters, locator)
     const source = credentials(config.writer)
-    this.writerSearch = makeWriterSearch(config, source, (change, tookMillis, error) => {
-      observer.observe({ _tag: "WriterChanged", database: config.name, ...change, tookMillis })
-      for (const pool of this.writer.pools) pool.retireOtherHosts(change.to, error)
+    const database = config.name
+    this.writerSearch = makeWriterSearch(config, source, {
+      onChange: (change, tookMillis, error) => {
+        observer.observe({ _tag: "WriterChanged", database, ...change, tookMillis })
+        for (const pool of this.writer.pools) pool.retireOtherHosts(change.to, error)
+      },
+      onFailed: (server, { error, reason }) =>
+        observer.observe({ _tag: "ConnectFailed", database, server, reason, message: error.message })
     })
     this.writer = make(config.writer, "writer", source, this.writerSearch)
     this.readers = config.readers.map((server) => make(server, "reader", credentials(server)))

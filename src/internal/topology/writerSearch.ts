@@ -29,11 +29,21 @@ export interface SearchedHost {
 /** The pauses of one host between two probes of a search, in ms; each is twice the one before. */
 const pauses = { shortest: 100, longest: 1000 }
 
+/** Callbacks for the events of a search. */
+export interface SearchReports {
+  /**
+   * Called when another host has become the writer; with an error if the former writer is dead, or
+   * must not be written to any more.
+   */
+  readonly onChange: (change: WriterChange, tookMillis: number, error: Error | undefined) => void
+  /** Called when a host cannot be probed, unless it has failed for the same reason before. */
+  readonly onFailed: (host: string, failure: ConnectFailure) => void
+}
+
 type OnLocated = Parameters<HostLocator["locate"]>[1]
 
 const reasons: Readonly<Record<NotWriter, string>> = {
   standby: "it is a standby",
-  readOnly: "its sessions are read-only by default",
   olderTimeline: "it is a former primary: another host has a later timeline",
   otherCluster: "it is a server of another cluster: it has another system identifier",
   unproved: "it does not report its timeline"
@@ -56,8 +66,7 @@ export class WriterSearch implements HostLocator {
     private readonly hosts: ReadonlyArray<SearchedHost>,
     /** The timeout of one probe, in ms. */
     private readonly probeTimeout: number,
-    /** Called with an error if the former writer is dead, or must not be written to any more. */
-    private readonly onChange: (change: WriterChange, tookMillis: number, error: Error | undefined) => void
+    private readonly reports: SearchReports
   ) {}
 
   /** Returns the name of the host that is the writer, if it is known. */
@@ -101,7 +110,10 @@ export class WriterSearch implements HostLocator {
   handle({ endpoint: { name } }: SearchedHost, result: ProbeResult): void {
     if (this.isClosed) return
     if (result._tag === "Failed") {
-      this.failures.set(name, result.failure)
+      const { failure } = result
+      const isNews = failure.reason !== "wrongRole" && failure.reason !== this.failures.get(name)?.reason
+      this.failures.set(name, failure)
+      if (isNews) this.reports.onFailed(name, failure)
       const wasKnown = this.state._tag === "Known"
       this.state = onNoAnswer(this.state, name)
       if (wasKnown && this.state._tag === "Searching") this.search()
@@ -134,9 +146,9 @@ export class WriterSearch implements HostLocator {
     const { from, timeline, to } = change
     const took = this.searchedSince === undefined ? 0 : clock.now() - this.searchedSince
     const failure = from === undefined ? undefined : this.failures.get(from)
-    const isDemoted = failure?.error.message === reasons.standby || failure?.error.message === reasons.readOnly
+    const isDemoted = failure?.reason === "wrongRole" && failure.error.message !== reasons.olderTimeline
     const error = new Error(`${to} has become the writer, on timeline ${timeline}`)
-    this.onChange(change, took, isDemoted ? undefined : error)
+    this.reports.onChange(change, took, isDemoted ? undefined : error)
     for (const follower of this.followers) follower(to, error)
   }
 

@@ -3,7 +3,7 @@
  * events can be tested.
  */
 
-import { acceptsWrites, type ServerReport } from "./serverReport.js"
+import type { ServerReport } from "./serverReport.js"
 
 /** The history of a cluster: a promotion begins a new timeline. */
 export interface History {
@@ -26,12 +26,11 @@ export type WriterState =
 export const initial: WriterState = { _tag: "Searching", lost: undefined, highest: undefined }
 
 /** Reason why a host is not the writer. */
-export type NotWriter = "standby" | "readOnly" | "olderTimeline" | "otherCluster" | "unproved"
+export type NotWriter = "standby" | "olderTimeline" | "otherCluster" | "unproved"
 
 /** Returns the reason why the host of a report is not the writer, or `undefined` if it may be. */
 export const whyNotWriter = (report: ServerReport, highest: History | undefined): NotWriter | undefined => {
   if (report.isStandby) return "standby"
-  if (!acceptsWrites(report)) return "readOnly"
   if (report.timeline === undefined) return "unproved"
   if (highest === undefined) return undefined
   if (report.systemId !== highest.systemId) return "otherCluster"
