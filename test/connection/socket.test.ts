@@ -75,7 +75,7 @@ describe("sockets of the program", () => {
         const sql = yield* Db.writer
         const sleeping = query(
           writer,
-          "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'SELECT pg_sleep(61%'"
+          "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND state = 'active' AND query LIKE 'SELECT pg_sleep(61%'"
         )
         const fiber = yield* Effect.fork(sql`SELECT pg_sleep(61)`)
         yield* Effect.repeat(sleeping, { schedule: soon, until: (rows) => rows.length > 0 })
