@@ -5,7 +5,7 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
-import { EmbeddedPostgres } from "effect-db"
+import { DatabaseError, EmbeddedPostgres } from "effect-db"
 import { Db, soon } from "../support/databases.js"
 import { directory } from "../support/directory.js"
 import { eventually } from "../support/eventually.js"
@@ -85,6 +85,51 @@ describe("a writer on several hosts", () => {
           "Gap"
         )
       }).pipe(Effect.provide(Db.layer({ writer })))
+    })
+  )
+
+  it.scopedLive(
+    "a writer that is frozen is given up with its statement in flight, and gets no write after its thaw",
+    () =>
+      Effect.gen(function* () {
+        const { primary, replica, writer } = yield* cluster
+        yield* Effect.gen(function* () {
+          const seen = yield* watch
+          yield* insert(1)
+          yield* primary.freeze
+          // without a limit of the server, only the monitor ends the wait
+          const error = yield* DatabaseError.refine(insert(2)).pipe(Effect.flip, Effect.timeout("20 seconds"))
+          assert.strictEqual(error._tag === "Disconnected" && error.outcome, "inDoubt")
+          const waiting = yield* Effect.fork(insert(3))
+          yield* replica.promote
+          yield* Fiber.join(waiting)
+          yield* primary.thaw
+          yield* Effect.forEach([4, 5, 6], insert, { concurrency: 3, discard: true })
+          assert.deepStrictEqual(yield* numbers(replica), [1, 3, 4, 5, 6])
+          // the frozen server had received the second one
+          assert.includeMembers([1, 2], yield* numbers(primary))
+          const [change] = only(seen, "WriterChanged").slice(-1)
+          assert.deepInclude(change, { from: nameOf(primary), to: nameOf(replica) })
+        }).pipe(Effect.provide(Db.layer({ writer })))
+      })
+  )
+
+  it.scopedLive("the monitor finds a promoted standby while the former primary still accepts writes", () =>
+    Effect.gen(function* () {
+      const { primary, replica, writer } = yield* cluster
+      yield* Effect.gen(function* () {
+        const seen = yield* watch
+        yield* insert(1)
+        const sql = yield* Db.writer
+        yield* replica.promote
+        yield* eventually(
+          Effect.sync(() => only(seen, "WriterChanged").map(({ to }) => to)),
+          (to) => to.includes(nameOf(replica))
+        )
+        const reserved = sql<{ port: number }>`INSERT INTO item VALUES (2) RETURNING inet_server_port() AS port`
+        assert.deepStrictEqual(yield* reserved, [{ port: replica.port }])
+        assert.deepStrictEqual(yield* numbers(primary), [1])
+      }).pipe(Effect.provide(Db.layer({ writer, monitorInterval: "50 millis" })))
     })
   )
 

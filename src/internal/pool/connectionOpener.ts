@@ -74,6 +74,12 @@ export class ConnectionOpener {
     else if (broken !== "invalidated" && broken !== "shutdown") this.onFailed({ reason: "setup", error })
   }
 
+  /** Cancels the connects in progress, which lead to the wrong host, and begins others. */
+  restart(): void {
+    this.pendingConnects.cancelAll()
+    this.openIfNeeded()
+  }
+
   /** Cancels the connects in progress, and prevents further ones. */
   stop(): void {
     this.isStopped = true

@@ -273,7 +273,13 @@ export class Pool implements PoolState {
    */
   retireOtherHosts(host: string, error: Error | undefined): void {
     this.connections.retireOtherHosts(host, error)
-    this.opener.openIfNeeded()
+    this.opener.restart()
+  }
+
+  /** Gives up all connections to a host that does not answer, those in use included. */
+  giveUpHost(host: string, error: Error): void {
+    this.connections.giveUpHost(host, error)
+    this.opener.restart()
   }
 
   /**

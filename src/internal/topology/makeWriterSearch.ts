@@ -22,10 +22,17 @@ export const makeWriterSearch = (
   const session = { ...config.session, ...writer.own }
   // the same host may be given twice
   const endpoints = new Map(writer.hosts.map((endpoint) => [endpoint.name, endpoint]))
+  const { connectTimeout } = pool
+  const staysOpen = config.monitor.isOn
   const hosts = [...endpoints.values()].map((endpoint) => {
     const server = { ...writer, ...endpoint, hosts: [endpoint] }
-    const probe = new Probe({ server, session, credentials, staysOpen: false, onLost: () => {} })
-    return { endpoint, probe }
+    const onLost = () => search.doubt(endpoint.name)
+    return { endpoint, probe: new Probe({ server, session, credentials, connectTimeout, staysOpen, onLost }) }
   })
-  return new WriterSearch(hosts, pool.connectTimeout, reports)
+  const search: WriterSearch = new WriterSearch(
+    hosts,
+    staysOpen ? config.monitor.detectionTime : connectTimeout,
+    reports
+  )
+  return search
 }

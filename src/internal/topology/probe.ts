@@ -15,7 +15,12 @@ import { readReport, reportQuery, type ServerReport } from "./serverReport.js"
 /** Result of a probe. */
 export type ProbeResult =
   | { readonly _tag: "Answered"; readonly report: ServerReport; readonly latencyMillis: number }
-  | { readonly _tag: "Failed"; readonly failure: ConnectFailure }
+  | {
+      readonly _tag: "Failed"
+      readonly failure: ConnectFailure
+      /** True if the server did not answer on a connection that was open. */
+      readonly isSilent: boolean
+    }
 
 /** Settings of a probe. */
 export interface ProbeOptions {
@@ -26,6 +31,8 @@ export interface ProbeOptions {
   readonly server: ServerConfig
   readonly session: SessionConfig
   readonly credentials: CredentialSource
+  /** The timeout of a connect, in ms. */
+  readonly connectTimeout: number
   /** True if the connection stays open between two probes. */
   readonly staysOpen: boolean
   /** Called when the open connection is lost between two probes. */
@@ -34,15 +41,17 @@ export interface ProbeOptions {
 
 type OnProbed = (result: ProbeResult) => void
 
-const silent = (timeout: number): ProbeResult => ({
-  _tag: "Failed",
-  failure: { reason: "unresponsive", error: new Error(`no answer within ${Math.round(timeout)} ms`) }
+const failed = (failure: ConnectFailure, isSilent = false): ProbeResult => ({ _tag: "Failed", failure, isSilent })
+
+const unresponsive = (timeout: number): ConnectFailure => ({
+  reason: "unresponsive",
+  error: new Error(`no answer within ${Math.round(timeout)} ms`)
 })
 
-const notPostgres: ProbeResult = {
-  _tag: "Failed",
-  failure: { reason: "protocol", error: new Error("the answer is not that of a PostgreSQL server") }
-}
+const notPostgres = failed({
+  reason: "protocol",
+  error: new Error("the answer is not that of a PostgreSQL server")
+})
 
 const nothing = () => {}
 
@@ -70,13 +79,15 @@ export class Probe {
     }
   }
 
-  /** Asks the server for its report, and fails if it does not answer within `timeout` ms. */
+  /**
+   * Asks the server for its report, and fails if it does not answer within `timeout` ms. A connect,
+   * if none is open, has its own timeout.
+   */
   ask(timeout: number, callback: OnProbed): void {
     if (this.callbacks.push(callback) > 1) return
-    const deadline = clock.now() + timeout
     const { connection } = this
-    if (connection?.broken === undefined && connection !== undefined) return this.query(connection, timeout, deadline)
-    this.connect(timeout, deadline)
+    if (connection === undefined || connection.broken !== undefined) this.connect(timeout)
+    else this.query(connection, timeout, false)
   }
 
   /** Closes the connection; `callback` is called when its socket is closed. */
@@ -89,28 +100,30 @@ export class Probe {
     if (this.sockets.size === 0) callback()
   }
 
-  private connect(timeout: number, deadline: number): void {
-    const { credentials, server, session } = this.options
+  private connect(timeout: number): void {
+    const { connectTimeout, credentials, server, session } = this.options
     this.cancelConnect = connect(
-      { server, session, credentials, readOnly: false, timeout },
+      { server, session, credentials, readOnly: false, timeout: connectTimeout },
       this.owner,
       (failure, connection) => {
         this.cancelConnect = nothing
         if (connection === undefined) {
-          return this.finish(failure === undefined ? silent(timeout) : { _tag: "Failed", failure })
+          return this.finish(failed(failure ?? unresponsive(connectTimeout)))
         }
         this.sockets.add(connection)
+        // only the callers of the pools keep the process alive
+        connection.keepProcess(false)
         if (this.isClosed) return connection.destroy("shutdown")
         this.connection = connection
-        this.query(connection, timeout, deadline)
+        this.query(connection, timeout, true)
       }
     )
   }
 
-  private query(connection: Connection, timeout: number, deadline: number): void {
+  private query(connection: Connection, timeout: number, isNew: boolean): void {
     const startedAt = clock.now()
     let isTimedOut = false
-    const cancelTimer = clock.later(deadline - startedAt, () => {
+    const cancelTimer = clock.later(timeout, () => {
       isTimedOut = true
       this.connection = undefined
       connection.destroy("invalid")
@@ -129,15 +142,14 @@ export class Probe {
             : { _tag: "Answered", report, latencyMillis: connection.lastAnswer - startedAt }
         )
       }
-      if (isTimedOut) return this.finish(silent(timeout))
+      if (isTimedOut) return this.finish(failed(unresponsive(timeout), true))
       const { error } = failure
-      if (failure._tag !== "lost") {
-        return this.finish({ _tag: "Failed", failure: { reason: connectReason(codeOf(error), error.message), error } })
+      if (failure._tag === "lost") {
+        this.connection = undefined
+        // an old connection may have been lost long ago, and the server runs again
+        if (!isNew && !this.isClosed) return this.connect(timeout)
       }
-      this.connection = undefined
-      // the old connection says nothing about the server of today, which may have been restarted
-      if (this.isClosed || clock.now() >= deadline) return this.finish(silent(timeout))
-      this.connect(Math.max(1, deadline - clock.now()), deadline)
+      this.finish(failed({ reason: connectReason(codeOf(error), error.message), error }))
     })
   }
 

@@ -13,6 +13,7 @@ import type { ConnectionTasks } from "../pool/connectionTasks.js"
 import { OutageWaiters } from "../pool/outageWaiters.js"
 import { Pool } from "../pool/pool.js"
 import { makeWriterSearch } from "./makeWriterSearch.js"
+import { WriterMonitor } from "./writerMonitor.js"
 import type { WriterSearch } from "./writerSearch.js"
 
 /** Server of a database, with its pools. */
@@ -89,6 +90,7 @@ export class Topology {
   /** @internal */ readonly outageWaiters: OutageWaiters
   /** The search for the writer, if it may be on several hosts. */
   readonly writerSearch: WriterSearch | undefined
+  private readonly writerMonitor: WriterMonitor | undefined
 
   constructor(
     config: DatabaseConfig,
@@ -106,10 +108,19 @@ export class Topology {
       onChange: (change, tookMillis, error) => {
         observer.observe({ _tag: "WriterChanged", database, ...change, tookMillis })
         for (const pool of this.writer.pools) pool.retireOtherHosts(change.to, error)
+        this.writerMonitor?.onChanged()
       },
       onFailed: (server, { error, reason }) =>
-        observer.observe({ _tag: "ConnectFailed", database, server, reason, message: error.message })
+        observer.observe({ _tag: "ConnectFailed", database, server, reason, message: error.message }),
+      onSilent: (host, error) => {
+        for (const pool of this.writer.pools) pool.giveUpHost(host, error)
+      },
+      onSearch: () => this.writerMonitor?.start()
     })
+    if (this.writerSearch !== undefined && config.monitor.isOn) {
+      const silenceOf = (host: string) => Math.max(...this.writer.pools.map((pool) => pool.connections.silenceOf(host)))
+      this.writerMonitor = new WriterMonitor(this.writerSearch, config.monitor, silenceOf)
+    }
     this.writer = make(config.writer, "writer", source, this.writerSearch)
     this.readers = config.readers.map((server) => make(server, "reader", credentials(server)))
   }
@@ -138,6 +149,7 @@ export class Topology {
       if (left === 0) callback()
     }
     for (const pool of pools) pool.close(timeout, onClosed)
+    this.writerMonitor?.stop()
     if (this.writerSearch === undefined) onClosed()
     else this.writerSearch.close(onClosed)
   }

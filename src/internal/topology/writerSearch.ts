@@ -38,6 +38,10 @@ export interface SearchReports {
   readonly onChange: (change: WriterChange, tookMillis: number, error: Error | undefined) => void
   /** Called when a host cannot be probed, unless it has failed for the same reason before. */
   readonly onFailed: (host: string, failure: ConnectFailure) => void
+  /** Called when the writer does not answer on an open connection: the others will not be answered. */
+  readonly onSilent: (host: string, error: Error) => void
+  /** Called when a search begins. */
+  readonly onSearch: () => void
 }
 
 type OnLocated = Parameters<HostLocator["locate"]>[1]
@@ -63,7 +67,7 @@ export class WriterSearch implements HostLocator {
   private readonly followers = new Set<(host: string, error: Error) => void>()
 
   constructor(
-    private readonly hosts: ReadonlyArray<SearchedHost>,
+    readonly hosts: ReadonlyArray<SearchedHost>,
     /** The timeout of one probe, in ms. */
     private readonly probeTimeout: number,
     private readonly reports: SearchReports
@@ -114,6 +118,7 @@ export class WriterSearch implements HostLocator {
       const isNews = failure.reason !== "wrongRole" && failure.reason !== this.failures.get(name)?.reason
       this.failures.set(name, failure)
       if (isNews) this.reports.onFailed(name, failure)
+      if (result.isSilent && this.writer === name) this.reports.onSilent(name, failure.error)
       const wasKnown = this.state._tag === "Known"
       this.state = onNoAnswer(this.state, name)
       if (wasKnown && this.state._tag === "Searching") this.search()
@@ -163,6 +168,7 @@ export class WriterSearch implements HostLocator {
     if (this.searchedSince !== undefined || this.isClosed) return
     this.searchedSince = clock.now()
     this.failures.clear()
+    this.reports.onSearch()
     for (const host of this.hosts) this.probe(host, pauses.shortest)
   }
 
