@@ -7,9 +7,10 @@ import * as fs from "node:fs/promises"
 import * as path from "node:path"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import type { Identity } from "./childProcess.js"
+import { type Identity, run } from "./childProcess.js"
 import { OperationFailed } from "./error.js"
-import { guard } from "./watchdog.js"
+import { toItsEnd, withRealClock } from "./realClock.js"
+import { emptyFunction, guard } from "./watchdog.js"
 
 // Uninterruptible, because an interruption would not stop the promise, which could then write to
 // the folder while it is removed.
@@ -63,6 +64,65 @@ export const makeData = (folder: string, user: Identity | undefined) =>
     await fs.mkdir(folder, { mode: 0o700 })
     if (user !== undefined) await fs.chown(folder, user.uid, user.gid)
   })
+
+/** Checks if a file exists. */
+export const exists = (file: string) =>
+  attempt(`${file} could not be read`, () =>
+    fs.lstat(file).then(
+      () => true,
+      (cause: NodeJS.ErrnoException) => (cause.code === "ENOENT" ? false : Promise.reject(cause))
+    )
+  )
+
+/**
+ * Reads a file, or its first `length` bytes. Returns `undefined` if the file does not exist or is
+ * shorter.
+ */
+export const read = (file: string, length?: number) =>
+  attempt(`${file} could not be read`, async () => {
+    const flags = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK
+    const handle = await fs.open(file, flags).catch((cause: NodeJS.ErrnoException) => {
+      if (cause.code === "ENOENT") return undefined
+      throw cause
+    })
+    if (handle === undefined) return undefined
+    try {
+      const found = await handle.stat()
+      if (!found.isFile()) throw new Error("it is not a regular file")
+      const size = length ?? found.size
+      const { buffer, bytesRead } = await handle.read(Buffer.alloc(size), 0, size, 0)
+      return bytesRead === size ? buffer : undefined
+    } finally {
+      await handle.close()
+    }
+  })
+
+/** Returns the names in a folder. */
+export const list = (folder: string) => attempt(`${folder} could not be read`, () => fs.readdir(folder))
+
+/** Replaces the folder `to` by the folder `from`, and keeps the former folder as `old`. */
+export const replace = (from: string, to: string, old: string) =>
+  attempt(`${to} could not be replaced`, async () => {
+    await fs.rename(to, old)
+    await fs.rename(from, to)
+  })
+
+/**
+ * Removes the data folder of a server that has ended, if it exists. The server's user removes the
+ * files, because root would follow links. A failure is ignored: the folder is removed with that of
+ * the cluster.
+ */
+export const clear = (folder: string, user: Identity | undefined): Effect.Effect<void> =>
+  exists(folder).pipe(
+    Effect.filterOrFail((exists) => exists),
+    Effect.zipRight(run("/bin/sh", ["-c", `${emptyFunction}\nempty "$1"`, "effect-db", folder], { cwd: "/", user })),
+    Effect.zipRight(attempt(`${folder} could not be removed`, () => fs.rmdir(folder))),
+    // the server's user could put a pipe in the place of a file
+    Effect.timeout("10 seconds"),
+    Effect.ignore,
+    withRealClock,
+    toItsEnd
+  )
 
 /** Removes a file, if it exists. */
 export const remove = (file: string) => attempt(`${file} could not be removed`, () => fs.rm(file, { force: true }))
