@@ -34,6 +34,23 @@ const standbysOf = (server: Server) =>
   )
 const postmasterOf = (server: Server, directory: string) => Effect.map(pidsOf(server, directory), ([pid]) => pid)
 
+/** Puts a program in the place of `cp` until the scope ends. */
+const withCopyProgram = (script: string) =>
+  Effect.gen(function* () {
+    const folder = yield* emptyFolder
+    fs.writeFileSync(path.join(folder, "cp"), `#!/bin/sh\n${script}\n`, { mode: 0o755 })
+    const before = process.env.PATH
+    yield* Effect.acquireRelease(
+      Effect.sync(() => {
+        process.env.PATH = `${folder}:${before}`
+      }),
+      () =>
+        Effect.sync(() => {
+          process.env.PATH = before
+        })
+    )
+  })
+
 describe("a server that follows another one", () => {
   it.scopedLive("a replica follows a promoted one and keeps its process", () =>
     Effect.gen(function* () {
@@ -166,10 +183,12 @@ describe("a server that follows another one", () => {
     })
   )
 
-  it.scopedLive("an interruption during the copy leaves the old data and nothing else", () =>
+  it.scopedLive("an interruption or a failure of the copy leaves the old data and nothing else", () =>
     Effect.gen(function* () {
       const directory = yield* emptyFolder
-      yield* Effect.scoped(
+      // the name of a script is the name of its process, by which the release finds it
+      const endless = withCopyProgram('/bin/cp "$@"; while :; do sleep 1; done')
+      const following = yield* Effect.scoped(
         Effect.gen(function* () {
           const { one, postgres, primary } = yield* cluster({ replicas: 1, directory })
           yield* execute(primary, "CREATE TABLE t AS SELECT 1 AS n")
@@ -179,19 +198,44 @@ describe("a server that follows another one", () => {
           yield* execute(one, "INSERT INTO t VALUES (2)")
           const names = fs.readdirSync(postgres.directory)
           const clone = path.join(postgres.directory, "primary.clone")
-          const following = yield* Effect.fork(primary.follow(one))
-          yield* eventually("the copy", () => fs.existsSync(path.join(clone, "base")))
-          yield* Fiber.interrupt(following)
-          expect(fs.readdirSync(postgres.directory)).toEqual(names)
+          const isLeft = () => fs.readdirSync(postgres.directory).join() !== names.join()
+
+          yield* Effect.scoped(
+            Effect.gen(function* () {
+              yield* endless
+              const following = yield* Effect.fork(primary.follow(one))
+              yield* eventually("the copy", () => fs.existsSync(path.join(clone, "base")))
+              yield* Fiber.interrupt(following)
+            })
+          )
+          expect(isLeft()).toBe(false)
           expect(yield* primary.isRunning).toBe(false)
+
+          yield* Effect.scoped(
+            Effect.gen(function* () {
+              yield* withCopyProgram('echo "cp: error writing: No space left on device" >&2; exit 1')
+              const full = yield* Effect.flip(primary.follow(one))
+              expect(full.message).toContain("follow: the data folder could not be copied")
+              expect(full.message).toContain("No space left on device")
+            })
+          )
+          expect(isLeft()).toBe(false)
+
           yield* primary.start
           expect(yield* numbers(primary)).toEqual([1])
           yield* primary.follow(one)
           expect(yield* numbers(primary)).toEqual([1, 2])
-          yield* Effect.fork(primary.stop)
+
+          // a release during the copy
+          yield* primary.kill
+          yield* endless
+          const following = yield* Effect.forkDaemon(primary.follow(one))
+          yield* eventually("the copy", () => fs.existsSync(path.join(clone, "base")))
+          return following
         })
       )
-      expect(fs.readdirSync(directory)).toEqual([])
+      expect((yield* Effect.flip(Fiber.join(following))).operation).toBe("follow")
+      expect(fs.readdirSync(directory).filter((name) => name.startsWith("effect-db-"))).toEqual([])
     })
   )
 
@@ -451,7 +495,7 @@ describe("a switch-over", () => {
     })
   )
 
-  it.scopedLive("an interruption before the promotion starts the old primary again", () =>
+  it.scopedLive("an interruption of a switch-over leaves a primary", () =>
     Effect.gen(function* () {
       const directory = yield* emptyFolder
       yield* Effect.scoped(
@@ -459,10 +503,10 @@ describe("a switch-over", () => {
           const { one, postgres, primary } = yield* cluster({ replicas: 1, directory })
           yield* execute(primary, "CREATE TABLE t AS SELECT 1 AS n")
           const switching = yield* Effect.fork(postgres.switchOver(one))
-          const pidFile = path.join(postgres.directory, "primary", "postmaster.pid")
-          yield* eventually("the stop", () => !Effect.runSync(primary.isRunning) || !fs.existsSync(pidFile))
+          yield* eventually("the stop", () =>
+            Effect.runSync(primary.logs).some((line) => line.includes("received fast shutdown request"))
+          )
           yield* Fiber.interrupt(switching)
-          // the interruption may also come after the stop
           const current = yield* postgres.currentPrimary
           yield* execute(current, "INSERT INTO t VALUES (2)")
           yield* (current === primary ? one : primary).follow(current)

@@ -10,18 +10,22 @@ interface Candidate {
   readonly timeline: number
 }
 
-/** Returns the server and its timeline if it answers and is a primary. */
-const ask = (operation: Operation, server: Server) =>
+/** Returns the timeline of a primary, or `undefined` for a standby. */
+export const primaryTimeline = (operation: Operation, server: Server) =>
   server
     .session(operation, (query) =>
       query("SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_walfile_name(pg_current_wal_lsn()) END AS file")
     )
     .pipe(
-      Effect.map(
-        ([row]): ReadonlyArray<Candidate> =>
-          typeof row?.file === "string" ? [{ server, timeline: Number.parseInt(row.file.slice(0, 8), 16) }] : []
-      )
+      Effect.map(([row]) => (typeof row?.file === "string" ? Number.parseInt(row.file.slice(0, 8), 16) : undefined))
     )
+
+/** Returns the server and its timeline if it answers and is a primary. */
+const ask = (operation: Operation, server: Server) =>
+  primaryTimeline(operation, server).pipe(
+    Effect.map((timeline): ReadonlyArray<Candidate> => (timeline === undefined ? [] : [{ server, timeline }])),
+    Effect.orElseSucceed((): ReadonlyArray<Candidate> => [])
+  )
 
 /**
  * Creates the search for the primary. Several primaries are told apart by their timelines: the
@@ -35,18 +39,14 @@ export const make = (first: Server, servers: ReadonlyArray<Server>) => {
     Effect.gen(function* () {
       // the only server of a cluster is not asked
       if (servers.length === 1) return first
-      const answers = yield* Effect.forEach(
-        servers,
-        (server) => Effect.orElseSucceed(ask(operation, server), (): ReadonlyArray<Candidate> => []),
-        { concurrency: "unbounded" }
-      )
+      const answers = yield* Effect.forEach(servers, (server) => ask(operation, server), { concurrency: "unbounded" })
       const found = answers.flat()
       const timeline = Math.max(...found.map((candidate) => candidate.timeline))
       const latest = found.filter((candidate) => candidate.timeline === timeline)
       const [only] = latest
       if (only === undefined) {
         // fails with the reason, unless the server is a standby by now
-        yield* ask(operation, last)
+        yield* primaryTimeline(operation, last)
         return yield* last.refuse(operation, "no server of the cluster is a primary: promote one")
       }
       if (latest.length > 1) {

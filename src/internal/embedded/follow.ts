@@ -3,9 +3,9 @@
  */
 import * as path from "node:path"
 import * as Effect from "effect/Effect"
-import { parseLsn } from "../sql/lsn.js"
 import { alterSystem } from "./alterSystem.js"
 import { replaceData } from "./baseBackup.js"
+import { primaryTimeline } from "./currentPrimary.js"
 import { type Cluster, makeStandby } from "./dataDirectory.js"
 import { inOperation, type Operation, type OperationFailed } from "./error.js"
 import { shutdownCheckpoint } from "./pgControl.js"
@@ -47,27 +47,13 @@ const awaitStreaming = (operation: Operation, standby: Server, primary: Server, 
     )
   )
 
-/** Returns the timeline of a primary, or fails if the server is a standby. */
-const primaryTimeline = (primary: Server) =>
-  primary
-    .session("follow", (query) =>
-      query("SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_walfile_name(pg_current_wal_lsn()) END AS file")
-    )
-    .pipe(
-      Effect.flatMap(([row]) =>
-        typeof row?.file === "string"
-          ? Effect.succeed(Number.parseInt(row.file.slice(0, 8), 16))
-          : Effect.fail(primary.refuse("follow", "the server is a standby: promote it first, or follow its primary"))
-      )
-    )
-
-/** Returns the end of the WAL of a running standby that receives nothing. */
-const endOfWal = (standby: Server) =>
+/** Returns the end of the WAL of a running standby, which is final only if it receives nothing. */
+export const endOfWal = (operation: Operation, standby: Server) =>
   standby
-    .session("follow", (query) =>
-      query("SELECT greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())::text AS lsn")
+    .session(operation, (query) =>
+      query("SELECT (greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) - '0/0')::text AS bytes")
     )
-    .pipe(Effect.map(([row]) => (typeof row?.lsn === "string" ? parseLsn(row.lsn) : undefined)))
+    .pipe(Effect.map(([row]) => (typeof row?.bytes === "string" ? BigInt(row.bytes) : 0n)))
 
 /**
  * Makes a server a standby of a primary. A running standby, or a primary that was stopped cleanly,
@@ -78,17 +64,19 @@ export const follow = (cluster: Cluster, server: Server, primary: Server): Effec
     if (server === primary) {
       return yield* server.refuse("follow", "a server cannot follow itself: choose another server")
     }
-    const timeline = yield* primaryTimeline(primary)
+    const timeline = yield* primaryTimeline("follow", primary)
+    if (timeline === undefined) {
+      return yield* primary.refuse("follow", "the server is a standby: promote it first, or follow its primary")
+    }
     const conninfo = conninfoTo(cluster, primary, server)
-    const isPartOf = (lsn: bigint | undefined) =>
-      lsn === undefined ? Effect.succeed(false) : Wal.isPartOf(server.data, lsn, { data: primary.data, timeline })
+    const isPartOf = (lsn: bigint) => Wal.isPartOf(server.data, lsn, { data: primary.data, timeline })
 
     yield* server.exclusively(({ kill, start, stop }) =>
       Effect.gen(function* () {
         const wasStandby = yield* isStandby(server)
         if (wasStandby && (yield* server.isRunning)) {
           yield* endStream("follow", server)
-          if (yield* isPartOf(yield* endOfWal(server))) {
+          if (yield* isPartOf(yield* endOfWal("follow", server))) {
             // a delayed or paused replay would keep the standby from a connection to another server
             yield* alterSystem("follow", server, { primary_conninfo: conninfo, recovery_min_apply_delay: undefined })
             yield* server.session("follow", (query) => query("SELECT pg_wal_replay_resume()"))

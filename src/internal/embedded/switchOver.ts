@@ -3,10 +3,9 @@
  */
 import * as path from "node:path"
 import * as Effect from "effect/Effect"
-import { parseLsn } from "../sql/lsn.js"
 import type { Cluster } from "./dataDirectory.js"
 import { inOperation, type OperationFailed } from "./error.js"
-import { conninfoPattern, conninfoTo, follow, isStandby } from "./follow.js"
+import { conninfoPattern, conninfoTo, endOfWal, follow, isStandby } from "./follow.js"
 import { shutdownCheckpoint } from "./pgControl.js"
 import { toItsEnd } from "./realClock.js"
 import type { Server } from "./server.js"
@@ -38,10 +37,7 @@ const stopPrimary = (from: Server, to: Server) =>
   Effect.gen(function* () {
     yield* from.stop
     const checkpoint = yield* shutdownCheckpoint(from.data)
-    const [received] = yield* to.session("switchOver", (query) =>
-      query("SELECT pg_last_wal_receive_lsn()::text AS lsn")
-    )
-    const end = typeof received?.lsn === "string" ? parseLsn(received.lsn) : 0n
+    const end = yield* endOfWal("switchOver", to)
     // a primary sends its shutdown checkpoint before it ends, unless it was stopped by force
     if (checkpoint === undefined || end <= checkpoint) {
       return yield* to.fail(

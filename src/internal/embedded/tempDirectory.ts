@@ -67,35 +67,30 @@ export const makeData = (folder: string, user: Identity | undefined) =>
 
 /** Checks if a file exists. */
 export const exists = (file: string) =>
-  attempt(`${file} could not be read`, () =>
+  Effect.promise(() =>
     fs.lstat(file).then(
       () => true,
-      (cause: NodeJS.ErrnoException) => (cause.code === "ENOENT" ? false : Promise.reject(cause))
+      () => false
     )
   )
 
 /**
- * Reads a file, or its first `length` bytes. Returns `undefined` if the file does not exist or is
+ * Reads a file, or its first `length` bytes. Returns `undefined` if the file cannot be read or is
  * shorter.
  */
 export const read = (file: string, length?: number) =>
   attempt(`${file} could not be read`, async () => {
-    const flags = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK
-    const handle = await fs.open(file, flags).catch((cause: NodeJS.ErrnoException) => {
-      if (cause.code === "ENOENT") return undefined
-      throw cause
-    })
-    if (handle === undefined) return undefined
+    const handle = await fs.open(file, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK)
     try {
       const found = await handle.stat()
-      if (!found.isFile()) throw new Error("it is not a regular file")
+      if (!found.isFile()) return undefined
       const size = length ?? found.size
       const { buffer, bytesRead } = await handle.read(Buffer.alloc(size), 0, size, 0)
       return bytesRead === size ? buffer : undefined
     } finally {
       await handle.close()
     }
-  })
+  }).pipe(Effect.orElseSucceed(() => undefined))
 
 /** Returns the names in a folder. */
 export const list = (folder: string) => attempt(`${folder} could not be read`, () => fs.readdir(folder))

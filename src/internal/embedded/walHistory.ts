@@ -4,8 +4,6 @@
  */
 import * as path from "node:path"
 import * as Effect from "effect/Effect"
-import { parseLsn } from "../sql/lsn.js"
-import type { OperationFailed } from "./error.js"
 import * as Folder from "./tempDirectory.js"
 
 /** Timeline that ended with a promotion, and the position of its end. */
@@ -23,8 +21,10 @@ const hex = (n: bigint | number) => n.toString(16).toUpperCase().padStart(8, "0"
 /** Parses the file of a timeline's history. Each line is an earlier timeline and its end. */
 export const parseHistory = (text: string): ReadonlyArray<EndedTimeline> =>
   text.split("\n").flatMap((line) => {
-    const [, timeline, end] = /^\s*(\d+)\s+([0-9A-F]+\/[0-9A-F]+)/i.exec(line) ?? []
-    return timeline === undefined || end === undefined ? [] : [{ timeline: Number(timeline), end: parseLsn(end) }]
+    const [, timeline, high, low] = /^\s*(\d+)\s+([0-9A-F]+)\/([0-9A-F]+)/i.exec(line) ?? []
+    return timeline === undefined
+      ? []
+      : [{ timeline: Number(timeline), end: (BigInt(`0x${high}`) << 32n) | BigInt(`0x${low}`) }]
   })
 
 /** Returns the name of the file with the WAL before a position, and the length up to the position. */
@@ -49,7 +49,7 @@ export const isPartOf = (
   data: string,
   lsn: bigint,
   primary: { readonly data: string; readonly timeline: number }
-): Effect.Effect<boolean, OperationFailed> =>
+): Effect.Effect<boolean> =>
   Effect.gen(function* () {
     const history = yield* Folder.read(path.join(primary.data, "pg_wal", `${hex(primary.timeline)}.history`))
     const { length, name } = fileBefore(lsn, parseHistory(history?.toString() ?? ""), primary.timeline)
@@ -57,5 +57,5 @@ export const isPartOf = (
       Folder.read(path.join(data, "pg_wal", name), length),
       Folder.read(path.join(primary.data, "pg_wal", name), length)
     ])
-    return own !== undefined && other !== undefined && own.equals(other)
+    return length > 0 && own !== undefined && other !== undefined && own.equals(other)
   })
