@@ -146,6 +146,7 @@ export declare namespace EmbeddedPostgres {
      * The number of standbys that a commit waits for, at most `replicas`. `setSynchronous` changes it.
      *
      * @default 0
+     * @see {@link EmbeddedPostgres.Service} for `setSynchronous`
      * @since 0.3.0
      */
     readonly synchronous?: number | undefined
@@ -230,6 +231,7 @@ export declare namespace EmbeddedPostgres {
      *
      * Fails if the given server is this one, not of the cluster, not running or a standby.
      *
+     * @see {@link EmbeddedPostgres.Service} for `switchOver`, which loses no commits
      * @since 0.3.0
      */
     readonly follow: (primary: Server) => Effect.Effect<void, EmbeddedPostgresError>
@@ -239,6 +241,7 @@ export declare namespace EmbeddedPostgres {
      *
      * Fails if the server is a primary or not running, or if the delay is not valid.
      *
+     * @see `pauseReplay` for a delay without an end
      * @since 0.3.0
      */
     readonly delayReplay: (delay: Duration.DurationInput) => Effect.Effect<void, EmbeddedPostgresError>
@@ -246,6 +249,7 @@ export declare namespace EmbeddedPostgres {
      * Stops the replay on a standby, which goes on to receive WAL. Ends when nothing is replayed any
      * more. A promotion ends the pause. Fails if the server is a primary or not running.
      *
+     * @see `delayReplay` for a delay by time, `cutReplication` for a standby that receives nothing
      * @since 0.3.0
      */
     readonly pauseReplay: Effect.Effect<void, EmbeddedPostgresError>
@@ -253,6 +257,7 @@ export declare namespace EmbeddedPostgres {
      * Ends a pause of the replay. Has no effect on a standby without a pause. Fails if the server is a
      * primary or not running.
      *
+     * @see `pauseReplay`
      * @since 0.3.0
      */
     readonly resumeReplay: Effect.Effect<void, EmbeddedPostgresError>
@@ -260,6 +265,7 @@ export declare namespace EmbeddedPostgres {
      * Disconnects a standby from its primary, until `restoreReplication` or `follow`. What it has
      * received is replayed. Fails if the server is a primary or not running.
      *
+     * @see `pauseReplay` for a standby that receives WAL and does not replay it
      * @since 0.3.0
      */
     readonly cutReplication: Effect.Effect<void, EmbeddedPostgresError>
@@ -269,6 +275,7 @@ export declare namespace EmbeddedPostgres {
      * connection. Has no effect on a standby that was not cut. Fails if the server is a primary or not
      * running.
      *
+     * @see `cutReplication`
      * @since 0.3.0
      */
     readonly restoreReplication: Effect.Effect<void, EmbeddedPostgresError>
@@ -299,6 +306,7 @@ export declare namespace EmbeddedPostgres {
      * the highest timeline, which is that of the latest promotion. Servers that are stopped or frozen
      * are left out. Fails if there is no primary, or two with the same timeline.
      *
+     * @see `primary` for the server that is the primary at the start
      * @since 0.3.0
      */
     readonly currentPrimary: Effect.Effect<Server, EmbeddedPostgresError>
@@ -311,6 +319,7 @@ export declare namespace EmbeddedPostgres {
      * not stream from the current primary, or if one of the servers is frozen. An interruption after
      * the stop of the primary may leave standbys that follow no server.
      *
+     * @see {@link EmbeddedPostgres.Server} for `promote` and `follow`, the steps of a failover
      * @since 0.3.0
      */
     readonly switchOver: (to: Server) => Effect.Effect<void, EmbeddedPostgresError>
@@ -320,6 +329,7 @@ export declare namespace EmbeddedPostgres {
      *
      * Fails if the number is not from 0 to the number of replicas, or if a server is frozen.
      *
+     * @see {@link EmbeddedPostgres.Options} for the option `synchronous`
      * @since 0.3.0
      */
     readonly setSynchronous: (standbys: number) => Effect.Effect<void, EmbeddedPostgresError>

@@ -1,4 +1,4 @@
-/** Promotion, following, switch-over, delays and synchronous commits of an embedded cluster. */
+/** Promotion, following and switch-over of an embedded cluster. */
 import * as fs from "node:fs"
 import * as path from "node:path"
 import { describe, expect, it } from "@effect/vitest"
@@ -8,31 +8,22 @@ import * as Fiber from "effect/Fiber"
 import type { EmbeddedPostgres } from "effect-db/EmbeddedPostgres"
 import * as Control from "../../src/internal/embedded/pgControl.js"
 import { fileBefore, parseHistory } from "../../src/internal/embedded/walHistory.js"
-import { emptyFolder, eventually, make, pidsOf } from "../support/embedded.js"
+import {
+  cluster,
+  emptyFolder,
+  eventually,
+  execute,
+  isAlive,
+  isStandby,
+  make,
+  numbers,
+  pidsOf,
+  postmasterOf,
+  segmentsOf
+} from "../support/embedded.js"
 import { query } from "../support/server.js"
 
 type Server = EmbeddedPostgres.Server
-
-/** A cluster with two replicas, or one of which the test needs no more. */
-const cluster = (options: EmbeddedPostgres.Options = {}) =>
-  Effect.flatMap(make({ replicas: 2, ...options }), (postgres) => {
-    const [one, two = one] = postgres.replicas
-    return one === undefined || two === undefined
-      ? Effect.dieMessage("no replica")
-      : Effect.succeed({ postgres, primary: postgres.primary, one, two })
-  })
-
-const execute = (server: Server, sql: string) => Effect.asVoid(query(server.url(), sql))
-const numbers = (server: Server) =>
-  Effect.map(query<{ n: number }>(server.url(), "SELECT n FROM t ORDER BY n"), (rows) => rows.map(({ n }) => n))
-const isStandby = (server: Server) =>
-  Effect.map(query(server.url(), "SELECT pg_is_in_recovery() AS yes"), ([row]) => row?.yes)
-/** The names of the standbys that a server streams to. */
-const standbysOf = (server: Server) =>
-  Effect.map(query(server.url(), "SELECT application_name AS name FROM pg_stat_replication ORDER BY 1"), (rows) =>
-    rows.map(({ name }) => name)
-  )
-const postmasterOf = (server: Server, directory: string) => Effect.map(pidsOf(server, directory), ([pid]) => pid)
 
 /** Puts a program in the place of `cp` until the scope ends. */
 const withCopyProgram = (script: string) =>
@@ -77,6 +68,7 @@ describe("a server that follows another one", () => {
         const { one, postgres, primary } = yield* cluster({ replicas: 1 })
         yield* execute(primary, "CREATE TABLE t AS SELECT 1 AS n")
         yield* postgres.awaitReplicas
+        const pids = yield* pidsOf(primary, postgres.directory)
         yield* one.promote
         // commits that the new primary does not have
         yield* execute(primary, "INSERT INTO t SELECT generate_series(100, 110)")
@@ -90,6 +82,8 @@ describe("a server that follows another one", () => {
         expect(yield* numbers(primary)).toEqual([1, 2, 3])
         expect(yield* isStandby(primary)).toBe(true)
         expect(fs.readdirSync(postgres.directory).filter((name) => /clone|old/.test(name))).toEqual([])
+        expect(pids.filter(isAlive)).toEqual([])
+        expect(segmentsOf(pids)).toEqual([])
         // and back
         yield* one.stop
         yield* primary.promote
@@ -272,135 +266,6 @@ describe("a server that follows another one", () => {
   )
 })
 
-describe("the replay of a standby", () => {
-  it.scopedLive("a delayed replica receives commits and does not show them before their delay ends", () =>
-    Effect.gen(function* () {
-      const { one, postgres, primary } = yield* cluster({ replicas: 1 })
-      yield* execute(primary, "CREATE TABLE t AS SELECT 1 AS n")
-      yield* postgres.awaitReplicas
-      yield* one.delayReplay("1 hour")
-      yield* execute(primary, "INSERT INTO t VALUES (2)")
-      const [written] = yield* query(primary.url(), "SELECT pg_current_wal_lsn()::text AS lsn")
-      const received = query(one.url(), "SELECT pg_last_wal_receive_lsn() >= $1::pg_lsn AS yes", [written?.lsn])
-      yield* Effect.repeat(received, { until: ([row]) => row?.yes === true })
-      expect(yield* numbers(one)).toEqual([1])
-      yield* one.delayReplay(0)
-      yield* postgres.awaitReplicas
-      expect(yield* numbers(one)).toEqual([1, 2])
-    })
-  )
-
-  it.scopedLive("a promotion and a follower end a delay", () =>
-    Effect.gen(function* () {
-      const { one, postgres, primary, two } = yield* cluster()
-      yield* execute(primary, "CREATE TABLE t AS SELECT 1 AS n")
-      yield* postgres.awaitReplicas
-      yield* Effect.all([one.delayReplay("1 hour"), two.delayReplay("1 hour")], { concurrency: "unbounded" })
-      yield* execute(primary, "INSERT INTO t VALUES (2)")
-      yield* postgres.switchOver(one)
-      expect(yield* numbers(one)).toEqual([1, 2])
-      yield* execute(one, "INSERT INTO t VALUES (3)")
-      yield* postgres.awaitReplicas
-      expect(yield* numbers(two)).toEqual([1, 2, 3])
-      expect(yield* numbers(primary)).toEqual([1, 2, 3])
-    })
-  )
-
-  it.scopedLive("a paused replica shows no new commits until it resumes", () =>
-    Effect.gen(function* () {
-      const { one, postgres, primary } = yield* cluster({ replicas: 1 })
-      yield* execute(primary, "CREATE TABLE t AS SELECT 1 AS n")
-      yield* postgres.awaitReplicas
-      yield* one.pauseReplay
-      yield* execute(primary, "INSERT INTO t VALUES (2)")
-      const [written] = yield* query(primary.url(), "SELECT pg_current_wal_lsn()::text AS lsn")
-      const received = query(one.url(), "SELECT pg_last_wal_receive_lsn() >= $1::pg_lsn AS yes", [written?.lsn])
-      yield* Effect.repeat(received, { until: ([row]) => row?.yes === true })
-      expect(yield* numbers(one)).toEqual([1])
-      yield* one.resumeReplay
-      yield* one.resumeReplay
-      yield* postgres.awaitReplicas
-      expect(yield* numbers(one)).toEqual([1, 2])
-    })
-  )
-
-  it.scopedLive("a replica without replication gets nothing until it is restored", () =>
-    Effect.gen(function* () {
-      const { one, postgres, primary, two } = yield* cluster()
-      yield* execute(primary, "CREATE TABLE t AS SELECT 1 AS n")
-      yield* postgres.awaitReplicas
-      yield* execute(primary, "INSERT INTO t VALUES (2)")
-      yield* postgres.awaitReplicas
-      yield* one.cutReplication
-      yield* one.cutReplication
-      yield* execute(primary, "INSERT INTO t VALUES (3)")
-      yield* postgres.awaitReplicas
-      expect(yield* numbers(two)).toEqual([1, 2, 3])
-      expect(yield* numbers(one)).toEqual([1, 2])
-      yield* one.stop
-      yield* one.start
-      expect(yield* numbers(one)).toEqual([1, 2])
-      yield* one.restoreReplication
-      yield* one.restoreReplication
-      yield* postgres.awaitReplicas
-      expect(yield* numbers(one)).toEqual([1, 2, 3])
-    })
-  )
-
-  it.scopedLive("a replica without replication is restored to the primary of a switch-over", () =>
-    Effect.gen(function* () {
-      const { one, postgres, primary, two } = yield* cluster()
-      yield* execute(primary, "CREATE TABLE t AS SELECT 1 AS n")
-      yield* postgres.awaitReplicas
-      yield* two.delayReplay("1 hour")
-      yield* execute(primary, "INSERT INTO t VALUES (2)")
-      yield* two.cutReplication
-      yield* postgres.switchOver(one)
-      expect(yield* standbysOf(one)).toEqual(["primary"])
-      yield* two.restoreReplication
-      yield* two.delayReplay(0)
-      yield* execute(one, "INSERT INTO t VALUES (3)")
-      yield* postgres.awaitReplicas
-      expect(yield* numbers(two)).toEqual([1, 2, 3])
-      // without a primary to stream from, the standby is restored and does not wait
-      yield* two.cutReplication
-      yield* one.kill
-      yield* two.restoreReplication
-      yield* one.start
-      yield* two.cutReplication
-      yield* two.restoreReplication
-      yield* execute(one, "INSERT INTO t VALUES (4)")
-      yield* postgres.awaitReplicas
-      expect(yield* standbysOf(one)).toEqual(["primary", "replica-2"])
-    })
-  )
-
-  it.scopedLive("a primary, a stopped server and a delay that is not valid are refused", () =>
-    Effect.gen(function* () {
-      const { one, primary } = yield* cluster({ replicas: 1 })
-      const operations = (server: Server) => [
-        server.delayReplay("1 second"),
-        server.pauseReplay,
-        server.resumeReplay,
-        server.cutReplication,
-        server.restoreReplication
-      ]
-      const names = ["delayReplay", "pauseReplay", "resumeReplay", "cutReplication", "restoreReplication"]
-      const onPrimary = yield* Effect.forEach(operations(primary), Effect.flip)
-      expect(onPrimary.map((error) => error.operation)).toEqual(names)
-      for (const error of onPrimary) expect(error.message).toContain("(primary): the server is a primary")
-      yield* one.stop
-      const onStopped = yield* Effect.forEach(operations(one), Effect.flip)
-      expect(onStopped.map((error) => error.operation)).toEqual(names)
-      for (const error of onStopped) expect(error.message).toContain("start it first")
-      for (const delay of [-1, Number.NaN, Number.POSITIVE_INFINITY, "25 days", "soon", null]) {
-        const error = yield* Effect.flip(one.delayReplay(delay as number))
-        expect(error.reason).toContain("expected a duration from 0 to 24 days")
-      }
-    })
-  )
-})
-
 describe("a switch-over", () => {
   it.scopedLive("a switch-over keeps all commits, and the old primary follows without a copy", () =>
     Effect.gen(function* () {
@@ -531,69 +396,6 @@ describe("a switch-over", () => {
       yield* postgres.awaitReplicas
       expect(yield* numbers(two)).toEqual([1, 2])
       yield* postgres.terminateBackends()
-    })
-  )
-})
-
-describe("synchronous commits", () => {
-  /** Starts a commit, and returns a fiber of it when the commit waits for a standby. */
-  const waitingCommit = (server: Server, sql: string) =>
-    Effect.gen(function* () {
-      const fiber = yield* Effect.fork(execute(server, sql))
-      const waits = query(
-        server.url(),
-        "SELECT count(*)::int AS n FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query = $1",
-        [sql]
-      )
-      yield* Effect.repeat(waits, { until: ([row]) => row?.n === 1 })
-      return fiber
-    })
-
-  it.scopedLive("a commit waits for the number of standbys, also after a switch-over", () =>
-    Effect.gen(function* () {
-      const { one, postgres, primary, two } = yield* cluster({ synchronous: 1, databases: ["app"] })
-      yield* execute(primary, "CREATE TABLE t AS SELECT 1 AS n")
-      yield* two.stop
-      yield* execute(primary, "INSERT INTO t VALUES (2)")
-      yield* one.cutReplication
-      const commit = yield* waitingCommit(primary, "INSERT INTO t VALUES (3)")
-      // operations of the cluster do not wait
-      yield* postgres.createDatabase("more")
-      yield* one.restoreReplication
-      yield* Fiber.join(commit)
-      yield* postgres.switchOver(one)
-      yield* primary.cutReplication
-      const later = yield* waitingCommit(one, "INSERT INTO t VALUES (4)")
-      yield* postgres.setSynchronous(0)
-      yield* Fiber.join(later)
-      // the stopped server has the setting as well
-      yield* two.start
-      yield* primary.restoreReplication
-      yield* postgres.switchOver(two)
-      yield* primary.cutReplication
-      yield* one.cutReplication
-      yield* execute(two, "INSERT INTO t VALUES (5)")
-      yield* postgres.setSynchronous(2)
-      const last = yield* waitingCommit(two, "INSERT INTO t VALUES (6)")
-      yield* primary.restoreReplication
-      expect(yield* Fiber.poll(last)).toMatchObject({ _tag: "None" })
-      yield* one.restoreReplication
-      yield* Fiber.join(last)
-      expect(yield* numbers(two)).toEqual([1, 2, 3, 4, 5, 6])
-    })
-  )
-
-  it.scopedLive("a number that is not from 0 to the number of replicas is refused", () =>
-    Effect.gen(function* () {
-      const { postgres } = yield* cluster({ replicas: 1 })
-      for (const count of [-1, 2, 0.5, Number.NaN, "1"]) {
-        const error = yield* Effect.flip(postgres.setSynchronous(count as number))
-        expect(error.message).toContain("setSynchronous: the number is")
-      }
-      const error = yield* Effect.flip(make({ synchronous: 1 }))
-      expect(error.message).toContain("configure: synchronous is 1: expected a whole number from 0 to the number of")
-      const untyped = yield* Effect.flip(make({ synchronous: "1" as unknown as number, replicas: 1 }))
-      expect(untyped.message).toContain('synchronous is "1"')
     })
   )
 })

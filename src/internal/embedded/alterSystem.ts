@@ -29,8 +29,14 @@ export const alterSystem = (
       })
     )
     // by new sessions: the postmaster starts them after it has signalled all other processes, and
-    // they inherit the time of its reload
+    // they inherit the time of its reload, which it does not set if a file has an error
     yield* server
       .session(operation, (query) => query("SELECT pg_conf_load_time() > $1::timestamptz AS done", [before]))
-      .pipe(Effect.repeat({ until: ([row]) => row?.done === true }))
+      .pipe(
+        Effect.repeat({ until: ([row]) => row?.done === true, times: 100 }),
+        Effect.filterOrFail(
+          ([row]) => row?.done === true,
+          () => server.fail(operation, "the server did not read its settings: its log shows the faulty one")
+        )
+      )
   })

@@ -11,7 +11,7 @@ import type { Server } from "./server.js"
 import * as Folder from "./tempDirectory.js"
 
 // The folders whose content a backup leaves out, as in PostgreSQL's documentation of low-level
-// base backups. The WAL comes from the primary, which keeps it by `wal_keep_size`.
+// base backups. The standby requests the WAL from the primary, which keeps it by `wal_keep_size`.
 const emptied = [
   "pg_dynshmem",
   "pg_notify",

@@ -36,31 +36,38 @@ export const delayReplay = (server: Server, delay: Duration.DurationInput) =>
       const given = typeof delay === "string" ? JSON.stringify(delay) : String(delay)
       return yield* server.refuse("delayReplay", `the delay is ${given}: expected a duration from 0 to 24 days`)
     }
-    yield* requireStandby("delayReplay", server)
-    yield* alterSystem("delayReplay", server, { recovery_min_apply_delay: millis })
+    yield* server.exclusively(() =>
+      Effect.zipRight(
+        requireStandby("delayReplay", server),
+        alterSystem("delayReplay", server, { recovery_min_apply_delay: millis })
+      )
+    )
   })
 
 /** Stops the replay on a standby, which goes on to receive WAL. */
 export const pauseReplay = (server: Server) =>
-  requireStandby("pauseReplay", server).pipe(
-    Effect.zipRight(server.session("pauseReplay", (query) => query("SELECT pg_wal_replay_pause()"))),
-    // a transaction that waits for its delay is not replayed either, but the pause counts only
-    // after the delay
-    Effect.zipRight(
-      server.until(
-        "pauseReplay",
-        `SELECT pg_get_wal_replay_pause_state() = 'paused' OR current_setting('recovery_min_apply_delay') <> '0' AS done`,
-        [],
-        "pause its replay"
+  server.exclusively(() =>
+    requireStandby("pauseReplay", server).pipe(
+      Effect.zipRight(server.session("pauseReplay", (query) => query("SELECT pg_wal_replay_pause()"))),
+      // a standby that delays its replay pauses after the delay, and replays nothing before
+      Effect.zipRight(
+        server.until(
+          "pauseReplay",
+          `SELECT pg_get_wal_replay_pause_state() = 'paused' OR current_setting('recovery_min_apply_delay') <> '0' AS done`,
+          [],
+          "pause its replay"
+        )
       )
     )
   )
 
 /** Ends a pause of the replay. */
 export const resumeReplay = (server: Server) =>
-  requireStandby("resumeReplay", server).pipe(
-    Effect.zipRight(server.session("resumeReplay", (query) => query("SELECT pg_wal_replay_resume()"))),
-    Effect.asVoid
+  server.exclusively(() =>
+    requireStandby("resumeReplay", server).pipe(
+      Effect.zipRight(server.session("resumeReplay", (query) => query("SELECT pg_wal_replay_resume()"))),
+      Effect.asVoid
+    )
   )
 
 /** Ends the stream of a standby, which keeps what it has received. */
