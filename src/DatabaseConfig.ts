@@ -33,7 +33,7 @@ import {
 } from "./internal/config/optionParsers.js"
 import { isEmptyUrl, redactInput } from "./internal/config/serverInput.js"
 import { fileOf, serverConfig } from "./internal/config/serverOptions.js"
-import { checkSsl } from "./internal/config/sslOption.js"
+import { checkSsl } from "./internal/config/sslCheck.js"
 import { type KnownNames, refuseUnknown } from "./internal/config/unknownSetting.js"
 import { concealSecrets } from "./internal/protocol/tlsOptions.js"
 import type {

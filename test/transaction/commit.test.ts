@@ -13,7 +13,7 @@ import { Db } from "../support/databases.js"
 import { answers, makeProxy, sends } from "../support/proxy.js"
 import { freshDatabase, query } from "../support/server.js"
 
-/** A database behind a proxy, with a table `item`. */
+/** Creates a database behind a proxy, with a table `item`. */
 const given = (options: Partial<Database.Options> = {}) =>
   Effect.gen(function* () {
     const { writer } = yield* freshDatabase
@@ -27,11 +27,14 @@ const given = (options: Partial<Database.Options> = {}) =>
     return { proxy, context: Context.pick(Db)(context), insert, stored }
   })
 
-/** Long enough for a bound of one second, short enough to notice that there is none. */
+/**
+ * Timeout of operations that the library bounds to one second: longer than that, but so short that
+ * a missing bound fails the test.
+ */
 const bound = "4 seconds"
 
 describe("the end of a transaction", () => {
-  it.scopedLive("a connection lost before COMMIT arrives is CommitOutcomeUnknown, and nothing is stored", () =>
+  it.scopedLive("a connection lost before COMMIT arrives fails as CommitOutcomeUnknown, and nothing is stored", () =>
     Effect.gen(function* () {
       const { context, insert, proxy, stored } = yield* given()
       yield* proxy.when(sends("COMMIT"), "cut")
@@ -46,7 +49,7 @@ describe("the end of a transaction", () => {
   )
 
   it.scopedLive(
-    "a connection lost before the answer to COMMIT arrives is CommitOutcomeUnknown, stored and never replayed",
+    "a transaction whose answer to COMMIT is lost fails as CommitOutcomeUnknown, is stored and is not run again",
     () =>
       Effect.gen(function* () {
         const { context, insert, proxy, stored } = yield* given()
@@ -78,7 +81,7 @@ describe("the end of a transaction", () => {
         Effect.flip
       )
       assert.strictEqual(error._tag === "Disconnected" && error.outcome, "undone")
-      // therefore it may be replayed
+      // so retry runs it again
       yield* proxy.when(answers("COMMIT"), "cut")
       assert.deepStrictEqual(
         yield* read.pipe(Db.withTransaction({ access: "read only", retry: true }), Effect.provide(context)),
@@ -87,7 +90,7 @@ describe("the end of a transaction", () => {
     })
   )
 
-  it.scopedLive("an interruption after COMMIT was sent waits for the answer: it is stored, and the hooks run", () =>
+  it.scopedLive("an interruption after COMMIT was sent waits for its answer; the row is stored, the hooks run", () =>
     Effect.gen(function* () {
       const { context, insert, proxy, stored } = yield* given()
       const hooks: Array<string> = []
@@ -123,7 +126,7 @@ describe("the end of a transaction", () => {
     })
   )
 
-  it.scopedLive("a ROLLBACK that is never answered settles within its bound, with the first failure", () =>
+  it.scopedLive("a ROLLBACK that is never answered settles within its bound, with the failure that caused it", () =>
     Effect.gen(function* () {
       const { context, insert, proxy, stored } = yield* given({ maxConnections: 1 })
       yield* proxy.when(sends("ROLLBACK"), "freeze")
@@ -139,7 +142,7 @@ describe("the end of a transaction", () => {
     })
   )
 
-  it.scopedLive("an interruption of a statement that is never answered settles at once", () =>
+  it.scopedLive("an interruption of a statement that is never answered settles within its bound", () =>
     Effect.gen(function* () {
       const { context, insert, proxy, stored } = yield* given({ maxConnections: 1 })
       const sent = yield* proxy.when(sends("INSERT"), "freeze")
@@ -151,7 +154,7 @@ describe("the end of a transaction", () => {
     })
   )
 
-  it.scopedLive("a transaction of n statements has n + 1 round trips, an autocommit one 1, an empty one 0", () =>
+  it.scopedLive("an empty transaction takes no round trip, one of n statements n + 1, an autocommit statement 1", () =>
     Effect.gen(function* () {
       const { context, insert, proxy } = yield* given()
       const trips = <A, E>(self: Effect.Effect<A, E, Db>) =>

@@ -11,7 +11,7 @@ import { mayPass } from "./connectFailure.js"
 import type { ConnectFailure, Connection, Owner } from "./connection.js"
 import { connectToHost } from "./connectToHost.js"
 import type { Login } from "./credentials.js"
-import { type Destination, prepareDestination } from "./preparedEndpoint.js"
+import { type Destination, prepareDestination } from "./destination.js"
 import type { SecondSocket } from "./secondSocket.js"
 import { checkTargetSession } from "./targetSessionCheck.js"
 

@@ -3,7 +3,7 @@
  */
 import * as Effect from "effect/Effect"
 import * as Sql from "./adminSession.js"
-import type { Operation } from "./error.js"
+import type { Operation } from "./operationFailed.js"
 import type { Server } from "./server.js"
 
 /**

@@ -6,7 +6,8 @@ import * as path from "node:path"
 import * as Effect from "effect/Effect"
 import { type CommandFailed, run } from "./childProcess.js"
 import { type Cluster, makeStandby } from "./dataDirectory.js"
-import { OperationFailed } from "./error.js"
+import { OperationFailed } from "./operationFailed.js"
+import * as Files from "./safeFiles.js"
 import type { Server } from "./server.js"
 import * as Folder from "./tempDirectory.js"
 
@@ -66,7 +67,7 @@ export const replaceData = (cluster: Cluster, data: string, primary: Server, con
             }),
           "finish a base backup"
         )
-        yield* Folder.create(path.join(clone, "backup_label"), label, cluster.user)
+        yield* Files.create(path.join(clone, "backup_label"), label, cluster.user)
         yield* makeStandby(cluster, clone, conninfo)
         yield* Folder.replace(clone, data, `${data}.old`)
       }),

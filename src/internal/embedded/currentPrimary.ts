@@ -2,7 +2,7 @@
  * The search for the primary among the servers of a cluster.
  */
 import * as Effect from "effect/Effect"
-import { type Operation, OperationFailed } from "./error.js"
+import { type Operation, OperationFailed } from "./operationFailed.js"
 import type { Server } from "./server.js"
 
 interface Candidate {

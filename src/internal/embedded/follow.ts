@@ -7,12 +7,12 @@ import { alterSystem } from "./alterSystem.js"
 import { replaceData } from "./baseBackup.js"
 import { primaryTimeline } from "./currentPrimary.js"
 import { type Cluster, makeStandby } from "./dataDirectory.js"
-import { inOperation, type Operation, type OperationFailed } from "./error.js"
+import { inOperation, type Operation, type OperationFailed } from "./operationFailed.js"
 import { shutdownCheckpoint } from "./pgControl.js"
 import * as Settings from "./postgresqlConf.js"
+import * as Files from "./safeFiles.js"
 import type { Server } from "./server.js"
 import { endStream, requireStandby } from "./standby.js"
-import * as Folder from "./tempDirectory.js"
 import * as Wal from "./walHistory.js"
 
 /** Returns the connection string of a standby to its primary. */
@@ -23,7 +23,7 @@ export const conninfoTo = (cluster: Cluster, primary: Server, standby: Server) =
 export const conninfoPattern = (primary: Server) => `\\mport=${primary.port}\\M`
 
 /** Checks if a server is a standby, also if it is stopped: a promotion removes the file. */
-export const isStandby = (server: Server) => Folder.exists(path.join(server.data, "standby.signal"))
+export const isStandby = (server: Server) => Files.exists(path.join(server.data, "standby.signal"))
 
 /**
  * Waits until a standby streams from a server, on this timeline if it is given, and has received

@@ -6,7 +6,7 @@ import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as ParseResult from "effect/ParseResult"
 import * as Schema from "effect/Schema"
-import { OperationFailed } from "./error.js"
+import { OperationFailed } from "./operationFailed.js"
 
 /** Builds the failure of an option that is not valid. */
 export const misconfigured = (reason: string): OperationFailed =>

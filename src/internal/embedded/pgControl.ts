@@ -3,7 +3,7 @@
  */
 import * as path from "node:path"
 import * as Effect from "effect/Effect"
-import * as Folder from "./tempDirectory.js"
+import * as Files from "./safeFiles.js"
 
 /** The value of `state` after a clean shutdown of a primary, `DB_SHUTDOWNED` of PostgreSQL. */
 const cleanlyStopped = 1
@@ -16,6 +16,6 @@ const cleanlyStopped = 1
  * been the same since PostgreSQL 11.
  */
 export const shutdownCheckpoint = (data: string) =>
-  Folder.read(path.join(data, "global", "pg_control"), 40).pipe(
+  Files.read(path.join(data, "global", "pg_control"), 40).pipe(
     Effect.map((control) => (control?.readUInt32LE(16) === cleanlyStopped ? control.readBigUInt64LE(32) : undefined))
   )

@@ -7,7 +7,7 @@ import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
 import { alterSystem } from "./alterSystem.js"
 import { signal } from "./childProcess.js"
-import type { Operation, OperationFailed } from "./error.js"
+import type { Operation, OperationFailed } from "./operationFailed.js"
 import type { Server } from "./server.js"
 
 /** Fails if the server is not running or not a standby. */

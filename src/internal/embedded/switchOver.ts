@@ -4,12 +4,12 @@
 import * as path from "node:path"
 import * as Effect from "effect/Effect"
 import type { Cluster } from "./dataDirectory.js"
-import { inOperation, type OperationFailed } from "./error.js"
 import { conninfoPattern, conninfoTo, endOfWal, follow, isStandby } from "./follow.js"
+import { inOperation, type OperationFailed } from "./operationFailed.js"
 import { shutdownCheckpoint } from "./pgControl.js"
 import { toItsEnd } from "./realClock.js"
+import * as Files from "./safeFiles.js"
 import type { Server } from "./server.js"
-import * as Folder from "./tempDirectory.js"
 
 /** Waits until a standby has received what its primary has written. Fails if it does not follow it. */
 const awaitReceived = (from: Server, to: Server) =>
@@ -95,7 +95,7 @@ export const switchOver = (
       stopped,
       (server) =>
         server.exclusively(() =>
-          Folder.append(
+          Files.append(
             path.join(server.data, "postgresql.auto.conf"),
             `primary_conninfo = '${conninfoTo(cluster, to, server)}'\n`,
             cluster.user

@@ -6,9 +6,9 @@ import * as Effect from "effect/Effect"
 import { quoteIdentifier } from "./adminSession.js"
 import { alterSystem } from "./alterSystem.js"
 import type { Cluster } from "./dataDirectory.js"
-import { OperationFailed } from "./error.js"
+import { OperationFailed } from "./operationFailed.js"
+import * as Files from "./safeFiles.js"
 import type { Server } from "./server.js"
-import * as Folder from "./tempDirectory.js"
 
 /** Checks the number of standbys that a commit waits for in a cluster with this number of replicas. */
 export const isValid = (count: unknown, replicas: number): boolean =>
@@ -41,7 +41,7 @@ export const setSynchronous = (cluster: Cluster, servers: ReadonlyArray<Server>,
                 // next checkpoint
                 server.session("setSynchronous", (query) => query("CHECKPOINT"))
               )
-            : Folder.append(path.join(server.data, "postgresql.auto.conf"), `${setting} = '${names}'\n`, cluster.user)
+            : Files.append(path.join(server.data, "postgresql.auto.conf"), `${setting} = '${names}'\n`, cluster.user)
         )
       )
     yield* Effect.forEach(servers, configure, { concurrency: "unbounded", discard: true })

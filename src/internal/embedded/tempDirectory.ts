@@ -1,62 +1,17 @@
 /**
- * The folder of a cluster, and operations that root can run safely on its files.
+ * The folder of a cluster, and the data folders in it.
  */
 import { randomBytes } from "node:crypto"
-import { constants, type Stats } from "node:fs"
+import type { Stats } from "node:fs"
 import * as fs from "node:fs/promises"
 import * as path from "node:path"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import { type Identity, run } from "./childProcess.js"
-import { OperationFailed } from "./error.js"
+import type { OperationFailed } from "./operationFailed.js"
 import { toItsEnd, withRealClock } from "./realClock.js"
+import { attempt, exists } from "./safeFiles.js"
 import { emptyFunction, guard } from "./watchdog.js"
-
-// Uninterruptible, because an interruption would not stop the promise, which could then write to
-// the folder while it is removed.
-const attempt = <A>(failed: string, run: () => Promise<A>): Effect.Effect<A, OperationFailed> =>
-  Effect.tryPromise({
-    try: run,
-    catch: (cause) =>
-      new OperationFailed({
-        operation: "initialize",
-        reason: `${failed}: ${cause instanceof Error ? cause.message : String(cause)}`,
-        logs: [],
-        cause
-      })
-  }).pipe(Effect.uninterruptible)
-
-// The server's user may replace a file of its own folder with a link before root writes the file.
-// So root opens files without following links, and writes and changes them by the handle.
-
-/** Writes a new file that only the server's user can read. Fails if the file exists. */
-export const create = (file: string, text: string, user: Identity | undefined) =>
-  attempt(`${file} could not be written`, async () => {
-    // O_EXCL follows no link, and fails if the file exists
-    const handle = await fs.open(file, constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL, 0o600)
-    try {
-      await handle.writeFile(text)
-      if (user !== undefined) await handle.chown(user.uid, user.gid)
-    } finally {
-      await handle.close()
-    }
-  })
-
-/** Appends to a file of the server's user. Fails for a link or a file of another user. */
-export const append = (file: string, text: string, user: Identity | undefined) =>
-  attempt(`${file} could not be written`, async () => {
-    // without O_NONBLOCK, opening a pipe would block
-    const flags = constants.O_WRONLY | constants.O_APPEND | constants.O_NOFOLLOW | constants.O_NONBLOCK
-    const handle = await fs.open(file, flags)
-    try {
-      const found = await handle.stat()
-      const isOwn = user === undefined || found.uid === user.uid
-      if (!found.isFile() || found.nlink > 1 || !isOwn) throw new Error("it is not a regular file of the server's user")
-      await handle.writeFile(text)
-    } finally {
-      await handle.close()
-    }
-  })
 
 /** Creates an empty folder for the data of a server, owned by its user. */
 export const makeData = (folder: string, user: Identity | undefined) =>
@@ -64,33 +19,6 @@ export const makeData = (folder: string, user: Identity | undefined) =>
     await fs.mkdir(folder, { mode: 0o700 })
     if (user !== undefined) await fs.chown(folder, user.uid, user.gid)
   })
-
-/** Checks if a file exists. */
-export const exists = (file: string) =>
-  Effect.promise(() =>
-    fs.lstat(file).then(
-      () => true,
-      () => false
-    )
-  )
-
-/**
- * Reads a file, or its first `length` bytes. Returns `undefined` if the file cannot be read or is
- * shorter.
- */
-export const read = (file: string, length?: number) =>
-  attempt(`${file} could not be read`, async () => {
-    const handle = await fs.open(file, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK)
-    try {
-      const found = await handle.stat()
-      if (!found.isFile()) return undefined
-      const size = length ?? found.size
-      const { buffer, bytesRead } = await handle.read(Buffer.alloc(size), 0, size, 0)
-      return bytesRead === size ? buffer : undefined
-    } finally {
-      await handle.close()
-    }
-  }).pipe(Effect.orElseSucceed(() => undefined))
 
 /** Returns the names in a folder. */
 export const list = (folder: string) => attempt(`${folder} could not be read`, () => fs.readdir(folder))
@@ -118,9 +46,6 @@ export const clear = (folder: string, user: Identity | undefined): Effect.Effect
     withRealClock,
     toItsEnd
   )
-
-/** Removes a file, if it exists. */
-export const remove = (file: string) => attempt(`${file} could not be removed`, () => fs.rm(file, { force: true }))
 
 /** Checks if a user can replace files of other users in a folder. */
 const isChangedBy = (user: Identity, { gid, mode, uid }: Stats): boolean => {

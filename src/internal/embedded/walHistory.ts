@@ -4,7 +4,7 @@
  */
 import * as path from "node:path"
 import * as Effect from "effect/Effect"
-import * as Folder from "./tempDirectory.js"
+import * as Files from "./safeFiles.js"
 
 /** Timeline that ended with a promotion, and the position of its end. */
 interface EndedTimeline {
@@ -51,11 +51,11 @@ export const isPartOf = (
   primary: { readonly data: string; readonly timeline: number }
 ): Effect.Effect<boolean> =>
   Effect.gen(function* () {
-    const history = yield* Folder.read(path.join(primary.data, "pg_wal", `${hex(primary.timeline)}.history`))
+    const history = yield* Files.read(path.join(primary.data, "pg_wal", `${hex(primary.timeline)}.history`))
     const { length, name } = fileBefore(lsn, parseHistory(history?.toString() ?? ""), primary.timeline)
     const [own, other] = yield* Effect.all([
-      Folder.read(path.join(data, "pg_wal", name), length),
-      Folder.read(path.join(primary.data, "pg_wal", name), length)
+      Files.read(path.join(data, "pg_wal", name), length),
+      Files.read(path.join(primary.data, "pg_wal", name), length)
     ])
     return length > 0 && own !== undefined && other !== undefined && own.equals(other)
   })

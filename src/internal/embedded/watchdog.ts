@@ -8,7 +8,7 @@ import * as Effect from "effect/Effect"
 import * as FiberId from "effect/FiberId"
 import type * as Scope from "effect/Scope"
 import { type Identity, launch, signal } from "./childProcess.js"
-import { OperationFailed } from "./error.js"
+import { OperationFailed } from "./operationFailed.js"
 import { withinRealTime } from "./realClock.js"
 
 // A shell waits for the end of its input, which ends with Node, even if Node is killed.

@@ -2,9 +2,8 @@
  * The listening connection of a database: one for all channels, opened with the first listener,
  * closed with the last, and replaced when it is lost.
  *
- * Listeners are added and removed at once, and the connection sends LISTEN and UNLISTEN when it is
- * free. So no listener waits for another one, and the removal of a listener does not wait for the
- * network.
+ * Listeners are added and removed immediately, and the connection sends LISTEN and UNLISTEN when it
+ * is free. So `add` and `remove` wait neither for the network nor for other listeners.
  */
 
 import type { DatabaseConfig } from "../../DatabaseConfig.js"
@@ -30,8 +29,8 @@ export class ListenManager extends ListenLifecycle {
   }
 
   /**
-   * Adds a listener. Its `onListening` is called when it receives messages, its `reject` if the
-   * attempt fails.
+   * Adds a listener. Its `onListening` is called as soon as the connection listens to its channel,
+   * its `reject` if the attempt fails.
    */
   add(listener: Listener): void {
     const { state } = this

@@ -7,8 +7,9 @@ import * as Context from "effect/Context"
 
 /** The folder of the library as stacks name it, which is that of the sources if they are mapped. */
 const ownFolder =
-  /(?:\(|at )(?:file:\/\/)?([^()\n]*[\\/])internal[\\/]observability[\\/]callSite\./.exec(new Error().stack ?? "")?.[1] ??
-  fileURLToPath(new URL("../..", import.meta.url))
+  /(?:\(|at )(?:file:\/\/)?([^()\n]*[\\/])internal[\\/]observability[\\/]callSite\./.exec(
+    new Error().stack ?? ""
+  )?.[1] ?? fileURLToPath(new URL("../..", import.meta.url))
 
 const isForeign = (line: string): boolean =>
   !line.includes(ownFolder) && !/node_modules[\\/](@effect[\\/]|effect[\\/]|effect-db[\\/])|\(?node:/.test(line)

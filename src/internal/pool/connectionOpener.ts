@@ -9,7 +9,7 @@ import type { ConnectFailure, Connection, Owner } from "../connection/connection
 import { ConnectBackoff, sheddingPause } from "./connectBackoff.js"
 import { type Demand, Growth } from "./growth.js"
 import { PendingConnects } from "./pendingConnects.js"
-import { maxTotal } from "./poolOptions.js"
+import { maxTotal } from "./poolDependencies.js"
 import type { PoolState } from "./poolState.js"
 
 export class ConnectionOpener {

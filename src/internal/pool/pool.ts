@@ -19,15 +19,15 @@ import type { Caller, OnCheckout } from "./caller.js"
 import { sheddingPause } from "./connectBackoff.js"
 import { ConnectionOpener } from "./connectionOpener.js"
 import { Connections } from "./connections.js"
+import { RunningTasks } from "./connectionTasks.js"
 import { PoolEvents } from "./events.js"
 import type { Invalidation } from "./invalidation.js"
 import { type LeakDetection, makeLeakDetection } from "./leakDetection.js"
 import { LoadShedding } from "./loadShedding.js"
-import { makeMetrics, type PoolOptions } from "./poolOptions.js"
+import { makeMetrics, type PoolDependencies } from "./poolDependencies.js"
 import type { PoolState } from "./poolState.js"
 import { poolStats } from "./poolStats.js"
 import { closedFailure, exhausted, rejectionOf } from "./rejection.js"
-import { ConnectionTasks } from "./sessionTasks.js"
 import { shutDown } from "./shutDown.js"
 import { Validation } from "./validation.js"
 import { Waiter, WaitQueue } from "./waitQueue.js"
@@ -39,7 +39,7 @@ export class Pool implements PoolState {
   readonly location: ErrorLocation
   readonly connections: Connections
   readonly waiters: WaitQueue<OnCheckout>
-  readonly tasks = new ConnectionTasks()
+  readonly tasks = new RunningTasks()
   readonly validation: Validation
   readonly leakDetection: LeakDetection | undefined
   readonly events: PoolEvents
@@ -48,7 +48,7 @@ export class Pool implements PoolState {
   /** Called when the last connection is closed; set while the pool is closing or closed. */
   private onEmpty: (() => void) | undefined
 
-  constructor(readonly options: PoolOptions) {
+  constructor(readonly options: PoolDependencies) {
     const { credentials, database, observer, outageWaiters, pool, server, session, tasks } = options
     this.location = { database, server: server.name }
     this.metrics = makeMetrics(options)

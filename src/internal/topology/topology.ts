@@ -8,9 +8,9 @@ import type { Role, ServerStatus } from "../../Topology.js"
 import * as clock from "../concurrency/clock.js"
 import type { CredentialSource } from "../connection/credentials.js"
 import type { MakePoolMetrics } from "../observability/poolMetrics.js"
+import type { ConnectionTasks } from "../pool/connectionTasks.js"
 import { OutageWaiters } from "../pool/outageWaiters.js"
 import { Pool } from "../pool/pool.js"
-import type { SessionTasks } from "../pool/sessionTasks.js"
 
 /** Server of a database, with its pools. */
 export class Server {
@@ -26,7 +26,7 @@ export class Server {
     readonly role: Role,
     /** The source of the user and password of each connection. */
     readonly credentials: CredentialSource,
-    tasks: SessionTasks,
+    tasks: ConnectionTasks,
     private readonly observer: Observer,
     makeMetrics: MakePoolMetrics,
     outageWaiters: OutageWaiters
@@ -87,7 +87,7 @@ export class Topology {
   constructor(
     config: DatabaseConfig,
     credentials: (server: ServerConfig) => CredentialSource,
-    tasks: SessionTasks,
+    tasks: ConnectionTasks,
     observer: Observer,
     makeMetrics: MakePoolMetrics
   ) {
