@@ -360,6 +360,26 @@ describe("a switch-over", () => {
     })
   )
 
+  it.scopedLive("a switch-over without all commits fails, and the old primary runs again", () =>
+    Effect.gen(function* () {
+      const { one, postgres, primary } = yield* cluster({ replicas: 1, startTimeout: "20 seconds" })
+      yield* execute(primary, "CREATE TABLE t AS SELECT 1 AS n")
+      yield* postgres.awaitReplicas
+      const [receiver] = yield* query<{ pid: number }>(one.url(), "SELECT pid FROM pg_stat_wal_receiver")
+      const pid = receiver?.pid ?? Number.NaN
+      process.kill(pid, "SIGSTOP")
+      const error = yield* Effect.flip(postgres.switchOver(one))
+      expect(error).toMatchObject({ operation: "switchOver", server: "replica-1" })
+      // the wait before the stop fails if the primary has written a record by itself meanwhile
+      expect(error.reason).toMatch(/has not received all WAL of primary|did not receive the WAL of primary/)
+      expect(yield* postgres.currentPrimary).toBe(primary)
+      process.kill(pid, "SIGCONT")
+      yield* execute(primary, "INSERT INTO t VALUES (2)")
+      yield* postgres.switchOver(one)
+      expect(yield* numbers(one)).toEqual([1, 2])
+    })
+  )
+
   it.scopedLive("an interruption of a switch-over leaves a primary", () =>
     Effect.gen(function* () {
       const directory = yield* emptyFolder
