@@ -341,7 +341,11 @@ export interface SessionOptions {
  * @category models
  */
 export interface DatabaseOptions extends PoolOptions, SessionOptions {
-  /** The primary. */
+  /**
+   * The primary. With several hosts, it is the host that accepts writes: all of them are probed at
+   * once, and again when a connection is lost. A former primary, which is on an older timeline, is
+   * not used.
+   */
   readonly writer: ServerInput
   /**
    * The replicas. Without one, readers use the primary, read-only.

@@ -8,6 +8,7 @@
 
 import type { DatabaseConfig } from "../../DatabaseConfig.js"
 import type { Observer } from "../../Observation.js"
+import type { HostLocator } from "../connection/connect.js"
 import type { CredentialSource } from "../connection/credentials.js"
 import type { Invalidation } from "../pool/invalidation.js"
 import type { ListenConnection } from "./connection.js"
@@ -21,11 +22,27 @@ import { closed, connectionOf, outageOf } from "./state.js"
 
 /** Manager of the listening connection and its listeners. */
 export class ListenManager extends ListenLifecycle {
-  private readonly stopFollowingCredentials: () => void
+  private readonly stopFollowing: ReadonlyArray<() => void>
 
-  constructor(config: DatabaseConfig, credentials: CredentialSource, observer: Observer, edge: ListenEdge) {
-    super(config, credentials, observer, edge)
-    this.stopFollowingCredentials = credentials.follow(() => this.synchronize())
+  constructor(
+    config: DatabaseConfig,
+    credentials: CredentialSource,
+    locator: HostLocator | undefined,
+    observer: Observer,
+    edge: ListenEdge
+  ) {
+    super(config, credentials, locator, observer, edge)
+    const stopFollowingWriter = locator?.follow((host, error) => {
+      const listening = connectionOf(this.state)
+      // the former writer sends no notification of a write on the new one
+      if (listening !== undefined && listening.connection.server.name !== host) {
+        this.onLost(listening, error, "invalidated")
+      }
+    })
+    this.stopFollowing = [
+      credentials.follow(() => this.synchronize()),
+      ...(stopFollowingWriter === undefined ? [] : [stopFollowingWriter])
+    ]
   }
 
   /**
@@ -71,7 +88,7 @@ export class ListenManager extends ListenLifecycle {
 
   /** Fails all listeners, and calls back when all sockets are closed. */
   close(timeout: number, callback: () => void): void {
-    this.stopFollowingCredentials()
+    for (const stop of this.stopFollowing) stop()
     this.cancelHandoverDelay?.()
     this.disconnect("shutdown")
     this.state = closed

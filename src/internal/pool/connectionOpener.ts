@@ -28,14 +28,14 @@ export class ConnectionOpener {
     /** Called with each new connection that is ready for its first checkout. */
     private readonly onReady: (connection: Connection, now: number) => void
   ) {
-    const { credentials, pool: config, readOnly, server, session } = pool.options
+    const { credentials, locator, pool: config, readOnly, server, session } = pool.options
     this.growth = new Growth(
       () => this.demand,
       () => this.open(),
       config.strategy === "none"
     )
     this.pendingConnects = new PendingConnects(
-      { credentials, readOnly, server, session, timeout: config.connectTimeout },
+      { credentials, locator, readOnly, server, session, timeout: config.connectTimeout },
       owner,
       () => this.growth.expectedConnectTime,
       () => this.growth.openIfNeeded()
