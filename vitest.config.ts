@@ -14,8 +14,9 @@ export default defineConfig({
   test: {
     include: isFast ? fastTests() : ["test/**/*.test.ts", "examples/*.test.ts"],
     globalSetup: isFast ? [] : ["test/support/globalSetup.ts"],
-    testTimeout: 60_000,
-    hookTimeout: 60_000,
+    // a program takes seconds to start, on a busy machine tens of them, and some tests start three
+    testTimeout: 120_000,
+    hookTimeout: 120_000,
     pool: "forks",
     // most of the time tests wait for servers, so two at a time do no harm on two cores
     maxWorkers: Math.max(2, availableParallelism() - 1),

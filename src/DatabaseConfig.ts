@@ -33,7 +33,7 @@ import {
 } from "./internal/config/optionParsers.js"
 import { isEmptyUrl, redactInput } from "./internal/config/serverInput.js"
 import { fileOf, serverConfig } from "./internal/config/serverOptions.js"
-import { checkSsl } from "./internal/config/sslOption.js"
+import { checkSsl } from "./internal/config/sslCheck.js"
 import { type KnownNames, refuseUnknown } from "./internal/config/unknownSetting.js"
 import { concealSecrets } from "./internal/protocol/tlsOptions.js"
 import type {
@@ -341,7 +341,11 @@ export interface SessionOptions {
  * @category models
  */
 export interface DatabaseOptions extends PoolOptions, SessionOptions {
-  /** The primary. */
+  /**
+   * The primary. With several hosts, it is the host that accepts writes: all of them are probed at
+   * once, and again when a connection is lost. A former primary, which is on an older timeline, is
+   * not used.
+   */
   readonly writer: ServerInput
   /**
    * The replicas. Without one, readers use the primary, read-only.
@@ -426,6 +430,26 @@ export interface DatabaseOptions extends PoolOptions, SessionOptions {
    * @default "5 seconds"
    */
   readonly readerRetryDelay?: Duration.DurationInput | undefined
+  /**
+   * True if a writer with several hosts is monitored, each host on a connection of its own. Without a
+   * monitor, the successor of a writer is found after a connection is lost.
+   *
+   * @default true
+   */
+  readonly monitor?: boolean | undefined
+  /**
+   * The interval of the monitor, above 0. For 30 seconds after a change of the writer it is 100 ms.
+   *
+   * @default "5 seconds"
+   */
+  readonly monitorInterval?: Duration.DurationInput | undefined
+  /**
+   * The time after which a writer that answers neither callers nor its monitor is given up, with the
+   * connections in use; finite and above 0. A shorter time also gives up a server that is only slow.
+   *
+   * @default "1 second"
+   */
+  readonly detectionTime?: Duration.DurationInput | undefined
   /**
    * The interval of heartbeats on the listening connection, above 0; infinity means never.
    *
@@ -582,6 +606,22 @@ export interface SessionConfig {
 }
 
 /**
+ * Options of the monitor of a writer with defaults; times in milliseconds.
+ *
+ * @see {@link DatabaseOptions} for the meaning of each field
+ * @since 0.3.0
+ * @category models
+ */
+export interface MonitorConfig {
+  /** True if a writer with several hosts is monitored. */
+  readonly isOn: boolean
+  /** The interval of the monitor. */
+  readonly interval: number
+  /** The time after which a silent writer is given up. */
+  readonly detectionTime: number
+}
+
+/**
  * Settings of a database, checked and complete; times in milliseconds.
  *
  * @see {@link make}, which returns it
@@ -610,6 +650,8 @@ export interface DatabaseConfig {
   readonly resolveWithin: number
   /** The time for which a failed reader takes no part in routing. */
   readonly readerRetryDelay: number
+  /** The options of the monitor of a writer with several hosts. */
+  readonly monitor: MonitorConfig
   /** The lowest level of logged observations. */
   readonly echo: LogLevel.LogLevel
   /** The interval of heartbeats on the listening connection; infinity without heartbeats. */
@@ -668,6 +710,9 @@ const known: KnownNames<DatabaseOptions> = {
   outcome: true,
   resolveWithin: true,
   readerRetryDelay: true,
+  monitor: true,
+  monitorInterval: true,
+  detectionTime: true,
   listenHeartbeat: true,
   preparedStatements: true,
   maxRowBytes: true,
@@ -812,6 +857,14 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
     outcome: oneOf("outcome", options.outcome, "status", "unknown"),
     resolveWithin: finite("resolveWithin", duration("resolveWithin", options.resolveWithin, "5 seconds")),
     readerRetryDelay: duration("readerRetryDelay", options.readerRetryDelay, "5 seconds"),
+    monitor: {
+      isOn: boolean("monitor", options.monitor ?? true),
+      interval: positive("monitorInterval", duration("monitorInterval", options.monitorInterval, "5 seconds")),
+      detectionTime: positive(
+        "detectionTime",
+        finite("detectionTime", duration("detectionTime", options.detectionTime, "1 second"))
+      )
+    },
     echo: echo(options.echo),
     listenHeartbeat: positive("listenHeartbeat", duration("listenHeartbeat", options.listenHeartbeat, "30 seconds")),
     options: {

@@ -7,8 +7,8 @@ import { describe, expect, it } from "vitest"
 const root = fileURLToPath(new URL("../", import.meta.url))
 
 /**
- * The folders of `src/internal` and the public modules, bottom first. A file imports from its own folder and from the layers before its own,
- * for types, too.
+ * The folders of `src/internal` and the public modules, bottom first. A file imports only from its own folder and from layers before its own,
+ * type imports included.
  */
 const layers: ReadonlyArray<string> = [
   "SqlState ServerConfig Observation Notification Copy Router",
@@ -37,10 +37,10 @@ const layers: ReadonlyArray<string> = [
   "DatabaseRuntime Migrations TestDatabase"
 ]
 
-/** Layers that stand beside the others, and import only the lowest of them. */
+/** Layers that stand beside the others, and import only `protocol` of them. */
 const beside: ReadonlyArray<string> = ["embedded", "EmbeddedPostgres"]
 
-/** The folders whose files load nothing of Effect, so that their callbacks cannot depend on fibers. */
+/** The folders, and single files, that load nothing of Effect, so that their callbacks cannot depend on fibers. */
 const core: ReadonlyArray<string> = [
   "concurrency",
   "protocol",
@@ -65,11 +65,11 @@ const core: ReadonlyArray<string> = [
     "levelLock",
     "levelRollback",
     "levelStatement",
-    "nestedGate",
     "pendingBegin",
     "portal",
     "savepoint",
     "settingsByDatabase",
+    "siblingTurn",
     "transaction"
   ].map((name) => `internal/transaction/${name}`),
   ...[
@@ -100,16 +100,16 @@ const packages: Readonly<Record<string, ReadonlyArray<string>>> = {
   ],
   "@effect/platform": [
     "RequestTransaction",
+    "internal/http/answerWithRetry",
     "internal/http/apiFailureResponse",
     "internal/http/apiMiddleware",
     "internal/http/describeRequest",
     "internal/http/enterUnitOfWork",
     "internal/http/middleware",
-    "internal/http/middlewarePlan",
     "internal/http/problemResponse",
     "internal/http/replayableRequest",
     "internal/http/requestAttempt",
-    "internal/http/retryRequest",
+    "internal/http/requestPlan",
     "internal/http/routeContextTag",
     "internal/http/sessionMiddleware"
   ],
@@ -119,7 +119,7 @@ const packages: Readonly<Record<string, ReadonlyArray<string>>> = {
   "pg-protocol": ["internal/protocol/frontendMessages"]
 }
 
-/** The classes that SQLSTATEs of PostgreSQL begin with. */
+/** The classes of PostgreSQL's SQLSTATEs: their first two characters. */
 const sqlStateClass = "0[0-3689ABFLPZ]|10|2[0-8BDF]|3[489BDF]|4[024]|5[34578]|72|F0|HV|P0|XX"
 
 /** One import or re-export. */
@@ -169,8 +169,8 @@ const imports: ReadonlyArray<Import> = [...sources].flatMap(([from, text]) =>
 const isInternal = (name: string): boolean => name.startsWith("internal/")
 const modules = [...sources.keys()].filter((name) => !isInternal(name) && name !== "index")
 /** Returns the folder of an internal file, or the name of a public module. */
-const roomOf = (name: string): string => (isInternal(name) ? (name.split("/")[1] ?? name) : name)
-const layerOf = (name: string): number => layers.findIndex((layer) => layer.split(" ").includes(roomOf(name)))
+const folderOf = (name: string): string => (isInternal(name) ? (name.split("/")[1] ?? name) : name)
+const layerOf = (name: string): number => layers.findIndex((layer) => layer.split(" ").includes(folderOf(name)))
 
 /** Returns the shortest chain of imports from a file to Effect, if it loads Effect. */
 const chainToEffect = (file: string): ReadonlyArray<string> | undefined => {
@@ -195,25 +195,25 @@ const occurrences = (pattern: RegExp, except: ReadonlyArray<string> = []): Reado
 
 describe("layers", () => {
   it("every internal file is in the folder of a layer, and every public module has a layer", () => {
-    const rooms = [...new Set([...sources.keys()].filter((name) => name !== "index").map(roomOf))]
-    expect(rooms.sort()).toEqual([...layers.flatMap((layer) => layer.split(" ")), ...beside].sort())
+    const folders = [...new Set([...sources.keys()].filter((name) => name !== "index").map(folderOf))]
+    expect(folders.sort()).toEqual([...layers.flatMap((layer) => layer.split(" ")), ...beside].sort())
     expect([...sources.keys()].filter((name) => /^internal\/[^/]+$/.test(name))).toEqual([])
   })
 
-  it("a file imports from its own folder and from lower layers, for types, too", () => {
+  it("a file imports only from its own folder and from lower layers, type imports included", () => {
     const isAllowed = ({ from, to }: Import): boolean =>
-      roomOf(from) === roomOf(to) ||
+      folderOf(from) === folderOf(to) ||
       from === "index" ||
-      (beside.includes(roomOf(from))
-        ? [...beside, "protocol"].includes(roomOf(to))
+      (beside.includes(folderOf(from))
+        ? [...beside, "protocol"].includes(folderOf(to))
         : layerOf(to) >= 0 && layerOf(to) < layerOf(from))
     const wrong = imports.filter((one) => one.local && !isAllowed(one))
     expect(wrong.map(({ from, to }) => `${from} -> ${to}`)).toEqual([])
   })
 
-  it("a file of the core loads nothing of Effect, neither itself nor by what it imports", () => {
+  it("a file of the core loads nothing of Effect, neither itself nor through its imports", () => {
     const files = [...sources.keys()].filter(
-      (name) => isInternal(name) && [name, roomOf(name)].some((one) => core.includes(one))
+      (name) => isInternal(name) && [name, folderOf(name)].some((one) => core.includes(one))
     )
     expect(files.flatMap((file) => chainToEffect(file)?.join(" -> ") ?? [])).toEqual([])
   })
@@ -226,7 +226,7 @@ describe("layers", () => {
     expect(free / linesOf(files)).toBeGreaterThanOrEqual(0.4)
   })
 
-  it("every import is written at the top of its file, where this test finds it", () => {
+  it("no file has an import() or require(), which these tests would not find", () => {
     expect(occurrences(/\bimport\s*\(|\brequire\s*\(/g)).toEqual([])
   })
 })
@@ -248,7 +248,7 @@ describe("the contents of single files", () => {
     const timeSource =
       /(?<!clock\.)\b(?:(?:set|clear)(?:Timeout|Interval|Immediate)\s*\(|performance\.|Date\.now\b|new Date\(\)|Math\.random\b|hrtime\b)/g
     const places = occurrences(timeSource, ["internal/concurrency/clock"])
-    expect(places.filter((place) => !beside.includes(roomOf(place.split(":")[0] ?? "")))).toEqual([])
+    expect(places.filter((place) => !beside.includes(folderOf(place.split(":")[0] ?? "")))).toEqual([])
   })
 
   it("each package is imported only where it is listed", () => {

@@ -153,6 +153,7 @@ dynamic_shared_memory_type = mmap
 max_connections = 300
 max_prepared_transactions = 20
 fsync = off
+autovacuum = off
 timezone = UTC
 END
 primary=$(start primary)

@@ -1,6 +1,6 @@
 /**
- * README and guides, compared with the code and with each other. That their programs compile is a
- * step of `npm run check`.
+ * README and guides, compared with the code and with each other. `npm run check` compiles their
+ * programs.
  */
 import * as fs from "node:fs"
 import * as path from "node:path"

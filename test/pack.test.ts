@@ -49,8 +49,8 @@ const pack = async (folder: string) => {
 }
 
 /**
- * Installs the tarball as a user does, with the peers of these tests; the optional ones are left
- * out.
+ * Installs the tarball as a user does, with the peer dependencies in the versions of the lock file;
+ * optional ones are left out.
  */
 const install = async (folder: string, tarball: string) => {
   const consumer = path.join(folder, "consumer")
@@ -61,7 +61,7 @@ const install = async (folder: string, tarball: string) => {
   const peers = Object.keys(peerDependencies).filter((name) => peerDependenciesMeta[name]?.optional !== true)
   await run(consumer, "npm", [
     ...["install", "--prefer-offline", "--no-audit", "--no-fund", "--ignore-scripts", "--silent", tarball],
-    // the declarations of @effect/sql-pg are written with those of pg, and leave it to the user to have them
+    // the declarations of @effect/sql-pg need @types/pg, which it does not install
     ...[...peers, "@types/node", "@types/pg"].map((name) => `${name}@${lock.packages[`node_modules/${name}`]?.version}`)
   ])
   return consumer
@@ -93,7 +93,7 @@ describe("the tarball", () => {
     expect([...kinds].sort()).toEqual([".d.ts", ".d.ts.map", ".js", ".js.map", ".ts"])
   })
 
-  it("the tarball holds a program, its types and its source for every module", () => {
+  it("the tarball holds the program, the types and their maps for every source", () => {
     const sources = files.filter((file) => file.startsWith("src/"))
     const built = sources.flatMap((file) =>
       [".js", ".js.map", ".d.ts", ".d.ts.map"].map((end) => file.replace(/^src/, "dist").replace(/\.ts$/, end))
@@ -101,7 +101,7 @@ describe("the tarball", () => {
     expect(files.filter((file) => file.startsWith("dist/")).sort()).toEqual(built.sort())
   })
 
-  it("has declarations of public modules that import nothing internal", async () => {
+  it("the declarations of the public modules import nothing internal", async () => {
     const declarations = files.filter((file) => /^dist\/[^/]+\.d\.ts$/.test(file))
     const texts = await Promise.all(
       declarations.map((file) => fs.readFile(path.join(consumer, "node_modules/effect-db", file), "utf8"))
@@ -181,7 +181,7 @@ describe("an installation of the package", () => {
     expect(isSame).toBe(true)
   })
 
-  it("an installation exports each module by its own name, the same one as the root does", {
+  it("an installation exports each module under its own name, with the same values as in the root", {
     timeout: 60_000
   }, async () => {
     const modules = files.flatMap((file) => file.match(/^src\/([^./]+)\.ts$/)?.[1] ?? []).filter((_) => _ !== "index")
@@ -192,7 +192,7 @@ describe("an installation of the package", () => {
         const different = []
         for (const name of ${JSON.stringify(modules)}) {
           const module = await import("effect-db/" + name)
-          // one of types alone has no values
+          // a module of types alone has no values
           const same = all[name] !== undefined && Object.keys(module).every((key) => module[key] === all[name][key])
           if (!same) different.push(name)
         }
@@ -242,7 +242,9 @@ describe("an installation of the package", () => {
     // @ts-expect-error: internal files cannot be imported
     export type { Engine } from "effect-db/internal/client/executor"
   `
-  it("an installation reports a pipe that is given withTransaction itself", { timeout: 120_000 }, async () => {
+  it("an installation makes the compiler say that withTransaction and run have to be called in a pipe", {
+    timeout: 120_000
+  }, async () => {
     const project = path.join(consumer, "uncalled")
     await fs.mkdir(project)
     await fs.writeFile(
@@ -265,12 +267,12 @@ describe("an installation of the package", () => {
     }
     await fs.writeFile(path.join(project, "tsconfig.json"), JSON.stringify({ compilerOptions }))
     const compile = run(root, path.join(root, "node_modules/.bin/tsc"), ["-p", project, "--pretty", "false"])
-    const told = await compile.then(
+    const output = await compile.then(
       () => "nothing",
       (error: Error) => error.message
     )
-    expect(told).toContain("In a pipe it has to be called: withTransaction()")
-    expect(told).toContain("In a pipe it has to be called: UnitOfWork.run()")
+    expect(output).toContain("In a pipe it has to be called: withTransaction()")
+    expect(output).toContain("In a pipe it has to be called: UnitOfWork.run()")
   })
 
   const settings = [

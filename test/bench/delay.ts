@@ -8,7 +8,8 @@ import * as Redacted from "effect/Redacted"
 import { makeProxy } from "../support/proxy.js"
 
 /**
- * Opens a network with a delay each way, in ms; returns the server's URL through it, and its end.
+ * Opens a network with a delay each way, in ms; returns the server's URL through it, and a function
+ * that closes it.
  */
 export const delayed = (url: string, millis: number): Promise<readonly [url: string, close: () => Promise<unknown>]> =>
   new Promise((resolve, reject) => {

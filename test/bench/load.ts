@@ -10,13 +10,13 @@ interface Job {
   readonly connections: number
 }
 
-/**
- * One turn: its duration; the reply is the number of requests that were answered with a 2xx, and
- * with another status.
- */
+/** The result of a turn. */
 interface Turn {
+  /** The number of requests that were answered with a 2xx status. */
   readonly good: number
+  /** The number of requests that were answered with another status. */
   readonly bad: number
+  /** The duration of the turn. */
   readonly ms: number
 }
 
@@ -25,7 +25,7 @@ export interface Load {
   readonly stop: () => Promise<unknown>
 }
 
-/** Sends requests for `path` to a port of this machine. */
+/** Starts a worker that sends requests for `path` to a port of this machine, in turns of some ms. */
 export const load = (job: Job & { readonly path: string }): Load => {
   const worker = new Worker(new URL(import.meta.url), { workerData: job })
   return {

@@ -1,6 +1,6 @@
 /**
- * `npm run bench`: the cost of a statement and of a transaction, and the behaviour of a pool under
- * overload. It prints; nothing is asserted.
+ * `npm run bench`: the cost of a statement, of a transaction and of a request, and the behaviour of
+ * a pool under overload. It prints figures, and asserts nothing.
  */
 import { parseArgs } from "node:util"
 import * as Effect from "effect/Effect"
@@ -14,17 +14,17 @@ const usage = `npm run bench -- [rates] [options]     all clients side by side o
 npm run bench -- requests [options]    HTTP servers side by side, with and without a unit of work for each request
 npm run bench -- overload [options]    effect-db with five times more requests than it can serve
 
-All are measured in one process, with Node's own room for young objects; with YOUNG_MB=64 they have what servers do well with.
+All are measured in one process, with Node's default space for young objects; YOUNG_MB=64 gives them as much as a server should have.
 
 rates, requests
-  --rounds N     how often each has its turn (default 9; requests 25)
-  --ms N         how long a turn lasts (default 400; requests 200)
+  --rounds N     the number of turns of each (default 9; requests 25)
+  --ms N         the duration of a turn (default 400; requests 200)
   --only NAME    one client only, to profile it
 rates
   --against DIR  another build of effect-db, in DIR/dist, instead of the other clients
 overload
-  --seconds N    how long the overload lasts (default 60)
-  --factor N     how many times the capacity is asked for (default 5)`
+  --seconds N    the duration of the overload (default 60)
+  --factor N     the load, as a multiple of the capacity (default 5)`
 
 const fail = (message: string): never => {
   console.error(`${message}\n\n${usage}`)

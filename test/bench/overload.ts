@@ -1,10 +1,10 @@
 /**
- * Overload: requests arrive at a fixed pace, whether earlier ones are answered or not, several
+ * Overload: requests arrive at a fixed rate, whether earlier ones are answered or not, several
  * times faster than they can be served.
  *
- * It prints the peak rate of served requests at a matching load; the served requests under overload
- * (goodput) and their wait; the number of rejected requests; and the time until the pool has
- * recovered after the load is back to half of its capacity.
+ * It prints the peak rate of served requests at a matching load; the rate of served requests under
+ * overload (goodput) and their waits; the number of rejected requests; and the time in which the
+ * pool recovers once the load is half of its capacity.
  */
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
@@ -33,7 +33,7 @@ class Tally {
     return sorted[Math.floor(sorted.length * part)] ?? 0
   }
 
-  get sentAway(): number {
+  get rejected(): number {
     return [...this.refused.values()].reduce((sum, n) => sum + n, 0)
   }
 }
@@ -62,7 +62,8 @@ const program = (seconds: number, factor: number) =>
     })
 
     /**
-     * Measures the capacity: as many requests at once as there are connections, so that none waits.
+     * Measures the capacity, with as many requests at a time as there are connections, so that none
+     * waits.
      */
     const capacity = Effect.gen(function* () {
       tally = new Tally()
@@ -80,8 +81,8 @@ const program = (seconds: number, factor: number) =>
     })
 
     /**
-     * Sends requests at a pace, for a time; `each` is called every 100 ms with the events of that
-     * interval.
+     * Sends requests at a fixed rate, for a time; `each` is called every 100 ms with the events of
+     * that interval.
      */
     const load = (perSecond: number, millis: number, each: (part: Tally, at: number) => void) =>
       Effect.async<void>((resume) => {
@@ -125,13 +126,13 @@ const program = (seconds: number, factor: number) =>
     console.log(`overload: ${factor} times the peak for ${seconds} s`)
     console.log(`  goodput: ${Math.round(goodput)} per second, ${((100 * goodput) / peak).toFixed(1)} % of the peak`)
     console.log(
-      `  those served waited: median ${all.wait(0.5).toFixed(1)} ms, p95 ${all.wait(0.95).toFixed(1)} ms, p99 ${all.wait(0.99).toFixed(1)} ms (queueTarget ${queueTarget} ms)`
+      `  waits of the served requests: median ${all.wait(0.5).toFixed(1)} ms, p95 ${all.wait(0.95).toFixed(1)} ms, p99 ${all.wait(0.99).toFixed(1)} ms (queueTarget ${queueTarget} ms)`
     )
     for (const [why, n] of all.refused) console.log(`  ${why}: ${n}`)
 
     let wellSince: number | undefined
     yield* load(peak / 2, 5000, (part, at) => {
-      const isWell = part.sentAway === 0 && part.wait(0.95) < queueTarget
+      const isWell = part.rejected === 0 && part.wait(0.95) < queueTarget
       if (!isWell) wellSince = undefined
       else wellSince ??= at
     })

@@ -1,5 +1,5 @@
 /**
- * All clients side by side on one server, interleaved, medians, as a table with ratios; then once
+ * All clients side by side on one server, in turns: a table of medians and their ratios; then once
  * more with a millisecond of delay each way, where round trips dominate.
  */
 import pg from "pg"
@@ -8,7 +8,7 @@ import { open, openBuilds, rows, type Subject } from "./subjects.js"
 
 interface Options {
   readonly rounds: number
-  /** The duration of each turn. */
+  /** The duration of each turn, in ms. */
   readonly ms: number
   readonly only: string | undefined
   /** The folder of another build, to compare this one with instead of the other clients. */

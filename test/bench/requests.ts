@@ -30,7 +30,7 @@ class Db extends Database.Service<Db>()("bench") {}
 
 const connections = 64
 const maxConnections = 10
-/** Rounds until the code is compiled as it stays, and the connections are open. */
+/** The number of rounds until the code is optimized and the connections are open. */
 const warmUp = 3
 
 interface Site {
@@ -42,7 +42,7 @@ interface Site {
 const done = HttpServerResponse.unsafeJson({ ok: true })
 const nothing = HttpRouter.empty.pipe(HttpRouter.post("/", Effect.succeed(done)))
 
-/** A service that a middleware provides to its handlers: the cost that any such middleware has. */
+/** A service that a middleware provides to its handlers, to show what any such middleware costs. */
 class Something extends Context.Tag("bench/Something")<Something, number>() {}
 const providing = HttpRouter.use(nothing, (app) => Effect.provideService(app, Something, 1))
 
@@ -69,7 +69,7 @@ const fastify = (name: string, handle: () => Promise<object>) =>
     return { name, path: "/", port: typeof address === "object" ? (address?.port ?? 0) : 0 }
   })
 
-/** A transaction as it is written by hand. */
+/** Returns a handler with a transaction that is written by hand. */
 const byHand = (clients: pg.Pool) => async () => {
   const client = await clients.connect()
   const id = anyId()
@@ -109,7 +109,7 @@ const sites = (url: string) =>
       yield* serve("nothing, a service provided", providing),
       yield* fastify("Fastify, nothing", async () => ({ ok: true })),
       yield* serve("effect-db", transactional(HttpRouter.empty.pipe(HttpRouter.post("/", Effect.as(body, done))))),
-      // Fastify makes no spans, either
+      // for the comparison with Fastify, which makes no spans
       yield* Effect.locally(
         serve("effect-db, no spans", transactional(HttpRouter.empty.pipe(HttpRouter.post("/", Effect.as(body, done))))),
         HttpMiddleware.currentTracerDisabledWhen,
@@ -120,14 +120,14 @@ const sites = (url: string) =>
     ]
   })
 
-/** Shuffles the sites for each round: a heavy one leaves a warm, or a busy, machine to the next. */
+/** Shuffles the sites for each round, because a heavy one affects the one after it. */
 const shuffled = <A>(all: ReadonlyArray<A>): ReadonlyArray<A> =>
   all
     .map((one) => ({ one, at: Math.random() }))
     .sort((a, b) => a.at - b.at)
     .map(({ one }) => one)
 
-/** Requests per second of each, in turns. */
+/** Measures the requests per second of each site, in turns. */
 const measure = async (all: ReadonlyArray<Site>, { ms, rounds }: Options) => {
   const loads = all.map((site) => ({ site, load: load({ ...site, connections }), seen: [] as number[] }))
   for (let round = -warmUp; round < rounds; round++) {
@@ -142,7 +142,7 @@ const measure = async (all: ReadonlyArray<Site>, { ms, rounds }: Options) => {
   return loads.map(({ seen, site }) => ({ name: site.name, seen }))
 }
 
-/** The median of the ratios of neighbouring turns: what disturbs the machine disturbs both. */
+/** Returns the median of the ratios within each round, in which a disturbance affects both. */
 const ratio = (a: ReadonlyArray<number>, b: ReadonlyArray<number>): string =>
   median(a.map((rate, i) => rate / (b[i] ?? Number.NaN))).toFixed(3)
 

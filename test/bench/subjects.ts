@@ -151,14 +151,14 @@ const ours = async (url: string, name = "effect-db", { Service } = Database): Pr
   }
 }
 
-/** Opens this build of effect-db and another one, that of a folder with its `dist`. */
+/** Opens this build of effect-db, and the one in the `dist` of a folder. */
 export const openBuilds = async (url: string, folder: string): Promise<ReadonlyArray<Subject>> => {
   const file = pathToFileURL(path.resolve(folder, "dist/index.js")).href
   const other: { readonly Database: typeof Database } = await import(file)
   return [await ours(url), await ours(url, "the other build", other.Database)]
 }
 
-/** Opens all clients, connected. */
+/** Opens all clients. */
 export const open = async (url: string): Promise<ReadonlyArray<Subject>> => [
   await ours(url),
   plainPg(url, false),

@@ -1,7 +1,7 @@
 /**
  * Clients that write and read in causal sessions, while backends are killed, and replicas fall
- * behind, catch up, crash and come back: each write that a client was told is stored is seen by
- * every later read of that client, whichever server answers.
+ * behind, catch up, crash and come back: each successful write of a client is seen by its later
+ * reads, whichever server answers.
  *
  * - `EFFECT_DB_CHAOS=full`: ten times as long.
  */
@@ -32,7 +32,7 @@ const ways: ReadonlyArray<(id: number) => Effect.Effect<unknown, unknown, Db>> =
 
 describe("a storm of causal sessions", () => {
   it.scopedLive(
-    "every client sees what it has written during a storm",
+    "every client sees its own successful writes during a storm",
     () =>
       Effect.gen(function* () {
         const { primary, replicas } = yield* Cluster
@@ -70,7 +70,7 @@ describe("a storm of causal sessions", () => {
               if (Either.isRight(written)) stored.push(id)
               else failed(written.left)
               yield* storm
-              // as with a cookie: another request, perhaps of another process
+              // the session goes through text, as by a cookie into the next request
               session = Either.getOrThrow(
                 Consistency.decodeSession(Consistency.encodeSession(session), { maxWait: "20 millis" })
               )
@@ -96,7 +96,7 @@ describe("a storm of causal sessions", () => {
         )
         const total = counts.reduce((sum, n) => sum + n, 0)
         assert.isAbove(total, (clients * rounds) / 2)
-        // replicas have had their part
+        // replicas have served reads
         assert.isTrue(replicas.some(({ port }) => served.has(port)))
         yield* Effect.forEach(replicas, (replica) => on(replica, "SELECT pg_wal_replay_resume()"))
         yield* idle

@@ -20,7 +20,7 @@ const fibers = 50
 const operations = 40
 const seed = 20_240_607
 
-/** Rows that are stored together or not at all; `undefined` if the exit leaves both open. */
+/** Rows that are stored together or not at all. `kept` is undefined if the exit leaves both possible. */
 interface Claim {
   readonly rows: ReadonlyArray<string>
   readonly kept: boolean | undefined
@@ -69,7 +69,7 @@ const operation = (world: World, random: () => number) => {
         fails ? Effect.fail(new Planned()) : Effect.void
       )
     )
-    // a savepoint that fails as planned takes nothing else with it
+    // a planned failure rolls back its savepoint alone
     return Effect.catchIf(
       Effect.tap(nested, () => Effect.sync(() => own.push(...rows))),
       (error) => error instanceof Planned,
@@ -117,7 +117,7 @@ const operation = (world: World, random: () => number) => {
         if (!(defect instanceof Planned)) world.defects.push(String(defect))
       }
       for (const error of Cause.failures(exit.cause)) {
-        // a foreign error belongs to no database
+        // an error that is not of this library has no database
         if (!(error instanceof Planned) && DatabaseError.fromUnknown(error).database === "unknown") {
           world.defects.push(String(error))
         }
@@ -127,8 +127,8 @@ const operation = (world: World, random: () => number) => {
 }
 
 /**
- * Checks if a failure leaves open what is stored: the outcome is unknown, or one database has it
- * and the other does not.
+ * Checks if a failure leaves open which rows are stored: the outcome is unknown, or only one of the two
+ * databases has committed.
  */
 const isOpen = (cause: Cause.Cause<unknown>): boolean =>
   [...Cause.failures(cause)].some((error) => {
@@ -150,7 +150,7 @@ const isQuiet = (all: ReadonlyArray<Database.Status>): boolean =>
   )
 
 it.scopedLive(
-  "a model and the tables agree after random faults, and no connection is left checked out",
+  "the stored rows match the exits after random faults, and no connection is left checked out",
   () =>
     Effect.gen(function* () {
       const app = yield* freshDatabase
@@ -166,7 +166,7 @@ it.scopedLive(
             }),
           { concurrency: "unbounded", discard: true }
         ),
-        // a connection whose caller gave up during its validation returns when that is over
+        // a connection whose caller is interrupted during validation is checked in after the validation
         Effect.zipRight(Effect.repeat(figures, { schedule: soon, until: isQuiet }), figures)
       ).pipe(Effect.provide(Layer.merge(Db.layer({ writer: app.writer }), Audit.layer({ writer: audit.writer }))))
 

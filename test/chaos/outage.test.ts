@@ -1,8 +1,8 @@
 /**
- * The primary is killed under 50 requests a second, by default settings: each request succeeds or ends at its own deadline, and nothing is
- * stored twice.
+ * The primary is killed under 50 requests a second, with the default settings: each request succeeds,
+ * ends at its own deadline or reports an unknown outcome, and nothing is stored twice.
  *
- * `EFFECT_DB_CHAOS=full` has it away for 7 s, and not for 3 s; both are longer than any caller waited before.
+ * `EFFECT_DB_CHAOS=full`: the primary is down for 7 s instead of 3 s.
  */
 import { inspect } from "node:util"
 import { assert, it } from "@effect/vitest"
@@ -22,14 +22,14 @@ const around = 1000
 
 const perSecond = 50
 
-/** The deadline of most requests, and that of some, which is over before the server is back. */
+/** The deadline of most requests, and a short one, which ends before the server is back. */
 const deadlines = { long: "25 seconds", short: "500 millis" } as const
 
 interface Request {
   readonly id: number
   readonly kind: keyof typeof kinds
   readonly deadline: keyof typeof deadlines
-  /** True if the request came before the server was dead, and may have reached it. */
+  /** True if the request came before the server was dead, so that it may have reached the server. */
   readonly cameBefore: boolean
   readonly exit: "success" | "deadline" | DatabaseError.DatabaseError
 }
@@ -37,7 +37,7 @@ interface Request {
 const write = (id: number, part: number) =>
   Effect.flatMap(Db.writer, (sql) => sql`INSERT INTO entry (request, part) VALUES (${id}, ${part})`)
 
-/** The kinds of requests. Work that may be under way when the server dies is safe to run again. */
+/** The kinds of requests. All but `plain` are safe to run again if the server dies during their work. */
 const kinds = {
   read: (id: number) => Effect.flatMap(Db.reader, (sql) => sql`SELECT ${id}::int`),
   transaction: (id: number) => Db.withTransaction(Effect.zipRight(write(id, 1), write(id, 2)), { retry: true }),
@@ -54,7 +54,7 @@ const kinds = {
 }
 
 it.scopedLive(
-  `a primary that is killed for ${away / 1000} s under ${perSecond} requests a second fails none before its deadline`,
+  `a primary that is killed for ${away / 1000} s under ${perSecond} requests a second fails no request before its deadline, except writes in doubt`,
   () =>
     Effect.gen(function* () {
       const { primary } = yield* EmbeddedPostgres.make({ directory })
@@ -62,7 +62,7 @@ it.scopedLive(
       yield* query(url, "CREATE TABLE entry (request int, part int)")
       const requests: Array<Request> = []
       yield* Effect.gen(function* () {
-        // a request that comes once the server is dead waits for the next one
+        // a request that comes when the server is dead waits until the server is back
         let isDead = false
         let id = 0
         const names = Object.keys(kinds) as Array<keyof typeof kinds>
@@ -107,7 +107,7 @@ it.scopedLive(
         const is = `${id}: ${kind}, ${inspect(exit)}`
         const there = found.get(id) ?? ""
         if (exit === "success") assert.strictEqual(there, whole[kind], is)
-        // nothing was sent, or it is whole
+        // nothing is stored, or all of it
         else if (exit === "deadline") {
           slow++
           assert.include(["", whole[kind]], there, is)

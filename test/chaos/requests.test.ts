@@ -1,9 +1,8 @@
 /**
  * Many requests at once, whose clients leave at any moment, whose handlers fail in every way, and
- * whose connections are killed: the stored rows are those of the requests that were answered with
- * success.
+ * whose connections are killed: the stored rows match the answers that the clients have received.
  *
- * `EFFECT_DB_CHAOS=full`: 10,000 requests, and not 2,000. `EFFECT_DB_CHAOS_SEED=...` selects the
+ * `EFFECT_DB_CHAOS=full`: 10,000 requests instead of 2,000. `EFFECT_DB_CHAOS_SEED=...` selects the
  * events; every failure names it.
  */
 import * as http from "node:http"
@@ -41,7 +40,7 @@ const storing = new Set<string>(["created", "redirected", "nested", "slow"])
 
 type Answer = { readonly status: number } | "left"
 
-/** Sends a request, and leaves after so many ms if it was not answered by then. */
+/** Sends a request, and aborts it if it is not answered within `patience` ms. */
 const ask = (agent: http.Agent, port: number, path: string, patience: number | undefined): Promise<Answer> =>
   new Promise((resolve, reject) => {
     const request = http.request({ agent, host: "127.0.0.1", port, path, method: "POST" })
@@ -91,7 +90,7 @@ describe(`a storm of requests (seed ${seed})`, () => {
           { concurrency: sockets, discard: true }
         )
 
-        // the server ends an abandoned request when it receives the close
+        // the server ends an aborted request when it receives the close of its socket
         const open = Effect.promise(() =>
           fetch(`http://127.0.0.1:${port}/open`).then((answer) => answer.json() as Promise<number>)
         )
@@ -108,7 +107,7 @@ describe(`a storm of requests (seed ${seed})`, () => {
           if (stored.has(`${key} inner`)) return [`${key} (${kind}): its nested transaction is stored`]
           if (answer === undefined) return [`${key} (${kind}): no answer`]
           if (isStored && !storing.has(kind)) return [`${key} (${kind}): stored`]
-          // a client that has left, or was told that the outcome is unknown, has no expectation
+          // a client that has left, or has received an unknown outcome, expects neither
           if (answer === "left" || answer.status === 504) return []
           const succeeded = answer.status < 400 && storing.has(kind)
           return isStored === succeeded ? [] : [`${key} (${kind}): ${answer.status}, ${isStored ? "" : "not "}stored`]
@@ -119,13 +118,13 @@ describe(`a storm of requests (seed ${seed})`, () => {
           const what = answer === "left" ? answer : String(answer.status)
           counts.set(what, (counts.get(what) ?? 0) + 1)
         }
-        // each way to end has occurred; a missing one would make the test prove less than it says
+        // each kind of answer has occurred
         for (const what of ["left", "201", "204", "303", "422", "500", "503"]) {
           assert.isAbove(counts.get(what) ?? 0, 0, `${what}: ${JSON.stringify([...counts])}, seed ${seed}`)
         }
 
-        // a server that is told to end during work ends within its shutdownTimeout of a second, and
-        // stores nothing of that
+        // a server that receives SIGTERM during work ends within its shutdownTimeout of a second, and
+        // stores nothing of the work
         const cut = Array.from({ length: 8 }, (_, i) =>
           ask(agent, port, `/asleep/cut-${i}`, 30_000).catch(() => "left")
         )

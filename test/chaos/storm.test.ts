@@ -3,9 +3,9 @@
  * half dead, its server stands still or crashes, its passwords change every two seconds and fibers
  * are interrupted. No result is ever late, lost, leaked, untyped or that of another fiber.
  *
- * - `EFFECT_DB_CHAOS=full`: for 60 s, and not for 8 s.
- * - `EFFECT_DB_CHAOS_SEED=...`: the disasters and the work of the fibers; every failure names it.
- *   Their timing depends on the machine.
+ * - `EFFECT_DB_CHAOS=full`: for 60 s instead of 8 s.
+ * - `EFFECT_DB_CHAOS_SEED=...`: selects the disasters and the work of the fibers, not their timing;
+ *   every failure names it.
  */
 import { inspect } from "node:util"
 import { assert, it } from "@effect/vitest"
@@ -36,7 +36,7 @@ const seed = Number(process.env.EFFECT_DB_CHAOS_SEED ?? (isFull ? Date.now() % 1
 const fibers = 60
 const talkers = 4
 
-/** Of each of the two pools, for writes and for reads. */
+/** The limit of each of the two pools, for writes and for reads. */
 const maxConnections = 12
 
 const options = {
@@ -56,7 +56,8 @@ const growth = 10 * 1024 * 1024
 
 const sockets = () => process.getActiveResourcesInfo().filter((kind) => kind === "TCPSocketWrap").length
 
-const idle = Effect.map(Db.status, ({ servers, transactions }) =>
+/** The number of connections that are in use or connecting, of waiters and of transactions. */
+const inUse = Effect.map(Db.status, ({ servers, transactions }) =>
   servers
     .flatMap(({ reads, writes }) => (writes === undefined ? [reads] : [reads, writes]))
     .map(({ active, connecting, waiting }) => active + connecting + waiting)
@@ -94,8 +95,8 @@ it.scopedLive(
       const happened = new Map<string, number>()
 
       /**
-       * Checks that the server sees no connection beyond the limits; the network owns those that
-       * the client has closed.
+       * Checks that the server has no connection beyond the limits. Those that the client has closed,
+       * and the server has not noticed yet, do not count.
        */
       const sample = Effect.gen(function* () {
         const rows = yield* query<{ port: number }>(
@@ -105,7 +106,7 @@ it.scopedLive(
         const live = new Set(proxy.ports)
         const open = rows.filter(({ port }) => live.has(port)).length
         watch.most = Math.max(watch.most, open)
-        // and the one that listens
+        // one more connection listens
         if (open > 2 * maxConnections + 1) watch.note(`${open} connections at once`)
       }).pipe(Effect.catchAllCause(() => Effect.void))
 
@@ -114,7 +115,7 @@ it.scopedLive(
         const reader = yield* Db.reader
         const begin = performance.now()
         const haveAllSucceeded = () => kinds.every((kind) => watch.seen.has(`${kind}: success`))
-        // on a busy machine some kind of work may not succeed in that time
+        // on a busy machine a kind of work may need more time for its first success
         const goesOn = () => {
           const elapsed = (performance.now() - begin) / 1000
           return elapsed < seconds || (elapsed < seconds + 30 && !haveAllSucceeded())
@@ -168,7 +169,7 @@ it.scopedLive(
         )
         if (grown > growth) watch.note(`the heap grew by ${grown} bytes`)
 
-        // after the storm nothing may be left of it, and everything works
+        // after the storm no connection is in use, and every kind of work succeeds
         yield* Effect.all([server.start, proxy.forget, proxy.cut])
         // the last rotation may have been lost on its way
         yield* Effect.zipRight(
@@ -183,18 +184,18 @@ it.scopedLive(
           )
         yield* after(
           "nothing is in use",
-          Effect.repeat(idle, { schedule: Schedule.spaced("2 millis"), until: (n) => n === 0 })
+          Effect.repeat(inUse, { schedule: Schedule.spaced("2 millis"), until: (n) => n === 0 })
         )
         // a client receives the cut a moment later, and the storm may have used up the retry budget
         for (const sql of [writer, reader]) yield* after("statements work", Effect.retry(sql`SELECT 1`, soon))
-        const hear = Effect.retry(Stream.runHead(writer.listen("after")), soon)
-        const say = Effect.forever(
+        const receive = Effect.retry(Stream.runHead(writer.listen("after")), soon)
+        const send = Effect.forever(
           Effect.zipRight(Effect.ignore(writer.notify("after", "hello")), Effect.sleep("5 millis"))
         )
-        yield* after("listening works", Effect.race(hear, say))
+        yield* after("listening works", Effect.race(receive, send))
       }).pipe(Effect.provide(context))
 
-      // shutdownTimeout
+      // the default of shutdownTimeout is 5000 ms
       yield* watch.within("the end of the database", 5000, Scope.close(layer, Exit.void))
       const leftOpen = yield* Effect.repeat(
         Effect.sync(() => proxy.connections),
@@ -206,7 +207,7 @@ it.scopedLive(
       yield* Effect.repeat(Effect.sync(sockets), { schedule: soon, until: (n) => n <= socketsBefore })
       if (sockets() > socketsBefore) watch.note(`${sockets() - socketsBefore} sockets more than before`)
 
-      // abandoned work ends, one way or the other
+      // the sessions of abandoned work are terminated
       yield* Effect.repeat(
         query(admin, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'storm'"),
         { schedule: soon, until: (rows) => rows.length === 0 }
@@ -223,7 +224,7 @@ it.scopedLive(
         watch.note(wrong)
       }
       assert.deepStrictEqual(watch.wrong, [], `with seed ${seed}`)
-      // and nothing of it was idle
+      // each kind of work has succeeded
       for (const kind of kinds) assert.isAbove(watch.seen.get(`${kind}: success`) ?? 0, 0, `${kind}, with seed ${seed}`)
       assert.isAbove(ledger.counts.undone, 0)
     }),

@@ -3,7 +3,7 @@
  * `src`, and every block fenced as `ts` in docstrings, READMEs and guides, is a module.
  *
  * A block whose first line is a comment with a file name (`// db.ts`) can be imported under that
- * name by the other blocks of its document. Text that is no program is fenced as something else.
+ * name by the other blocks of its document. A text other than a program has another fence.
  */
 import { spawnSync } from "node:child_process"
 import * as fs from "node:fs"
@@ -40,7 +40,7 @@ const examplesOfSource = (file: string): ReadonlyArray<Example> => {
       const end = rest.findIndex((other) => (isFence ? /^\s*\*\s*```/ : /^\s*\*\s*@[a-z]/).test(other))
       const body = rest
         .slice(0, end === -1 ? rest.length : end)
-        // blanks in place of the margin, so that columns stay right
+        // blanks in place of the margin, so that the columns in errors are those of the document
         .map((other) => other.replace(/^\s*\*?/, (margin) => " ".repeat(margin.length)).replace(/^\s*```.*$/, ""))
       next = index + 1 + body.length
       return [{ file, line: first + index + 1, lines: body }]
@@ -72,7 +72,7 @@ const compile = (examples: ReadonlyArray<Example>): ReadonlyArray<string> => {
       const name = named === undefined || written.has(byName) ? path.join(example.file, `${example.line}.ts`) : byName
       written.set(name, example)
       fs.mkdirSync(path.join(folder, example.file), { recursive: true })
-      // empty lines first, so that line numbers are those of the document
+      // empty lines first, so that the lines in errors are those of the document
       fs.writeFileSync(path.join(folder, name), "\n".repeat(example.line - 1) + example.lines.join("\n"))
     }
     fs.writeFileSync(path.join(folder, "package.json"), JSON.stringify({ type: "module" }))

@@ -17,7 +17,7 @@ const root = fileURLToPath(new URL("../../", import.meta.url))
 interface Module {
   readonly file: string
   readonly text: string
-  /** The text with blanks in place of comments, whose words and braces are no code. */
+  /** The text with blanks in place of comments, so that their words and braces are not taken for code. */
   readonly code: string
 }
 
@@ -26,7 +26,7 @@ interface Declaration {
   readonly name: string
   readonly index: number
   readonly doc: string
-  /** The code from the name on. */
+  /** The code after the name. */
   readonly rest: string
 }
 
@@ -150,7 +150,7 @@ const interfaceFields = (module: Module): ReadonlyArray<Finding> =>
 
 const typeFields = (module: Module): ReadonlyArray<Finding> =>
   [...module.code.matchAll(/^(?:export )?type ([\w$]+)/gm)].flatMap(({ 1: owner = "", index }) => {
-    // to the next line without a margin
+    // up to the next line that is not indented
     const [body = ""] = /^.*(?:\n(?!\S).*)*/.exec(module.code.slice(index)) ?? []
     return [...body.matchAll(/^ +readonly ([\w$]+)\?:/gm)].flatMap((member) =>
       checkField(module, owner, member[1] ?? "", index + member.index + member[0].search(/\S/), false)

@@ -1,6 +1,6 @@
 /**
  * Checks the words of the code by the rules of CONTRIBUTING.md: the first word of docstrings, pronouns that stand for a term of the
- * glossary, and the names of tests. Prints each place and fails if there is one. `--count` prints a count by file instead.
+ * glossary, and the first word of test names. Prints each place and fails if there is one. `--count` prints a count by file instead.
  */
 import { execFileSync } from "node:child_process"
 import * as fs from "node:fs"

@@ -1,6 +1,4 @@
-/**
- * The settings of a client, as other libraries take them.
- */
+/** The config of a client, from which other libraries can connect. */
 import * as fs from "node:fs"
 import * as path from "node:path"
 import { inspect } from "node:util"
@@ -26,7 +24,7 @@ const configOf = (options: Database.Options) =>
 
 const text = (url: Redacted.Redacted<string> | undefined) => url && Redacted.value(url)
 
-/** A writer, and the URL with the same settings. */
+/** Kinds of writers, and the URL with the same settings; undefined if a URL cannot hold them. */
 const urls: ReadonlyArray<readonly [what: string, writer: Database.Options["writer"], url: string | undefined]> = [
   ["a URL", Redacted.make("postgres://me:pw@localhost/app"), "postgres://me:pw@localhost:5432/app?sslmode=disable"],
   [
@@ -57,19 +55,19 @@ const urls: ReadonlyArray<readonly [what: string, writer: Database.Options["writ
     "postgres://me@[::1]:6/app?sslmode=verify-full&sslrootcert=%2Fa%20b.pem&application_name=x%26y&options=-c%20a%3Db"
   ],
   [
-    "an address that is connected to",
+    "a host with the address to connect to",
     Redacted.make("host=a hostaddr=10.0.0.1 dbname=app user=me sslmode=disable"),
     "postgres://me@10.0.0.1:5432/app?sslmode=disable"
   ],
   ["a socket", Redacted.make("postgres://me@%2Fvar%2Frun/app"), "postgres://me@%2Fvar%2Frun:5432/app?sslmode=disable"],
   [
-    "parts",
+    "a server in parts",
     { host: "localhost", database: "a b", username: "m:e", password: Redacted.make("%") },
     "postgres://m%3Ae:%25@localhost:5432/a%20b?sslmode=disable"
   ],
-  ["TLS that no URL can say", { url: Redacted.make("postgres://me:pw@a/app"), ssl: { ca: "certificate" } }, undefined],
-  ["a chain without a name", Redacted.make("postgres://me:pw@a/app?sslmode=verify-ca"), undefined],
-  ["a stream of the program", { socket: Effect.never, database: "app", username: "me" }, undefined]
+  ["a certificate as text", { url: Redacted.make("postgres://me:pw@a/app"), ssl: { ca: "certificate" } }, undefined],
+  ["a certificate without its name", Redacted.make("postgres://me:pw@a/app?sslmode=verify-ca"), undefined],
+  ["a socket that the program opens", { socket: Effect.never, database: "app", username: "me" }, undefined]
 ]
 
 describe("the config of a client", () => {
@@ -80,7 +78,7 @@ describe("the config of a client", () => {
     )
   }
 
-  it.effect("the URL of a client's config is read as the same settings", () =>
+  it.effect("the URL of a client's config gives the same settings as the writer when it is read", () =>
     Effect.forEach(urls, ([what, writer, url]) =>
       Effect.gen(function* () {
         if (url === undefined) return
@@ -100,7 +98,7 @@ describe("the config of a client", () => {
     )
   )
 
-  it.effect("a client's config has the URL of an environment", () =>
+  it.effect("the config of a client that is opened from the environment has a URL", () =>
     Effect.gen(function* () {
       const variables = { PGHOST: "a,b", PGPORT: "1,2", PGUSER: "me", PGPASSWORD: "p w", PGDATABASE: "app" }
       const layer = Layer.provide(
@@ -122,7 +120,7 @@ describe("the config of a client", () => {
     )
   )
 
-  it.scopedLive("a client's config has the parts of the writer, as that of the plain client has", () =>
+  it.scopedLive("a client's config has the parts of the writer and the options, named as in the plain client", () =>
     Effect.gen(function* () {
       const { name, writer } = yield* Place
       const { config } = yield* Db.writer
@@ -176,7 +174,7 @@ describe("the config of a client", () => {
           const { rows } = yield* Effect.promise(() => client.query(question))
           yield* Effect.promise(() => client.end())
           assert.deepStrictEqual(rows[0], answer)
-          // its URLs have no words for a file of certificates, TLS without verification and a
+          // a URL of postgres.js cannot name a certificate file, TLS without verification or a
           // socket
           if (/sslrootcert|no-verify/.test(url) || url.includes(encodeURIComponent(server.sockets))) continue
           const js = postgres(url, { max: 1 })

@@ -15,32 +15,34 @@ import { sends } from "../support/proxy.js"
 import { at } from "../support/server.js"
 
 describe("COPY", () => {
-  it.scopedLive("a failed COPY has its SQL without values, the position of the error in it and its call site", () =>
-    Effect.gen(function* () {
-      const sql = yield* writer
-      const secret = "correct 🐎 battery"
-      const query = sql`SELECT ${secret}::text, '🐎', ${7}::int, absent`
-      const error = yield* failure(Stream.runDrain(sql.copyTo(query, { format: "csv" })))
-      assert(error instanceof DatabaseError.QueryFailed)
-      expect(error.sql).toMatch(/^COPY \(SELECT \$1::text, '🐎', \$2::int, absent\n\) TO STDOUT WITH \(FORMAT csv/)
-      expect(error.message.split("\n").slice(1)).toEqual([
-        "  LINE 1: COPY (SELECT $1::text, '🐎', $2::int, absent",
-        "                                               ^",
-        expect.stringMatching(/^ {2}at: .*copy\.test\.ts:\d+:\d+/)
-      ])
-      expect(inspect(error, { depth: 9 }) + JSON.stringify(error)).not.toContain("battery")
-      const spot = expect.stringMatching(/copy\.test\.ts:\d+:\d+/)
-      const rows = ["name", "amount"]
-      const place = {
-        sql: expect.stringMatching(/^COPY "item" \("name", "amount"\) FROM STDIN WITH/),
-        location: spot
-      }
-      expect(yield* copyFailure(sql.copyFrom("item", rows, given(["a", "x"])))).toMatchObject({
-        ...place,
-        cause: place
-      })
-      expect(yield* copyFailure(sql.copyFrom("item", rows, given(["a"])))).toMatchObject(place)
-    }).pipe(Effect.provide(fresh({ leakThreshold: "1 hour" })))
+  it.scopedLive(
+    "the error of a failed COPY has the SQL without values, the position in the SQL and the call site",
+    () =>
+      Effect.gen(function* () {
+        const sql = yield* writer
+        const secret = "correct 🐎 battery"
+        const query = sql`SELECT ${secret}::text, '🐎', ${7}::int, absent`
+        const error = yield* failure(Stream.runDrain(sql.copyTo(query, { format: "csv" })))
+        assert(error instanceof DatabaseError.QueryFailed)
+        expect(error.sql).toMatch(/^COPY \(SELECT \$1::text, '🐎', \$2::int, absent\n\) TO STDOUT WITH \(FORMAT csv/)
+        expect(error.message.split("\n").slice(1)).toEqual([
+          "  LINE 1: COPY (SELECT $1::text, '🐎', $2::int, absent",
+          "                                               ^",
+          expect.stringMatching(/^ {2}at: .*copy\.test\.ts:\d+:\d+/)
+        ])
+        expect(inspect(error, { depth: 9 }) + JSON.stringify(error)).not.toContain("battery")
+        const spot = expect.stringMatching(/copy\.test\.ts:\d+:\d+/)
+        const rows = ["name", "amount"]
+        const place = {
+          sql: expect.stringMatching(/^COPY "item" \("name", "amount"\) FROM STDIN WITH/),
+          location: spot
+        }
+        expect(yield* copyFailure(sql.copyFrom("item", rows, given(["a", "x"])))).toMatchObject({
+          ...place,
+          cause: place
+        })
+        expect(yield* copyFailure(sql.copyFrom("item", rows, given(["a"])))).toMatchObject(place)
+      }).pipe(Effect.provide(fresh({ leakThreshold: "1 hour" })))
   )
 
   it.scopedLive("a COPY that fails inside a span names that span when call sites are not recorded", () =>
@@ -53,7 +55,7 @@ describe("COPY", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a transaction whose COPY was interrupted names it without its values", () =>
+  it.scopedLive("the error of a transaction whose COPY was interrupted names the COPY without its values", () =>
     behind({}, (proxy) =>
       Effect.gen(function* () {
         const sql = yield* writer
@@ -92,7 +94,7 @@ describe("COPY", () => {
         yield* refusals
         yield* Tenant.withTenant(refusals, "public")
         expect(yield* pid).toBe(before)
-        // a refused COPY is a failed statement, which a transaction does not survive, and a savepoint does
+        // a refused COPY is a failed statement: the transaction is usable after a rollback to its savepoint
         yield* Db.withTransaction(
           Effect.zipRight(Effect.flip(Db.withTransaction(sql`COPY item FROM STDIN`)), copy(given(["a", 1])))
         )
@@ -101,7 +103,7 @@ describe("COPY", () => {
       }).pipe(Effect.provide(one()))
   )
 
-  it.scopedLive("a COPY of files of the server is a statement like any other", () =>
+  it.scopedLive("a COPY from a program on the server runs as an ordinary statement", () =>
     Effect.gen(function* () {
       const sql = yield* writer
       yield* sql`COPY item (name) FROM PROGRAM 'echo a'`
@@ -131,7 +133,7 @@ describe("COPY", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("COPY in a sandbox is undone with it, and is refused as a statement without harm to it", () =>
+  it.scopedLive("COPY in a sandbox is rolled back with it, and a refused COPY leaves the sandbox usable", () =>
     Effect.gen(function* () {
       const sandboxed = Effect.gen(function* () {
         const [sql, reader] = [yield* writer, yield* Db.reader]
@@ -195,7 +197,7 @@ describe("COPY for plain code", () => {
     )
 
   it.scopedLive(
-    "COPY for plain code stores rows of iterables, and returns blocks to iterate over, in the transaction of the code",
+    "COPY for plain code stores the rows of iterables and returns iterable blocks, in the transaction around it",
     () =>
       Effect.gen(function* () {
         const place = yield* Place
@@ -231,7 +233,7 @@ describe("COPY for plain code", () => {
   )
 
   it.scopedLive(
-    "COPY for plain code rejects with what the rows throw, or with what the server refuses, and stores nothing",
+    "COPY for plain code rejects with the error of its rows, of the server or of onProgress, and stores nothing",
     () =>
       Effect.gen(function* () {
         const { databases } = yield* runtimeOf(yield* Place)

@@ -15,7 +15,7 @@ import { randoms } from "../support/random.js"
 import { query, terminateBackends } from "../support/server.js"
 
 describe("copyFrom", () => {
-  it.scopedLive("copyFrom stores arrays, objects and ready text, and returns the number of stored rows", () =>
+  it.scopedLive("copyFrom stores rows as arrays, objects, text and bytes, and returns the number of stored rows", () =>
     Effect.gen(function* () {
       expect(yield* copy(given(["a", 1], { amount: 2, name: "b", more: "?" }, "c\t3\nd", Buffer.from("\t4\n")))).toBe(4)
       expect(yield* look("SELECT name, amount FROM item ORDER BY name")).toEqual([
@@ -28,7 +28,7 @@ describe("copyFrom", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("copyFrom stores each value as a parameter would be stored, in every format", () =>
+  it.scopedLive("copyFrom stores each value as a parameter of a statement is stored, in every format", () =>
     Effect.gen(function* () {
       const sql = yield* writer
       const columns = {
@@ -108,7 +108,7 @@ describe("copyFrom", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("copyFrom takes ready data in another encoding, with a header and cut anywhere", () =>
+  it.scopedLive("copyFrom stores bytes in another encoding, with a header, however they are split", () =>
     Effect.gen(function* () {
       const bytes = Buffer.from("name;amount\n'Zo\u00eb';1\n'b''c';-\n", "latin1")
       const pieces = Stream.fromIterable(Array.from(bytes, (_, i) => bytes.subarray(i, i + 1)))
@@ -145,7 +145,7 @@ describe("copyFrom", () => {
           expect(yield* copy(Stream.fromIterable<Copy.Row>(pieces), matched)).toBe(2)
           expect(yield* stored).toEqual(["a", `${mark}b`])
         }
-        // the first bytes of a row, of text in another format or of another encoding are data
+        // a mark in or after a row of values, in text format or in another encoding is data
         yield* look("TRUNCATE item")
         yield* copy(given([`${mark}row`, 1], `${mark}after,2\n`), { format: "csv" })
         yield* copy(given(`${mark}text\t3\n`))
@@ -154,12 +154,12 @@ describe("copyFrom", () => {
         expect([...(yield* stored)].sort()).toEqual(
           [`${mark}row`, `${mark}after`, `${mark}text`, "ï»¿latin", "\uFF21"].sort()
         )
-        // fewer bytes than a mark are data as well, and here no UTF-8
+        // an incomplete mark is data as well, and not valid UTF-8
         expect((yield* failure(copy(given(Buffer.from([0xef, 0xbb])), { format: "csv" })))._tag).toBe("CopyFailed")
       }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("copyFrom joins the transaction that is open, and runs in one of its own when none is open", () =>
+  it.scopedLive("copyFrom joins the transaction that is open, and otherwise runs in one of its own", () =>
     Effect.gen(function* () {
       const sql = yield* writer
       const first = copy(given(["a", 1])).pipe(
@@ -222,7 +222,7 @@ describe("copyFrom", () => {
     )
   }
 
-  it.scopedLive("copyFrom reports what was refused, with the line if the server names it", () =>
+  it.scopedLive("copyFrom fails with the server's error, and with the line and column if the server names them", () =>
     Effect.gen(function* () {
       yield* look(`
         ALTER TABLE item ADD CHECK (amount < 100), ALTER amount SET NOT NULL, ADD other int REFERENCES item;
@@ -244,14 +244,14 @@ describe("copyFrom", () => {
       const sql = yield* writer
       const odd = yield* copyFailure(sql.copyFrom("COPY, line 9: x", ["a, b: c"], given([1], [", line 7, column y: "])))
       expect(odd).toMatchObject({ line: 2, column: "a, b: c" })
-      // the number is checked when all rows are there
+      // a foreign key is checked after the last row, without a line
       expect((yield* failure(copy(given(["a", 1, 7]), {}, ["name", "amount", "other"])))._tag).toBe(
         "ForeignKeyViolation"
       )
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("copyFrom refuses rows that do not fit, and names their numbers", () =>
+  it.scopedLive("copyFrom refuses a row that does not fit the columns, and names its number", () =>
     Effect.gen(function* () {
       const refusal = (row: Copy.Row, options: Copy.Options = {}) =>
         Effect.map(copyFailure(copy(given(["a", 1], row), options)), ({ column, line, message }) => [
@@ -267,12 +267,12 @@ describe("copyFrom", () => {
       expect(yield* refusal(["b"])).toEqual([2, undefined, expect.stringContaining("it has 1 values for 2 columns")])
       expect(yield* refusal(["-", 1], { null: "-" })).toEqual([2, "name", expect.stringContaining("stands for NULL")])
       // a program without types passes anything
-      expect(yield* refusal(7 as never)).toEqual([2, undefined, expect.stringContaining("it is a number, no row")])
+      expect(yield* refusal(7 as never)).toEqual([2, undefined, expect.stringContaining("it is a number, not a row")])
       expect(yield* stored).toEqual([])
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("copyFrom quotes names as names and options as texts, whatever they contain", () =>
+  it.scopedLive("copyFrom quotes names as identifiers and options as literals, whatever they contain", () =>
     Effect.gen(function* () {
       const sql = yield* writer
       yield* look(`CREATE SCHEMA house; CREATE TABLE house."it""em; --" ("a"" b." int)`)
@@ -286,7 +286,7 @@ describe("copyFrom", () => {
         sql.copyFrom("item\0", ["name"], given(["a"])),
         sql.copyFrom("item", ["name) FROM STDIN; --"], given(["a"]))
       ]
-      // an odd text for NULL is one like any other
+      // any text is permitted for NULL
       const tags = yield* Effect.forEach(hostile, (one) =>
         Effect.match(DatabaseError.refine(one), { onFailure: ({ _tag }) => _tag, onSuccess: () => "stored" })
       )
@@ -308,7 +308,7 @@ describe("copyFrom", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("copyFrom reads its rows as fast as the server takes them", () =>
+  it.scopedLive("copyFrom reads no more rows while the server takes none", () =>
     Effect.gen(function* () {
       yield* look(`
         CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS
@@ -327,7 +327,7 @@ describe("copyFrom", () => {
           yield* Effect.addFinalizer(() => Effect.ignore(held.executeRaw("SELECT pg_advisory_unlock(1)", [])))
           const copying = yield* Effect.fork(copy(rows))
           yield* look<{ n: number }>(
-            "SELECT count(*)::int AS n FROM pg_stat_activity WHERE wait_event = 'advisory'"
+            "SELECT count(*)::int AS n FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'"
           ).pipe(Effect.repeat({ schedule: soon, until: ([row]) => row?.n === 1 }))
           // the buffers of the network are soon full
           let before = -1
@@ -351,9 +351,9 @@ describe("copyFrom", () => {
 
   for (const [waits, harm] of [
     ["waits for a lock on its table", "LOCK TABLE item IN SHARE MODE"],
-    ["is waited for at its end", "SELECT pg_advisory_xact_lock(7)"]
+    ["waits for a trigger at its end", "SELECT pg_advisory_xact_lock(7)"]
   ] as const) {
-    it.scopedLive(`copyFrom that is interrupted while it ${waits} has the server stop, and keeps its connection`, () =>
+    it.scopedLive(`copyFrom that is interrupted while it ${waits} is cancelled, and keeps its connection`, () =>
       Effect.gen(function* () {
         yield* look(`
           CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS
@@ -387,7 +387,7 @@ describe("copyFrom", () => {
     )
   }
 
-  it.scopedLive("copyFrom reports its progress, and waits until the report is handled", () =>
+  it.scopedLive("copyFrom reports its progress in order, up to the last row", () =>
     Effect.gen(function* () {
       const seen: Array<Copy.Progress> = []
       const rows = Stream.map(Stream.range(1, 30_000), (n) => [`n${n}`, n])
@@ -398,7 +398,7 @@ describe("copyFrom", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("copyFrom fails with a typed error when the server dies in the middle, and stores nothing", () =>
+  it.scopedLive("copyFrom fails as Disconnected when its session is terminated, and stores nothing", () =>
     Effect.gen(function* () {
       const { name } = yield* Place
       const sent = yield* Deferred.make<void>()
@@ -413,7 +413,7 @@ describe("copyFrom", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("copyFrom fails with a typed error when it is cancelled on the server, and keeps its connection", () =>
+  it.scopedLive("copyFrom fails as StatementTimeout when it is cancelled on the server, and keeps its connection", () =>
     Effect.gen(function* () {
       const before = yield* pid
       const sent = yield* Deferred.make<void>()
@@ -428,10 +428,10 @@ describe("copyFrom", () => {
   )
 
   it.scopedLive(
-    "copyFrom waits for a program's rows for as long as they take, whatever the limit for a statement",
+    "copyFrom has its own statementTimeout or that of the database, which includes the waits for its rows",
     () =>
       Effect.gen(function* () {
-        // a slow program on purpose: the server's silence is longer than its limit, and a second more
+        // the pause of the rows exceeds the statementTimeout of the database by more than a second
         const slow = Stream.concat(given(["a", 1]), Stream.drain(Stream.fromEffect(Effect.sleep("1600 millis"))))
         expect(yield* copy(Stream.concat(slow, given(["b", 2])), { statementTimeout: "1 minute" })).toBe(2)
         const error = yield* failure(copy(Stream.concat(slow, Stream.take(endless, 20_000))))
@@ -439,7 +439,7 @@ describe("copyFrom", () => {
       }).pipe(Effect.provide(fresh({ statementTimeout: "300 millis" })))
   )
 
-  it.scopedLive("copyFrom of rows that come from the same transaction fails in bounded time, with the reason", () =>
+  it.scopedLive("copyFrom of rows from the same transaction fails as TransactionBusy, and stores nothing", () =>
     Effect.gen(function* () {
       const sql = yield* writer
       yield* copy(given(["a", 1]))
@@ -450,7 +450,7 @@ describe("copyFrom", () => {
     }).pipe(Effect.provide(fresh({ acquireTimeout: "300 millis" })))
   )
 
-  it.scopedLive("copyFrom is seen by the later reads of its causal session", () =>
+  it.scopedLive("copyFrom records a token in its causal session", () =>
     Effect.gen(function* () {
       const session = Consistency.makeSession()
       yield* copy(given(["a", 1])).pipe(Consistency.withSession(session))

@@ -26,14 +26,14 @@ describe("copyTo", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("copyTo writes the values of its query into the statement as they would be sent", () =>
+  it.scopedLive("copyTo writes the parameters of its query into the statement as literals of the same values", () =>
     Effect.gen(function* () {
       const sql = yield* writer
       const hostile = "'; DROP TABLE item; -- \\' $1 \\"
       const query = sql`SELECT ${hostile}::text, ${1}::int, ${null}::text, ${sql.json({ a: [hostile] })}::jsonb ->> 'a',
         ${["x", hostile]}::text[] IS NOT NULL, ${Redacted.make("s")}::text, ${Buffer.from([1])}::bytea, 'a' IN ${sql.in(["a"])}`
       const [values] = yield* query.values
-      // it was compiled for the statement before
+      // the query has been compiled already, for the statement before
       const [line] = (yield* textOf(sql.copyTo(query, { format: "csv", null: "NULL" }))).split("\n", 1)
       expect(values?.slice(0, 3)).toEqual([hostile, 1, null])
       expect(line).toBe(
@@ -47,7 +47,7 @@ describe("copyTo", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("copyTo accepts a single command, from a reader as well", () =>
+  it.scopedLive("copyTo of a reader refuses a text with several commands", () =>
     Effect.gen(function* () {
       const sql = yield* Db.reader
       const several = sql.copyTo(sql.unsafe("SELECT 1) TO STDOUT; COMMIT; CREATE TABLE mine (); --"))
@@ -57,7 +57,7 @@ describe("copyTo", () => {
   )
 
   it.scopedLive(
-    "copyTo runs through a reader, sees what a transaction has written, and leaves the transaction writable",
+    "copyTo of a reader sees the writes of its transaction, cannot write, and leaves the transaction writable",
     () =>
       Effect.gen(function* () {
         const sql = yield* Db.reader
@@ -75,7 +75,7 @@ describe("copyTo", () => {
       }).pipe(Effect.provide(fresh({ readers: [] })))
   )
 
-  it.scopedLive("copyTo keeps what its query writes, in the transaction around it or in one of its own", () =>
+  it.scopedLive("copyTo commits what its query writes, with the transaction around it or in one of its own", () =>
     Effect.gen(function* () {
       const sql = yield* writer
       const write = (name: string) => textOf(sql.copyTo(sql`INSERT INTO item (name) VALUES (${name}) RETURNING name`))
@@ -100,9 +100,9 @@ describe("copyTo", () => {
         })
       )
       yield* Deferred.await(first)
-      yield* look("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'ClientWrite'").pipe(
-        Effect.repeat({ schedule: soon, until: (rows) => rows.length === 1 })
-      )
+      yield* look(
+        "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'ClientWrite'"
+      ).pipe(Effect.repeat({ schedule: soon, until: (rows) => rows.length === 1 }))
       expect(bytes).toBeLessThan(1_000_000)
       yield* Deferred.succeed(held, undefined)
       yield* Fiber.join(reading)
@@ -125,12 +125,12 @@ describe("copyTo", () => {
     }).pipe(Effect.provide(one()))
   )
 
-  /** A first block at once, more of it soon, and the rest in a minute. The first row has arrived when the second is written. */
+  /** A query with two rows at once and one a minute later. The server sends the first when it writes the second. */
   const slow = (sql: Effect.Effect.Success<typeof writer>) =>
     sql`SELECT repeat('x', 70000), pg_sleep(n) FROM (VALUES (0), (0), (60)) AS _ (n)`
 
   it.scopedLive(
-    "copyTo that is not read to its end has the server stop if the rest does not arrive soon, and keeps its connection",
+    "copyTo that is not read to its end is cancelled if the rest does not arrive soon, and keeps its connection",
     () =>
       Effect.gen(function* () {
         const sql = yield* writer
@@ -146,7 +146,7 @@ describe("copyTo", () => {
       }).pipe(Effect.provide(one()))
   )
 
-  it.scopedLive("copyTo that is interrupted has the server stop, and its transaction goes on", () =>
+  it.scopedLive("copyTo that is interrupted is cancelled on the server, and its transaction goes on", () =>
     Effect.gen(function* () {
       const sql = yield* writer
       const before = yield* pid
@@ -165,7 +165,7 @@ describe("copyTo", () => {
     }).pipe(Effect.provide(one()))
   )
 
-  it.scopedLive("copyTo that is interrupted and not stopped in time is no lost connection: nothing runs again", () =>
+  it.scopedLive("copyTo that is interrupted and cannot be cancelled fails its transaction, which is not retried", () =>
     behind({}, (proxy) =>
       Effect.gen(function* () {
         const sql = yield* writer
@@ -188,7 +188,7 @@ describe("copyTo", () => {
     )
   )
 
-  it.scopedLive("copyTo fails with a typed error when the server refuses it, dies in the middle or cancels it", () =>
+  it.scopedLive("copyTo fails with a typed error when it is refused, fails, is cancelled or loses its session", () =>
     Effect.gen(function* () {
       const sql = yield* writer
       const { name } = yield* Place
@@ -199,7 +199,8 @@ describe("copyTo", () => {
       const broken = (how: Effect.Effect<unknown>) =>
         failure(Stream.runForEach(rows, () => how)).pipe(Effect.map((error) => error._tag))
       const cancel = look(
-        "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE query LIKE 'COPY%' AND state = 'active'"
+        `SELECT pg_cancel_backend(pid) FROM pg_stat_activity
+         WHERE datname = current_database() AND query LIKE 'COPY%' AND state = 'active'`
       ).pipe(Effect.provideService(Place, yield* Place))
       expect(yield* broken(cancel)).toBe("StatementTimeout")
       expect(yield* broken(terminateBackends(name))).toBe("Disconnected")
@@ -207,7 +208,7 @@ describe("copyTo", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("copyTo is interrupted within a second, on a dead network as well", () =>
+  it.scopedLive("copyTo and copyFrom are interrupted within 1.5 seconds on a dead network", () =>
     behind({}, (proxy) =>
       Effect.gen(function* () {
         const sql = yield* writer
@@ -235,7 +236,7 @@ describe("copyTo", () => {
         let bytes = 0
         yield* Stream.runForEach(rows, (block) => {
           bytes += block.length
-          // by the answer of another session, all that the socket takes has arrived
+          // when another session has answered, all that fits into the socket has arrived
           return look("SELECT 1").pipe(Effect.repeatN(2))
         })
         expect(bytes).toBe(kilobytes * 1024)
@@ -243,7 +244,7 @@ describe("copyTo", () => {
     }).pipe(Effect.provide(one()))
   )
 
-  it.scopedLive("copyTo returns all rows if it is sent again because its connection was lost before it had begun", () =>
+  it.scopedLive("copyTo is sent again and returns all rows if its connection is lost before the first of them", () =>
     behind({}, (proxy) =>
       Effect.gen(function* () {
         const sql = yield* writer
@@ -255,7 +256,7 @@ describe("copyTo", () => {
     )
   )
 
-  it.scopedLive("copyTo feeds copyFrom", () =>
+  it.scopedLive("copyTo returns blocks that copyFrom can store", () =>
     Effect.gen(function* () {
       const sql = yield* writer
       yield* copy(Stream.take(endless, 50_000))

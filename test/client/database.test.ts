@@ -21,7 +21,7 @@ const where = Effect.flatMap(Db.reader, (sql) =>
   )
 )
 
-/** A cluster of its own, with two replicas, for the tests that stop servers. */
+/** A new cluster with two replicas, for a test that stops servers. */
 const cluster = EmbeddedPostgres.EmbeddedPostgres.layer({ replicas: 2, databases: ["app"] })
 
 const onCluster = (options: Partial<Database.Options> = {}) =>
@@ -30,32 +30,34 @@ const onCluster = (options: Partial<Database.Options> = {}) =>
   ).pipe(Layer.provideMerge(cluster))
 
 describe("Database", () => {
-  it.scopedLive("a foreign client inside a transaction fails with ForeignClient, and runs isolated on its own", () =>
-    Effect.gen(function* () {
-      const other = yield* freshDatabase
-      yield* query(other.writer, "CREATE TABLE item (name text)")
-      const context = yield* Layer.build(PgClient.layer({ url: other.writer }))
-      const foreign = Context.get(context, PgClient.PgClient)
-      const isolated = Database.isolate(foreign)
-      yield* Db.withTransaction(
-        Effect.gen(function* () {
-          yield* insert("ours")
-          for (const statement of [
-            foreign`SELECT 1`,
-            foreign`SELECT 1`.stream.pipe(Stream.runDrain),
-            foreign.withTransaction(foreign`SELECT 1`)
-          ]) {
-            const error = yield* statement.pipe(DatabaseError.refine, Effect.flip)
-            assert.isTrue(DatabaseError.isDatabaseError(error) && error._tag === "ForeignClient")
-          }
-          yield* isolated`INSERT INTO item VALUES ('theirs')`
-          yield* isolated.withTransaction(isolated`INSERT INTO item VALUES ('theirs too')`)
-          assert.deepStrictEqual(yield* Stream.runCount(isolated`SELECT * FROM item`.stream), 2)
-          yield* insert("ours too")
-        })
-      )
-      assert.deepStrictEqual(yield* stored, ["ours", "ours too"])
-    }).pipe(Effect.provide(fresh()))
+  it.scopedLive(
+    "a foreign client inside a transaction fails with ForeignClient, and runs apart if it is isolated",
+    () =>
+      Effect.gen(function* () {
+        const other = yield* freshDatabase
+        yield* query(other.writer, "CREATE TABLE item (name text)")
+        const context = yield* Layer.build(PgClient.layer({ url: other.writer }))
+        const foreign = Context.get(context, PgClient.PgClient)
+        const isolated = Database.isolate(foreign)
+        yield* Db.withTransaction(
+          Effect.gen(function* () {
+            yield* insert("ours")
+            for (const statement of [
+              foreign`SELECT 1`,
+              foreign`SELECT 1`.stream.pipe(Stream.runDrain),
+              foreign.withTransaction(foreign`SELECT 1`)
+            ]) {
+              const error = yield* statement.pipe(DatabaseError.refine, Effect.flip)
+              assert.isTrue(DatabaseError.isDatabaseError(error) && error._tag === "ForeignClient")
+            }
+            yield* isolated`INSERT INTO item VALUES ('theirs')`
+            yield* isolated.withTransaction(isolated`INSERT INTO item VALUES ('theirs too')`)
+            assert.deepStrictEqual(yield* Stream.runCount(isolated`SELECT * FROM item`.stream), 2)
+            yield* insert("ours too")
+          })
+        )
+        assert.deepStrictEqual(yield* stored, ["ours", "ours too"])
+      }).pipe(Effect.provide(fresh()))
   )
 
   it.scopedLive("the writer is provided under the ecosystem's own tags", () =>
@@ -71,7 +73,7 @@ describe("Database", () => {
     }).pipe(Effect.provide(Layer.provideMerge(Db.layerSqlClient, fresh())))
   )
 
-  it.scopedLive("two databases of the same program have tags, pools and transactions of their own", () =>
+  it.scopedLive("a statement inside a transaction of another database still runs in its own", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       yield* Effect.gen(function* () {
@@ -85,7 +87,7 @@ describe("Database", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("Db.any joins an open transaction, and cannot write on its own", () =>
+  it.scopedLive("Db.any reads from a replica or from the open transaction, in which it cannot write", () =>
     Effect.gen(function* () {
       const any = yield* Db.any
       const standby = Effect.map(any<{ yes: boolean }>`SELECT pg_is_in_recovery() AS yes`, (rows) => rows[0]?.yes)
@@ -99,7 +101,7 @@ describe("Database", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a reader's transaction is one snapshot of a replica", () =>
+  it.scopedLive("a reader's transaction is one session on a replica, without the writer's statements", () =>
     Effect.gen(function* () {
       const reader = yield* Db.reader
       const pid = Effect.map(
@@ -109,7 +111,7 @@ describe("Database", () => {
       const [a, b] = yield* reader.withTransaction(Effect.all([pid, reader.withTransaction(pid)]))
       assert.deepStrictEqual(a, b)
       assert.strictEqual(a?.yes, true)
-      // the writer is not in it
+      // the writer's statement is committed on the primary
       yield* reader.withTransaction(insert("written"))
       assert.deepStrictEqual(yield* stored, ["written"])
     }).pipe(Effect.provide(fresh()))
@@ -153,13 +155,13 @@ describe("Database", () => {
 
   describe("retry of statements", () => {
     it.scopedLive(
-      "a write outside of a transaction whose connection is lost is in doubt and not repeated, unless it is idempotent",
+      "a write outside of a transaction whose connection is lost is in doubt and not retried, unless it is idempotent",
       () =>
         Effect.gen(function* () {
           const { name } = yield* Place
           const sql = yield* Db.writer
-          // the backend ends itself the first time: a sequence, which no rollback undoes, counts
-          // the runs
+          // the backend terminates itself in the first run; a sequence, which no rollback undoes,
+          // counts the runs
           const suicide = sql`
           SELECT CASE WHEN nextval('runs') = 1 THEN pg_terminate_backend(pg_backend_pid()) END`
           yield* sql`CREATE SEQUENCE runs`
@@ -201,7 +203,7 @@ describe("Database", () => {
     )
 
     it.scopedLive(
-      "no attempt is made after the deadline: a caller that cannot be served before it fails at once, with the reason",
+      "a caller whose next attempt would come after its deadline fails without that pause, with the reason",
       () =>
         Effect.gen(function* () {
           const sql = yield* Db.writer
@@ -226,7 +228,7 @@ describe("Database", () => {
     )
 
     it.scopedLive(
-      "a statement that ran for longer than acquireTimeout is retried, because it had got a connection in time",
+      "a statement that ran for longer than acquireTimeout is retried, because its checkout was in time",
       () =>
         Effect.gen(function* () {
           const sql = yield* Db.writer
@@ -239,7 +241,7 @@ describe("Database", () => {
         }).pipe(Effect.provide(fresh({ acquireTimeout: "1 second" })))
     )
 
-    it.scopedLive("reads whose connections are killed are retried without a visible failure", () =>
+    it.scopedLive("a read whose connection is killed is retried, and fails if each attempt is killed", () =>
       Effect.gen(function* () {
         const { name } = yield* Place
         const reader = yield* Db.reader
@@ -247,7 +249,7 @@ describe("Database", () => {
         yield* where
         yield* terminateBackends(name)
         assert.strictEqual((yield* where)?.standby, true)
-        // a read that kills its own backend each time is given up, as Disconnected
+        // a read that terminates its own backend each time fails as Disconnected
         const error = yield* suicide.pipe(DatabaseError.refine, Effect.flip)
         assert.strictEqual(error._tag === "Disconnected" && error.outcome, "undone")
         assert.strictEqual(yield* active, 0)
@@ -257,7 +259,7 @@ describe("Database", () => {
 
   describe("routing of reads", () => {
     it.scopedLive(
-      "reads rotate over the replicas, stay on one within a unit of work, and survive the loss of one, two, all",
+      "reads rotate over the replicas, stay on one in a unit of work, and use the primary while all replicas are lost",
       () =>
         Effect.gen(function* () {
           const server = yield* EmbeddedPostgres.EmbeddedPostgres
@@ -311,7 +313,7 @@ describe("Database", () => {
       )
     )
 
-    it("the policies of replica selection are pure functions", () => {
+    it("the policies of replica selection choose by turn, by random number, or by load and turn", () => {
       const candidates = [
         { name: "a", load: 3 },
         { name: "b", load: 2 },
@@ -330,7 +332,7 @@ describe("Database", () => {
     })
   })
 
-  it.scopedLive("no failure is a defect when every backend is killed under load", () =>
+  it.scopedLive("transactions stay atomic and fail without a defect when every backend is killed under load", () =>
     Effect.gen(function* () {
       const { name } = yield* Place
       const exits = yield* Effect.all(

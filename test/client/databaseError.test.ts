@@ -32,7 +32,7 @@ describe("DatabaseError", () => {
     })
   )
 
-  it.effect("refine turns a defect back into a failure if it is an error of this library", () =>
+  it.effect("refine turns a defect into a failure if it is an error of this library, or has one as its cause", () =>
     Effect.gen(function* () {
       const sqlError = DatabaseError.toSqlError(unique)
       const wrapped = new Error("of an ORM", { cause: unique })
@@ -66,7 +66,7 @@ describe("DatabaseError", () => {
     })
   )
 
-  it("each error has a status that says what a client can do, and a body without the server's words", async () => {
+  it("each error has a status and a body that say what a client can do, without the server's message", async () => {
     const refused = (cause: DatabaseError.DatabaseError) =>
       new DatabaseError.CommitFailed({ ...place, sqlState: "40001", cause })
     const collision = new DatabaseError.SerializationFailure({ ...place, cause: new Error("secret") })
@@ -128,7 +128,7 @@ describe("DatabaseError", () => {
     }
   })
 
-  it("error messages name the database and the server, and say what to do", () => {
+  it("error messages name the database and the server, and contain advice or figures", () => {
     assert.strictEqual(unique.message, 'database "app" at localhost:5432: duplicate key')
     const lost = new DatabaseError.Disconnected({ ...place, outcome: "inDoubt", cause: new Error("reset") })
     assert.include(lost.message, "check whether the write was applied before retrying")
@@ -146,7 +146,7 @@ describe("DatabaseError", () => {
     assert.isFalse(DatabaseError.isDatabaseError(new Error("x")))
   })
 
-  it("a message names a database once if its cause is of the same one, and else both", () => {
+  it("a message names the database once if its cause is of the same database, and otherwise both", () => {
     const sql = "INSERT INTO account VALUES ($1)"
     const cause = new DatabaseError.UniqueViolation({ ...place, sql, cause: new Error("duplicate key") })
     assert.strictEqual(
@@ -160,7 +160,7 @@ describe("DatabaseError", () => {
     )
   })
 
-  it("the message of an error whose cause is foreign can be read, also if that has the fields of a statement", () => {
+  it("the message of an error ends with that of a foreign cause, even one with a field named sql", () => {
     const cause = Object.assign(new Error("boom"), { sql: "SELECT 1", where: { id: 1 } })
     assert.strictEqual(
       new DatabaseError.CommitVetoed({ ...place, cause }).message,
@@ -168,7 +168,7 @@ describe("DatabaseError", () => {
     )
   })
 
-  it("a message names a database once if its cause is that the database is closed", () => {
+  it("a message whose cause is DatabaseClosed names the database once, and otherwise both", () => {
     const vetoed = (closed: typeof place) =>
       new DatabaseError.CommitVetoed({ ...place, cause: new DatabaseError.DatabaseClosed(closed) }).message
     const veto = 'database "app" at localhost:5432: a beforeCommit hook failed, so the transaction was rolled back: '
@@ -179,7 +179,7 @@ describe("DatabaseError", () => {
     )
   })
 
-  it("a refusal in a failed transaction names the first failure, and the database once", () => {
+  it("the refusal of a statement in a failed transaction names the first failure, and the database once", () => {
     const refusal: PlainFailure<"QueryFailed"> = {
       _tag: "QueryFailed",
       ...place,
@@ -208,7 +208,7 @@ describe("DatabaseError", () => {
     )
   })
 
-  it("only a failure that is certainly undone may be replayed", () => {
+  it("only a transient failure that has certainly stored nothing is replayable", () => {
     const lost = (outcome: "notSent" | "undone" | "inDoubt") => new DatabaseError.Disconnected({ ...place, outcome })
     assert.deepStrictEqual(
       [

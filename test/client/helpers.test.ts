@@ -14,9 +14,7 @@ import { waysToRun } from "../support/waysToRun.js"
 
 const open = (options: Partial<Database.Options> = {}) => fresh({ readers: [], ...options })
 
-/**
- * Runs the same assertions for statements that run the short way and for those that run with spans.
- */
+/** Runs a test twice, without and with spans, because the statements take different code paths. */
 const paths = <E, R>(test: Effect.Effect<void, E, R>): Effect.Effect<void, E, R> =>
   Effect.gen(function* () {
     yield* test
@@ -44,7 +42,7 @@ const refusal = <A, R>(self: Effect.Effect<A, unknown, R>) =>
 describe("sql.insert", () => {
   const columns = "a int, b text DEFAULT 'none', c int GENERATED ALWAYS AS IDENTITY"
 
-  it.scopedLive("insert gives a column that a row leaves out its default, whichever row has it", () =>
+  it.scopedLive("insert stores the default of a column that a row leaves out and another row has", () =>
     Effect.gen(function* () {
       const sql = yield* table(columns)
       yield* sql`INSERT INTO thing ${sql.insert([{ a: 1 }, { a: 2, b: "x" }, { b: "y", a: 3 }])}`
@@ -84,27 +82,29 @@ describe("sql.insert", () => {
     }).pipe(paths, Effect.provide(open()))
   )
 
-  it.scopedLive("insert refuses no rows, rows without columns and values of no row, and the transaction goes on", () =>
-    Effect.gen(function* () {
-      const sql = yield* table(columns)
-      const all: ReadonlyArray<ReadonlyArray<Record<string, unknown>>> = [[], [{}, {}], [null as never]]
-      for (const rows of all) {
-        const statement = sql`INSERT INTO thing ${sql.insert(rows)}`
-        for (const run of [...waysToRun(sql, statement), Db.withTransaction(statement)]) {
-          const [tag, message] = yield* refusal<unknown, Db>(run)
-          assert.strictEqual(tag, "QueryFailed")
-          assert.include(message, "sql.insert")
+  it.scopedLive(
+    "insert refuses an empty list, several rows without columns and a null row, and the transaction goes on",
+    () =>
+      Effect.gen(function* () {
+        const sql = yield* table(columns)
+        const all: ReadonlyArray<ReadonlyArray<Record<string, unknown>>> = [[], [{}, {}], [null as never]]
+        for (const rows of all) {
+          const statement = sql`INSERT INTO thing ${sql.insert(rows)}`
+          for (const run of [...waysToRun(sql, statement), Db.withTransaction(statement)]) {
+            const [tag, message] = yield* refusal<unknown, Db>(run)
+            assert.strictEqual(tag, "QueryFailed")
+            assert.include(message, "sql.insert")
+          }
         }
-      }
-      yield* Effect.gen(function* () {
-        yield* Effect.flip(sql`INSERT INTO thing ${sql.insert([])}`)
-        yield* sql`INSERT INTO thing ${sql.insert({ a: 1 })}`
-      }).pipe(Db.withTransaction())
-      assert.lengthOf(yield* things, 1)
-    }).pipe(paths, Effect.provide(open()))
+        yield* Effect.gen(function* () {
+          yield* Effect.flip(sql`INSERT INTO thing ${sql.insert([])}`)
+          yield* sql`INSERT INTO thing ${sql.insert({ a: 1 })}`
+        }).pipe(Db.withTransaction())
+        assert.lengthOf(yield* things, 1)
+      }).pipe(paths, Effect.provide(open()))
   )
 
-  it.scopedLive("insert sends a part of a statement that is given as a value as that part, not as NULL", () =>
+  it.scopedLive("insert and update send a value that is a fragment of SQL as SQL", () =>
     Effect.gen(function* () {
       const sql = yield* table("a int, b text")
       yield* sql`INSERT INTO thing ${sql.insert({ a: sql`1 + ${1}::int`, b: sql`upper(${"x"})` })}`
@@ -173,7 +173,7 @@ describe("sql.updateValues", () => {
     }).pipe(paths, Effect.provide(open()))
   )
 
-  it.scopedLive("updateValues refuses no rows and rows with different columns, which could not all be set", () =>
+  it.scopedLive("updateValues refuses an empty list, a row without columns and rows with different columns", () =>
     Effect.gen(function* () {
       const sql = yield* table("a text, b text DEFAULT 'none'")
       yield* sql`INSERT INTO thing ${sql.insert([{ a: "1" }, { a: "2" }])}`
@@ -236,7 +236,7 @@ describe("sql.json", () => {
       )
       const both = expected.flatMap((value) => [value, value])
       assert.deepStrictEqual(yield* read, both)
-      // JSON's null is no SQL NULL
+      // null of JSON is not NULL of SQL
       assert.deepStrictEqual(yield* sql`SELECT n FROM thing WHERE other IS NULL`, [])
       yield* sql`DELETE FROM thing`
       const rows = values.map((value, n) => ({ n, plain: sql.json(value), other: sql.json(value) }))
@@ -300,7 +300,7 @@ describe("sql.json", () => {
     )
   )
 
-  it.scopedLive("json refuses a value that has no JSON with a failure, not a defect", () =>
+  it.scopedLive("json fails, without a defect, for a value that JSON cannot represent", () =>
     Effect.gen(function* () {
       const sql = yield* table("data jsonb")
       const circle: Record<string, unknown> = {}
@@ -379,7 +379,7 @@ describe("redacted values", () => {
 })
 
 describe("rows with transformed names", () => {
-  it.scopedLive("rows with transformed names hold what is stored, whatever its keys, and have no prototype", () =>
+  it.scopedLive("rows with transformed names hold what is stored, whatever its keys, and are plain objects", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const stored =

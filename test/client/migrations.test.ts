@@ -34,8 +34,8 @@ const failure = <A, E, R>(self: Effect.Effect<A, E, R>) =>
 
 const unsettled = fresh()
 
-/** The time for programs of their own, which take seconds to start on a busy machine. */
-const patience = 120_000
+/** The time limit of tests that start processes, which takes seconds on a busy machine. */
+const timeout = 120_000
 
 describe("migrations", () => {
   it.scopedLive(
@@ -52,11 +52,11 @@ describe("migrations", () => {
         expect(applied).toEqual(['[[1,"ran"],[2,"first"],[3,"second"]]', "[]", "[]", "[]", "[]"])
         expect(yield* query(writer, "SELECT id FROM ran ORDER BY id")).toEqual([{ id: 2 }, { id: 3 }])
       }),
-    patience
+    timeout
   )
 
   it.scopedLive(
-    "migrations are undone when the process that holds the lock is killed, and another process applies them",
+    "migrations are rolled back when their process is killed, and the next process applies them all",
     () =>
       Effect.gen(function* () {
         const { writer } = yield* freshDatabase
@@ -69,37 +69,41 @@ describe("migrations", () => {
         const { code, lines, stderr } = yield* next.ended
         expect([code, stderr, lines.at(-1)]).toEqual([0, "", '[[1,"ran"],[2,"first"],[3,"second"]]'])
       }),
-    patience
+    timeout
   )
 
-  it.scopedLive("migrations that another process blocks wait for a bounded time, and the log names that process", () =>
-    Effect.gen(function* () {
-      const held = yield* Deferred.make<void>()
-      const holds = Migrator.fromRecord({
-        "1_holds": Effect.zipRight(Deferred.succeed(held, undefined), Effect.never)
-      })
-      const lines: Array<string> = []
-      const log = Logger.replace(
-        Logger.defaultLogger,
-        Logger.make(({ message }) => void lines.push([message].flat().join(" ")))
-      )
-      const holder = yield* Effect.fork(Migrations.run(Db, { loader: holds }))
-      yield* Deferred.await(held)
-      const error = yield* failure(
-        Migrations.run(Db, { loader: loaderOf({ "1_ran": ran }), lockTimeout: "300 millis" }).pipe(Effect.provide(log))
-      )
-      yield* Fiber.interrupt(holder)
-      expect(error.reason).toBe("locked")
-      expect(error.message).toMatch(/^database "app" at \S+:\d+: process \d+ \(effect-db\) held the lock .* 300ms - /)
-      expect(lines).toEqual([
-        expect.stringMatching(
-          /^database "app" at \S+: process \d+ \(effect-db\) is migrating this database; waiting for up to 300ms$/
+  it.scopedLive(
+    "migrations that another run blocks wait for a bounded time, and the log names its server process",
+    () =>
+      Effect.gen(function* () {
+        const held = yield* Deferred.make<void>()
+        const holds = Migrator.fromRecord({
+          "1_holds": Effect.zipRight(Deferred.succeed(held, undefined), Effect.never)
+        })
+        const lines: Array<string> = []
+        const log = Logger.replace(
+          Logger.defaultLogger,
+          Logger.make(({ message }) => void lines.push([message].flat().join(" ")))
         )
-      ])
-    }).pipe(Effect.provide(unsettled))
+        const holder = yield* Effect.fork(Migrations.run(Db, { loader: holds }))
+        yield* Deferred.await(held)
+        const error = yield* failure(
+          Migrations.run(Db, { loader: loaderOf({ "1_ran": ran }), lockTimeout: "300 millis" }).pipe(
+            Effect.provide(log)
+          )
+        )
+        yield* Fiber.interrupt(holder)
+        expect(error.reason).toBe("locked")
+        expect(error.message).toMatch(/^database "app" at \S+:\d+: process \d+ \(effect-db\) held the lock .* 300ms - /)
+        expect(lines).toEqual([
+          expect.stringMatching(
+            /^database "app" at \S+: process \d+ \(effect-db\) is migrating this database; waiting for up to 300ms$/
+          )
+        ])
+      }).pipe(Effect.provide(unsettled))
   )
 
-  it.scopedLive("migrations that fail are named, with the server's error, and the whole run is undone", () =>
+  it.scopedLive("migrations that fail are named with the server's error, and their whole run is rolled back", () =>
     Effect.gen(function* () {
       const error = yield* failure(
         Migrations.run(Db, { loader: loaderOf({ "1_ran": ran, "2_wrong": "INSERT INTO nowhere VALUES (1)" }) })
@@ -127,7 +131,7 @@ describe("migrations", () => {
   )
 
   it.scopedLive(
-    "migrations with a lower id are applied in the order of ids when that is allowed, and the table keeps all rows",
+    "migrations with a lower id than an applied one are applied in the order of ids if outOfOrder allows it",
     () =>
       Effect.gen(function* () {
         yield* Migrations.run(Db, { loader: loaderOf({ "1_ran": ran, "3_three": add(3) }) })
@@ -172,7 +176,7 @@ describe("migrations", () => {
     }).pipe(Effect.provide(unsettled))
   )
 
-  it.scopedLive("migrations continue from what the Migrator of @effect/sql has applied, and the other way round", () =>
+  it.scopedLive("migrations and the Migrator of @effect/sql each continue after what the other has applied", () =>
     Effect.gen(function* () {
       const plain = (loader: Migrator.Loader) => Effect.provide(Migrator.make({})({ loader }), Db.layerSqlClient)
       yield* plain(loaderOf({ "1_ran": ran }))
@@ -182,7 +186,7 @@ describe("migrations", () => {
     }).pipe(Effect.provide(unsettled))
   )
 
-  it.scopedLive("migrations are applied when their layer is built, before the services that need them", () =>
+  it.scopedLive("migrations are applied when their layer is built, before the statements of the program", () =>
     Effect.gen(function* () {
       const place = yield* Place
       const DbLive = Migrations.layer(Db, { loader: loaderOf({ "1_ran": ran, "2_two": add(2) }) }).pipe(
@@ -193,7 +197,7 @@ describe("migrations", () => {
     }).pipe(Effect.provide(unsettled))
   )
 
-  it.scopedLive("migrations are not bound by the statement limit of requests", () =>
+  it.scopedLive("migrations have a statementTimeout of their own, and ignore that of the database", () =>
     Effect.gen(function* () {
       yield* Migrations.run(Db, { loader: loaderOf({ "1_slow": "SELECT pg_sleep(0.4)", "2_ran": ran }) })
       expect(yield* isThere("ran")).toBe(true)
@@ -205,32 +209,30 @@ describe("migrations", () => {
     }).pipe(Effect.provide(fresh({ statementTimeout: "200 millis" })))
   )
 
-  it.scopedLive(
-    "migrations fail when the user may not write to their table, and do nothing when there is nothing to do",
-    () =>
-      Effect.gen(function* () {
-        const place = yield* Place
-        const role = `guest_${place.name}`
-        const url = new URL(Redacted.value(place.writer))
-        url.username = role
-        url.password = "guest"
-        yield* Migrations.run(Db, { loader: loaderOf({ "1_ran": ran }) })
-        yield* Effect.acquireRelease(look(`CREATE ROLE ${role} LOGIN PASSWORD 'guest'`), () =>
-          Effect.zipRight(look(`DROP OWNED BY ${role}`), look(`DROP ROLE ${role}`))
+  it.scopedLive("migrations fail if the user may not insert into their table, unless all of them are applied", () =>
+    Effect.gen(function* () {
+      const place = yield* Place
+      const role = `guest_${place.name}`
+      const url = new URL(Redacted.value(place.writer))
+      url.username = role
+      url.password = "guest"
+      yield* Migrations.run(Db, { loader: loaderOf({ "1_ran": ran }) })
+      yield* Effect.acquireRelease(look(`CREATE ROLE ${role} LOGIN PASSWORD 'guest'`), () =>
+        Effect.zipRight(look(`DROP OWNED BY ${role}`), look(`DROP ROLE ${role}`))
+      )
+      yield* look(`GRANT SELECT, UPDATE, DELETE, TRUNCATE ON effect_sql_migrations TO ${role}`)
+      const asGuest = (migrations: Readonly<Record<string, string>>) =>
+        Effect.provide(
+          Migrations.run(Db, { loader: loaderOf(migrations) }),
+          Db.layer({ writer: Redacted.make(url.href) })
         )
-        yield* look(`GRANT SELECT, UPDATE, DELETE, TRUNCATE ON effect_sql_migrations TO ${role}`)
-        const asGuest = (migrations: Readonly<Record<string, string>>) =>
-          Effect.provide(
-            Migrations.run(Db, { loader: loaderOf(migrations) }),
-            Db.layer({ writer: Redacted.make(url.href) })
-          )
-        expect(yield* asGuest({ "1_ran": ran })).toEqual([])
-        const error = yield* failure(asGuest({ "1_ran": ran, "2_two": "SELECT 1" }))
-        expect([error.reason, error.migrations]).toEqual(["failed", ["2_two"]])
-      }).pipe(Effect.scoped, Effect.provide(unsettled))
+      expect(yield* asGuest({ "1_ran": ran })).toEqual([])
+      const error = yield* failure(asGuest({ "1_ran": ran, "2_two": "SELECT 1" }))
+      expect([error.reason, error.migrations]).toEqual(["failed", ["2_two"]])
+    }).pipe(Effect.scoped, Effect.provide(unsettled))
   )
 
-  it.scopedLive("migrations with a table that the Migrator would not find again are refused", () =>
+  it.scopedLive("migrations whose table has a name that the Migrator would not find again are refused", () =>
     Effect.gen(function* () {
       for (const table of ["App", "a-b", "", "a.b.c", 'x" (id int); --']) {
         const error = yield* Effect.flip(Migrations.run(Db, { loader: loaderOf({ "1_ran": ran }), table }))
@@ -244,7 +246,7 @@ describe("migrations", () => {
     }).pipe(Effect.provide(unsettled))
   )
 
-  it.scopedLive("migrations run in a sandbox, which keeps them for itself", () =>
+  it.scopedLive("migrations run in a sandbox, and are rolled back with it", () =>
     Effect.gen(function* () {
       yield* Effect.scoped(
         Effect.gen(function* () {
@@ -261,7 +263,7 @@ describe("migrations", () => {
 })
 
 describe("migrations of tenants", () => {
-  it.scopedLive("migrations of tenants have a table for each schema, and run at the same time", () =>
+  it.scopedLive("migrations of tenants that run at the same time are applied once in each schema", () =>
     Effect.gen(function* () {
       const tenants = ["one", "two", 'Three "3"']
       const loader = loaderOf({ "1_ran": ran, "2_two": add(2) })
@@ -285,16 +287,16 @@ describe("migrations of tenants", () => {
   )
 })
 
-/** Two databases, each open under its own name, and a way to query them. */
+/** The layer of two new databases, and an effect that checks each of them for the table `ran`. */
 const two = Effect.gen(function* () {
   const [app, audit] = [yield* freshDatabase, yield* freshDatabase]
   const layer = Layer.merge(Db.layer({ writer: app.writer }), Audit.layer({ writer: audit.writer }))
-  const rows = (database: typeof app) =>
+  const hasTable = (database: typeof app) =>
     Effect.map(
       query<{ there: boolean }>(database.writer, "SELECT to_regclass('ran') IS NOT NULL AS there"),
       ([row]) => row?.there
     )
-  return { layer, there: Effect.all([rows(app), rows(audit)]) }
+  return { layer, there: Effect.all([hasTable(app), hasTable(audit)]) }
 })
 
 describe("migrations of several databases", () => {
@@ -318,7 +320,7 @@ describe("migrations of several databases", () => {
   )
 
   it.scopedLive(
-    "migrations of several databases do not deadlock when processes list the databases in another order",
+    "migrations of several databases do not deadlock when concurrent runs list the databases in different orders",
     () =>
       Effect.gen(function* () {
         const { layer } = yield* two
@@ -332,7 +334,7 @@ describe("migrations of several databases", () => {
 })
 
 describe.skipIf(!hasBouncer)(behindBouncer, () => {
-  it.scopedLive("migrations of several databases are applied once each by programs that run at the same time", () =>
+  it.scopedLive("migrations behind a pooler are applied once each by runs at the same time, and leave no lock", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const { url } = yield* makeBouncer(writer)

@@ -1,6 +1,6 @@
 /**
- * Two classes with the same name: in one context they would be the same, and the statements of the
- * one would run in the database of the other.
+ * Two database classes with the same name. They have the same tag, so in one context the statements
+ * of one class could run in the database of the other.
  */
 import { inspect } from "node:util"
 import { assert, it } from "@effect/vitest"
@@ -17,7 +17,7 @@ class A extends Database.Service<A>()("twins") {}
 class B extends Database.Service<B>()("twins") {}
 class Other extends Database.Service<Other>()("other") {}
 
-/** Returns the database in which the statements of a class run. */
+/** Returns the name of the database in which the statements of a class run. */
 const home = (of: typeof A | typeof B) =>
   Effect.flatMap(of.writer as typeof A.writer, (sql) =>
     Effect.map(sql<{ name: string }>`SELECT current_database() AS name`, ([row]) => row?.name)
@@ -25,7 +25,7 @@ const home = (of: typeof A | typeof B) =>
 
 const given = Effect.all([freshDatabase, freshDatabase])
 
-/** Asserts that something was refused because of the name, with that reason. */
+/** Asserts that the error is a `ConfigInvalid` for two classes with the name of the database. */
 const isRefused = (error: unknown) => {
   assert.isTrue(DatabaseError.isDatabaseError(error) && error._tag === "ConfigInvalid", inspect(error))
   assert.include(String(error), 'database "twins"')
@@ -46,7 +46,7 @@ describe("two classes with the same name", () => {
       ]) {
         isRefused(yield* Effect.flip(Effect.scoped(Layer.build(layers))))
       }
-      // and each of them alone is open a moment later
+      // each of them can be opened alone afterwards
       assert.strictEqual(yield* Effect.provide(home(B), b), two.name)
       assert.strictEqual(yield* Effect.provide(home(A), a), one.name)
     })
@@ -89,7 +89,7 @@ describe("two classes with the same name", () => {
     })
   )
 
-  it.scopedLive("two classes with the same name that are used apart are two databases, in separate runtimes too", () =>
+  it.scopedLive("two classes with the same name that are provided apart are two databases, also in two runtimes", () =>
     Effect.gen(function* () {
       const [one, two] = yield* given
       const apart = [
@@ -119,7 +119,7 @@ describe("two classes with the same name", () => {
   it.scopedLive("a class that is loaded anew under the same name is the same database in a shared runtime", () =>
     Effect.gen(function* () {
       const [one] = yield* given
-      /** Loads the module once more, as a reload does. */
+      /** Makes the class and its runtime again, as the reload of a module does. */
       const load = () => {
         class Db extends Database.Service<Db>()("reloaded") {}
         const runtime = DatabaseRuntime.shared(`names ${one.name}`, () =>

@@ -1,6 +1,6 @@
 /**
- * The attempts of a reader to write: on a reserved connection, by code that runs transactions of
- * its own, and after a promotion.
+ * Attempts to write through a reader: on a reserved connection, by procedures that end their
+ * transaction and begin another, and after a promotion.
  */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -15,7 +15,7 @@ import { query } from "../support/server.js"
 
 const write = "INSERT INTO item (name) VALUES ('x')"
 
-/** Leaves the transaction in which it was called, and writes in one of its own. */
+/** The body of a procedure that ends the transaction of its call, and writes in a new one. */
 const escape = `BEGIN COMMIT; SET TRANSACTION READ WRITE; ${write}; COMMIT; END`
 
 const schema = `
@@ -58,8 +58,7 @@ const reserved = Effect.flatMap(Db.reader, (sql) =>
 )
 
 /**
- * Runs each text in its turn, whatever the result of those before it; returns the number of refused
- * ones.
+ * Runs each text in turn, also after a failure; returns the number of texts that failed.
  */
 const all = <E, R>(texts: ReadonlyArray<string>, execute: (text: string) => Effect.Effect<unknown, E, R>) =>
   Effect.map(
@@ -78,7 +77,7 @@ describe("a reserved reader on the primary", () => {
         yield* query(writer, schema)
         const refused = yield* Effect.scoped(Effect.flatMap(reserved, (execute) => all(texts, execute)))
         const changed = yield* fileSettings(writer)
-        // the server is shared
+        // other tests share the server
         yield* query(writer, "ALTER SYSTEM RESET work_mem")
         assert.isAtLeast(refused, 1)
         assert.deepStrictEqual(yield* stored, [])
@@ -86,6 +85,24 @@ describe("a reserved reader on the primary", () => {
       }).pipe(Effect.provide(fresh({ readers: [] })))
     )
   }
+
+  it.scopedLive("a reader, reserved or not, ends no prepared transaction", () =>
+    Effect.gen(function* () {
+      const { name, writer } = yield* Place
+      yield* query(writer, schema)
+      const id = `${name}_prepared`
+      yield* query(writer, `BEGIN; ${write}; PREPARE TRANSACTION '${id}'`)
+      yield* Effect.addFinalizer(() => query(writer, `ROLLBACK PREPARED '${id}'`))
+      const sql = yield* Db.reader
+      const plain = (text: string) => DatabaseError.refine(sql.unsafe(text))
+      for (const execute of [yield* reserved, plain]) {
+        for (const end of ["COMMIT", "ROLLBACK"]) {
+          assert.include((yield* Effect.flip(execute(`${end} PREPARED '${id}'`))).message, "transaction")
+        }
+      }
+      assert.deepStrictEqual(yield* stored, [])
+    }).pipe(Effect.scoped, Effect.provide(fresh({ readers: [] })))
+  )
 
   it.scopedLive("a reserved reader has transactions, savepoints, settings, procedures and prepared statements", () =>
     Effect.gen(function* () {
@@ -146,7 +163,7 @@ describe("a reader on a standby", () => {
           }
           assert.deepStrictEqual(yield* fileSettings(replica.url()), [])
 
-          // each on a connection that was made before the promotion, and has no notice of it
+          // each attempt has a connection that was made before the promotion, and has no notice of it
           const connections = yield* Effect.forEach(ways, () => reserved)
           yield* replica.promote
           for (const [i, texts] of ways.entries()) {

@@ -10,7 +10,7 @@ import { query } from "../support/server.js"
 import { only, watch } from "../support/suites/pooling/observations.js"
 
 it.scopedLive(
-  "a single read that a replica cancels for a conflict with recovery is answered by another server",
+  "a read outside of a transaction that a replica cancels for a conflict with recovery is retried on another server",
   () =>
     Effect.gen(function* () {
       const { awaitReplicas, primary, replicas } = yield* EmbeddedPostgres.make({
@@ -42,7 +42,7 @@ it.scopedLive(
           ["statement"]
         )
         yield* query(writer, "ALTER TABLE item ALTER n DROP NOT NULL")
-        // replayed later, it would cancel the next read before that sleeps
+        // if the replica replayed this during the next read, that would be cancelled before it sleeps
         yield* awaitReplicas
         const error = yield* Effect.flip(
           conflict(slow.pipe(RetryPolicy.with(RetryPolicy.never), DatabaseError.refine)) as Effect.Effect<
@@ -57,11 +57,11 @@ it.scopedLive(
 )
 
 it.scopedLive(
-  "a replica's cancel is recognised by its message when its SQLSTATE is that of any cancel, and no other is retried",
+  "a read that a replica cancels with SQLSTATE 57014 is retried only if the message names a conflict with recovery",
   () =>
     Effect.gen(function* () {
       const { reader, writer } = yield* Place
-      // as a standby reports it that cancels under 57014
+      // fails as on a standby that cancels with SQLSTATE 57014
       yield* query(
         writer,
         `CREATE FUNCTION cancelled(why text) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN
@@ -78,7 +78,7 @@ it.scopedLive(
       const rows = yield* sql<{ yes: boolean }>`SELECT cancelled('conflict with recovery') AS yes`
       assert.deepStrictEqual(rows, [{ yes: true }])
       assert.lengthOf(only(facts, "Retried"), 1)
-      // a transaction is run again as a whole, if it has retry
+      // a statement of a transaction is not retried alone: the whole transaction is, if it has `retry`
       const own = sql.withTransaction(sql`SELECT cancelled('conflict with recovery')`)
       const error = yield* Effect.flip(DatabaseError.refine(own))
       assert.strictEqual(error._tag, "SerializationFailure")

@@ -1,4 +1,4 @@
-/** The retry budget alone, by virtual time. */
+/** The retry budget by itself, without a database. */
 import { assert, describe, it, vi } from "vitest"
 import { RetryBudget } from "../../src/internal/client/retryBudget.js"
 
@@ -25,7 +25,7 @@ describe("a retry budget", () => {
     assert.strictEqual(takeAll(budget), 3)
   })
 
-  it("a retry budget lasts for any number of callers that take and return, in whatever order", () => {
+  it("a retry budget lasts for any number of callers that return what they take, in any order", () => {
     const budget = new RetryBudget()
     const open: Array<number> = []
     for (let n = 0; n < 1000; n++) {
@@ -36,7 +36,7 @@ describe("a retry budget", () => {
     }
   })
 
-  it("a retry budget never exceeds its maximum, although it has refilled over time before callers return", () => {
+  it("a retry budget never exceeds its maximum when callers return attempts after it has refilled over time", () => {
     vi.useFakeTimers({ toFake: ["performance"] })
     try {
       const budget = new RetryBudget()
@@ -56,7 +56,7 @@ describe("a retry budget", () => {
     }
   })
 
-  it("a retry budget loses nothing to a caller whose policy allows less than is left", () => {
+  it("a retry budget keeps its attempts when a caller whose policy has a lower maximum returns one", () => {
     const budget = new RetryBudget()
     assert.isTrue(budget.take(policy))
     budget.giveBack(1, { burst: 1, perSecond: 0 })

@@ -42,7 +42,7 @@ describe("RetryPolicy", () => {
               0,
               Array.from({ length: times + 1 }, () => lost)
             ).pipe(Effect.map((some) => Chunk.toReadonlyArray(some).map(Duration.toMillis)))
-            // the last one is that of the end
+            // the last pause is that of the attempt at which the schedule ends
             assert.lengthOf(pauses, times + 1)
             for (const [i, pause] of pauses.slice(0, -1).entries()) {
               const longest = Math.min(1000, base * 2 ** i)

@@ -1,6 +1,6 @@
 /**
- * Streams that end before their rows do, in the middle of a fetch: the work that is kept, the work
- * that is undone, and the absence of a failure.
+ * Streams that end during a fetch, before their last row: their work is kept or undone, without a
+ * failure and without a line in the log.
  */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -17,15 +17,15 @@ import { query } from "../support/server.js"
 
 /** Matches a fetch of a stream's portal. */
 const fetches = ({ bytes, from, type }: Message) =>
-  // the name of a portal is new on its connection, which may have had others before
+  // the number in the name of a portal counts the portals of its connection, so any number matches
   from === "client" && type === "E" && /p\d+\0/.test(bytes.toString("latin1"))
 
-/** The rows that the first two fetches store. */
+/** The number of rows that the first two fetches store. */
 const two = 256
 
 /**
- * Opens a database behind a proxy, and a stream whose rows store one each; its second fetch takes
- * so many seconds.
+ * Opens a database behind a proxy, and makes a stream that stores an item for each of its rows. Its
+ * second fetch takes the given time.
  */
 const given = (seconds: number) =>
   Effect.gen(function* () {
@@ -42,7 +42,7 @@ const given = (seconds: number) =>
     const sql = yield* Effect.provide(Db.writer, context)
     const rows = sql<{ name: string }>`SELECT keep(n) AS name, CASE n WHEN 200 THEN pg_sleep(${seconds}) END
       FROM generate_series(1, 1000) AS n`.stream
-    /** Waits until the second fetch is on its way. */
+    /** Registers for the second fetch; the effect that it returns waits until that is sent. */
     const second = Effect.zipRight(proxy.when(fetches, "pass"), proxy.when(fetches, "pass"))
     const watched = <A, E>(self: Effect.Effect<A, E, Db | Place>) =>
       self.pipe(
@@ -54,7 +54,7 @@ const given = (seconds: number) =>
   })
 
 describe("a stream outside of a transaction that ends in the middle of a fetch", () => {
-  it.scopedLive("a stream outside of a transaction whose consumer stops during a fetch keeps what it did", () =>
+  it.scopedLive("a stream outside of a transaction whose consumer stops during a fetch keeps that fetch's writes", () =>
     Effect.gen(function* () {
       const { rows, said, second, watched } = yield* given(0.1)
       yield* Effect.gen(function* () {
@@ -68,7 +68,7 @@ describe("a stream outside of a transaction that ends in the middle of a fetch",
   )
 
   it.scopedLive(
-    "a stream outside of a transaction whose fetch does not end soon is undone within a second, without a failure",
+    "a stream outside of a transaction whose fetch does not end soon is rolled back within a second, without a failure",
     () =>
       Effect.gen(function* () {
         const { rows, said, second, watched } = yield* given(60)
@@ -84,7 +84,7 @@ describe("a stream outside of a transaction that ends in the middle of a fetch",
       })
   )
 
-  it.scopedLive("a stream outside of a transaction that is interrupted, or read ahead, is undone in peace", () =>
+  it.scopedLive("a stream outside of a transaction that is interrupted, or read ahead, is rolled back silently", () =>
     Effect.gen(function* () {
       const { proxy, rows, said, second, watched } = yield* given(60)
       yield* Effect.gen(function* () {
@@ -111,7 +111,7 @@ describe("a stream outside of a transaction that ends in the middle of a fetch",
 })
 
 describe("a stream in a transaction that ends in the middle of a fetch", () => {
-  it.scopedLive("a stream in a transaction whose consumer stops during a fetch leaves the transaction as it is", () =>
+  it.scopedLive("a stream in a transaction whose consumer stops during a fetch leaves the transaction usable", () =>
     Effect.gen(function* () {
       const { rows, said, second, watched } = yield* given(0.1)
       yield* Effect.gen(function* () {
@@ -127,7 +127,7 @@ describe("a stream in a transaction that ends in the middle of a fetch", () => {
 })
 
 describe("a stream that is pulled by hand", () => {
-  it.scopedLive("a pull that is given up during a fetch leaves its rows to the next pull", () =>
+  it.scopedLive("a pull that is interrupted during a fetch leaves its rows to the next pull", () =>
     Effect.gen(function* () {
       const { rows, second, watched } = yield* given(0.1)
       yield* Effect.scoped(

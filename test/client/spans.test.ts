@@ -17,7 +17,7 @@ interface Seen {
   ended: boolean
 }
 
-/** Runs an effect with a tracer, and returns its spans in the order of their beginnings. */
+/** Runs an effect with a tracer, and returns its spans in the order of their starts; asserts that each has ended. */
 const traced = <A, E, R>(self: Effect.Effect<A, E, R>) =>
   Effect.gen(function* () {
     const native = yield* Effect.tracer
@@ -89,7 +89,7 @@ describe("the span of a transaction", () => {
     }).pipe(Effect.provide(fresh({ spanAttributes: { mine: "yes" } })))
   )
 
-  it.scopedLive("the span of a transaction that is rolled back, refused or without a statement says so", () =>
+  it.scopedLive("the span of a transaction tells a rollback, a refused COMMIT and an empty transaction apart", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       yield* sql`ALTER TABLE item ADD CONSTRAINT late UNIQUE (amount) DEFERRABLE INITIALLY DEFERRED`
@@ -126,7 +126,7 @@ describe("the span of a transaction", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a nested part of a unit of work has the same span on each database", () =>
+  it.scopedLive("a nested part of a unit of work has a span with its label on each database that it uses", () =>
     Effect.gen(function* () {
       const place = yield* freshTable
       yield* Effect.gen(function* () {
@@ -137,7 +137,7 @@ describe("the span of a transaction", () => {
           yield* Effect.ignore(UnitOfWork.nested(Effect.zipRight(insert("c"), no), { work: { label: "undone" } }))
         })
         const all = transactions(yield* traced(Effect.withSpan(UnitOfWork.run(work), "request")))
-        // the transaction around has the label of the part that was the first in it
+        // the outer transaction has the label of the first part in it
         const savepoints = all.filter((one) => !eventNames(one).includes("db.transaction.begin"))
         const labelled = (label: string) =>
           savepoints
@@ -216,7 +216,7 @@ describe("the span of a transaction", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a stream and a sandbox have a span each, and a stream that outlives its unit ends its span", () =>
+  it.scopedLive("a stream, a transaction in a sandbox and a statement after its unit have spans that end", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const streamed = yield* traced(Stream.runDrain(sql`SELECT generate_series(1, 300)`.stream))
@@ -257,7 +257,7 @@ describe("the span of a statement", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("the span of a reader's statement names the primary if that has served it", () =>
+  it.scopedLive("the span of a reader's statement that the primary has served names the primary", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       const sql = yield* Db.reader
@@ -271,7 +271,7 @@ describe("the span of a statement", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("the span of a statement that a transformer changes is changed as well, and names its server", () =>
+  it.scopedLive("the span of a statement that a transformer changes has the changed text, and names its server", () =>
     Effect.gen(function* () {
       const { reader } = yield* Place
       const sql = yield* Db.reader

@@ -12,8 +12,8 @@ import { a, b, fresh, here, stored, tagOf, there, watched } from "../support/sch
 import { terminateBackends } from "../support/server.js"
 
 const modes: ReadonlyArray<readonly [mode: "session" | "transactionPooler", name: string]> = [
-  ["session", "in sessions of its own"],
-  ["transactionPooler", "as behind a pooler"]
+  ["session", "in session mode"],
+  ["transactionPooler", "in transactionPooler mode"]
 ]
 
 for (const [mode, name] of modes) {
@@ -21,7 +21,7 @@ for (const [mode, name] of modes) {
     const given = (options: Partial<Database.Options> = {}) => fresh({ mode, ...options })
 
     it.scopedLive(
-      "each statement outside of a transaction sees its own schema, and nothing is left on the one connection",
+      "each statement outside of a transaction sees its own schema, and the connection keeps its search path",
       () =>
         Effect.gen(function* () {
           for (const _ of [1, 2]) {
@@ -49,7 +49,7 @@ for (const [mode, name] of modes) {
       })
     )
 
-    it.scopedLive("nothing more is sent when no statement was ever in a schema scope", () =>
+    it.scopedLive("no search path is sent when no statement is in a schema scope", () =>
       Effect.gen(function* () {
         const { context, sent } = yield* watched({ mode })
         yield* Effect.provide(
@@ -80,7 +80,7 @@ for (const [mode, name] of modes) {
       }).pipe(Effect.provide(given()))
     )
 
-    it.scopedLive("a statement that fails in a schema scope leaves nothing behind", () =>
+    it.scopedLive("a statement that fails in a schema scope leaves the search path unchanged", () =>
       Effect.gen(function* () {
         yield* a(insert("1"))
         assert.strictEqual(yield* tagOf(a(insert("1"))), "UniqueViolation")
@@ -90,7 +90,7 @@ for (const [mode, name] of modes) {
       }).pipe(Effect.provide(given()))
     )
 
-    it.scopedLive("each statement in a transaction sees its own schema, and one in no scope sees the default", () =>
+    it.scopedLive("each statement in a transaction sees the schema of its scope, and without one the default", () =>
       Effect.gen(function* () {
         const seen = yield* Db.withTransaction(
           Effect.gen(function* () {
@@ -105,7 +105,7 @@ for (const [mode, name] of modes) {
       }).pipe(Effect.provide(given()))
     )
 
-    it.scopedLive("a schema scope around a transaction, or around a unit of work, is that of its statements", () =>
+    it.scopedLive("a schema scope around a transaction or a unit of work applies outside of inner scopes", () =>
       Effect.gen(function* () {
         assert.deepStrictEqual(yield* a(Db.withTransaction(Effect.all([here, b(here), here, there]))), [
           "a",
@@ -119,7 +119,7 @@ for (const [mode, name] of modes) {
       }).pipe(Effect.provide(given()))
     )
 
-    it.scopedLive("every level of savepoints sees the schema that it saw before, after release and rollback", () =>
+    it.scopedLive("each statement sees the schema of its own scope after a savepoint is released or rolled back", () =>
       Effect.gen(function* () {
         const undone = <A>(self: Effect.Effect<A, unknown, Db>) =>
           Effect.ignore(Db.withTransaction(Effect.zipRight(self, Effect.fail("no"))))
@@ -127,7 +127,7 @@ for (const [mode, name] of modes) {
           Effect.gen(function* () {
             const all: Array<unknown> = []
             const look = (self: Effect.Effect<unknown, unknown, Db>) => Effect.map(self, (one) => void all.push(one))
-            // the path is the scope's when the savepoint is set
+            // the savepoint is set while the search path is that of a scope
             yield* look(a(here))
             yield* undone(here)
             yield* look(here)
@@ -136,13 +136,13 @@ for (const [mode, name] of modes) {
             yield* look(a(here))
             yield* undone(Effect.all([here, b(here), here]))
             yield* look(here)
-            // it is the default when the savepoint is set
+            // the savepoint is set while the search path is the default
             yield* undone(a(here))
             yield* look(here)
             yield* undone(a(here))
             yield* look(b(here))
             yield* look(here)
-            // kept
+            // the savepoint is released
             yield* look(Db.withTransaction(a(here)))
             yield* look(here)
             yield* look(a(Db.withTransaction(Effect.all([here, b(here)]))))
@@ -163,7 +163,7 @@ for (const [mode, name] of modes) {
       }).pipe(Effect.provide(given()))
     )
 
-    it.scopedLive("schemas that are set and undone by hand are as they would be without scopes", () =>
+    it.scopedLive("a search path that is set or rolled back by hand applies to the statements outside of scopes", () =>
       Effect.gen(function* () {
         const seen = yield* Db.withTransaction(
           Effect.gen(function* () {
@@ -205,7 +205,7 @@ for (const [mode, name] of modes) {
     )
 
     it.scopedLive(
-      "a replica's reads are in the schema scope, and so are those of the writer that a reader joins, which stay read-only",
+      "reads are in the schema scope on a replica and in a transaction of the writer, and stay read-only",
       () =>
         Effect.gen(function* () {
           const standby = Effect.flatMap(Db.reader, (sql) =>
@@ -243,14 +243,14 @@ for (const [mode, name] of modes) {
         }).pipe(Effect.provide(given()))
     )
 
-    it.scopedLive("a stream is in the schema scope that reads it, to its last row, whatever runs in between", () =>
+    it.scopedLive("a stream runs in the schema scope in which it is read, whatever runs between its rows", () =>
       Effect.gen(function* () {
         const sql = yield* Db.writer
         const rows = sql<{ n: number; name: string }>`
           SELECT n, seen(n) AS name FROM generate_series(1, 300) AS n`.pipe((_) => _.stream)
         const names = (self: Stream.Stream<{ readonly n: number; readonly name: string }, unknown, Db>) =>
           Effect.map(Stream.runCollect(self), (all) => [...new Set([...all].map(({ name }) => name))])
-        // a function that is not looked up elsewhere
+        // the function `seen` exists in public alone
         const both = ["a", "public"]
         const inA = Db.withSchema(["a", "public"])
         assert.deepStrictEqual(yield* inA(names(rows)), ["a"])
@@ -272,7 +272,7 @@ for (const [mode, name] of modes) {
       }).pipe(Effect.provide(given()))
     )
 
-    it.scopedLive("forked fibers, independent work, hooks and work that outlives a unit are in the schema scope", () =>
+    it.scopedLive("forked fibers, independent work, hooks and detached work are in the schema scope", () =>
       Effect.gen(function* () {
         const started = yield* Deferred.make<void>()
         const late = yield* a(Effect.forkDaemon(Effect.zipRight(Deferred.await(started), here)))
@@ -297,7 +297,7 @@ for (const [mode, name] of modes) {
       }).pipe(Effect.provide(given({ maxConnections: 2 })))
     )
 
-    it.scopedLive("a retried statement is retried in its schema scope", () =>
+    it.scopedLive("a statement or transaction is retried in its schema scope", () =>
       Effect.gen(function* () {
         const { name } = yield* Place
         yield* a(here)
@@ -321,7 +321,7 @@ for (const [mode, name] of modes) {
       }).pipe(Effect.provide(given()))
     )
 
-    it.scopedLive("an interrupted statement ends its schema scope", () =>
+    it.scopedLive("a statement that is interrupted in a schema scope leaves the search path unchanged", () =>
       Effect.gen(function* () {
         const { context, proxy } = yield* watched({ mode })
         yield* Effect.gen(function* () {
@@ -334,7 +334,7 @@ for (const [mode, name] of modes) {
       })
     )
 
-    it.scopedLive("a schema scope in a sandbox is as in the database, though no COMMIT ends its settings", () =>
+    it.scopedLive("a schema scope works in a sandbox as in the database, although no COMMIT ends its settings", () =>
       Effect.gen(function* () {
         yield* Effect.gen(function* () {
           const sql = yield* Db.writer

@@ -1,6 +1,6 @@
 /**
- * Schema scopes together with other features: statements that plain code returns, savepoints by
- * hand, stale plans, migrations, sessions.
+ * Schema scopes with other features: statements that plain code returns, savepoints that are set by
+ * hand, stale plans, migrations, causal sessions.
  */
 
 import { NodeContext } from "@effect/platform-node"
@@ -75,7 +75,7 @@ describe("schema scopes", () => {
   )
 
   for (const mode of ["session", "transactionPooler"] as const) {
-    it.scopedLive(`a failure in a transaction can be undone by hand after a schema scope, ${mode}`, () =>
+    it.scopedLive(`a failure can be rolled back to a savepoint in a transaction after a scope, in ${mode} mode`, () =>
       Effect.gen(function* () {
         const program = (scope: <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>) =>
           Db.withTransaction(
@@ -91,7 +91,7 @@ describe("schema scopes", () => {
         assert.strictEqual(yield* program(a), "public")
       }).pipe(Effect.provide(fresh({ mode })))
     )
-    it.scopedLive(`a failure in a transaction can be undone by hand when all of it is in a schema scope, ${mode}`, () =>
+    it.scopedLive(`a failure can be rolled back to a savepoint in a transaction inside a scope, in ${mode} mode`, () =>
       Effect.gen(function* () {
         const program = a(
           Db.withTransaction(
@@ -109,7 +109,7 @@ describe("schema scopes", () => {
   }
 
   for (const kind of ["writer", "reader"] as const) {
-    it.scopedLive(`a stale plan is prepared again in a schema scope as outside, ${kind}`, () =>
+    it.scopedLive(`a stale plan of a ${kind} is prepared again in a schema scope and outside`, () =>
       Effect.gen(function* () {
         const { writer, reader } = yield* Place
         const all = Effect.flatMap(Db[kind], (sql) => sql`SELECT * FROM item`)
@@ -150,7 +150,7 @@ describe("schema scopes", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a statement after a schema scope sees the session's path again, also if the scope had that path", () =>
+  it.scopedLive("a statement after a schema scope sees the session's path again, also if the scope had the same", () =>
     Effect.gen(function* () {
       const seen = yield* Db.withTransaction(Effect.all([here, a(here), a(run("SET LOCAL search_path TO b")), here]))
       assert.deepStrictEqual([seen[0], seen[1], seen[3]], ["a", "a", "a"])
@@ -177,7 +177,7 @@ describe("schema scopes", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("the strategies none and single keep schema scopes apart", () =>
+  it.scopedLive("the pool strategies none, single and assertSingle keep schema scopes apart", () =>
     Effect.gen(function* () {
       for (const strategy of ["none", "single", "assertSingle"] as const) {
         const seen = yield* Effect.all([a(here), here, Db.withTransaction(Effect.all([a(here), b(here), here]))]).pipe(
@@ -188,7 +188,7 @@ describe("schema scopes", () => {
     })
   )
 
-  it.scopedLive("a stream and values that the code of withTenant returns run in its schema, awaited elsewhere", () =>
+  it.scopedLive("a stream and values from the code of withTenant run in its schema, even if awaited outside", () =>
     Effect.gen(function* () {
       const runtime = yield* opened
       const { db } = runtime.databases
@@ -274,7 +274,7 @@ describe("schema scopes", () => {
     ["outside of a schema scope", <A, E, R>(self: Effect.Effect<A, E, R>) => self],
     ["in a schema scope", a]
   ] as const) {
-    it.scopedLive(`a reader cannot write by several commands in one text, ${name}`, () =>
+    it.scopedLive(`a reader cannot write by several commands in one text ${name}`, () =>
       Effect.gen(function* () {
         const { writer } = yield* Place
         const reader = yield* Db.reader
@@ -294,7 +294,7 @@ describe("schema scopes", () => {
     )
   }
 
-  it.scopedLive("an empty name of a schema is refused for a statement that the code of withTenant returns", () =>
+  it.scopedLive("an empty schema name is refused for a statement that the code of withTenant returns", () =>
     Effect.gen(function* () {
       const runtime = yield* opened
       const { db } = runtime.databases

@@ -27,7 +27,7 @@ describe("names of schemas", () => {
     "é".repeat(31)
   ]
 
-  it.scopedLive("schema names are quoted as names, whatever they contain", () =>
+  it.scopedLive("schema names are quoted as identifiers, whatever they contain", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       for (const name of odd) {
@@ -47,7 +47,7 @@ describe("names of schemas", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a tenant with a mistyped option refuses every statement, for it would be that of every database", () =>
+  it.scopedLive("a tenant scope with a wrong option refuses its statements instead of ignoring the option", () =>
     Effect.gen(function* () {
       const wrong: ReadonlyArray<readonly [options: object, said: string]> = [
         [{ database: [Db] }, 'the unknown option "database"'],
@@ -75,7 +75,7 @@ describe("names of schemas", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("impossible schema names are refused before anything is sent, wherever they are used", () =>
+  it.scopedLive("invalid schema names are refused before anything is sent, wherever they are used", () =>
     Effect.gen(function* () {
       const { context, sent } = yield* watched()
       // that of the start
@@ -143,7 +143,7 @@ describe("the precedence of schema scopes", () => {
   const tenantB = Tenant.withTenant("b")
 
   it.scopedLive(
-    "the statement's own name comes first, then the tenant, then the schema, each the innermost, then the default",
+    "a qualified name precedes the innermost tenant, which precedes the innermost schema, which precedes the default",
     () =>
       Effect.gen(function* () {
         const seen: Effect.Effect<ReadonlyArray<string | undefined>, SqlError, Db> = Effect.all([
@@ -163,7 +163,7 @@ describe("the precedence of schema scopes", () => {
       }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a tenant applies to every database, or to the listed ones; a schema to its own database only", () =>
+  it.scopedLive("a tenant applies to all databases or to the listed ones, and a schema to its own database only", () =>
     Effect.gen(function* () {
       const two = yield* place
       const audit = Audit.layer({ writer: two.writer })

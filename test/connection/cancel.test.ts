@@ -1,4 +1,4 @@
-/** The cancel of a statement that no fiber waits for any more. */
+/** Cancel requests: how they reach the server, and the statements for which they are sent. */
 import { assert, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
@@ -22,7 +22,7 @@ const long = Effect.flatMap(Db.writer, (sql) => sql`SELECT 1 FROM pg_sleep(60) A
 const open = (options: Database.Options) =>
   Effect.map(Layer.build(Db.layer({ startup: "lazy", ...options })), (context) => Context.pick(Db)(context))
 
-/** Waits until the server runs so many of the long statements, and returns their number. */
+/** Waits until the server runs `count` of the long statements; returns the number that it runs. */
 const running = (url: Redacted.Redacted<string>, count: number) => {
   const look = Effect.map(
     query<{ n: number }>(
@@ -35,7 +35,10 @@ const running = (url: Redacted.Redacted<string>, count: number) => {
   return Effect.zipRight(Effect.repeat(look, { schedule: soon, until: (n) => n === count }), look)
 }
 
-/** Records the kinds of messages that pass through a proxy on its last connection. */
+/**
+ * Creates a record of the messages that pass through a proxy. `ofLast` returns those on the
+ * connection of the last message.
+ */
 const record = () => {
   const messages: Array<Message> = []
   const note = (message: Message) => {
@@ -46,7 +49,7 @@ const record = () => {
 }
 
 describe("a cancel", () => {
-  it.scopedLive("a cancel uses TLS if the session does, and is not sent if the server no longer takes TLS", () =>
+  it.scopedLive("a cancel uses TLS if the session does, and is not sent if the server no longer accepts TLS", () =>
     Effect.gen(function* () {
       const server = yield* makeTlsServer
       const proxy = yield* makeProxy(server.url)
@@ -54,7 +57,7 @@ describe("a cancel", () => {
       yield* proxy.when(note, "pass")
       const context = yield* open({
         writer: server.through(proxy.port),
-        // the second statement waits for the connection of the first, which is kept
+        // a statement after a cancel waits for the connection of the cancelled one, which is kept
         maxConnections: 1
       })
       yield* Effect.gen(function* () {
@@ -74,7 +77,7 @@ describe("a cancel", () => {
         assert.isAtLeast(proxy.accepted, 2)
         assert.deepStrictEqual([...new Set(types(ofLast()))], ["ssl", "tls"])
         assert.notInclude(types(messages), "cancel")
-        // the server has confirmed it
+        // the server has confirmed the cancel, so the session is the same
         assert.deepStrictEqual(yield* session, before)
 
         const second = yield* Effect.fork(long)
@@ -84,7 +87,7 @@ describe("a cancel", () => {
         yield* Fiber.interrupt(second)
         yield* Effect.repeat(Effect.void, { schedule: soon, until: () => proxy.connections === 0 })
         assert.strictEqual(proxy.connections, 0)
-        // TLS was requested and refused, twice
+        // there are two attempts to cancel, and TLS is requested and refused in each
         assert.strictEqual(proxy.accepted, accepted + 2)
         assert.deepStrictEqual(types(ofLast()), ["ssl", "tls"])
         assert.strictEqual(ofLast()[1]?.bytes.toString("latin1"), "N")
@@ -133,7 +136,7 @@ describe("a cancel", () => {
     })
   )
 
-  it.scopedLive("a cancel reaches a server that has no connection left, and so do a hundred of them at once", () =>
+  it.scopedLive("a hundred cancels at once reach a server that has no connection left", () =>
     Effect.gen(function* () {
       const { primary } = yield* EmbeddedPostgres.make({ directory, settings: { max_connections: 101 } })
       const url = primary.url()
@@ -151,7 +154,7 @@ describe("a cancel", () => {
         yield* Fiber.interruptAll(fibers)
         assert.isBelow(performance.now() - before, 1000)
         assert.strictEqual(yield* active, 0)
-        // the connections are kept, so there is still none left for another client
+        // the pool keeps its connections, so the server has none left for another client
         const busy = sql<{ n: number }>`SELECT count(*)::int AS n FROM pg_stat_activity
           WHERE state = 'active' AND query LIKE '%AS long'`
         yield* Effect.repeat(busy, { schedule: soon, until: ([row]) => row?.n === 0 })
@@ -160,7 +163,7 @@ describe("a cancel", () => {
     })
   )
 
-  it.scopedLive("a cancel that is lost, or overtakes its statement, is sent once more", () =>
+  it.scopedLive("a cancel that is lost is sent once more", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const proxy = yield* makeProxy(writer)
@@ -174,7 +177,7 @@ describe("a cancel", () => {
     })
   )
 
-  it.scopedLive("a cancel is sent for a statement that runs when the scope of its reserved connection ends", () =>
+  it.scopedLive("a cancel is sent for a statement that still runs when the scope of its reserved connection ends", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const context = yield* open({ writer })
@@ -198,7 +201,7 @@ describe("a cancel", () => {
     })
   )
 
-  it.scopedLive("a cancel that no server accepts keeps no process alive", () =>
+  it.scopedLive("a cancel that the server never accepts does not keep the process alive", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const proxy = yield* makeProxy(writer)
@@ -211,7 +214,7 @@ describe("a cancel", () => {
       const { code, lines, stderr } = yield* program.ended
       assert.strictEqual(code, 0, stderr)
       assert.deepStrictEqual(lines, ["ready", "interrupted"])
-      // its own connection, and those of the cancel and of another, that the server never accepted
+      // the connection of the statement, and those of two cancel requests, which never reach the server
       assert.strictEqual(proxy.accepted, 3)
     })
   )

@@ -23,7 +23,7 @@ const prepared = Effect.flatMap(Db.writer, (sql) =>
 )
 
 describe("Connection", () => {
-  it.scopedLive("statements are prepared once, and the least recently used beyond the bound is closed", () =>
+  it.scopedLive("statements are prepared once, and the least recently used of too many is closed", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       for (const n of [1, 2, 3]) {
@@ -36,7 +36,7 @@ describe("Connection", () => {
     }).pipe(Effect.provide(fresh({ maxConnections: 1, preparedStatements: 2 })))
   )
 
-  it.scopedLive("no statement is kept when preparedStatements is 0", () =>
+  it.scopedLive("no statement stays prepared if preparedStatements is 0", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       assert.deepStrictEqual(yield* sql`SELECT ${1}::int AS a`, [{ a: 1 }])
@@ -44,7 +44,7 @@ describe("Connection", () => {
     }).pipe(Effect.provide(fresh({ maxConnections: 1, preparedStatements: 0 })))
   )
 
-  it.scopedLive("a stale plan is prepared again without a failure, also after a change of the same transaction", () =>
+  it.scopedLive("a statement with a stale plan is prepared again, also if its own transaction has made it stale", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       const sql = yield* Db.writer
@@ -94,7 +94,7 @@ describe("Connection", () => {
   )
 
   it.scopedLive(
-    "several commands in one text are atomic outside of a transaction, part of it inside, and refused on a reader",
+    "several commands in one text are atomic, run in a transaction as well, and are refused on a reader",
     () =>
       Effect.gen(function* () {
         const sql = yield* Db.writer
@@ -129,7 +129,7 @@ describe("Connection", () => {
     }).pipe(Effect.provide(fresh({ readers: [] })))
   )
 
-  it.scopedLive("a statement that cannot be sent fails, and its connection stays good", () =>
+  it.scopedLive("a statement that cannot be sent or is refused fails, and the next one succeeds", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const circular: { self?: unknown } = {}
@@ -156,7 +156,7 @@ describe("Connection", () => {
     }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
   )
 
-  it.scopedLive("constraint violations carry the server's details", () =>
+  it.scopedLive("the error of a constraint violation names the constraint or the column", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       yield* sql`CREATE TABLE strict (n int NOT NULL CHECK (n > 0), item int REFERENCES item, EXCLUDE (n WITH =))`
@@ -178,7 +178,7 @@ describe("Connection", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("names are transformed both ways when that is set", () =>
+  it.scopedLive("names are transformed in statements and in rows if both transformations are set", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       yield* sql`CREATE TABLE camel (first_name text)`
@@ -198,7 +198,7 @@ describe("Connection", () => {
     )
   )
 
-  it.scopedLive("an error in the user's transformation is the statement's defect, and harms nothing else", () =>
+  it.scopedLive("an exception in transformResultNames is a defect of its statement, and the next one succeeds", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const exit = yield* Effect.exit(sql`SELECT 1 AS bad`)
@@ -237,7 +237,7 @@ describe("Connection", () => {
     }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
   )
 
-  it.scopedLive("a statement that fails like a stale plan but has run is not run again", () =>
+  it.scopedLive("a statement that has committed and fails with the code of a stale plan is not run again", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       yield* sql`CREATE PROCEDURE twice() LANGUAGE plpgsql AS
@@ -248,7 +248,7 @@ describe("Connection", () => {
     }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
   )
 
-  it.scopedLive("a column may have any name", () =>
+  it.scopedLive("a column may have any name, such as __proto__", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const [row] = yield* sql`SELECT 1 AS "__proto__", 2 AS "constructor", 3 AS "1"`
@@ -261,7 +261,7 @@ describe("Connection", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("arrays are parsed as arrays in either protocol", () =>
+  it.scopedLive("values returns rows as arrays also if the statement is sent by the simple protocol", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       assert.deepStrictEqual(yield* sql`SELECT 1, 'a;b'`.values, [[1, "a;b"]])
@@ -269,7 +269,7 @@ describe("Connection", () => {
   )
 
   it.scopedLive(
-    "code on the server cannot make a reader of the primary a writer, and its reads are prepared again when necessary",
+    "a reader that uses the primary cannot write in a DO block, and its read with a stale plan is prepared again",
     () =>
       Effect.gen(function* () {
         const { writer } = yield* Place
@@ -290,13 +290,13 @@ describe("Connection", () => {
   )
 
   it.scopedLive.skipIf(process.platform !== "linux")(
-    "TCP keepalive probes start after 30 s of silence, after keepAlive, or never",
+    "TCP keepalive probes start after 30 s of silence, or after keepAlive, or never if that is false",
     () =>
       Effect.gen(function* () {
         const { writer } = yield* freshDatabase
         /**
          * Returns the seconds after which the kernel probes the connection of a database with these
-         * settings; 0 if it does not.
+         * options; 0 if it does not.
          */
         const seconds = (options: Partial<Database.Options>) =>
           Effect.gen(function* () {
@@ -311,7 +311,7 @@ describe("Connection", () => {
                 .map((line) => line.trim().split(/\s+/))
                 .find((words) => words[1]?.endsWith(hex(ports?.client)) && words[2]?.endsWith(hex(ports?.server)))
             )
-            // until all sent data is acknowledged, the timer is that of another kind
+            // until all sent data is acknowledged, the timer is that of retransmission
             yield* Effect.repeat(entry, { schedule: soon, until: (words) => /^0[02]:/.test(words?.[5] ?? "") })
             const [kind, ticks] = (yield* entry)?.[5]?.split(":") ?? []
             return kind === "02" ? Math.ceil(Number.parseInt(ticks ?? "", 16) / 100) : 0
@@ -324,7 +324,7 @@ describe("Connection", () => {
       })
   )
 
-  it.scopedLive("a server whose messages cannot be read is ConnectFailed, and the process does not crash", () =>
+  it.scopedLive("a connect to a server whose messages are unreadable or unsupported fails with ConnectFailed", () =>
     Effect.gen(function* () {
       /** Returns the failure of a connect to a server that answers the first message with these bytes. */
       const failure = (answer: Buffer, ssl = false) =>
@@ -337,7 +337,7 @@ describe("Connection", () => {
         })
       // the server demands a login by GSSAPI, which the driver does not support
       assert.strictEqual(yield* failure(Buffer.from([0x52, 0, 0, 0, 8, 0, 0, 0, 7])), "authentication")
-      // a message of a kind that has a text, without one
+      // an authentication request without its number
       assert.strictEqual(yield* failure(Buffer.from([0x52, 0, 0, 0, 4])), "protocol")
       const http = Buffer.from("HTTP/1.1 400 Bad Request\r\n\r\n")
       assert.strictEqual(yield* failure(http), "protocol")
@@ -345,7 +345,7 @@ describe("Connection", () => {
     })
   )
 
-  it.scopedLive("an infinite limit is none, a fraction is rounded up, and too long a one is the server's maximum", () =>
+  it.scopedLive("an infinite limit is sent as none, 0.4 ms as 1 ms, and too long a limit as the server's maximum", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const [row] = yield* sql`

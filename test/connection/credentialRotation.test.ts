@@ -1,4 +1,4 @@
-/** The rotation of credentials: connections with the old ones, in use, idle and under way. */
+/** Rotation of credentials: connections with old credentials that are in use, idle or not open yet. */
 import { assert, it } from "@effect/vitest"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
@@ -22,7 +22,7 @@ const closed = (facts: ReadonlyArray<Observation.Observation>) =>
   facts.flatMap((fact) => (fact._tag === "Closed" ? [fact.reason] : []))
 
 describe("credentials from a provider", () => {
-  it.scopedLive("credentials may alternate: no used connection is cut, and in the end all use the new ones", () =>
+  it.scopedLive("if credentials alternate, no connection in use is cut, and in the end all have the new ones", () =>
     Effect.gen(function* () {
       const { a, admin, b, name, provider, writer } = yield* given
       const { facts, figures, heard, sql } = yield* open({
@@ -30,7 +30,7 @@ describe("credentials from a provider", () => {
         credentials: provider.credentials,
         maxConnections: 40,
         minConnections: 4,
-        // old ones are replaced within 2.5 % of that
+        // connections with old credentials retire within 2.5 % of that
         maxLifetime: "4 seconds",
         idleTimeout: Duration.infinity
       })
@@ -39,7 +39,7 @@ describe("credentials from a provider", () => {
         const busy = yield* holder(sql)
         yield* role.rotate
         provider.use(role)
-        // a rotation is detected with the next connection
+        // a rotation is detected by the next connect
         yield* fill(sql, (yield* figures).total)
         yield* heard("CredentialsRotated", i + 1)
         yield* Effect.repeat(users(admin, name), {
@@ -63,13 +63,13 @@ describe("credentials from a provider", () => {
     })
   )
 
-  it.scopedLive("a connection that was in use at the rotation and then stays idle is replaced as well", () =>
+  it.scopedLive("a connection that was in use at the rotation and is idle afterwards is replaced as well", () =>
     Effect.gen(function* () {
       const { admin, b, name, provider, writer } = yield* given
       const { sql } = yield* open({
         writer,
         credentials: provider.credentials,
-        // so that no idle connection is examined before the test is over
+        // so that the sweep of idle connections, each 30 s, does not replace it
         maxLifetime: "2 minutes",
         idleTimeout: Duration.infinity
       })
@@ -81,7 +81,7 @@ describe("credentials from a provider", () => {
     })
   )
 
-  it.scopedLive("connections with retired credentials end one by one, over a stretch of time", () =>
+  it.scopedLive("connections with old credentials retire one by one, spread over 30 s", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const { pool, session, writer: server } = Either.getOrThrow(DatabaseConfig.make("app", { writer }))
@@ -116,7 +116,7 @@ describe("credentials from a provider", () => {
         assert.isAtLeast(end, before)
         assert.isBelow(end, after + 30_000)
       }
-      // eight ends at random in half a minute: that all are within a second is as likely as six wins in a lottery
+      // eight random times in 30 s are within one second with a probability of 4 in 10 billion
       assert.isAbove((ends.at(-1) ?? 0) - (ends[0] ?? 0), 1000)
       for (const [i, end] of ends.entries()) {
         assert.strictEqual(old.filter((connection) => stock.retirementReason(connection, end) !== undefined).length, i)
@@ -132,7 +132,7 @@ describe("credentials from a provider", () => {
     })
   )
 
-  it.scopedLive("a connect that is under way during a rotation does not join with the old credentials", () =>
+  it.scopedLive("a connection whose connect was under way during a rotation is closed, and serves no caller", () =>
     Effect.gen(function* () {
       const { a, admin, b, name, provider } = yield* given
       const proxy = yield* makeProxy(admin)
@@ -144,7 +144,7 @@ describe("credentials from a provider", () => {
       const waiting = yield* Effect.fork(session(sql))
       yield* loggedIn
       provider.use(b)
-      // the next credentials are requested by another caller, and serve the first waiter
+      // another caller requests the new credentials, and that connection serves both callers
       const second = yield* Effect.fork(session(sql))
       yield* heard("Connected")
       assert.strictEqual((yield* Fiber.join(waiting)).user, b.name)
@@ -161,7 +161,7 @@ describe("credentials from a provider", () => {
     })
   )
 
-  it.scopedLive("credentials that arrive after those of a later request are outdated, and are not even tried", () =>
+  it.scopedLive("credentials that arrive after those of a later request are outdated, and are not tried", () =>
     Effect.gen(function* () {
       const { a, b, writer } = yield* given
       const questions: Array<Deferred.Deferred<Role>> = []
@@ -191,7 +191,7 @@ describe("credentials from a provider", () => {
       )
       assert.isEmpty(facts.filter((fact) => fact._tag === "CredentialsRotated" || fact._tag === "Closed"))
 
-      // an earlier answer does not undo the credentials that a later one confirmed either
+      // the same if the later request has returned the current credentials
       const busy = yield* Effect.fork(
         Effect.all([holder(sql), holder(sql), holder(sql), holder(sql)], { concurrency: 4 })
       )
@@ -207,7 +207,7 @@ describe("credentials from a provider", () => {
     })
   )
 
-  it.scopedLive("credentials with the same version are the same: connections made with the others remain", () =>
+  it.scopedLive("credentials of the same version are no rotation, even if the user is another one", () =>
     Effect.gen(function* () {
       const { a, b, provider, writer } = yield* given
       const { facts, sql } = yield* open({

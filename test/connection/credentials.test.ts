@@ -32,7 +32,7 @@ import { makeProxy } from "../support/proxy.js"
 import type { Role } from "../support/roles.js"
 import { freshDatabase, query, terminateBackends } from "../support/server.js"
 
-/** Listens, sends a message until it arrives, and returns it. */
+/** Listens on a channel, sends a notification until it arrives, and returns it. */
 const hearHello = (sql: PgClient, admin: Redacted.Redacted<string>) =>
   Effect.gen(function* () {
     const heard = yield* Effect.fork(Stream.runHead(sql.listen("news")))
@@ -47,7 +47,7 @@ class Refused extends Error {
 
 const refused = new Refused("the vault is sealed")
 
-/** The ways in which a provider fails, and the cause of the failure then. */
+/** The ways in which a provider fails, each with the cause in the error that the caller receives. */
 const faults: ReadonlyArray<readonly [string, Effect.Effect<DatabaseConfig.Credentials, unknown>, unknown]> = [
   ["fails", Effect.fail(refused), refused],
   ["fails after a while", Effect.zipRight(Effect.yieldNow(), Effect.fail(refused)), refused],
@@ -92,16 +92,16 @@ describe("credentials from a provider", () => {
     })
   )
 
-  it.scopedLive("credentials that the server refuses are requested once more, and the caller does not notice", () =>
+  it.scopedLive("credentials that the server refuses are requested once more, and the caller receives no error", () =>
     Effect.gen(function* () {
       const { a, admin, b, provider, writer } = yield* given
       const { facts, sql } = yield* open({ writer, credentials: provider.credentials })
       const right = a.credentials
-      const lastOnes = Effect.succeed({ username: a.name, password: Redacted.make("of yesterday") })
+      const outdated = Effect.succeed({ username: a.name, password: Redacted.make("of yesterday") })
       const notAllowed = Effect.succeed(b.credentials)
       yield* query(admin, `ALTER ROLE ${b.name} NOLOGIN`)
-      // 28P01 and 28000
-      for (const [i, wrong] of [lastOnes, notAllowed].entries()) {
+      // SQLSTATE 28P01, a wrong password, and 28000, a role that may not log in
+      for (const [i, wrong] of [outdated, notAllowed].entries()) {
         provider.answer = Effect.suspend(() => {
           provider.answer = Effect.succeed(right)
           return wrong
@@ -116,7 +116,7 @@ describe("credentials from a provider", () => {
     })
   )
 
-  it.scopedLive("credentials that are refused twice are a ConnectFailed, and are not requested a third time", () =>
+  it.scopedLive("credentials that are refused twice fail with ConnectFailed, and are not requested a third time", () =>
     Effect.gen(function* () {
       const { a, provider, writer } = yield* given
       const { figures, sql } = yield* open({ writer, credentials: provider.credentials })
@@ -130,7 +130,7 @@ describe("credentials from a provider", () => {
     })
   )
 
-  it.scopedLive("fixed credentials are tried once", () =>
+  it.scopedLive("fixed credentials that the server refuses are tried once", () =>
     Effect.gen(function* () {
       const { a, admin } = yield* given
       const proxy = yield* makeProxy(admin)
@@ -150,7 +150,7 @@ describe("credentials from a provider", () => {
   )
 
   for (const [fault, answer, cause] of faults) {
-    it.scopedLive(`a provider that ${fault} is tolerated while live connections serve`, () =>
+    it.scopedLive(`a caller waits for a connection in use if the provider ${fault}`, () =>
       Effect.gen(function* () {
         const { provider, writer } = yield* given
         const { figures, heard, sql } = yield* open({
@@ -168,7 +168,7 @@ describe("credentials from a provider", () => {
       })
     )
 
-    it.scopedLive(`a provider that ${fault}, with no connection left, is a ConnectFailed with its cause`, () =>
+    it.scopedLive(`a caller gets ConnectFailed if the provider ${fault} and no connection is left`, () =>
       Effect.gen(function* () {
         const { a, name, provider, writer } = yield* given
         const { figures, sql } = yield* open({
@@ -180,7 +180,7 @@ describe("credentials from a provider", () => {
         provider.answer = answer
         yield* terminateBackends(name)
         const once = sql`SELECT 1`.pipe(RetryPolicy.with(RetryPolicy.never))
-        // within connectTimeout, and a second
+        // connectTimeout, and a second more
         const error = yield* taggedFailure("ConnectFailed", Effect.timeout(once, "1300 millis"))
         assert.strictEqual(error.reason, "credentials")
         const told = error.cause instanceof Error ? error.cause.cause : undefined
@@ -188,18 +188,18 @@ describe("credentials from a provider", () => {
         assert.notInclude(error.message, refused.message)
         provider.use(a)
         assert.notStrictEqual((yield* session(sql)).pid, pid)
-        // another attempt may have been under way, because a hanging one is not waited for
+        // a connect whose provider hangs is not awaited, so it may still be under way
         yield* Effect.repeat(figures, { schedule: soon, until: ({ connecting }) => connecting === 0 })
         assert.deepStrictEqual(yield* figures, { active: 0, connecting: 0, idle: 1, total: 1, waiting: 0 })
 
-        const closedAtStart = Db.layer({
+        const eager = Db.layer({
           writer,
           credentials: answer,
           connectTimeout: "300 millis"
         })
         const atStart = yield* taggedFailure(
           "ConnectFailed",
-          Effect.timeout(Effect.scoped(Layer.build(closedAtStart)), "1300 millis")
+          Effect.timeout(Effect.scoped(Layer.build(eager)), "1300 millis")
         )
         assert.strictEqual(atStart.reason, "credentials")
       })
@@ -211,7 +211,7 @@ describe("credentials from a provider", () => {
       const { provider, writer } = yield* given
       const secret = "hunter2hunter2"
       const said: Array<string> = []
-      // as a program prints it: all fields that there are
+      // prints values as a program may, with all their fields
       const printed = (...all: ReadonlyArray<unknown>) => {
         new Console(new Writable({ write: (chunk, _, done) => done(void said.push(String(chunk))) })).log(...all)
         for (const one of all)
@@ -222,12 +222,12 @@ describe("credentials from a provider", () => {
       )
       const work = Effect.gen(function* () {
         const { sql } = yield* open({ writer, credentials: provider.credentials, echo: "Trace" })
-        const words = [
+        const answers = [
           Effect.fail(new Error(`the password ${secret} is too old`)),
           Effect.die(secret),
           Effect.fail({ secret })
         ]
-        for (const answer of words) {
+        for (const answer of answers) {
           provider.answer = answer
           const cause = yield* Effect.flip(Effect.sandbox(sql`SELECT 1`.pipe(RetryPolicy.with(RetryPolicy.never))))
           yield* Effect.logError("no", cause)
@@ -235,7 +235,7 @@ describe("credentials from a provider", () => {
           printed(Cause.pretty(cause, { renderErrorCause: true }), cause, error, error.cause)
           assert.isTrue(error.cause instanceof Error && Redacted.isRedacted(error.cause.cause))
         }
-        // the remains of the provider's fiber
+        // lets the provider's fiber end, because its failure might be logged then
         yield* Effect.yieldNow()
       })
       yield* work.pipe(
@@ -250,7 +250,7 @@ describe("credentials from a provider", () => {
     })
   )
 
-  it.scopedLive("a caller that gives up, or a layer that is released, interrupts a provider that hangs", () =>
+  it.scopedLive("a provider that hangs is interrupted after its caller is interrupted and the layer is released", () =>
     Effect.gen(function* () {
       const { provider, writer } = yield* given
       const stopped = yield* Deferred.make<void>()
@@ -308,7 +308,7 @@ describe("credentials from a provider", () => {
     })
   )
 
-  it.scopedLive("a provider may be a Config, which is read again each time", () =>
+  it.scopedLive("a provider may be a Config, which is read again for each connection", () =>
     Effect.gen(function* () {
       const { a, b, name, writer } = yield* given
       const use = ({ credentials: { password, username } }: Role) => {
@@ -353,7 +353,7 @@ describe("credentials from a provider", () => {
     })
   )
 
-  it.scopedLive("a provider may read from another database, also one in whose transaction this one is opened", () =>
+  it.scopedLive("a provider may read from another database, even if its own was opened in a transaction there", () =>
     Effect.gen(function* () {
       const { a, admin, b, name, writer } = yield* given
       const secrets = yield* freshDatabase
@@ -368,7 +368,7 @@ describe("credentials from a provider", () => {
         const { password, username } = rows.at(-1) ?? assert.fail("no secret")
         return { username, password: Redacted.make(password) }
       }).pipe(Effect.provide(audit))
-      // opened in a transaction, which has ended when the next connection is made
+      // the transaction has ended when the first connection is made
       const { sql } = yield* Effect.provide(Audit.withTransaction(open({ writer, credentials })), audit)
       assert.strictEqual((yield* session(sql)).user, a.name)
       yield* query(secrets.writer, "DELETE FROM secret")
@@ -388,7 +388,7 @@ describe("credentials from a provider", () => {
     })
   )
 
-  it.scopedLive("a provider that fails at once, the first time, does not stop the listeners", () =>
+  it.scopedLive("a provider that fails at its first call does not fail the listeners", () =>
     Effect.gen(function* () {
       const { a, admin, provider, writer } = yield* given
       const { sql } = yield* open({ writer, credentials: provider.credentials })
@@ -405,6 +405,7 @@ describe("credentials from a provider", () => {
     Effect.gen(function* () {
       const { a, admin, b, name, provider, writer } = yield* given
       const { sql } = yield* open({ writer, credentials: provider.credentials })
+      // this query itself matches, too
       const sleeping = query(
         admin,
         "SELECT 1 FROM pg_stat_activity WHERE datname = $1 AND state = 'active' AND query LIKE '%pg_sleep(60)%'",
@@ -412,11 +413,11 @@ describe("credentials from a provider", () => {
       )
       const fiber = yield* Effect.fork(sql`SELECT pg_sleep(60)`)
       yield* Effect.repeat(sleeping, { schedule: soon, until: (rows) => rows.length === 2 })
-      // the current credentials are others
+      // the provider returns other credentials from now on
       provider.use(b)
       yield* Fiber.interrupt(fiber)
       yield* Effect.repeat(sleeping, { schedule: soon, until: (rows) => rows.length === 1 })
-      // its connection is kept until new credentials are requested
+      // the connection is kept until new credentials are requested
       assert.strictEqual((yield* session(sql)).user, a.name)
     })
   )
@@ -451,7 +452,7 @@ describe("secrets", () => {
         try {
           said.push(text() ?? "")
         } catch {
-          // what refers to itself has no JSON
+          // a value with a cycle has no JSON
         }
       }
       const say = (...all: ReadonlyArray<unknown>) => {
@@ -478,7 +479,7 @@ describe("secrets", () => {
       ]
       for (const options of cases) {
         const config = DatabaseConfig.make("app", options)
-        // a provider that fails may succeed the next time, so it is waited for
+        // a provider that fails is called again until acquireTimeout
         const impatient = { ...options, acquireTimeout: "2 seconds" } as const
         say(options, config, Either.isRight(config) ? config.right : config.left)
         if (Either.isLeft(config)) continue

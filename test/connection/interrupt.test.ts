@@ -1,7 +1,7 @@
 /**
- * Interruptions of all kinds of work, on all kinds of networks: each is over within a second,
- * nothing stays checked out, no other fiber is affected, and when the network is back the database
- * is as good as before, with nothing of ours left running on the server.
+ * Interruptions of each kind of work on each kind of network. Each is over within a second, leaves
+ * nothing checked out and affects no other fiber. When the network is back, the database works as
+ * before, and none of its statements still runs on the server.
  */
 import { assert, layer } from "@effect/vitest"
 import * as Context from "effect/Context"
@@ -22,50 +22,54 @@ import { query } from "../support/server.js"
 /**
  * The states of the network.
  *
- * - `half-open`: from one message on nothing is delivered any more, on no connection, without a
- *   notice.
- * - `frozen server`: all of its processes stand still (SIGSTOP); its kernel still accepts
+ * - `half-open`: after some message nothing is delivered on any connection, and none is closed.
+ * - `frozen server`: all processes of the server are stopped (SIGSTOP); the kernel still accepts
  *   connections and data.
  * - `slow`: the network works, and the statement takes long.
  */
 type Network = "half-open" | "frozen server" | "slow"
 
-/** The points at which a way is interrupted. */
+/** The faults that a kind of work causes for itself, each followed by its interruption. */
 interface Trouble {
   /**
-   * Seconds that are longer than any wait of the test; they are bounded because a cancel may be
-   * lost with the network.
+   * The seconds that a slow statement takes: more than any wait of the test, and not endless,
+   * because a cancel may be lost with the network.
    */
   readonly long: number
-  /** Interrupts with the next matching message on its way. */
+  /** Breaks the network and interrupts when the next matching message is sent. */
   readonly at: (matches: (message: Message) => boolean) => Effect.Effect<void>
-  /** Interrupts at once, with nothing on its way. */
+  /** Breaks the network and interrupts now, while no message is under way. */
   readonly here: Effect.Effect<void>
 }
 
+/** A kind of work. */
 interface Way {
   readonly name: string
   readonly run: (trouble: Trouble) => Effect.Effect<unknown, unknown, Db | Audit>
-  /** @default all */
+  /**
+   * The networks on which it is interrupted.
+   *
+   * @default all
+   */
   readonly on?: ReadonlyArray<Network>
   readonly options?: Partial<Database.Options>
-  /** True if a transaction holds a connection all the time. */
+  /** True if another transaction holds the only connection meanwhile. */
   readonly held?: boolean
-  /** True if a connection is being validated when it is over. */
+  /** True if a connection may still be in validation after the interruption. */
   readonly validating?: boolean
-  /** True if the row may be stored in the end: it is its own COMMIT, or one was on its way. */
+  /** True if the row may be stored in the end: by an autocommit statement, or a COMMIT under way. */
   readonly inDoubt?: boolean
 }
 
 const dead: ReadonlyArray<Network> = ["half-open", "frozen server"]
-/** A server that stands still does not come to the end of a COPY. */
+/** The networks for a COPY, whose end a frozen server does not reach. */
 const copying: ReadonlyArray<Network> = ["half-open", "slow"]
 
-/** Goes into trouble with a statement that takes long. */
+/** Runs a slow statement, and is interrupted in it. */
 const slow = ({ at, long }: Trouble) =>
   Effect.zipRight(at(sends("long")), run(`INSERT INTO item SELECT 'slow' FROM pg_sleep(${long}) AS long`))
 const insert = run("INSERT INTO item VALUES ('row')")
-/** Uses both databases, each in a transaction that has something to commit. */
+/** Uses both databases, so that each has a transaction to commit. */
 const lateOnBoth = Effect.zipRight(
   run("INSERT INTO item VALUES ('late')"),
   Effect.flatMap(Audit.writer, (sql) => sql`SELECT txid_current()`)
@@ -73,15 +77,15 @@ const lateOnBoth = Effect.zipRight(
 const rows = (text: string) => Stream.unwrap(Effect.map(Db.writer, (sql) => sql.unsafe(text).stream))
 const copyIn = (name: string) => Effect.flatMap(Db.writer, (sql) => sql.copyFrom("item", ["name"], Stream.make([name])))
 const copyOut = Stream.unwrap(Effect.map(Db.writer, (sql) => sql.copyTo(sql`SELECT 1 FROM generate_series(1, 3)`)))
-/** Fetched in several parts, of which the second takes long. */
+/** Returns a stream that is fetched in several parts, the second of which is slow. */
 const many = (long: number) =>
   rows(`SELECT CASE n WHEN 200 THEN pg_sleep(${long}) END FROM generate_series(1, 1000) AS n`)
-/** Goes into trouble with the second fetch. */
+/** Runs that stream, and is interrupted in its second fetch. */
 const fetchMore = ({ at, long }: Trouble) => {
   let count = 0
   return Stream.runForEach(many(long), () => Effect.when(at(fetches), () => ++count === 1))
 }
-/** Of a named portal, which is a stream's. */
+/** Matches a fetch of a stream, which has a named portal. */
 const fetches = ({ bytes, from, type }: Message) => from === "client" && type === "E" && bytes.includes("p1\0")
 
 const ways: ReadonlyArray<Way> = [
@@ -104,7 +108,7 @@ const ways: ReadonlyArray<Way> = [
       Db.withTransaction(Effect.zipRight(insert, Db.withTransaction(Effect.zipRight(insert, slow(trouble)))))
   },
   {
-    name: "one of several statements that wait for their turn",
+    name: "a statement of a transaction for which others wait",
     run: (trouble) =>
       Db.withTransaction(
         Effect.gen(function* () {
@@ -149,7 +153,7 @@ const ways: ReadonlyArray<Way> = [
     on: ["half-open"]
   },
   {
-    name: "the COMMIT of a copyTo whose consumer has had enough",
+    name: "the COMMIT of a copyTo whose consumer has stopped early",
     run: ({ at }) => Effect.zipRight(at(sends("COMMIT")), Stream.runDrain(Stream.take(copyOut, 1))),
     on: ["half-open"]
   },
@@ -169,7 +173,7 @@ const ways: ReadonlyArray<Way> = [
     on: dead
   },
   {
-    name: "the undoing of a savepoint",
+    name: "the rollback to a savepoint",
     run: ({ at }) =>
       Db.withTransaction(
         Effect.ignore(Db.withTransaction(Effect.all([insert, at(sends("ROLLBACK TO")), Effect.fail("no")])))
@@ -177,7 +181,7 @@ const ways: ReadonlyArray<Way> = [
     on: dead
   },
   {
-    name: "a stream that opens",
+    name: "the opening of a stream",
     run: ({ at, long }) =>
       Effect.zipRight(at(sends("long")), Stream.runDrain(rows(`SELECT 1 FROM pg_sleep(${long}) AS long`)))
   },
@@ -277,7 +281,7 @@ const schema = `
 
 let databases = 0
 
-/** A transaction that holds a connection until it is released. */
+/** Starts a transaction that holds a connection, and returns the effect that ends it. */
 const holder = Effect.gen(function* () {
   const holds = yield* Deferred.make<void>()
   const release = yield* Deferred.make<void>()
@@ -288,12 +292,13 @@ const holder = Effect.gen(function* () {
   return Effect.zipRight(Deferred.succeed(release, undefined), Fiber.join(fiber))
 })
 
-const isStuck = (way: Way) =>
+/** Waits until the work is in the queue of the pool, if another transaction holds the connection. */
+const queued = (way: Way) =>
   way.held === true
     ? Effect.repeat(Db.status, { schedule: soon, until: ({ servers }) => servers[0]?.writes?.waiting === 1 })
     : Effect.void
 
-const cell = (way: Way, network: Network) =>
+const testInterruption = (way: Way, network: Network) =>
   Effect.gen(function* () {
     const postgres = yield* EmbeddedPostgres.EmbeddedPostgres
     const { primary } = postgres
@@ -347,7 +352,7 @@ const cell = (way: Way, network: Network) =>
         })
       )
       yield* Deferred.await(stuck)
-      yield* isStuck(way)
+      yield* queued(way)
 
       const before = performance.now()
       const exit = yield* Fiber.interrupt(fiber)
@@ -370,9 +375,9 @@ const cell = (way: Way, network: Network) =>
          WHERE datname = $1 AND backend_type = 'client backend' AND pid <> pg_backend_pid()`,
         [name]
       )
-      // Only the idle connections of the pool are left on the server. A cancel that overtakes its
-      // statement, when the network is back, finds nothing to cancel; that statement comes to its
-      // own end, which no client receives.
+      // Only the idle connections of the pool are left on the server. When the network is back, a
+      // cancel may overtake its statement and find nothing to cancel. Then the statement runs to its
+      // end, and no client receives the result.
       let looked: unknown
       let isClean = false
       yield* Effect.repeat(Effect.all([Effect.map(left, ([row]) => row), Db.status]), {
@@ -396,8 +401,8 @@ layer(servers, { timeout: "30 seconds", excludeTestServices: true })("interrupti
   for (const network of ["half-open", "frozen server", "slow"] as const) {
     for (const way of ways) {
       if (way.on !== undefined && !way.on.includes(network)) continue
-      it.scoped(`an interruption of ${way.name} settles in time and harms nothing else: ${network}`, () =>
-        cell(way, network)
+      it.scoped(`an interruption of ${way.name} is over within a second and affects nothing else: ${network}`, () =>
+        testInterruption(way, network)
       )
     }
   }

@@ -1,4 +1,4 @@
-/** Notices of a server beside its answers. */
+/** Notices that a server sends beside its answers. */
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as HashMap from "effect/HashMap"
@@ -32,7 +32,7 @@ const noticed = <A, E, R>(self: Effect.Effect<A, E, R>) =>
 const open = (options: Partial<Database.Options> = {}) => fresh({ readers: [], ...options })
 
 describe("notices", () => {
-  it.scopedLive("a notice of a statement is an observation, with its severity and message", () =>
+  it.scopedLive("a notice of a statement is observed with its severity, message, detail and hint", () =>
     Effect.gen(function* () {
       const { processId } = yield* Effect.flatMap(Db.writer, (sql) =>
         Effect.map(sql<{ pid: number }>`SELECT pg_backend_pid() AS pid`, ([row]) => ({ processId: row?.pid }))
@@ -57,7 +57,7 @@ describe("notices", () => {
     }).pipe(Effect.provide(open({ maxConnections: 1 })))
   )
 
-  it.scopedLive("a notice at login is an observation as well", () =>
+  it.scopedLive("a notice at login is observed as well", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       yield* query(
@@ -73,7 +73,7 @@ describe("notices", () => {
     }).pipe(Effect.provide(open({ startup: "lazy" })))
   )
 
-  it.scopedLive("a notice is logged by echo, a warning as a warning and others as information", () =>
+  it.scopedLive("a notice is logged by echo: a WARNING as a warning and a NOTICE as information", () =>
     Effect.gen(function* () {
       const said: Array<string> = []
       const logger = Logger.make(({ annotations, logLevel, message }) => {

@@ -14,7 +14,7 @@ import { anonymous, type Role } from "../support/roles.js"
 import { terminateBackends } from "../support/server.js"
 
 describe("the password file of a connection", () => {
-  /** A folder of its own, and a database with a role whose password is in a file there. */
+  /** A folder for password files, and a database with a role whose password a test writes there. */
   const givenFile = Effect.gen(function* () {
     const { admin, a, b, name } = yield* given
     const folder = yield* Effect.acquireRelease(
@@ -79,7 +79,7 @@ describe("the password file of a connection", () => {
     })
   )
 
-  it.scopedLive("a password file that is missing, empty, too long or no file is ConnectFailed with the reason", () =>
+  it.scopedLive("a password file that is missing, empty, too long or not regular fails a connect with the reason", () =>
     Effect.gen(function* () {
       const { a, inFolder, passwordOf, server } = yield* givenFile
       fs.writeFileSync(inFolder("empty"), "")
@@ -87,7 +87,7 @@ describe("the password file of a connection", () => {
       fs.writeFileSync(inFolder("long"), "x".repeat(100_000))
       fs.mkdirSync(inFolder("folder"))
       fs.symlinkSync("loop", inFolder("loop"))
-      // without a writer
+      // no process writes to it
       execFileSync("mkfifo", [inFolder("pipe")])
       const cases = [
         ["missing", "ENOENT"],
@@ -106,7 +106,7 @@ describe("the password file of a connection", () => {
         assert.strictEqual(error.reason, "credentials")
         assert.include(error.message, `the password file ${passwordFile} cannot be used: ${why}`)
         if (file.includes("/")) continue
-        // with a retry
+        // once the file is good, the next statement succeeds
         fs.rmSync(passwordFile, { recursive: true, force: true })
         fs.writeFileSync(passwordFile, passwordOf(a))
         assert.strictEqual((yield* session(sql)).user, a.name)
@@ -114,12 +114,12 @@ describe("the password file of a connection", () => {
     })
   )
 
-  it.scopedLive("a password file that is a pipe without a writer blocks nothing else in the process", () =>
+  it.scopedLive("a password file that is a pipe without a writer does not block the read of other files", () =>
     Effect.gen(function* () {
       const { inFolder, server } = yield* givenFile
       execFileSync("mkfifo", [inFolder("pipe")])
       const { sql } = yield* open({ writer: { ...server, passwordFile: inFolder("pipe") } })
-      // more often than Node has threads for files and names
+      // more reads than Node has threads for files, which are four
       yield* Effect.forEach(
         Array.from({ length: 10 }),
         () => failure(sql`SELECT 1`.pipe(RetryPolicy.with(RetryPolicy.never))),

@@ -18,7 +18,7 @@ import { batches, batchesKeptApart } from "../support/suites/requestBatches.js"
 describe.skipIf(!hasBouncer)(behindBouncer, () => {
   describe("the round trips behind PgBouncer", () => {
     it.scopedLive(
-      "an autocommit statement is one round trip, with limits and as a reader's too; a transaction of two is three",
+      "an autocommit statement is one round trip, also with limits or on a reader, and a transaction of two is three",
       () =>
         Effect.gen(function* () {
           const place = yield* freshTable
@@ -32,8 +32,8 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
             Effect.gen(function* () {
               const sql = yield* Db.writer
               const reader = yield* Db.reader
-              // a new connection proves the role of its server first, and the first transaction that
-              // the server reports ids
+              // a new connection checks the role of its server first, and the first transaction checks
+              // that the server reports ids
               yield* Db.withTransaction(insert("first"))
               return [
                 yield* counted(sql`SELECT ${1}::int`),
@@ -50,7 +50,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
     )
 
     it.scopedLive(
-      "a COMMIT in a causal session reads the primary's position in its own round trip, and later reads go to the primary",
+      "a COMMIT in a causal session reads the log position in the same round trip, and later reads go to the primary",
       () =>
         Effect.gen(function* () {
           const place = yield* freshTable
@@ -63,13 +63,13 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
           )
           yield* Effect.gen(function* () {
             const sql = yield* Db.writer
-            // a new connection proves the role of its server first
+            // a new connection checks the role of its server first
             yield* sql`SELECT 1`
             const before = proxy.roundTrips
             yield* Db.withTransaction(Effect.zipRight(insert("a"), insert("b")))
             assert.strictEqual(proxy.roundTrips - before, 3)
             assert.deepStrictEqual(yield* look, [{ standby: false, n: 2 }])
-            // of the next client of the session
+            // the setting in which COMMIT keeps the position does not reach the next client of the session
             assert.deepStrictEqual(yield* sql`SELECT coalesce(current_setting('effect_db.commit', true), '') AS left`, [
               { left: "" }
             ])
@@ -79,7 +79,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
             ),
             Consistency.withSession(session)
           )
-          // a client that reaches a replica by itself may read there
+          // a client without a pooler may read from a replica
           const direct = Db.layer({ writer: place.writer, readers: [place.reader] })
           const seen = yield* look.pipe(Effect.provide(direct), Consistency.withSession(session))
           assert.deepStrictEqual(seen, [{ standby: true, n: 2 }])
@@ -87,7 +87,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
     )
 
     it.scopedLive(
-      "a read whose token cannot be proved behind the pooler is NoReplicaCaughtUp if the primary is not allowed",
+      "a read with a token behind the pooler fails with NoReplicaCaughtUp if the primary is not allowed",
       () =>
         Effect.gen(function* () {
           const session = Consistency.makeSession()
@@ -104,7 +104,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
         }).pipe(Effect.provide(freshPooled()))
     )
 
-    it.scopedLive("a login sends nothing that PgBouncer refuses, whatever the environment holds", () =>
+    it.scopedLive("a login ignores PGOPTIONS, which PgBouncer would refuse", () =>
       Effect.gen(function* () {
         yield* Effect.acquireRelease(
           Effect.sync(() => {
@@ -121,7 +121,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
       }).pipe(Effect.provide(freshPooled({ applicationName: "my app", startup: "lazy" })))
     )
 
-    it.scopedLive("a refusal without the mode for poolers says what to do", () =>
+    it.scopedLive("a connect in session mode is refused with poolerMode, and the error advises transactionPooler", () =>
       Effect.gen(function* () {
         const place = yield* freshDatabase
         const error = yield* refusal({ writer: (pooled(place.name) ?? place).writer, mode: "session" })
@@ -130,7 +130,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
       })
     )
 
-    it.scopedLive("a first statement without the mode for poolers fails at once, because waiting does not help", () =>
+    it.scopedLive("a first statement in session mode fails at once with poolerMode, because no retry would help", () =>
       Effect.gen(function* () {
         const sql = yield* Db.writer
         const error = yield* Effect.flip(DatabaseError.refine(sql`SELECT 1`))
@@ -138,7 +138,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
       }).pipe(Effect.provide(freshPooled({ mode: "session", startup: "lazy", acquireTimeout: "1 hour" })))
     )
 
-    it.scopedLive("200 fibers with 40 connections share 5 of the server's, and no statement is named", () =>
+    it.scopedLive("200 fibers on 40 connections share 5 sessions of the server, and no statement is prepared", () =>
       Effect.gen(function* () {
         const sql = yield* Db.writer
         const reader = yield* Db.reader
@@ -180,16 +180,16 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
             const reader = yield* Db.reader
             const ask = Effect.map(sql.unsafe(settings), ([row]) => row)
             // an autocommit statement never idles in its transaction
-            const single = { statement: "7s", lock: "6s", idle: "0", readOnly: "off" }
-            const usual = { ...single, idle: "1min" }
+            const autocommit = { statement: "7s", lock: "6s", idle: "0", readOnly: "off" }
+            const usual = { ...autocommit, idle: "1min" }
             const others = Effect.map(query(url, settings), ([row]) => row)
             const untouched = { statement: "0", lock: "0", idle: "0", readOnly: "off" }
 
-            assert.deepStrictEqual(yield* ask, single)
+            assert.deepStrictEqual(yield* ask, autocommit)
             assert.deepStrictEqual(yield* others, untouched)
-            assert.deepStrictEqual(yield* reader.unsafe(settings), [{ ...single, readOnly: "on" }])
+            assert.deepStrictEqual(yield* reader.unsafe(settings), [{ ...autocommit, readOnly: "on" }])
             assert.deepStrictEqual(yield* others, untouched)
-            assert.deepStrictEqual(yield* sql.unsafe(`SELECT 1 AS one; ${settings}`), [[{ one: 1 }], [single]])
+            assert.deepStrictEqual(yield* sql.unsafe(`SELECT 1 AS one; ${settings}`), [[{ one: 1 }], [autocommit]])
             assert.deepStrictEqual(yield* others, untouched)
             assert.deepStrictEqual(yield* Db.withTransaction(ask), usual)
             assert.deepStrictEqual(yield* UnitOfWork.run(ask), usual)
@@ -211,7 +211,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
         )
     )
 
-    it.scopedLive("the server's own limits for a statement and an idle transaction are typed errors", () =>
+    it.scopedLive("the server's limits for a statement and an idle transaction fail with typed errors", () =>
       behindPooler({}, { statementTimeout: "300 millis", idleInTransactionTimeout: "100 millis" }, () =>
         Effect.gen(function* () {
           const { name, writer } = yield* Place
@@ -238,8 +238,8 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
       )
     )
 
-    // the holder of the lock idles meanwhile, so this has no limit for that
-    it.scopedLive("the server's own limit for a lock is a typed error", () =>
+    // the transaction that holds the lock idles meanwhile, so idleInTransactionTimeout is not set
+    it.scopedLive("the server's limit for a lock fails with LockTimeout", () =>
       behindPooler({}, { lockTimeout: "50 millis" }, () =>
         Effect.gen(function* () {
           const sql = yield* Db.writer
@@ -252,7 +252,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
       )
     )
 
-    it.scopedLive("PgBouncer's limits for an idle transaction and for a statement are typed errors", () =>
+    it.scopedLive("PgBouncer's limits for an idle transaction and for a statement fail with typed errors", () =>
       behindPooler({ idle_transaction_timeout: 1, query_timeout: 2 }, {}, (bouncer) =>
         Effect.gen(function* () {
           const sql = yield* Db.writer
@@ -303,7 +303,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
         )
         const reader = yield* Db.reader
         yield* taggedFailure("QueryFailed", reader`SELECT sly()`)
-        // the settings that it makes itself end before its next statement
+        // a setting that a reader makes ends with its own statement
         yield* reader`SET TRANSACTION READ WRITE`
         yield* refusesWrites
       }).pipe(Effect.provide(freshPooled({ readers: [] })))
@@ -322,7 +322,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
       }).pipe(Effect.provide(freshPooled()))
     )
 
-    it.scopedLive("a reader does not rely on what PgBouncer remembers of a standby", () =>
+    it.scopedLive("a reader still refuses writes after PgBouncer has moved it from a standby to a primary", () =>
       Effect.gen(function* () {
         const place = yield* freshTable
         const bouncer = yield* makeBouncer(place.reader)
@@ -330,7 +330,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
           writer: place.writer,
           readers: [bouncer.url],
           mode: "transactionPooler",
-          // one connection all the time
+          // the same connection is used all the time
           startup: "lazy",
           maxConnections: 1,
           validateAfterIdle: "1 minute"
@@ -348,7 +348,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
   })
 
   describe("transactions behind PgBouncer", () => {
-    it.scopedLive("eight streams, inside and outside of a transaction, share two sessions", () =>
+    it.scopedLive("eight fibers with streams, inside and outside of transactions, share two server sessions", () =>
       behindPooler({ default_pool_size: 2 }, { maxConnections: 8 }, () =>
         Effect.gen(function* () {
           const sql = yield* Db.writer
@@ -366,7 +366,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
           const sums = yield* Effect.forEach([1, 2, 3, 4, 5, 6, 7, 8], work, { concurrency: "unbounded" })
           assert.deepStrictEqual(new Set(sums.flat()), new Set([125_250]))
           assert.lengthOf(yield* stored, 4)
-          // a consumer that stops early leaves nothing behind
+          // a consumer that stops early leaves nothing checked out
           const first = yield* Stream.runHead(sql`SELECT n FROM generate_series(1, 500) AS n`.stream)
           assert.deepStrictEqual(first, Option.some({ n: 1 }))
           assert.strictEqual(yield* active, 0)
@@ -374,7 +374,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
       )
     )
 
-    it.scopedLive("batches of requests stay in their transactions", () =>
+    it.scopedLive("batched requests run in the transactions of their callers", () =>
       Effect.gen(function* () {
         const place = yield* KnownFailures.freshTables
         const seen = yield* Effect.flatMap(Db.writer, batches).pipe(
@@ -385,7 +385,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
     )
   })
 
-  it.scopedLive("statements that need a session of their own are refused with the reason, and notify works", () =>
+  it.scopedLive("listen and reserve are refused because they need a session of their own, and notify works", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       const sql = yield* Db.writer

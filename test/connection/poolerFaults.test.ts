@@ -21,7 +21,7 @@ import { identityFiles, makeIdentity } from "../support/tlsGate.js"
 
 const once = RetryPolicy.with(RetryPolicy.never)
 
-/** Waits until the server of a database runs so many matching statements. */
+/** Waits until the server of a database runs `count` matching statements. */
 const running = (count: number, like: string) =>
   Effect.flatMap(Place, ({ writer }) =>
     Effect.repeat(
@@ -34,7 +34,7 @@ const running = (count: number, like: string) =>
     )
   )
 
-/** Waits until so many clients of a PgBouncer wait for a server. */
+/** Waits until `count` clients of a PgBouncer wait for a server. */
 const waiting = (bouncer: Bouncer, count: number) =>
   Effect.repeat(bouncer.admin("SHOW CLIENTS"), {
     schedule: soon,
@@ -50,7 +50,7 @@ const held = (bouncer: Bouncer) =>
 
 describe.skipIf(!hasBouncer)(behindBouncer, () => {
   describe("interruption behind PgBouncer", () => {
-    it.scopedLive("an interruption of many statements at once harms neither the others nor PgBouncer", () =>
+    it.scopedLive("an interruption of many statements at once affects neither another statement nor PgBouncer", () =>
       behindPooler({ default_pool_size: 4 }, { maxConnections: 40 }, (bouncer) =>
         Effect.gen(function* () {
           const sql = yield* Db.writer
@@ -68,7 +68,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
       )
     )
 
-    it.scopedLive("an interruption of a statement that waits for a server prevents it from ever running", () =>
+    it.scopedLive("an interrupted statement that waits for a server of PgBouncer never runs", () =>
       behindPooler({ default_pool_size: 1 }, {}, (bouncer) =>
         Effect.gen(function* () {
           const released = yield* Deferred.make<void>()
@@ -79,7 +79,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
           const statement = yield* Effect.fork(insert("interrupted"))
           yield* waiting(bouncer, 1)
           yield* Effect.timeout(Fiber.interrupt(statement), "1300 millis")
-          // PgBouncer detects only when it has a server that the client is gone
+          // PgBouncer detects that the client is gone only when it has a free server
           yield* Effect.repeat(Db.status, { schedule: soon, until: ({ servers }) => servers[0]?.writes?.total === 1 })
           yield* Deferred.succeed(released, undefined)
           yield* Fiber.join(holder)
@@ -90,7 +90,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
     )
 
     it.scopedLive(
-      "a cancel that overtakes its statement, at the end of a layer, is sent once more, and the statement is undone",
+      "a cancel at the release of a layer that overtakes its statement is sent once more, and the statement is undone",
       () =>
         Effect.gen(function* () {
           const { writer } = yield* freshTable
@@ -116,7 +116,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
         })
     )
 
-    it.scopedLive("a cancel sends the client's certificate where PgBouncer demands one", () =>
+    it.scopedLive("a cancel sends the client's certificate if PgBouncer demands one", () =>
       Effect.gen(function* () {
         const place = yield* freshTable
         const identity = makeIdentity("localhost", "open sesame")
@@ -148,7 +148,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
       })
     )
 
-    it.scopedLive("a connection is not closed before its cancel is done, because PgBouncer 1.18 might end itself", () =>
+    it.scopedLive("a connection is not closed before its cancel is done, because PgBouncer 1.18 would exit", () =>
       Effect.gen(function* () {
         const place = yield* freshTable
         const proxy = yield* makeProxy((pooled(place.name) ?? place).writer)
@@ -183,7 +183,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
 
   describe("outages behind PgBouncer", () => {
     it.scopedLive(
-      "a server that is lost in a transaction is Disconnected, undone; the loss of an unused one is not noticed",
+      "a transaction whose server is lost is Disconnected, undone, and the loss of an unused one affects no statement",
       () =>
         behindPooler({ default_pool_size: 1 }, {}, (bouncer) =>
           Effect.gen(function* () {
@@ -205,7 +205,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
         )
     )
 
-    it.scopedLive("RECONNECT and PAUSE are not noticed, but for the time they take", () =>
+    it.scopedLive("RECONNECT and PAUSE delay work and fail none", () =>
       behindPooler({ default_pool_size: 3 }, {}, (bouncer) =>
         Effect.gen(function* () {
           const rows = (from: number) => Array.from({ length: 50 }, (_, i) => `row ${from + i}`)
@@ -225,7 +225,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
       )
     )
 
-    it.scopedLive("KILL ends open work with typed errors, and work goes on after RESUME", () =>
+    it.scopedLive("KILL fails open work with typed errors, and new work succeeds after RESUME", () =>
       behindPooler({}, {}, (bouncer) =>
         Effect.gen(function* () {
           const { name } = yield* Place
@@ -246,7 +246,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
       )
     )
 
-    it.scopedLive("PgBouncer may end in the middle and come back: all errors are typed, and work goes on", () =>
+    it.scopedLive("a stop of PgBouncer fails work with typed errors, and new work succeeds after its start", () =>
       behindPooler({}, {}, (bouncer) =>
         Effect.gen(function* () {
           const sql = yield* Db.writer
@@ -267,7 +267,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
       )
     )
 
-    it.scopedLive("a statement that got no server within PgBouncer's time was not sent, and is retried", () =>
+    it.scopedLive("a statement that gets no server within query_wait_timeout is notSent, and is retried", () =>
       behindPooler({ default_pool_size: 1, query_wait_timeout: 1 }, {}, (bouncer) =>
         Effect.gen(function* () {
           const holding = yield* Deferred.make<void>()
@@ -331,7 +331,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
       )
     )
 
-    it.scopedLive("a failed connect reports that PgBouncer has no server behind it, or one that does not answer", () =>
+    it.scopedLive("a connect to a PgBouncer whose server is down, or does not answer, fails as unresponsive", () =>
       Effect.gen(function* () {
         const place = yield* freshTable
         const proxy = yield* makeProxy(place.writer)
@@ -348,7 +348,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
             until: Exit.isSuccess
           }
         )
-        // PgBouncer accepts every client now, because it knows the server's answer
+        // PgBouncer accepts every client now, because it has kept the parameters of the server
         yield* proxy.freeze
         assert.strictEqual((yield* refusal(options)).reason, "unresponsive")
       })

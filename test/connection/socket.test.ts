@@ -14,7 +14,7 @@ import { Db, soon } from "../support/databases.js"
 import { freshDatabase, query } from "../support/server.js"
 import { makeTlsServer } from "../support/tls.js"
 
-/** Returns a stream over a socket that hides the socket, as those of tunnels do. */
+/** Returns a stream that hides the socket beneath it, as a tunnel does. */
 const tunnel = (socket: net.Socket): Duplex =>
   Duplex.from({
     readable: socket,
@@ -41,7 +41,7 @@ const failure = (options: Database.Options) =>
   })
 
 describe("sockets of the program", () => {
-  it.scopedLive("a socket of the program carries statements, large rows and streams, of any kind of stream", () =>
+  it.scopedLive("a socket of the program carries large statements and rows, as a net.Socket and as a Duplex", () =>
     Effect.gen(function* () {
       const { name, parts, port } = yield* given
       for (const socket of [open(port), Effect.map(open(port), tunnel)]) {
@@ -75,7 +75,7 @@ describe("sockets of the program", () => {
         const sql = yield* Db.writer
         const sleeping = query(
           writer,
-          "SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'SELECT pg_sleep(61%'"
+          "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND state = 'active' AND query LIKE 'SELECT pg_sleep(61%'"
         )
         const fiber = yield* Effect.fork(sql`SELECT pg_sleep(61)`)
         yield* Effect.repeat(sleeping, { schedule: soon, until: (rows) => rows.length > 0 })
@@ -90,7 +90,7 @@ describe("sockets of the program", () => {
     })
   )
 
-  it.scopedLive("a connection whose socket of the program breaks is Disconnected, and replaced", () =>
+  it.scopedLive("a statement whose socket breaks fails with Disconnected, and the next one succeeds", () =>
     Effect.gen(function* () {
       const { parts, port } = yield* given
       const sockets: Array<net.Socket> = []
@@ -146,13 +146,13 @@ describe("sockets of the program", () => {
             )
           )
         }
-        // the first is that of start-up
+        // the first unref follows start-up, and the others follow the statements
         assert.deepStrictEqual(said.slice(0, 5), ["unref", "ref", "unref", "ref", "unref"])
       }
     })
   )
 
-  it.scopedLive("a socket of the program that fails, takes too long, is closed or is no stream is unreachable", () =>
+  it.scopedLive("a connect is unreachable if its socket fails, takes too long, is closed or is no stream", () =>
     Effect.gen(function* () {
       const { parts, port } = yield* given
       const attempt = (socket: DatabaseConfig.Connector) =>

@@ -1,7 +1,4 @@
-/**
- * A prepared statement whose plan went stale, because another session changed the tables or types
- * that it uses.
- */
+/** Prepared statements whose plans are stale, because the tables or types that they use have changed. */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -43,20 +40,20 @@ describe("stale plans", () => {
     "a scope of a schema": Db.withSchema(Db.withTransaction(columns()), "public")
   }
   for (const [name, first] of Object.entries(firsts)) {
-    it.scopedLive(`a stale plan of the first statement of ${name} is prepared again, because nothing has run`, () =>
+    it.scopedLive(`a stale plan of the first statement of ${name} is prepared again, as nothing has run in it`, () =>
       Effect.gen(function* () {
         yield* insert("a")
         yield* Db.withSchema(columns(), "public")
         yield* columns()
-        const now = yield* addColumn
-        assert.strictEqual(yield* first, now)
+        const expected = yield* addColumn
+        assert.strictEqual(yield* first, expected)
         yield* elsewhere("DELETE FROM item WHERE name = 'outer'")
-        assert.strictEqual(yield* first, now)
+        assert.strictEqual(yield* first, expected)
       }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
     )
   }
 
-  it.scopedLive("a stale plan of a reader in a writer's transaction, or in a sandbox, is prepared again", () =>
+  it.scopedLive("a stale plan of a reader in a writer's transaction, or of a sandbox, is prepared again", () =>
     Effect.gen(function* () {
       const reader = yield* Db.reader
       const read = Effect.map(reader`SELECT * FROM item`, (rows) => Object.keys(rows[0] ?? {}).join())
@@ -67,23 +64,23 @@ describe("stale plans", () => {
           yield* read
         })
       )
-      const now = yield* addColumn
+      const expected = yield* addColumn
       yield* Db.withTransaction(
         Effect.gen(function* () {
           yield* insert("c")
-          assert.strictEqual(yield* read, now)
+          assert.strictEqual(yield* read, expected)
         })
       )
       const sandbox = Effect.gen(function* () {
         yield* (yield* Db.writer)`SET lock_timeout = 0`
-        assert.strictEqual(yield* columns(), now)
+        assert.strictEqual(yield* columns(), expected)
       })
       yield* Effect.provide(sandbox, TestDatabase.layer(Db))
       assert.deepStrictEqual(yield* stored, ["a", "b", "c"])
     }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
   )
 
-  it.scopedLive("a stale plan drops the other plans of its connection, because each would be refused in turn", () =>
+  it.scopedLive("a connection with a stale plan drops its other plans, because each would be refused in turn", () =>
     behind({ maxConnections: 1 }, (proxy) =>
       Effect.gen(function* () {
         const place = yield* Place
@@ -113,7 +110,7 @@ describe("stale plans", () => {
     ["a nested transaction", insert("outer"), "ROLLBACK TO SAVEPOINT"],
     ["a nested transaction that begins the outer one", Effect.void, "ROLLBACK"]
   ] as const) {
-    it.scopedLive(`a stale plan in ${name} that is interrupted undoes that one alone`, () =>
+    it.scopedLive(`an interruption of a stale plan in ${name} undoes the nested transaction alone`, () =>
       behind({ maxConnections: 1 }, (proxy) =>
         Effect.gen(function* () {
           yield* insert("a")
@@ -139,7 +136,7 @@ describe("stale plans", () => {
     )
   }
 
-  it.scopedLive("a stale plan for a type that was dropped and recreated is prepared again when nothing has run", () =>
+  it.scopedLive("a stale plan for a recreated type is prepared again if nothing has run in its transaction", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const remake = elsewhere("DROP TYPE IF EXISTS mood CASCADE; CREATE TYPE mood AS ENUM ('sad', 'glad')")
@@ -168,17 +165,17 @@ describe("stale plans", () => {
     }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
   )
 
-  it.scopedLive("a stale plan in the middle of a transaction is a failure that says what happened and what to do", () =>
+  it.scopedLive("a stale plan in the middle of a transaction fails with an error that says what to do", () =>
     Effect.gen(function* () {
       yield* insert("a")
       yield* columns()
-      const now = yield* addColumn
+      const expected = yield* addColumn
       const middle = Db.withTransaction(Effect.zipRight(insert("b"), columns()))
       const error = yield* failure(middle)
       assert.strictEqual(error._tag === "QueryFailed" && error.sqlState, "0A000")
       assert.include(error.message, "changed since the statement was prepared")
       assert.include(error.message, "run the whole transaction again, or set its option `retry`")
-      assert.strictEqual(yield* middle, now)
+      assert.strictEqual(yield* middle, expected)
     }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
   )
 })

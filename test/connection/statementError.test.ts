@@ -1,4 +1,4 @@
-/** The parts of an error about its statement. */
+/** The parts of an error that describe its statement: the text, the server's fields, the call site, advice. */
 import { inspect } from "node:util"
 import { assert, describe, it } from "@effect/vitest"
 import * as Deferred from "effect/Deferred"
@@ -16,7 +16,7 @@ const open = (options: Partial<Database.Options> = {}) => fresh({ readers: [], .
 const secret = "correct horse battery"
 
 describe("the text of a statement in its error", () => {
-  it.scopedLive("an error is marked in the line in which the server found it", () =>
+  it.scopedLive("an error shows the line of the statement with a mark at the position that the server reports", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const error = yield* taggedFailure("QueryFailed", sql`SELECT *\nFROM item, absent\nWHERE id = ${1}`)
@@ -30,7 +30,7 @@ describe("the text of a statement in its error", () => {
     }).pipe(Effect.provide(open()))
   )
 
-  it.scopedLive("characters outside the first plane count as one, and a long line is cut around the mark", () =>
+  it.scopedLive("a mark counts an emoji as one character, and a long line is cut around the mark", () =>
     Effect.gen(function* () {
       const wide = yield* taggedFailure("QueryFailed", run("SELECT '🐎🐎', absent"))
       assert.deepStrictEqual(wide.message.split("\n").slice(1), [
@@ -46,7 +46,7 @@ describe("the text of a statement in its error", () => {
   )
 
   it.scopedLive(
-    "every way to run a statement reports its text, also when BEGIN goes with it, and when it is one of several commands",
+    "an error has the statement's text and a position in it, however it runs, also with BEGIN or as one of several commands",
     () =>
       Effect.gen(function* () {
         const sql = yield* Db.writer
@@ -76,7 +76,7 @@ describe("the text of a statement in its error", () => {
       }).pipe(Effect.provide(open()))
   )
 
-  it.scopedLive("a statement without a mark is one line, cut off if it is long", () =>
+  it.scopedLive("an error without a mark shows the statement in one line, cut off if it is long", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       yield* sql`INSERT INTO item ${sql.insert({ name: secret })}`
@@ -92,7 +92,7 @@ describe("the text of a statement in its error", () => {
   )
 
   it.scopedLive(
-    "a statement that was lost, or could not be sent, is named; a statement that BEGIN or COMMIT failed for is not",
+    "an error has the text of a statement that was lost or could not be sent, and none if COMMIT failed",
     () =>
       Effect.gen(function* () {
         const sql = yield* Db.writer
@@ -110,7 +110,7 @@ describe("the text of a statement in its error", () => {
       }).pipe(Effect.provide(open()))
   )
 
-  it.scopedLive("a password in the text of a statement is not shown", () =>
+  it.scopedLive("an error does not show a password in the text of its statement", () =>
     Effect.gen(function* () {
       for (const text of [
         `ALTER ROLE absent PASSWORD '${secret}' absent`,
@@ -136,7 +136,7 @@ describe("the server's fields in an error", () => {
         SCHEMA = 'the schema', TABLE = 'the table', COLUMN = 'the column', CONSTRAINT = 'the constraint', DATATYPE = 'the type';
     END $$`
 
-  it.scopedLive("every field of RAISE is a field of the error, with its position", () =>
+  it.scopedLive("every field of RAISE is a field of the error, and `where` tells the line", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       yield* run(raise)
@@ -163,7 +163,7 @@ describe("the server's fields in an error", () => {
     }).pipe(Effect.provide(open()))
   )
 
-  it.scopedLive("a context of the server that shows parameters is not passed on", () =>
+  it.scopedLive("an error does not show the values of parameters in the server's context", () =>
     Effect.gen(function* () {
       const { name, writer } = yield* Place
       yield* query(writer, `ALTER DATABASE ${name} SET log_parameter_max_length_on_error = -1`)
@@ -189,7 +189,7 @@ describe("the server's fields in an error", () => {
 })
 
 describe("the call site in an error", () => {
-  it.scopedLive("the call site is named when it is recorded for leak detection", () =>
+  it.scopedLive("an error has the call site if it is recorded for leak detection", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const error = yield* taggedFailure("QueryFailed", sql`SELECT absent`)
@@ -198,7 +198,7 @@ describe("the call site in an error", () => {
     }).pipe(Effect.provide(open({ leakThreshold: "1 hour" })))
   )
 
-  it.scopedLive("the call site is otherwise the span around it, if there is one", () =>
+  it.scopedLive("an error without a recorded call site has the span around its statement, if there is one", () =>
     Effect.gen(function* () {
       const error = yield* taggedFailure("QueryFailed", Effect.withSpan(run("SELECT absent"), "adding"))
       assert.strictEqual(error.location, 'span "adding"')
@@ -206,7 +206,7 @@ describe("the call site in an error", () => {
     }).pipe(Effect.provide(open()))
   )
 
-  it.scopedLive("plain code has its own frames in the stack of an error", () =>
+  it.scopedLive("an error of promise code has the frames of that code in its stack", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       const runtime = DatabaseRuntime.make({ db: Db }, Db.layer({ writer }))
@@ -256,7 +256,7 @@ describe("the call site in an error", () => {
 })
 
 describe("errors after a failed transaction", () => {
-  it.scopedLive("a statement that is refused after a failure names that failure", () =>
+  it.scopedLive("an error of a statement in an aborted transaction names the first failure", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const refused = [
@@ -304,7 +304,7 @@ describe("errors after a failed transaction", () => {
 })
 
 describe("advice in errors", () => {
-  it.scopedLive("SQLSTATE class 22 is InvalidInput: a value that does not fit", () =>
+  it.scopedLive("an error of SQLSTATE class 22, such as a value out of range, is InvalidInput", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const all = [
@@ -387,7 +387,7 @@ describe("advice in errors", () => {
         assert.include(error.message, "read only")
         assert.notInclude(error.message, "through the writer")
       }
-      // a server that becomes a standby, or is set read-only, reports it as its own state
+      // a session that is read-only by a setting stands for a server that is read-only
       const session = yield* Effect.flatMap(Db.writer, (sql) => sql.reserve)
       yield* session.executeRaw("SET default_transaction_read_only = on", [])
       const error = yield* taggedFailure("ReadOnlyViolation", session.executeRaw(write, []))
@@ -398,7 +398,7 @@ describe("advice in errors", () => {
     }).pipe(Effect.provide(open({ maxConnections: 1 })))
   )
 
-  it.scopedLive("transaction_timeout and idle_in_transaction_session_timeout have advice of their own", () =>
+  it.scopedLive("transaction_timeout and idle_in_transaction_session_timeout each have advice of their own", () =>
     Effect.gen(function* () {
       const limited = (setting: string) =>
         Db.withTransaction(
@@ -412,8 +412,8 @@ describe("advice in errors", () => {
             yield* run("SELECT 1")
           })
         )
-      const open = yield* taggedFailure("IdleTransactionTimeout", limited("transaction_timeout"))
-      assert.include(open.message, "transaction_timeout")
+      const transaction = yield* taggedFailure("IdleTransactionTimeout", limited("transaction_timeout"))
+      assert.include(transaction.message, "transaction_timeout")
       const idle = yield* taggedFailure("IdleTransactionTimeout", limited("idle_in_transaction_session_timeout"))
       assert.include(idle.message, "do slow work outside of the transaction")
       assert.notInclude(idle.message, "transaction_timeout")

@@ -1,4 +1,4 @@
-/** TLS by the parameters of a connection string, with files, to a real server. */
+/** TLS to a real server, by the parameters of a connection string and the files that they name. */
 import * as fs from "node:fs"
 import * as net from "node:net"
 import * as path from "node:path"
@@ -16,7 +16,7 @@ import { listenOnPort } from "../support/tcp.js"
 import { makeTlsServer } from "../support/tls.js"
 import { makeIdentity, makeTlsGate } from "../support/tlsGate.js"
 
-/** A folder, and files in it. */
+/** Creates a folder, and returns a function that writes a file in it. */
 const files = Effect.map(
   Effect.acquireRelease(
     Effect.sync(() => fs.mkdtempSync(path.join(directory, "settings-"))),
@@ -62,7 +62,7 @@ const forward = (client: net.Socket, port: number) => {
   client.pipe(socket).pipe(client)
 }
 
-/** Forwards connections to a port, and records the beginning of each. */
+/** Forwards connections to a port, and records the first byte of each. */
 const listen = (port: number) =>
   Effect.gen(function* () {
     const first: Array<number | undefined> = []
@@ -74,7 +74,7 @@ const listen = (port: number) =>
   })
 
 describe("TLS by the parameters of a connection string", () => {
-  it.scopedLive("TLS verifies by a file of certificates, with and without the name, in a range of versions", () =>
+  it.scopedLive("TLS verifies by sslrootcert, with or without the name, and keeps to ssl_max_protocol_version", () =>
     Effect.gen(function* () {
       const { ca, text } = yield* given
       assert.deepStrictEqual(
@@ -98,14 +98,14 @@ describe("TLS by the parameters of a connection string", () => {
         assert.include(message, "give the issuer's certificate with sslrootcert=FILE in the URL or with ssl: { ca }")
         assert.include(message, "sslmode=no-verify")
       }
-      // of several hosts the words name each, and the advice is the same
+      // the advice is the same for several hosts
       const { message } = yield* failure(text(`host=localhost,localhost sslmode=require`))
       assert.include(message, "sslrootcert=FILE")
       assert.isTrue((yield* session(text("host=localhost sslmode=no-verify")))?.ssl)
     })
   )
 
-  it.scopedLive("TLS binds the channel if that is required, and fails if another party ends TLS", () =>
+  it.scopedLive("TLS binds the channel if that is required, and fails if the server cannot bind it", () =>
     Effect.gen(function* () {
       const { ca, server, text, write } = yield* given
       const binding = "sslmode=require channel_binding=require"
@@ -118,12 +118,12 @@ describe("TLS by the parameters of a connection string", () => {
           `host=localhost sslrootcert=${write("gate.crt", gate.server.cert)} ${certificate} ${parameters}`,
           gate.port
         )
-      // the server has no TLS with the gate
+      // the gate ends TLS, and connects to the server without it
       assert.isFalse((yield* session(throughGate("sslmode=require")))?.ssl)
       const { message, reason } = yield* failure(throughGate(binding))
       assert.strictEqual(reason, "authentication")
       assert.include(message, "it does not offer SCRAM-SHA-256-PLUS, which channel_binding=require needs")
-      // a server with TLS, and a role that requires less
+      // a role that logs in without a password, so SCRAM cannot bind the channel
       const rules = yield* query<{ file: string }>(server.url, "SHOW hba_file")
       const file = Object.values(rules[0] ?? {})[0] ?? ""
       fs.writeFileSync(file, `host all open all trust\n${fs.readFileSync(file, "utf8")}`)
@@ -139,8 +139,8 @@ describe("TLS by the parameters of a connection string", () => {
   it.scopedLive("TLS begins at once with sslnegotiation=direct, for a cancel as well", () =>
     Effect.gen(function* () {
       const { ca, server, text } = yield* given
-      const line = yield* listen(server.port)
-      const writer = text(`host=localhost sslmode=verify-full sslrootcert=${ca} sslnegotiation=direct`, line.port)
+      const relay = yield* listen(server.port)
+      const writer = text(`host=localhost sslmode=verify-full sslrootcert=${ca} sslnegotiation=direct`, relay.port)
       yield* Effect.gen(function* () {
         const sql = yield* Db.writer
         const sleeping = query(
@@ -152,16 +152,16 @@ describe("TLS by the parameters of a connection string", () => {
         yield* Fiber.interrupt(fiber)
         yield* Effect.repeat(sleeping, { schedule: soon, until: (rows) => rows.length === 0 })
         yield* Effect.repeat(
-          Effect.sync(() => line.first.length),
+          Effect.sync(() => relay.first.length),
           { schedule: soon, until: (count) => count > 1 }
         )
       }).pipe(Effect.provide(Db.layer({ writer })))
-      // the first byte of a handshake of TLS
-      assert.deepStrictEqual(new Set(line.first), new Set([0x16]))
+      // the first byte of a TLS handshake
+      assert.deepStrictEqual(new Set(relay.first), new Set([0x16]))
     })
   )
 
-  it.scopedLive("TLS takes a client's certificate and key from files, anew for each connection", () =>
+  it.scopedLive("TLS reads a client's certificate and key from files for each connection", () =>
     Effect.gen(function* () {
       const { server, text, write } = yield* given
       const passphrase = "open sesame"
@@ -188,7 +188,7 @@ describe("TLS by the parameters of a connection string", () => {
         assert.include(message, says)
         assert.notInclude(message, passphrase)
       }
-      // a file that replaces another applies to the next connection
+      // a file that has changed applies to the next connection
       yield* Effect.gen(function* () {
         const sql = yield* Db.writer
         yield* sql`SELECT 1`
@@ -200,7 +200,7 @@ describe("TLS by the parameters of a connection string", () => {
     })
   )
 
-  it.scopedLive("TLS names the host to the server unless sslsni=0, and verifies it in both cases", () =>
+  it.scopedLive("TLS sends the host name to the server unless sslsni=0, and verifies it in both cases", () =>
     Effect.gen(function* () {
       const { ca, server, text } = yield* given
       const hello = Buffer.from("localhost")
@@ -225,7 +225,7 @@ describe("TLS by the parameters of a connection string", () => {
     })
   )
 
-  it.scopedLive("TLS of the connection string yields to ssl beside the URL", () =>
+  it.scopedLive("TLS is set by the option ssl rather than by the connection string", () =>
     Effect.gen(function* () {
       const { server, text } = yield* given
       const url = text("host=localhost sslmode=disable sslrootcert=/nowhere")
@@ -235,7 +235,7 @@ describe("TLS by the parameters of a connection string", () => {
     })
   )
 
-  it.scopedLive("TLS is not used over a socket in a folder, whatever the mode", () =>
+  it.scopedLive("TLS is not used over a Unix socket, whatever sslmode is", () =>
     Effect.gen(function* () {
       const { server, text } = yield* given
       for (const parameters of ["sslmode=verify-full", "sslmode=verify-full sslnegotiation=direct"]) {

@@ -1,6 +1,4 @@
-/**
- * Connections over TLS, to a real server, on a network that fails.
- */
+/** TLS connections to a real server that are cut, at login and later. */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -14,14 +12,14 @@ import { makeTlsServer } from "../support/tls.js"
 
 describe("failures over TLS", () => {
   it.scopedLive(
-    "a network that is cut anywhere in a login over TLS is ConnectFailed, and the process does not crash",
+    "a connect that is cut at any message of a login over TLS fails with ConnectFailed",
     () =>
       Effect.gen(function* () {
         const { through, url } = yield* makeTlsServer
         let failed = 0
         for (let n = 1; n <= 16; n++) {
           const proxy = yield* makeProxy(url)
-          // of each login: start-up tries again
+          // counted by connection, because start-up retries the connect
           const counts = new Map<number, number>()
           const isNth = ({ connection }: Message) => {
             const count = (counts.get(connection) ?? 0) + 1
@@ -42,7 +40,7 @@ describe("failures over TLS", () => {
     { timeout: 90_000 }
   )
 
-  it.scopedLive("a backend that ends over TLS is Disconnected during a statement, and replaced when idle", () =>
+  it.scopedLive("a TLS connection whose backend ends fails its statement, and is replaced if it is idle", () =>
     Effect.gen(function* () {
       const { certificate, password, port, url, username } = yield* makeTlsServer
       const writer = { host: "127.0.0.1", port, database: "postgres", username, password, ssl: { ca: certificate } }

@@ -1,4 +1,4 @@
-/** Parsers of types by their names. */
+/** Parsers for types by the names of the types. */
 import { assert, describe, it } from "@effect/vitest"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -11,7 +11,7 @@ import Pg from "pg"
 import { Db, soon } from "../support/databases.js"
 import { makeProxy, sends } from "../support/proxy.js"
 import { freshRole, loggedIn } from "../support/roles.js"
-import { freshDatabase, query } from "../support/server.js"
+import { freshDatabase, inThisDatabase, query } from "../support/server.js"
 
 const schema = `
   CREATE TYPE mood AS ENUM ('sad', 'ok', 'very, "happy"');
@@ -19,22 +19,22 @@ const schema = `
   CREATE TYPE other.mood AS ENUM ('bad');
   CREATE TABLE person (id int, current mood, past mood[], elsewhere other.mood[])`
 
-/** `mood` in capital letters, which shows that the parser was used. */
+/** A parser that returns `mood` in capital letters, which shows that it was used. */
 const types = { mood: (text: string) => text.toUpperCase() }
 
 const open = (options: Partial<Database.Options> = {}) =>
   Effect.gen(function* () {
     const place = yield* Effect.tap(freshDatabase, ({ writer }) => query(writer, schema))
-    const wire = yield* makeProxy(place.writer)
-    const layer = Db.layer({ writer: wire.url, validateAfterIdle: Duration.infinity, types, ...options })
-    return { ...place, layer, wire }
+    const proxy = yield* makeProxy(place.writer)
+    const layer = Db.layer({ writer: proxy.url, validateAfterIdle: Duration.infinity, types, ...options })
+    return { ...place, layer, proxy }
   })
 
 const read = "SELECT 'ok'::mood AS one, ARRAY['sad', NULL, 'very, \"happy\"']::mood[] AS many, 1 AS n, 'x' AS t"
 const expected = { one: "OK", many: ["SAD", null, 'VERY, "HAPPY"'], n: 1, t: "x" }
 
 describe("types by name", () => {
-  it.scopedLive("a column of a named type and one of its arrays are parsed, however the statement runs", () =>
+  it.scopedLive("columns of a named type and of its arrays are parsed, however the statement runs", () =>
     Effect.gen(function* () {
       const { layer } = yield* open()
       yield* Effect.gen(function* () {
@@ -61,7 +61,7 @@ describe("types by name", () => {
     })
   )
 
-  it.scopedLive("the first statement of each way is parsed, also in a stream, a transaction and several commands", () =>
+  it.scopedLive("columns of the first statement are parsed, also in a stream, a transaction or several commands", () =>
     Effect.gen(function* () {
       const first = <A>(use: Effect.Effect<A, unknown, Db>) =>
         Effect.flatMap(open(), ({ layer }) => Effect.provide(use, layer))
@@ -87,21 +87,21 @@ describe("types by name", () => {
     })
   )
 
-  it.scopedLive("type names are looked up once per server, whatever the number of its connections", () =>
+  it.scopedLive("type names are looked up once per server", () =>
     Effect.gen(function* () {
-      const { layer, reader, wire } = yield* open()
+      const { layer, reader, proxy } = yield* open()
       const replica = yield* makeProxy(reader)
-      const trips = (of: typeof wire, use: Effect.Effect<unknown, unknown, Db>) =>
+      const trips = (of: typeof proxy, use: Effect.Effect<unknown, unknown, Db>) =>
         Effect.suspend(() => {
           const before = of.roundTrips
           return Effect.map(use, () => of.roundTrips - before)
         })
       const statement = Effect.flatMap(Db.writer, (sql) => sql.unsafe(read).unprepared)
       yield* Effect.gen(function* () {
-        assert.strictEqual(yield* trips(wire, statement), 2)
-        assert.strictEqual(yield* trips(wire, statement), 1)
-        // on a connection of its own
-        assert.strictEqual(yield* trips(wire, Db.independent(Db.withTransaction(statement))), 2)
+        assert.strictEqual(yield* trips(proxy, statement), 2)
+        assert.strictEqual(yield* trips(proxy, statement), 1)
+        // BEGIN with the statement, and COMMIT, without a lookup
+        assert.strictEqual(yield* trips(proxy, Db.independent(Db.withTransaction(statement))), 2)
       }).pipe(Effect.provide(layer))
       const reads = Effect.flatMap(Db.reader, (sql) => sql.unsafe(read).unprepared)
       yield* Effect.gen(function* () {
@@ -111,7 +111,7 @@ describe("types by name", () => {
         assert.deepStrictEqual(yield* reads, [expected])
       }).pipe(
         Effect.provide(
-          Db.layer({ writer: wire.url, readers: [replica.url], validateAfterIdle: Duration.infinity, types })
+          Db.layer({ writer: proxy.url, readers: [replica.url], validateAfterIdle: Duration.infinity, types })
         )
       )
     })
@@ -127,7 +127,7 @@ describe("types by name", () => {
         yield* query(writer, "DROP TABLE person; DROP TYPE mood")
         yield* query(writer, "CREATE TYPE mood AS ENUM ('sad', 'ok', 'very, \"happy\"')")
         assert.deepStrictEqual(yield* rows.unprepared, [expected])
-        // a new name for a type is another type
+        // a renamed type has no parser under its new name
         yield* sql`ALTER TYPE mood RENAME TO feeling`
         assert.deepStrictEqual(yield* sql`SELECT 'ok'::feeling AS a, ARRAY['ok']::feeling[] AS b`, [
           { a: "ok", b: "{ok}" }
@@ -136,7 +136,7 @@ describe("types by name", () => {
     })
   )
 
-  it.scopedLive("a type name with its schema is that type only, and built-in types have names as well", () =>
+  it.scopedLive("a type name with a schema matches that type only, and built-in types can have parsers", () =>
     Effect.gen(function* () {
       const { layer } = yield* open({
         types: { ...types, "other.mood": (text: string) => `${text}!`, int8: BigInt, numeric: Number }
@@ -152,7 +152,7 @@ describe("types by name", () => {
     })
   )
 
-  it.scopedLive("the lookup of types in a transaction sees what it has created, and is undone with it", () =>
+  it.scopedLive("a lookup sees the types that its transaction has created, and is repeated after the rollback", () =>
     Effect.gen(function* () {
       const { layer } = yield* open()
       yield* Effect.gen(function* () {
@@ -192,7 +192,7 @@ describe("types by name", () => {
     })
   )
 
-  it.scopedLive("a stored row whose types cannot be looked up is reported as stored, not as refused", () =>
+  it.scopedLive("the error of an autocommit INSERT whose types cannot be looked up says that it has run", () =>
     Effect.gen(function* () {
       const { writer } = yield* open()
       const role = yield* freshRole(writer)
@@ -207,8 +207,7 @@ describe("types by name", () => {
         assert.match(error.message, /the statement has run.*names.*types.*permission denied for table pg_type/)
         assert.strictEqual(error.sql, "INSERT INTO person (id, current) VALUES (1, 'ok') RETURNING current")
         assert.lengthOf(yield* query(writer, "SELECT FROM person"), 1)
-        // nothing of it is stored when it is part of a transaction, so the refusal is one like any
-        // other
+        // in a transaction the row is rolled back, so the error is that of the lookup
         const inside = yield* Effect.flip(DatabaseError.refine(Db.withTransaction(insert)))
         assert.strictEqual(inside._tag === "QueryFailed" && inside.sqlState, "42501")
         assert.lengthOf(yield* query(writer, "SELECT FROM person"), 1)
@@ -219,12 +218,12 @@ describe("types by name", () => {
     })
   )
 
-  it.scopedLive("a stored row is not reported as undone when the lookup of its types is cut short", () =>
+  it.scopedLive("an autocommit INSERT is in doubt, not undone, if the lookup of its types is cut short", () =>
     Effect.gen(function* () {
-      const { layer, wire, writer } = yield* open()
+      const { layer, proxy, writer } = yield* open()
       yield* Effect.gen(function* () {
         const sql = yield* Db.writer
-        const looked = yield* wire.when(sends("pg_catalog.pg_type"), "freeze")
+        const looked = yield* proxy.when(sends("pg_catalog.pg_type"), "freeze")
         const inserting = yield* Effect.fork(
           Effect.flip(DatabaseError.refine(sql`INSERT INTO person (id, current) VALUES (1, 'ok') RETURNING current`))
         )
@@ -236,9 +235,10 @@ describe("types by name", () => {
         )
         const lock = "BEGIN; LOCK TABLE pg_catalog.pg_namespace IN ACCESS EXCLUSIVE MODE"
         yield* Effect.promise(() => other.query(lock))
-        const cancelled = yield* wire.when(({ type }) => type === "cancel", "pass")
-        yield* wire.thaw
-        const waits = "SELECT FROM pg_locks WHERE relation = 'pg_catalog.pg_namespace'::regclass AND NOT granted"
+        const cancelled = yield* proxy.when(({ type }) => type === "cancel", "pass")
+        yield* proxy.thaw
+        const waits = `SELECT FROM pg_locks
+          WHERE ${inThisDatabase} AND relation = 'pg_catalog.pg_namespace'::regclass AND NOT granted`
         const look = Effect.promise(() => other.query(waits))
         yield* Effect.repeat(look, { schedule: soon, until: ({ rowCount }) => rowCount !== 0 })
         yield* Db.invalidate({ mode: "hard" })

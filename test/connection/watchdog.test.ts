@@ -1,6 +1,6 @@
 /**
- * A server that has a limit for statements and stays silent when it is over: the reaction of the
- * client, and the connections that it must not affect.
+ * The watchdog: connections without an answer when the limit of a statement is over, which it
+ * closes, and slow connections, which it keeps.
  */
 import { assert, it } from "@effect/vitest"
 import * as Context from "effect/Context"
@@ -33,13 +33,13 @@ const given = (options: Partial<Database.Options>) =>
 const insert = run("INSERT INTO item VALUES ('x')")
 
 /**
- * Returns the failure of a statement, not more than a second after its limit, with an allowance for
- * a busy machine.
+ * Returns the failure of a statement, which is due a second after its limit; the rest of the 3 s is
+ * for a busy machine.
  */
 const failure = <A, E>(self: Effect.Effect<A, E, Db>) =>
   DatabaseError.refine(self).pipe(Effect.flip, Effect.timeout("3 seconds"))
 
-/** Ends some time after every limit of these tests is over. */
+/** Waits for 2 s, so that the limit has long passed. */
 const later = (url: Redacted.Redacted<string>) => query(url, "SELECT pg_sleep(2)")
 
 describe("the watchdog on a dead network", () => {
@@ -73,7 +73,7 @@ describe("the watchdog on a dead network", () => {
     })
   )
 
-  it.scopedLive("a transaction's own limit bounds the wait on a dead network, and so does a nested one's", () =>
+  it.scopedLive("the limit of a transaction, also of a nested one, bounds the wait on a dead connection", () =>
     Effect.gen(function* () {
       const { context, proxy } = yield* given({})
       const lost = Effect.zipRight(proxy.when(sends("'lost'"), "freeze"), Effect.zipRight(insert, run("SELECT 'lost'")))
@@ -86,7 +86,7 @@ describe("the watchdog on a dead network", () => {
     })
   )
 
-  it.scopedLive("a read on a dead network is retried on another connection", () =>
+  it.scopedLive("a read on a dead connection is retried on another one", () =>
     Effect.gen(function* () {
       const { context, proxy } = yield* given({ statementTimeout: limit })
       yield* proxy.when(sends("'lost'"), "freeze")
@@ -109,7 +109,7 @@ describe("the watchdog on a dead network", () => {
     })
   )
 
-  it.scopedLive("a statement on a server that stands still is Disconnected", () =>
+  it.scopedLive("a statement on a frozen server is Disconnected, in doubt", () =>
     Effect.gen(function* () {
       const { primary } = yield* EmbeddedPostgres.make({ directory })
       const proxy = yield* makeProxy(primary.url())
@@ -123,41 +123,44 @@ describe("the watchdog on a dead network", () => {
 })
 
 describe("the watchdog on a dead connection to a healthy server", () => {
-  /** Runs an effect while the messages of the client, or those of the server, are lost. */
-  const lost = <A, E>(what: (message: Message) => boolean, self: Effect.Effect<A, E, Db>) =>
+  /**
+   * Runs an effect on a connection that delivers nothing from a matching message on. Returns the
+   * error and the stored rows.
+   */
+  const lost = <A, E>(matches: (message: Message) => boolean, self: Effect.Effect<A, E, Db>) =>
     Effect.gen(function* () {
       const { context, proxy, writer } = yield* given({ statementTimeout: limit, outcome: "unknown" })
-      yield* proxy.when(what, "freeze")
+      yield* proxy.when(matches, "freeze")
       const error = yield* Effect.provide(failure(self), context)
       assert.strictEqual(yield* Effect.provide(active, context), 0)
-      // as a network that is back, or gives up: the lost messages are not there
+      // the connection ends, and the lost messages never arrive
       yield* proxy.cut
       assert.lengthOf(yield* Effect.provide(run("SELECT 1"), context), 1)
       return { error, rows: yield* query(writer, "SELECT * FROM item") }
     })
 
-  for (const [side, says, stored] of [
+  for (const [side, matching, stored] of [
     ["to", sends, 0],
     ["from", answers, 1]
   ] as const) {
-    it.scopedLive(`a write on a dead connection is Disconnected, in doubt, if the way ${side} the server is cut`, () =>
+    it.scopedLive(`a write on a dead connection is in doubt if a message ${side} the server is lost`, () =>
       Effect.gen(function* () {
-        const { error, rows } = yield* lost(says("INSERT"), insert)
+        const { error, rows } = yield* lost(matching("INSERT"), insert)
         assert.strictEqual(error._tag === "Disconnected" && error.outcome, "inDoubt")
         assert.lengthOf(rows, stored)
       })
     )
 
-    it.scopedLive(`a COMMIT on a dead connection is CommitOutcomeUnknown if the way ${side} the server is cut`, () =>
+    it.scopedLive(`a COMMIT on a dead connection is CommitOutcomeUnknown if a message ${side} the server is lost`, () =>
       Effect.gen(function* () {
-        const { error, rows } = yield* lost(says("COMMIT"), Db.withTransaction(insert))
+        const { error, rows } = yield* lost(matching("COMMIT"), Db.withTransaction(insert))
         assert.strictEqual(error._tag, "CommitOutcomeUnknown")
         assert.lengthOf(rows, stored)
       })
     )
   }
 
-  it.scopedLive("a statement of a transaction on a dead connection is Disconnected, undone, with any limit", () =>
+  it.scopedLive("a statement of a transaction on a dead connection is undone, even if SQL has raised its limit", () =>
     Effect.gen(function* () {
       const patient = Effect.zipRight(insert, run("SET LOCAL statement_timeout = '1min'"))
       const { error, rows } = yield* lost(
@@ -171,7 +174,7 @@ describe("the watchdog on a dead connection to a healthy server", () => {
 })
 
 describe("the watchdog on slow but living connections", () => {
-  it.scopedLive("a commit that waits for a standby is not given up, with COMMIT or without", () =>
+  it.scopedLive("a commit that waits for a standby does not time out, by COMMIT or as an autocommit statement", () =>
     Effect.gen(function* () {
       const { primary } = yield* EmbeddedPostgres.make({ directory })
       const url = primary.url()
@@ -207,7 +210,7 @@ describe("the watchdog on slow but living connections", () => {
     })
   )
 
-  it.scopedLive("a statement that has raised its own limit by SQL is not given up", () =>
+  it.scopedLive("a statement whose transaction has raised the limit, by SQL or by its option, does not time out", () =>
     Effect.gen(function* () {
       const { context, writer } = yield* given({ statementTimeout: limit })
       yield* query(
@@ -228,9 +231,9 @@ describe("the watchdog on slow but living connections", () => {
     })
   )
 
-  it.scopedLive("a statement that was answered while the process was busy is not given up", () =>
+  it.scopedLive("a statement that was answered while the process was busy does not time out", () =>
     Effect.gen(function* () {
-      // not through the proxy, which would be as busy
+      // not through the proxy, which would be blocked with the process
       const { writer } = yield* freshDatabase
       const context = yield* Layer.build(Db.layer({ writer, statementTimeout: limit }))
       yield* Effect.gen(function* () {
@@ -245,7 +248,7 @@ describe("the watchdog on slow but living connections", () => {
           )
         )
         yield* Deferred.await(begun)
-        // in a turn of the event loop after which timers come before what has arrived
+        // after setImmediate the event loop runs timers before it reads the data that has arrived
         yield* Effect.async<void>((resume) => {
           setImmediate(() => {
             const end = performance.now() + 1500
@@ -260,7 +263,10 @@ describe("the watchdog on slow but living connections", () => {
 })
 
 describe("the watchdog's probes of a living server", () => {
-  /** A connection that receives nothing of its own; the times of the queries in other sessions are recorded. */
+  /**
+   * Starts the watchdog of a connection that receives nothing. Records the times of its questions
+   * about the server process, and the time at which it reports the connection dead.
+   */
   const silent = (state: BackendState) => {
     const asked: Array<number> = []
     const begun = performance.now()
@@ -292,7 +298,7 @@ describe("the watchdog's probes of a living server", () => {
   beforeEach(() => void vi.useFakeTimers())
   afterEach(() => void vi.useRealTimers())
 
-  it("a server process that works is probed less and less often, and never given up", () => {
+  it("a connection whose server process works is probed less and less often, and never reported dead", () => {
     const connection = silent("working")
     vi.advanceTimersByTime(1000 + 160_000)
     assert.deepStrictEqual(
@@ -302,7 +308,7 @@ describe("the watchdog's probes of a living server", () => {
     assert.isUndefined(connection.givenUp)
   })
 
-  it("a server process that waits for the client is given up a second after its answer was due, unless data arrives", () => {
+  it("a connection whose server process waits for the client is reported dead, unless data arrives", () => {
     const connection = silent("waiting")
     vi.advanceTimersByTime(2200)
     connection.receive()
@@ -312,7 +318,7 @@ describe("the watchdog's probes of a living server", () => {
     assert.isDefined(connection.givenUp)
   })
 
-  it("a server process of which the server reports nothing is given up half a minute after its limit", () => {
+  it("a connection whose server process is unknown is reported dead half a minute after its limit", () => {
     const connection = silent("unknown")
     vi.advanceTimersByTime(30_900)
     assert.isUndefined(connection.givenUp)

@@ -1,6 +1,6 @@
 /**
- * The log position of a write: after a COMMIT that does not wait for the disk, on a far server, and
- * when no server reports it.
+ * The log position of a write: after a COMMIT that does not wait for the disk, on a distant server,
+ * and when no server reports it.
  */
 import { assert, layer } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -68,13 +68,13 @@ layer(lazy, { excludeTestServices: true, timeout: "30 seconds" })("commits that 
       assert.isTrue((yield* read(id)).there)
     }).pipe(Consistency.withSession(hasty()), Effect.provide(open([0])))
   )
-  it.scoped("a write by such a function in a schema scope, which has a transaction of its own, is seen", () =>
+  it.scoped("a write by a function that sets synchronous_commit off, in a schema scope, is seen", () =>
     Effect.gen(function* () {
       const id = yield* written((sql, id) => Db.withSchema(sql`SELECT fast(${id})`, "public"))
       assert.isTrue((yield* read(id)).there)
     }).pipe(Consistency.withSession(hasty()), Effect.provide(open([0])))
   )
-  it.scoped("a write by such a function in a transaction is seen", () =>
+  it.scoped("a write with synchronous_commit off in a transaction, by a function or by SET LOCAL, is seen", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const id = yield* written((sql, id) => Db.withTransaction(sql`SELECT fast(${id})`))
@@ -84,7 +84,7 @@ layer(lazy, { excludeTestServices: true, timeout: "30 seconds" })("commits that 
       assert.isTrue((yield* read(other)).there)
     }).pipe(Consistency.withSession(hasty()), Effect.provide(open([0])))
   )
-  it.scoped("a write without waiting on a reserved connection is seen by the second read as well", () =>
+  it.scoped("a write with synchronous_commit off on a reserved connection is seen by two reads", () =>
     Effect.gen(function* () {
       const id = yield* written((sql, id) =>
         Effect.scoped(
@@ -99,7 +99,7 @@ layer(lazy, { excludeTestServices: true, timeout: "30 seconds" })("commits that 
       assert.deepStrictEqual(yield* readTwice(id), [true, true])
     }).pipe(Consistency.withSession(hasty()), Effect.provide(open([0])))
   )
-  it.scoped("a write without waiting among several commands in one text is seen by both reads", () =>
+  it.scoped("a write with synchronous_commit off among several commands in one text is seen by two reads", () =>
     Effect.gen(function* () {
       const id = yield* written((sql, id) =>
         sql.unsafe(`SET LOCAL synchronous_commit = off; INSERT INTO item VALUES (${id})`)
@@ -110,7 +110,7 @@ layer(lazy, { excludeTestServices: true, timeout: "30 seconds" })("commits that 
 })
 
 layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("servers that are far away or silent", (it) => {
-  it.scoped("a read in a causal session ends when the primary is far away", () =>
+  it.scoped("a read in a causal session succeeds when the primary is far away", () =>
     Effect.gen(function* () {
       const { primary } = yield* Cluster
       const proxy = yield* makeProxy(primary.url("app"))
@@ -118,9 +118,9 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("servers th
       const session = hasty()
       yield* Effect.gen(function* () {
         const sql = yield* Db.writer
-        // the durations without a session, and in a session that knows nothing
+        // a read of the primary, then one in a session with an unknown position
         yield* Db.withConsistency(read(1), Consistency.Strong())
-        yield* Effect.scoped(Effect.asVoid(sql.reserve)) // unknown
+        yield* Effect.scoped(Effect.asVoid(sql.reserve))
         const exit = yield* Effect.exit(read(1))
         assert.isTrue(Exit.isSuccess(exit))
       }).pipe(
@@ -130,7 +130,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("servers th
     })
   )
 
-  it.scoped("a far replica that has the write is read, and keeps its connection", () =>
+  it.scoped("a far replica that has the write is read each time", () =>
     Effect.gen(function* () {
       const server = yield* replica(0)
       const proxy = yield* makeProxy(server.url("app"))
@@ -150,7 +150,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("servers th
     })
   )
 
-  it.scoped("a stored and answered write waits only briefly for its log position", () =>
+  it.scoped("a write without an answer about its log position succeeds, and leaves the position unknown", () =>
     Effect.gen(function* () {
       const { primary } = yield* Cluster
       const proxy = yield* makeProxy(primary.url("app"))
@@ -158,14 +158,14 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("servers th
       yield* Effect.gen(function* () {
         yield* insertId(freshId())
         yield* proxy.when(saysWhere, "freeze")
-        // the write is answered, and its position is not available
+        // the write is answered, and the answer about its position is held back
         yield* insertId(freshId())
         assert.strictEqual(session.known.get("app"), "unknown")
       }).pipe(Consistency.withSession(session), Effect.provide(open([0], { writer: proxy.url })))
     })
   )
 
-  it.scoped("a replica whose connections are all in use is given maxWait, then the primary is read", () =>
+  it.scoped("a read succeeds when the connections of the replica are all in use", () =>
     Effect.gen(function* () {
       const reader = yield* Db.reader
       yield* Effect.scoped(
@@ -182,7 +182,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("servers th
     )
   )
 
-  it.scoped("a replica that accepts no connection is given maxWait, then the primary is read", () =>
+  it.scoped("the primary is read when the replica accepts no connection", () =>
     Effect.gen(function* () {
       const server = yield* replica(0)
       const proxy = yield* makeProxy(server.url("app"))

@@ -32,7 +32,7 @@ import { answers, makeProxy, sends } from "../support/proxy.js"
 import { freshRole, loggedIn } from "../support/roles.js"
 import { query } from "../support/server.js"
 
-/** Returns the reasons for which replicas are rejected from now on; ends with the first. */
+/** Starts a fiber that waits for the next rejection of a replica, and returns its reason. */
 const firstPassedOver = Effect.tap(
   Effect.fork(
     Db.observations.pipe(
@@ -66,7 +66,7 @@ describe("Consistency", () => {
     }
   })
 
-  it("a value that is no token is refused, whatever it is", () => {
+  it("a value that is not a token is refused, whatever it is", () => {
     const good = Schema.encodeSync(Consistency.Token)(token)
     for (const bad of [
       null,
@@ -87,7 +87,7 @@ describe("Consistency", () => {
     }
   })
 
-  it("a causal session encodes to a short text for a header, a cookie and a job's field, and decodes to itself", () => {
+  it("a causal session encodes to text for a header, a cookie or a field of a job, and decodes to itself", () => {
     const other = new Consistency.Token({ ...token, database: 'q"ue, u:e=;%20é', lsn: 5n })
     const session = Consistency.makeSession({ tokens: [token, other] })
     const text = Consistency.encodeSession(session)
@@ -120,11 +120,11 @@ describe("Consistency", () => {
     assert.strictEqual(of(), undefined)
   })
 
-  it("a token with an impossible log position is refused", () => {
+  it("a token with a log position out of range is refused", () => {
     for (const lsn of [-5n, 1n << 70n]) assert.throws(() => new Consistency.Token({ ...token, lsn }))
   })
 
-  it("a causal session knows the newest of several tokens of one database", () => {
+  it("a causal session keeps the newest token that it records, and knows none after a write without one", () => {
     const at = (lsn: bigint, timeline = 3) => new Consistency.Token({ ...token, lsn, timeline })
     const session = Consistency.makeSession()
     const noted = (next: Consistency.Token | undefined) => {
@@ -140,8 +140,8 @@ describe("Consistency", () => {
   })
 })
 
-describe("Consistency, on any server", () => {
-  it.scopedLive("a read in a causal session sees what was written before it, from a replica if there is one", () =>
+describe("Consistency, on the shared servers", () => {
+  it.scopedLive("a read in a causal session sees the writes before it, on a replica", () =>
     Effect.gen(function* () {
       const sql = yield* Db.reader
       const seen = yield* Effect.forEach(
@@ -161,7 +161,7 @@ describe("Consistency, on any server", () => {
 layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
   "Consistency, on a primary with two replicas",
   (it) => {
-    it.scoped("a read in a causal session sees what was written before it, from a replica that has it", () =>
+    it.scoped("a read in a causal session sees the writes before it, on a replica that has them", () =>
       Effect.gen(function* () {
         const { replicas } = yield* Cluster
         const seen = yield* Effect.forEach(Array.from({ length: 300 }), () => Effect.flatMap(write, read), {
@@ -173,7 +173,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
       }).pipe(Effect.provide(open([0, 1])))
     )
 
-    it.scoped("a read outside of a causal session sees what the replica happens to have", () =>
+    it.scoped("a read outside of a causal session may be served by a replica that lacks the last write", () =>
       Effect.gen(function* () {
         const server = yield* replica(0)
         yield* pause(server)
@@ -181,7 +181,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
       }).pipe(Effect.provide(open([0])))
     )
 
-    it.scoped("a read selects that one of two replicas that has the write", () =>
+    it.scoped("a read selects the one of two replicas that has the write", () =>
       Effect.gen(function* () {
         yield* pause(yield* replica(0))
         const other = yield* replica(1)
@@ -215,7 +215,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
       }).pipe(Effect.provide(open([0])))
     )
 
-    it.scoped("a read that waits for a replica can be interrupted, and leaves nothing behind", () =>
+    it.scoped("a read that waits for a replica can be interrupted, and leaves no connection checked out", () =>
       Effect.gen(function* () {
         yield* pause(yield* replica(0))
         const why = yield* firstPassedOver
@@ -235,7 +235,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
         const error = yield* read(id).pipe(Db.withConsistency(strict), DatabaseError.refine, Effect.flip)
         assert.strictEqual(error._tag, "NoReplicaCaughtUp")
         assert.match(error.message, /^database "app": no replica caught up with the required position within \d+ ms - /)
-        // in a unit of work, too, each time
+        // each such read in a unit of work fails, too
         const both = yield* UnitOfWork.run(Effect.all([Effect.exit(read(id)), Effect.exit(read(id))])).pipe(
           Db.withConsistency(strict)
         )
@@ -244,7 +244,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
       }).pipe(Effect.provide(open([0])))
     )
 
-    it.scoped("a token is valid wherever it comes from: another process, or the field of a job", () =>
+    it.scoped("a causal session that a job carries as text is valid in another client of the database", () =>
       Effect.gen(function* () {
         const session = hasty()
         const id = yield* Consistency.withSession(write, session)
@@ -289,7 +289,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
       }).pipe(Consistency.withSession(patient()), Effect.provide(open([0, 1])))
     )
 
-    it.scoped("a causal session includes writes outside of a transaction, and those of a failed one", () =>
+    it.scoped("a causal session includes autocommit writes, those of a failed CALL and of several commands", () =>
       Effect.gen(function* () {
         const { port } = yield* replica(0)
         const sql = yield* Db.writer
@@ -304,8 +304,8 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
         const left = freshId()
         assert.isTrue(Exit.isFailure(yield* Effect.exit(sql`CALL leave(${left})`)))
         assert.deepStrictEqual(yield* read(left), { port, there: true })
-        // several commands in one text may do anything: the primary is read, and reports its
-        // position
+        // the effect of several commands in one text is unknown: the primary is read, and
+        // reports its position
         const both = freshId()
         yield* sql.unsafe(`BEGIN; INSERT INTO item (id) VALUES (${both}); COMMIT`)
         assert.deepStrictEqual(yield* read(both), { port: primary.port, there: true })
@@ -313,7 +313,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
       }).pipe(Consistency.withSession(patient()), Effect.provide(open([0])))
     )
 
-    it.scoped("a unit of work sees what the unit before it committed, and its own statements see what it wrote", () =>
+    it.scoped("a unit of work sees the writes of the unit before it, and of a new unit inside of it", () =>
       Effect.gen(function* () {
         const { port } = yield* replica(0)
         const id = freshId()
@@ -334,7 +334,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
       }).pipe(Consistency.withSession(patient()), Effect.provide(open([0])))
     )
 
-    it.scoped("a stream that is read after its unit's end sees what the unit has written", () =>
+    it.scoped("a stream that is read after the end of its unit sees the unit's writes", () =>
       Effect.gen(function* () {
         const { primary } = yield* Cluster
         yield* pause(yield* replica(0))
@@ -364,7 +364,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
       }).pipe(Consistency.withSession(hasty()), Effect.provide(open([0])))
     )
 
-    it.scoped("a COMMIT that is refused, or answered with ROLLBACK, is reported as ever, and is no write", () =>
+    it.scoped("a COMMIT that is refused, or answered with ROLLBACK, fails as usual, and is not recorded", () =>
       Effect.gen(function* () {
         const session = hasty()
         const sql = yield* Db.writer
@@ -422,7 +422,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
       })
     )
 
-    it.scoped("a connection lost after the answer to COMMIT is a committed one, and the primary is read", () =>
+    it.scoped("a transaction whose connection is lost after its COMMIT succeeds, and the primary is read", () =>
       Effect.gen(function* () {
         const { primary } = yield* Cluster
         const proxy = yield* makeProxy(primary.url("app"))
@@ -439,7 +439,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
     )
 
     it.scoped(
-      "a user without permission to ask for positions reads from the primary with a report, and with pg_read_all_stats from a replica",
+      "a user without permission for log positions reads the primary with a warning, and a replica after the grant",
       () =>
         Effect.gen(function* () {
           const { awaitReplicas, primary } = yield* Cluster
@@ -456,19 +456,19 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
           const logger = Logger.make(({ logLevel, message }) => {
             if (LogLevel.greaterThanEqual(logLevel, LogLevel.Warning)) warnings.push(String(message))
           })
-          const tell = Effect.gen(function* () {
+          const observed = Effect.gen(function* () {
             const why = yield* firstPassedOver
             const one = yield* Effect.flatMap(write, read)
             return { port: one.port, there: one.there, why }
           })
           yield* Effect.gen(function* () {
-            const { port, there, why } = yield* tell
+            const { port, there, why } = yield* observed
             assert.deepStrictEqual({ port, there }, { port: primary.port, there: true })
             assert.deepStrictEqual(yield* Fiber.join(why), Option.some("unproved"))
             yield* admin(`GRANT pg_read_all_stats TO ${role.name}`)
             const after = yield* Effect.flatMap(write, read)
             assert.deepStrictEqual(after, { port: server.port, there: true })
-            // a COMMIT is a COMMIT also if the server does not report its position
+            // a COMMIT succeeds also if the server does not report its position
             yield* admin("REVOKE EXECUTE ON FUNCTION pg_control_system FROM PUBLIC")
             const refused = yield* Effect.flatMap(write, read)
             assert.deepStrictEqual(refused, { port: primary.port, there: true })
@@ -493,8 +493,8 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
             Consistency.withSession(session),
             Effect.map(() => tokenIn(session).lsn)
           )
-        // the size of a record beside its text; other sessions may write in between, so it is tried
-        // more than once
+        // `beside` is the size of a record without its text; other sessions may write in between, so
+        // it is tried more than once
         let at = yield* emit(1000)
         for (let i = 0; i < 200 && at % 8192n !== 0n; i++) {
           const next = yield* emit(1000)
@@ -508,7 +508,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
       }).pipe(Effect.provide(open([0])))
     )
 
-    it.scoped("a token of another database, or of another cluster, is refused or read on the primary", () =>
+    it.scoped("a read with the token of another database or cluster fails, or is served by the primary", () =>
       Effect.gen(function* () {
         const { primary } = yield* Cluster
         const session = patient()
@@ -530,7 +530,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
       }).pipe(Effect.provide(open([0])))
     )
 
-    it.scoped("no position is asked for when it is known, and none at all without a causal session", () =>
+    it.scoped("a log position is requested only in a causal session, and only until it is known", () =>
       Effect.gen(function* () {
         const { primary } = yield* Cluster
         const server = yield* replica(0)
@@ -561,7 +561,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
       })
     )
 
-    it.scoped("a causal session has no cost in a sandbox, or for another database's writes", () =>
+    it.scoped("a causal session records nothing in a sandbox", () =>
       Effect.gen(function* () {
         const session = patient()
         yield* Effect.gen(function* () {

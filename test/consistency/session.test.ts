@@ -51,7 +51,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a causal s
     }).pipe(Consistency.withSession(hasty()), Effect.provide(open([0])))
   )
 
-  it.scoped("a reader's transaction that has sent nothing yet sees what was committed before its first statement", () =>
+  it.scoped("a reader's transaction sees the writes that were committed before its first statement", () =>
     Effect.gen(function* () {
       yield* caughtUp
       yield* pause(yield* replica(0))
@@ -124,7 +124,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a causal s
     }).pipe(Effect.provide(open([0])))
   )
 
-  it.scoped("a token of stored work is reached by a replica, although other transactions have not committed", () =>
+  it.scoped("a replica reaches the token of a committed write, although another transaction is still open", () =>
     Effect.gen(function* () {
       const server = yield* replica(0)
       const ready = yield* Deferred.make<void>()
@@ -142,7 +142,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a causal s
       const seen: Array<number> = []
       const session = hasty()
       yield* Effect.gen(function* () {
-        // it writes, and its writes are on the disk
+        // the session writes, and the replica has the write
         yield* write
         yield* caughtUp
         yield* read(1)
@@ -167,7 +167,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a causal s
     }).pipe(Effect.provide(open([0])))
   )
 
-  it.scoped("a write that a statement commits by itself before it begins another transaction is seen", () =>
+  it.scoped("a write that COMMIT AND CHAIN commits is seen, although its transaction fails", () =>
     Effect.gen(function* () {
       yield* write
       yield* caughtUp
@@ -188,7 +188,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a causal s
     }).pipe(Consistency.withSession(hasty()), Effect.provide(open([0])))
   )
 
-  it.scoped("a read's own token does not replace the session's", () =>
+  it.scoped("the token that a read requires does not replace that of the session", () =>
     Effect.gen(function* () {
       const session = hasty()
       yield* Consistency.withSession(write, session)
@@ -204,7 +204,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a causal s
     }).pipe(Effect.provide(open([0])))
   )
 
-  it.scoped("a write in a session is recorded in it, also in a transaction that was begun before it", () =>
+  it.scoped("a write in a session is recorded in it, also in a transaction that began before the session", () =>
     Effect.gen(function* () {
       yield* caughtUp
       yield* pause(yield* replica(0))
@@ -217,7 +217,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a causal s
 
   it.scoped("a token that was requested before an unknown position does not replace it", () =>
     Effect.gen(function* () {
-      // commit A's answer is under way while commit B is lost
+      // the answer to the first COMMIT is under way while the second COMMIT is lost
       const { primary } = yield* Cluster
       const proxy = yield* makeProxy(primary.url("app"))
       const session = hasty()
@@ -241,14 +241,14 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a causal s
     })
   )
 
-  it.scoped("a replica that does not report its position is given maxWait, not an endless time", () =>
+  it.scoped("a read waits only maxWait for a replica that does not report its position", () =>
     Effect.gen(function* () {
       const { primary } = yield* Cluster
       const proxy = yield* makeProxy((yield* replica(0)).url("app"))
       yield* Effect.gen(function* () {
         const session = Consistency.makeSession({ maxWait: "100 millis" })
         const id = yield* Consistency.withSession(write, session)
-        yield* Effect.all([read(id), read(id)], { concurrency: 2 }) // connections that are known to be good
+        yield* Effect.all([read(id), read(id)], { concurrency: 2 }) // opens both connections
         yield* proxy.when(saysWhere, "freeze", 10)
         const seen = yield* Effect.timeoutOption(Consistency.withSession(read(id), session), "5 seconds")
         if (seen._tag === "None") return assert.fail("after 5 seconds there was no answer")
@@ -257,7 +257,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a causal s
     })
   )
 
-  it.scoped("a replica selection that was given up checks out no connection any more", () =>
+  it.scoped("a replica selection that is interrupted checks out no connection", () =>
     Effect.gen(function* () {
       const { primary } = yield* Cluster
       const proxy = yield* makeProxy(primary.url("app"))
@@ -272,7 +272,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a causal s
             yield* asked
             yield* Fiber.interrupt(first)
             yield* reader`SELECT 1`
-            // until the connection of the first is closed
+            // until the connection of the interrupted read is closed
             yield* Effect.repeat(Db.status, {
               schedule: soon,
               until: ({ servers }) => servers[0]?.reads.total === 1
@@ -289,7 +289,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a causal s
     })
   )
 
-  it.scoped("a write by a resolver of batched requests is in the session, in a unit that does nothing else", () =>
+  it.scoped("a write by a resolver of batched requests is recorded in the session, in a unit without other work", () =>
     Effect.gen(function* () {
       const add = yield* SqlResolver.ordered("Add", {
         Request: Schema.Number,
@@ -312,7 +312,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a causal s
     }).pipe(Consistency.withSession(hasty()), Effect.provide(open([0])))
   )
 
-  it.scoped("a write that a resolver of batched requests sends outside of the unit is in the session", () =>
+  it.scoped("a write that a resolver of batched requests sends outside of the unit is recorded in the session", () =>
     Effect.gen(function* () {
       const add = yield* SqlResolver.ordered("AddOutside", {
         Request: Schema.Number,
@@ -334,24 +334,22 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a causal s
     }).pipe(Consistency.withSession(hasty()), Effect.provide(open([0])))
   )
 
-  it.scoped(
-    "a read that waits for a replica while its database closes is DatabaseClosed, and does not delay the close",
-    () =>
-      Effect.gen(function* () {
-        yield* pause(yield* replica(0))
-        const scope = yield* Scope.make()
-        const context = yield* Layer.buildWithScope(open([0]), scope)
-        const waiting = yield* Effect.gen(function* () {
-          const passedOver = yield* Effect.fork(
-            Stream.runHead(Stream.filter(Db.observations, ({ _tag }) => _tag === "PassedOver"))
-          )
-          yield* Effect.yieldNow()
-          const reading = yield* Effect.fork(Effect.flip(DatabaseError.refine(Effect.flatMap(write, read))))
-          yield* Fiber.join(passedOver)
-          return reading
-        }).pipe(Consistency.withSession(patient()), Effect.provide(context))
-        yield* Scope.close(scope, Exit.void)
-        assert.strictEqual((yield* Fiber.join(waiting))._tag, "DatabaseClosed")
-      })
+  it.scoped("a read that waits for a replica while its database closes fails with DatabaseClosed", () =>
+    Effect.gen(function* () {
+      yield* pause(yield* replica(0))
+      const scope = yield* Scope.make()
+      const context = yield* Layer.buildWithScope(open([0]), scope)
+      const waiting = yield* Effect.gen(function* () {
+        const passedOver = yield* Effect.fork(
+          Stream.runHead(Stream.filter(Db.observations, ({ _tag }) => _tag === "PassedOver"))
+        )
+        yield* Effect.yieldNow()
+        const reading = yield* Effect.fork(Effect.flip(DatabaseError.refine(Effect.flatMap(write, read))))
+        yield* Fiber.join(passedOver)
+        return reading
+      }).pipe(Consistency.withSession(patient()), Effect.provide(context))
+      yield* Scope.close(scope, Exit.void)
+      assert.strictEqual((yield* Fiber.join(waiting))._tag, "DatabaseClosed")
+    })
   )
 })

@@ -1,6 +1,6 @@
 /**
- * After a failover: tokens of a lost timeline, and servers that only look as if they were on the
- * right one.
+ * Reads after a failover: with tokens of a lost timeline, and on servers that only seem to be on the
+ * timeline of the token.
  */
 import { chmodSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs"
 import * as path from "node:path"
@@ -27,7 +27,7 @@ const archive = Effect.acquireRelease(
     mkdirSync(files)
     chmodSync(files, 0o777)
     const restore = path.join(folder, "restore.sh")
-    // a slow store: a segment of the second timeline is there when the test releases it
+    // a slow archive: it returns a segment of the second timeline when the test releases that
     writeFileSync(
       restore,
       `#!/bin/sh\ncase "$1" in *.history) ;; 00000002*) touch "${folder}/asked-$1"; while ! test -f "${folder}/give-$1"; do test -d "${folder}" || exit 1; sleep 0.05; done;; esac\ncp "${files}/$1" "$2" 2>/dev/null\n`
@@ -40,13 +40,13 @@ const archive = Effect.acquireRelease(
 
 describe("Consistency, after a failover", () => {
   it.scopedLive(
-    "a replica that is as far, on a timeline without the row, does not serve it: TokenFromLostTimeline, or the primary",
+    "a replica that has reached a token's position on another timeline does not serve its reads",
     () =>
       Effect.gen(function* () {
         const { password, primary, replicas } = yield* Cluster
         const [next, follower] = [yield* replica(0), yield* replica(1)]
         yield* Effect.forEach(replicas, (server) => server.stop)
-        // rows that only the old primary has
+        // a row that only the old primary has
         const session = hasty()
         const id = yield* write.pipe(Consistency.withSession(session), Effect.provide(open([])))
         const token = tokenIn(session)
@@ -56,7 +56,7 @@ describe("Consistency, after a failover", () => {
         const source = conninfo({ port: next.port, password: Redacted.value(password), name: follower.name })
         yield* query(follower.url(), `ALTER SYSTEM SET primary_conninfo = '${source.replaceAll("'", "''")}'`)
         yield* query(follower.url(), "SELECT pg_reload_conf()")
-        // far beyond it, on another timeline
+        // the new primary is far beyond the token, on another timeline
         yield* query(next.url("app"), "CREATE TABLE filler AS SELECT repeat('x', 100) FROM generate_series(1, 20000)")
         yield* query<{ there: boolean }>(follower.url("app"), "SELECT to_regclass('filler') IS NOT NULL AS there").pipe(
           Effect.repeat({ schedule: soon, until: ([row]) => row?.there === true })
@@ -73,7 +73,7 @@ describe("Consistency, after a failover", () => {
           assert.include(error.message, "a lost timeline (1)")
           const lenient = yield* Db.withConsistency(read(id), Consistency.AtLeast({ token }))
           assert.deepStrictEqual(lenient, { port: next.port, there: false })
-          // a session goes on from the primary's current position, and its reads are the replicas'
+          // a session continues from the primary's current position, and replicas serve its reads
           // again
           const going = Consistency.makeSession({ tokens: [token], maxWait: "20 seconds" })
           yield* Effect.gen(function* () {
@@ -88,7 +88,7 @@ describe("Consistency, after a failover", () => {
   )
 
   it.scopedLive(
-    "a standby that restores a new timeline from an archive, while its WAL receiver waits on the old one, is not taken for the old one",
+    "a standby that restores a new timeline while its WAL receiver waits on the old one serves no token of the old one",
     () =>
       Effect.gen(function* () {
         const { files, folder, restore } = yield* archive
@@ -111,7 +111,7 @@ describe("Consistency, after a failover", () => {
         const until = (is: (row: { status: string; port: number } | undefined) => boolean) =>
           Effect.repeat(receiver, { schedule: soon, until: ([row]) => is(row) })
         yield* until((row) => row?.port === next.port && row.status === "streaming")
-        // rows that only the old primary has
+        // a row that only the old primary has
         yield* next.stop
         const session = Consistency.makeSession()
         yield* Effect.flatMap(Db.writer, (sql) => Db.withTransaction(sql`INSERT INTO item VALUES (1)`)).pipe(
@@ -123,7 +123,7 @@ describe("Consistency, after a failover", () => {
         yield* next.start
         yield* until((row) => row?.port === next.port && row.status === "streaming")
         yield* next.promote
-        // far beyond it, on another timeline
+        // the new primary is far beyond the token, on another timeline
         yield* query(next.url("app"), "CREATE TABLE filler AS SELECT repeat('x', 100) FROM generate_series(1, 2000)")
         yield* query(next.url("app"), "SELECT pg_switch_wal()")
         yield* query(next.url("app"), "CREATE TABLE more AS SELECT 1")
@@ -133,7 +133,7 @@ describe("Consistency, after a failover", () => {
         const first = asked()[0]?.slice("asked-".length) ?? ""
         yield* isThere(() => readdirSync(files).includes(first))
         writeFileSync(path.join(folder, `give-${first}`), "")
-        // the next segment takes its time
+        // the next segment is requested, and not released
         yield* isThere(() => asked().length > 1)
         assert.deepStrictEqual((yield* receiver)[0], { status: "waiting", tli: 1, port: next.port })
         const exit = yield* Effect.gen(function* () {

@@ -54,7 +54,7 @@ describe("SqlMessageStorage", () => {
     entityId: EntityId.make("1")
   })
 
-  /** A message that is to be delivered once per key. */
+  /** Creates a request that is delivered once per key. */
   const message = (key: string, name = 'it\'s "me"') =>
     Effect.map(
       Snowflake.Generator,
@@ -107,7 +107,7 @@ describe("SqlMessageStorage", () => {
         incoming?.envelope._tag === "Request" && String(incoming.envelope.requestId),
         String(first.envelope.requestId)
       )
-      // a runner has it now
+      // the request is assigned to a runner now
       assert.deepStrictEqual(yield* storage.unprocessedMessages([shard]), [])
       yield* storage.resetShards([shard])
       assert.lengthOf(yield* storage.unprocessedMessages([shard]), 1)
@@ -127,7 +127,7 @@ describe("SqlMessageStorage", () => {
     }).pipe(Effect.provide(open()))
   )
 
-  it.scopedLive("one of many equal requests at once is saved", () =>
+  it.scopedLive("only one of many equal requests at once is saved", () =>
     Effect.gen(function* () {
       const storage = yield* MessageStorage.MessageStorage
       const saved = yield* Effect.forEach(
@@ -143,7 +143,7 @@ describe("SqlMessageStorage", () => {
     }).pipe(Effect.provide(open()))
   )
 
-  it.scopedLive("a request is in the transaction around it: stored with its rows or not at all", () =>
+  it.scopedLive("a request joins the transaction around it: it is stored with its rows or not at all", () =>
     Effect.gen(function* () {
       const storage = yield* MessageStorage.MessageStorage
       const both = (key: string) => Effect.zipRight(insert(key), Effect.flatMap(message(key), storage.saveRequest))
@@ -169,7 +169,7 @@ describe("SqlRunnerStorage", () => {
   const shards = (...ids: ReadonlyArray<number>) => ids.map((id) => ShardId.make("default", id))
   const names = (ids: ReadonlyArray<ShardId.ShardId>) => ids.map(String).sort()
 
-  /** The storages of two processes on one database. */
+  /** Uses the storages of two processes on one database. */
   const both = <A, E>(
     use: (
       first: RunnerStorage.RunnerStorage["Type"],
@@ -188,7 +188,7 @@ describe("SqlRunnerStorage", () => {
       )
     }).pipe(Effect.scoped, Effect.provide(fresh({ readers: [] })))
 
-  it.scopedLive("runners are registered once, and seen by each other with their health", () =>
+  it.scopedLive("runners are registered once, and see each other with their health", () =>
     both((first, second) =>
       Effect.gen(function* () {
         const runner = (address: RunnerAddress.RunnerAddress) =>
@@ -209,7 +209,7 @@ describe("SqlRunnerStorage", () => {
   )
 
   for (const disableAdvisory of [false, true]) {
-    it.scopedLive(`a shard belongs to one runner, ${disableAdvisory ? "by rows" : "by advisory locks"}`, () =>
+    it.scopedLive(`a shard belongs to one runner, with ${disableAdvisory ? "locks in rows" : "advisory locks"}`, () =>
       both(
         (first, second) =>
           Effect.gen(function* () {
@@ -226,7 +226,7 @@ describe("SqlRunnerStorage", () => {
     )
   }
 
-  it.scopedLive("a runner whose session is lost loses its shards, and takes them again in a new session", () =>
+  it.scopedLive("a runner whose session is lost acquires its shard again in a new session, and keeps it", () =>
     both((first, second) =>
       Effect.gen(function* () {
         const { writer } = yield* Place

@@ -25,7 +25,7 @@ class Audit extends Database.Service<Audit>()("audit") {}
 
 const soon = Schedule.intersect(Schedule.spaced("2 millis"), Schedule.recurs(1000))
 
-/** Opens a database of effect-db; when the scope ends, no connection may be checked out. */
+/** Opens a database of effect-db, and asserts at the end of the scope that no connection is checked out. */
 const open = <Self>(database: Database.Class<Self, string>, options: Database.Options) =>
   Effect.gen(function* () {
     const context = yield* Layer.build(database.layer(options))
@@ -42,7 +42,7 @@ const open = <Self>(database: Database.Class<Self, string>, options: Database.Op
     return { context, sql: yield* Effect.provide(database.writer, context) }
   })
 
-/** Opens a new database as one of effect-db, and returns its address. */
+/** Creates a database and opens it with effect-db; returns its address as well. */
 const given = <Self>(database: Database.Class<Self, string>, options: Partial<Database.Options> = {}) =>
   Effect.gen(function* () {
     const place = yield* KnownFailures.freshTables
@@ -57,11 +57,11 @@ const givenProxy = (options: Partial<Database.Options> = {}) =>
     return { place, proxy, ...(yield* open(App, { writer: proxy.url, ...options })) }
   })
 
-/** Describes the exit of an effect within its time. */
+/** Returns the exit of an effect, or throws if the effect has not ended in time. */
 const inTime = <A, E>(exit: Option.Option<Exit.Exit<A, E>>): Exit.Exit<A, E> =>
-  Option.getOrThrowWith(exit, () => new Error("it is not over in its time"))
+  Option.getOrThrowWith(exit, () => new Error("the effect has not ended in time"))
 
-/** Checks that an effect was given some time, and ended when that was over. */
+/** Asserts that an effect ended with the TimeoutException of its time limit. */
 const timedOut = <A, E>(exit: Exit.Exit<A, E>) =>
   assert.isTrue(Exit.isFailure(exit) && Cause.pretty(exit.cause).startsWith("TimeoutException"), String(exit))
 
@@ -77,7 +77,7 @@ describe("known failures", () => {
     })
   )
 
-  it.scopedLive("2. B.withTransaction inside A.withTransaction is a transaction on B, whatever becomes of A's", () =>
+  it.scopedLive("2. B.withTransaction inside A.withTransaction is a transaction on B, kept if A's is undone", () =>
     Effect.gen(function* () {
       const a = yield* given(App)
       const b = yield* given(Audit)
@@ -88,7 +88,7 @@ describe("known failures", () => {
     })
   )
 
-  it.scopedLive("3. a refused COMMIT is CommitFailed, typed, with what was refused", () =>
+  it.scopedLive("3. a refused COMMIT fails with CommitFailed, whose cause is the violation", () =>
     Effect.gen(function* () {
       const { place, sql } = yield* given(App)
       const error = yield* taggedFailure("CommitFailed", KnownFailures.commitRefused(sql))
@@ -103,7 +103,7 @@ describe("known failures", () => {
     })
   )
 
-  it.scopedLive("4. a backend killed inside a transaction is Disconnected, undone, never a defect", () =>
+  it.scopedLive("4. a transaction whose backend is killed fails as Disconnected with the outcome undone", () =>
     Effect.gen(function* () {
       const { place, sql } = yield* given(App)
       const before = yield* KnownFailures.where(sql)
@@ -112,14 +112,14 @@ describe("known failures", () => {
       assert.strictEqual(error.server, `127.0.0.1:${sql.config.port}`)
       assert.strictEqual(error.outcome, "undone")
       assert.deepStrictEqual(yield* KnownFailures.stored(place), [])
-      // the same client goes on, on another connection
+      // the same client continues on another connection
       yield* KnownFailures.oneInsert(sql)
       assert.notStrictEqual((yield* KnownFailures.where(sql))?.pid, before?.pid)
       assert.deepStrictEqual(yield* KnownFailures.stored(place), ["x"])
     })
   )
 
-  it.scopedLive("5. a connection lost at BEGIN is tried again; when that does not help, Disconnected, notSent", () =>
+  it.scopedLive("5. a connection lost at BEGIN is retried, and at last fails as Disconnected with notSent", () =>
     Effect.gen(function* () {
       const place = yield* KnownFailures.freshTables
       const proxy = yield* makeProxy(place.writer)
@@ -137,7 +137,7 @@ describe("known failures", () => {
     })
   )
 
-  it.scopedLive("6. a failure that was ignored is RolledBackAtCommit, with that failure as its cause", () =>
+  it.scopedLive("6. a transaction in which a failure is ignored fails with RolledBackAtCommit and its cause", () =>
     Effect.gen(function* () {
       const { place, sql } = yield* given(App)
       const error = yield* taggedFailure("RolledBackAtCommit", KnownFailures.failureIgnored(sql))
@@ -165,7 +165,7 @@ describe("known failures", () => {
     })
   )
 
-  it.scopedLive("9. a transaction that waits for a connection, and is given 300 ms, takes 300 ms", () =>
+  it.scopedLive("9. a transaction that waits for a connection times out after its 300 ms", () =>
     Effect.gen(function* () {
       const { place, sql } = yield* given(App, { maxConnections: 1 })
       timedOut(inTime(yield* KnownFailures.fullPool(sql)))
@@ -173,7 +173,7 @@ describe("known failures", () => {
     })
   )
 
-  it.scopedLive("10. a fiber that outlives its transaction gets TransactionEnded, and affects no other one", () =>
+  it.scopedLive("10. a fiber that outlives its transaction fails with TransactionEnded, and affects no other", () =>
     Effect.gen(function* () {
       const { place, sql } = yield* given(App, { maxConnections: 1 })
       const error = yield* taggedFailure("TransactionEnded", Effect.flatten(KnownFailures.daemon(sql)))
@@ -182,7 +182,7 @@ describe("known failures", () => {
     })
   )
 
-  it.scoped("11. a cancel that arrives late hits no other statement", () =>
+  it.scoped("11. a cancel request that arrives late cancels no other statement", () =>
     Effect.gen(function* () {
       const { place, proxy, sql } = yield* givenProxy({ maxConnections: 2 })
       const exit = yield* KnownFailures.lateCancel(sql, place, proxy, ({ type }) => type === "cancel")
@@ -190,7 +190,7 @@ describe("known failures", () => {
     })
   )
 
-  it.scopedLive("12. an interruption with every connection in use is over in less than a second", () =>
+  it.scopedLive("12. an interruption with every connection in use ends in less than a second", () =>
     Effect.gen(function* () {
       const { place, sql } = yield* given(App, { maxConnections: 1 })
       const interrupted = yield* inTime(yield* KnownFailures.interruptInFullPool(sql, place))
@@ -198,7 +198,7 @@ describe("known failures", () => {
     })
   )
 
-  it.scopedLive("13. a stream and a reserve that give up waiting for a connection lose nothing", () =>
+  it.scopedLive("13. a stream and a reserve that stop waiting for a connection leak none", () =>
     Effect.gen(function* () {
       const { place, sql } = yield* given(App, { maxConnections: 1 })
       yield* inTime(yield* KnownFailures.streamGivesUp(sql))
@@ -234,7 +234,7 @@ describe("known failures", () => {
     })
   )
 
-  it.scopedLive("17. a transaction on a connection that went silent, given 300 ms, settles within a second more", () =>
+  it.scopedLive("17. a transaction with 300 ms on a connection that went silent ends within a second more", () =>
     Effect.gen(function* () {
       const { place, proxy, sql } = yield* givenProxy()
       timedOut(inTime(yield* KnownFailures.halfOpenTransaction(sql, proxy)))
@@ -242,17 +242,15 @@ describe("known failures", () => {
     })
   )
 
-  it.scopedLive(
-    "18. notify is delivered; inside a transaction on its commit, and not at all when it is rolled back",
-    () =>
-      Effect.gen(function* () {
-        const { place, sql } = yield* given(App)
-        const heard = yield* KnownFailures.notifications(sql, place)
-        assert.deepStrictEqual(heard, ["plain", "before the commit", "inside", "last"])
-      })
+  it.scopedLive("18. notify is delivered, inside a transaction at its COMMIT, and not after a rollback", () =>
+    Effect.gen(function* () {
+      const { place, sql } = yield* given(App)
+      const heard = yield* KnownFailures.notifications(sql, place)
+      assert.deepStrictEqual(heard, ["plain", "before the commit", "inside", "last"])
+    })
   )
 
-  it.scopedLive("19. a LISTEN connection that dies is replaced, with a report that messages may have been missed", () =>
+  it.scopedLive("19. a LISTEN connection that dies is replaced, and a Gap reports that messages may be missing", () =>
     Effect.gen(function* () {
       const { context, place, sql } = yield* given(App)
       const listening = App.listen("news").pipe(
@@ -262,7 +260,7 @@ describe("known failures", () => {
       const { ended, heard } = yield* KnownFailures.listenerKilled(listening, place)
       assert.isTrue(Option.isNone(ended))
       assert.deepStrictEqual(heard, ["Listening", "Gap", "after"])
-      // a stream of payloads cannot hold a gap: it fails, and with a retry it listens again
+      // a stream of payloads cannot contain a Gap, so it fails; with a retry it listens again
       const plain = yield* KnownFailures.listenerKilled(sql.listen("news"), place)
       assert.deepStrictEqual(plain.heard, [])
       const error = yield* taggedFailure("ListenFailed", Effect.flatten(plain.ended))
@@ -280,7 +278,7 @@ describe("known failures", () => {
     })
   )
 
-  it.scopedLive("21. the server ends an idle connection: the program goes on, on another one", () =>
+  it.scopedLive("21. the server ends an idle connection: the program continues on another connection", () =>
     Effect.gen(function* () {
       const { code, lines, stderr } = yield* KnownFailures.idleConnectionEnded("effect-db")
       assert.strictEqual(code, 0, stderr)
@@ -289,7 +287,7 @@ describe("known failures", () => {
     })
   )
 
-  it.scoped("22. a server that accepts and never answers is ConnectFailed, unresponsive, within connectTimeout", () =>
+  it.scoped("22. a server accepts and never answers: the connect fails as unresponsive at connectTimeout", () =>
     Effect.gen(function* () {
       const exit = inTime(
         yield* KnownFailures.silentServer((writer) => Layer.build(App.layer({ writer, connectTimeout: "300 millis" })))
@@ -298,7 +296,7 @@ describe("known failures", () => {
     })
   )
 
-  it.scopedLive("23. with idleTimeout infinity no connection is closed for idleness", () =>
+  it.scopedLive("23. with idleTimeout infinity an idle connection is kept", () =>
     Effect.gen(function* () {
       const { place, sql } = yield* given(App, { idleTimeout: Duration.infinity })
       const [before, after] = yield* KnownFailures.idleForAMoment(sql, place)
@@ -322,7 +320,7 @@ describe("known failures", () => {
     })
   )
 
-  it.scopedLive("25. several processes migrate at once: all succeed, and each migration runs once", () =>
+  it.scopedLive("25. several clients migrate at once: all succeed, and each migration runs once", () =>
     Effect.gen(function* () {
       const place = yield* KnownFailures.freshTables
       const databases = yield* Effect.replicateEffect(open(App, { writer: place.writer }), 5)
@@ -333,7 +331,7 @@ describe("known failures", () => {
             (loader) =>
               Effect.provide(Migrations.run(App, { loader }), context)
         ),
-        // the other processes wait for the holder of the lock
+        // the other runs wait for the holder of the lock
         1
       )
       const applied = exits.map((exit) => (Exit.isSuccess(exit) ? JSON.stringify(exit.value) : String(exit.cause)))
@@ -354,7 +352,7 @@ describe("known failures", () => {
     })
   )
 
-  it.scopedLive.skipIf(!hasBouncer)(`27. ${behindBouncer} an interrupt stops its own statement, and no other`, () =>
+  it.scopedLive.skipIf(!hasBouncer)(`27. ${behindBouncer} an interruption cancels its own statement alone`, () =>
     Effect.gen(function* () {
       const place = yield* KnownFailures.freshTables
       const writer = pooled(place.name)?.writer ?? place.writer
@@ -383,7 +381,7 @@ describe("known failures", () => {
     })
   )
 
-  it.scopedLive("29. a password that changes is requested for each new connection", () =>
+  it.scopedLive("29. the password is requested for each new connection, so that a changed one is used", () =>
     Effect.gen(function* () {
       const place = yield* KnownFailures.freshTables
       const role = yield* freshRole(place.writer)
@@ -396,18 +394,18 @@ describe("known failures", () => {
   )
 
   it.scopedLive(
-    "30. requests batched by SqlResolver in a transaction run in it, and those of two transactions are kept apart",
+    "30. requests that SqlResolver batches run in their transaction, and those of two transactions are kept apart",
     () =>
       Effect.gen(function* () {
         const { place, sql } = yield* given(App)
         yield* batchesKeptApart(yield* batches(sql), place)
-        // a batch goes on in another fiber, and still nothing of a transaction is left after it
+        // a batch runs in another fiber; no transaction is left open there
         yield* KnownFailures.oneInsert(sql)
         assert.lengthOf(yield* KnownFailures.stored(place), 7)
       })
   )
 
-  it.scopedLive("31. a reserved connection that is left in BEGIN is closed, and its work is undone", () =>
+  it.scopedLive("31. a reserved connection is returned in a transaction: its work is rolled back", () =>
     Effect.gen(function* () {
       const { place, sql } = yield* given(App, { maxConnections: 1 })
       assert.deepStrictEqual(yield* KnownFailures.leftOpen(sql), [])

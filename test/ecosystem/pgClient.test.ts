@@ -1,4 +1,4 @@
-/** The promises of `@effect/sql-pg`'s client, on the client of `Db.layerSqlClient`. */
+/** The behaviour of `@effect/sql-pg`'s client, tested on the client of `Db.layerSqlClient`. */
 import * as SqlClient from "@effect/sql/SqlClient"
 import * as Statement from "@effect/sql/Statement"
 import * as PgClient from "@effect/sql-pg/PgClient"
@@ -18,7 +18,7 @@ const renamed = { transformQueryNames: Str.camelToSnake, transformResultNames: S
 
 type Sql = PgClient.PgClient
 
-/** A statement, and what it is compiled to. */
+/** A statement, and the text and values to which it is compiled. */
 type Case = readonly [make: (sql: Sql) => Statement.Statement<unknown>, text: string, values: ReadonlyArray<unknown>]
 
 const day = new Date(0)
@@ -62,13 +62,13 @@ describe("a statement", () => {
       const plain = PgClient.makeCompiler()
       for (const [make, text, values] of cases) {
         assert.deepStrictEqual(make(sql).compile(), [text, values])
-        // also by a compiler that is not ours
+        // also by the compiler of the plain client
         assert.deepStrictEqual(plain.compile(make(sql), false), [text, values])
       }
     }).pipe(Effect.provide(open()))
   )
 
-  it.scopedLive("a statement has its names transformed, unless it is of the client without transforms", () =>
+  it.scopedLive("a statement has its names transformed, unless it belongs to the client without transforms", () =>
     Effect.gen(function* () {
       const sql = yield* PgClient.PgClient
       const plain = sql.withoutTransforms()
@@ -109,7 +109,7 @@ describe("a statement", () => {
     }).pipe(Effect.provide(open()))
   )
 
-  it.scopedLive("a statement can be changed by a transformer, and asks for its dialect", () =>
+  it.scopedLive("a statement can be changed by a transformer, and the dialect of its client is pg", () =>
     Effect.gen(function* () {
       const sql = yield* SqlClient.SqlClient
       const rows = yield* Statement.withTransformer(sql`SELECT 1 AS n`, (_, make) =>
@@ -135,19 +135,19 @@ describe("the client", () => {
     }).pipe(Effect.provide(open()))
   )
 
-  it.scopedLive("the client reserves a session, whose transaction by hand is invisible before its COMMIT", () =>
+  it.scopedLive("the client reserves a connection, whose transaction by hand is invisible before its COMMIT", () =>
     Effect.gen(function* () {
       const sql = yield* SqlClient.SqlClient
       const count = Effect.map(sql<{ n: number }>`SELECT count(*)::int AS n FROM item`, ([row]) => row?.n)
       yield* Effect.gen(function* () {
-        const session = yield* sql.reserve
-        yield* session.executeRaw("BEGIN", [])
-        const rows = yield* session.executeValues("INSERT INTO item (name) VALUES ($1) RETURNING name", ["a"])
+        const reserved = yield* sql.reserve
+        yield* reserved.executeRaw("BEGIN", [])
+        const rows = yield* reserved.executeValues("INSERT INTO item (name) VALUES ($1) RETURNING name", ["a"])
         assert.deepStrictEqual(rows, [["a"]])
         assert.strictEqual(yield* count, 0)
-        yield* session.executeRaw("COMMIT", [])
+        yield* reserved.executeRaw("COMMIT", [])
         assert.strictEqual(yield* count, 1)
-        const streamed = yield* Stream.runCollect(session.executeStream("SELECT name FROM item", [], undefined))
+        const streamed = yield* Stream.runCollect(reserved.executeStream("SELECT name FROM item", [], undefined))
         assert.deepStrictEqual([...streamed], [{ name: "a" }])
       }).pipe(Effect.scoped)
     }).pipe(Effect.provide(open()))

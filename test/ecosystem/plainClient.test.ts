@@ -1,7 +1,7 @@
 /**
- * The results of the plain `@effect/sql-pg` client in the scenarios in which
- * `knownFailures.test.ts` shows effect-db. A test that fails here is good news: a new version has
- * fixed that row of the table in examples/guides/sql-pg.md.
+ * The results of the plain `@effect/sql-pg` client in the scenarios of `knownFailures.test.ts`. If a
+ * test fails here, a new version of the client may have fixed that row of the table in
+ * examples/guides/sql-pg.md.
  */
 import * as Migrator from "@effect/sql/Migrator"
 import * as SqlClient from "@effect/sql/SqlClient"
@@ -42,7 +42,7 @@ const givenProxy = (options: PgClient.PgClientConfig = {}) =>
     return { place, proxy, sql: yield* open({ url: proxy.url, ...options }) }
   })
 
-/** Returns the driver's message from the one defect with which an effect ended. */
+/** Returns the driver's error from the only defect with which an effect ended. */
 const defect = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<Error, never, R> =>
   Effect.map(Effect.exit(self), (exit) => {
     assert.isTrue(Exit.isFailure(exit))
@@ -93,7 +93,7 @@ describe("plain client", () => {
     })
   )
 
-  it.scopedLive("4. a backend killed inside a transaction: ROLLBACK fails, and that defect hides what happened", () =>
+  it.scopedLive("4. a backend is killed inside a transaction: ROLLBACK fails, and its defect hides the cause", () =>
     Effect.gen(function* () {
       const { place, sql } = yield* given()
       const error = yield* defect(KnownFailures.backendKilled(sql, place))
@@ -114,7 +114,7 @@ describe("plain client", () => {
     })
   )
 
-  it.scopedLive("6. a failure that was ignored: the transaction succeeds, and nothing is stored", () =>
+  it.scopedLive("6. a transaction in which a failure is ignored succeeds, and stores nothing", () =>
     Effect.gen(function* () {
       const { place, sql } = yield* given()
       yield* KnownFailures.failureIgnored(sql)
@@ -139,7 +139,7 @@ describe("plain client", () => {
     })
   )
 
-  it.scopedLive("9. a transaction that waits for a connection, and is given 300 ms, waits until it has one", () =>
+  it.scopedLive("9. a transaction that waits for a connection does not time out after its 300 ms", () =>
     Effect.gen(function* () {
       const { sql } = yield* given({ maxConnections: 1 })
       assert.isTrue(Option.isNone(yield* KnownFailures.fullPool(sql)))
@@ -154,7 +154,7 @@ describe("plain client", () => {
     })
   )
 
-  it.scoped("11. a cancel that arrives late hits another fiber's statement", () =>
+  it.scoped("11. a cancel request that arrives late cancels another fiber's statement", () =>
     Effect.gen(function* () {
       const { place, proxy, sql } = yield* givenProxy({ maxConnections: 2 })
       const exit = yield* KnownFailures.lateCancel(sql, place, proxy, sends("pg_cancel_backend"))
@@ -170,7 +170,7 @@ describe("plain client", () => {
     })
   )
 
-  it.scopedLive("13. a stream or a reserve that gives up waiting for a connection loses it for ever", () =>
+  it.scopedLive("13. a stream or a reserve that stops waiting for a connection leaks it", () =>
     Effect.gen(function* () {
       const first = yield* given({ maxConnections: 1 })
       assert.isTrue(Option.isNone(yield* KnownFailures.streamGivesUp(first.sql)))
@@ -179,7 +179,7 @@ describe("plain client", () => {
     })
   )
 
-  it.scopedLive("14. a backend that dies in the middle of a stream: the stream's finalizer waits for ever", () =>
+  it.scopedLive("14. a backend dies in the middle of a stream: the stream's finalizer waits for ever", () =>
     Effect.gen(function* () {
       const { place, sql } = yield* given()
       assert.isTrue(Option.isNone(yield* KnownFailures.backendDiesInStream(sql, place)))
@@ -203,14 +203,14 @@ describe("plain client", () => {
     })
   )
 
-  it.scopedLive("17. a transaction on a connection that went silent, given 300 ms, is not over a second later", () =>
+  it.scopedLive("17. a transaction with 300 ms on a connection that went silent has not ended a second later", () =>
     Effect.gen(function* () {
       const { proxy, sql } = yield* givenProxy()
       assert.isTrue(Option.isNone(yield* KnownFailures.halfOpenTransaction(sql, proxy)))
     })
   )
 
-  it.scopedLive("18. notify is invalid SQL", () =>
+  it.scopedLive("18. notify sends invalid SQL", () =>
     Effect.gen(function* () {
       const { place, sql } = yield* given()
       const error = yield* Effect.flip(KnownFailures.notifications(sql, place))
@@ -219,13 +219,13 @@ describe("plain client", () => {
     })
   )
 
-  it.scopedLive("19. the LISTEN connection dies: there is silence, and no listener is informed", () =>
+  it.scopedLive("19. the LISTEN connection dies: the listener receives neither messages nor a failure", () =>
     Effect.gen(function* () {
       const { place, sql } = yield* given()
       const { ended, heard } = yield* KnownFailures.listenerKilled(sql.listen("news"), place)
       assert.deepStrictEqual(heard, [])
       assert.isTrue(Option.isNone(ended))
-      // no listener is left either: the silence is for ever
+      // the server has no LISTEN connection any more, so the stream receives nothing for ever
       const left = yield* query(
         place.writer,
         "SELECT FROM pg_stat_activity WHERE datname = $1 AND query LIKE 'LISTEN%'",
@@ -235,14 +235,14 @@ describe("plain client", () => {
     })
   )
 
-  it.scopedLive("20. one of two listeners on a channel stops: the other receives nothing any more", () =>
+  it.scopedLive("20. one of two listeners on a channel stops: the other receives no messages any more", () =>
     Effect.gen(function* () {
       const { place, sql } = yield* given()
       assert.deepStrictEqual(yield* KnownFailures.oneListenerStops(sql, place), [])
     })
   )
 
-  it.scopedLive("21. the server ends an idle connection of a pool that was handed over: the process crashes", () =>
+  it.scopedLive("21. the server ends an idle connection of a pool that was passed in: the process crashes", () =>
     Effect.gen(function* () {
       const { code, lines, stderr } = yield* KnownFailures.idleConnectionEnded("plain")
       assert.notStrictEqual(code, 0)
@@ -266,7 +266,7 @@ describe("plain client", () => {
     })
   )
 
-  it.scopedLive("24. the last of two merged client layers wins, in silence", () =>
+  it.scopedLive("24. two client layers are merged: both tags give the client of the last, without an error", () =>
     Effect.gen(function* () {
       const a = yield* KnownFailures.freshTables
       const b = yield* KnownFailures.freshTables
@@ -278,7 +278,7 @@ describe("plain client", () => {
     })
   )
 
-  it.scopedLive("25. several processes migrate at once: all but one fail", () =>
+  it.scopedLive("25. several clients migrate at once: all but one fail", () =>
     Effect.gen(function* () {
       const place = yield* KnownFailures.freshTables
       const clients = yield* Effect.replicateEffect(open({ url: place.writer }), 5)
@@ -287,7 +287,7 @@ describe("plain client", () => {
     })
   )
 
-  it.scopedLive("26. a migration with a lower id that is added later is skipped in silence", () =>
+  it.scopedLive("26. a migration with a lower id that is added later is skipped without an error", () =>
     Effect.gen(function* () {
       const { place, sql } = yield* given()
       const { exit, isApplied } = yield* KnownFailures.lowerIdLater(place, migrateOn(sql))
@@ -297,7 +297,7 @@ describe("plain client", () => {
   )
 
   it.scopedLive.skipIf(!hasBouncer)(
-    `27. ${behindBouncer} an interrupted statement runs on: its process id is no process`,
+    `27. ${behindBouncer} an interrupted statement runs on: its process id belongs to no process`,
     () =>
       Effect.gen(function* () {
         const place = yield* KnownFailures.freshTables
@@ -328,7 +328,7 @@ describe("plain client", () => {
       })
   )
 
-  it.scopedLive("30. requests batched by SqlResolver in a transaction run in it, each in its own", () =>
+  it.scopedLive("30. requests that SqlResolver batches run in the transaction that they belong to", () =>
     Effect.gen(function* () {
       const { sql } = yield* given()
       const { statements, transactions } = yield* batches(sql)
@@ -342,7 +342,7 @@ describe("plain client", () => {
     })
   )
 
-  it.scopedLive("31. a reserved connection that is left in BEGIN: the next caller sees and commits what is in it", () =>
+  it.scopedLive("31. a reserved connection is returned in a transaction: the next caller commits its rows", () =>
     Effect.gen(function* () {
       const { place, sql } = yield* given({ maxConnections: 1 })
       assert.deepStrictEqual(yield* KnownFailures.leftOpen(sql), ["left open"])

@@ -16,7 +16,7 @@ const Job = Schema.Struct({ n: Schema.Number, words: Schema.Array(Schema.String)
 
 const job = (n: number): typeof Job.Type => ({ n, words: ["it's", 'a "word"', "\\"] })
 
-/** A process with a queue: the elements that it has taken from the table are its own. */
+/** The queue of one process: an element that it has taken is not given to another process. */
 const worker = PersistedQueue.layer.pipe(
   Layer.provide(SqlPersistedQueue.layerStore({ pollInterval: "5 millis" })),
   Layer.provide(Db.layerSqlClient)
@@ -36,7 +36,7 @@ const rows = Effect.flatMap(Place, ({ writer }) =>
 const no = Effect.fail("no")
 
 describe("SqlPersistedQueue", () => {
-  it.scopedLive("a queue gives each element to one taker, in order, and marks it as done", () =>
+  it.scopedLive("a queue gives each element to one taker, in order, and marks it as completed", () =>
     Effect.gen(function* () {
       const queue = yield* jobs
       for (const n of [1, 2, 3]) yield* queue.offer(job(n), { id: `id ${n}` })
@@ -103,7 +103,7 @@ describe("SqlPersistedQueue", () => {
     }).pipe(Effect.provide(open()))
   )
 
-  it.scopedLive("an offer is in the unit of work around it: stored with its rows or not at all", () =>
+  it.scopedLive("an offer joins the unit of work around it: it is stored with its rows or not at all", () =>
     Effect.gen(function* () {
       const queue = yield* jobs
       const both = (n: number) => Effect.zipRight(insert(`row ${n}`), queue.offer(job(n), { id: `${n}` }))
@@ -116,7 +116,7 @@ describe("SqlPersistedQueue", () => {
         (yield* rows).map(({ id }) => id),
         ["1", "4"]
       )
-      // and is seen by a taker that waits, when it is committed
+      // a waiting taker receives an element after its COMMIT
       const waiting = yield* Effect.fork(
         Effect.replicateEffect(
           queue.take(({ n }) => Effect.succeed(n)),

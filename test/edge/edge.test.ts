@@ -1,6 +1,4 @@
-/**
- * The values that the core gives to `edge`, and what a program receives of them.
- */
+/** The errors, observations and parameters that `edge` makes of the values of the core. */
 import { inspect } from "node:util"
 import { assert, it } from "@effect/vitest"
 import * as Equal from "effect/Equal"
@@ -36,7 +34,7 @@ describe("failures of the core", () => {
     assert.strictEqual(toDatabaseError({ _tag: "ReadOnlyViolation", ...location }).reason, "reader")
   })
 
-  it("an exhausted pool becomes an error without a stack, and errors after it have one", () => {
+  it("a PoolExhausted failure becomes an error without a stack, and errors made after it have one", () => {
     const failure: PlainFailure<"PoolExhausted"> = {
       _tag: "PoolExhausted",
       ...location,
@@ -51,7 +49,7 @@ describe("failures of the core", () => {
     assert.include(toDatabaseError({ _tag: "DatabaseClosed", ...location }).stack ?? "", "\n    at ")
   })
 
-  it("a failure of a statement that is reported again is the same error, also as a cause", () => {
+  it("a failure of a statement that is converted again is the same error, also as a cause", () => {
     const failure: PlainFailure<"UniqueViolation"> = { _tag: "UniqueViolation", ...location }
     const error = toDatabaseError(failure)
     assert.strictEqual(toDatabaseError(failure), error)
@@ -67,7 +65,7 @@ describe("failures of the core", () => {
 })
 
 describe("observations of the core", () => {
-  it("an observer receives them as values that are equal by their fields", () => {
+  it("an observer receives observations as values that are equal by their fields", () => {
     const observers = new Observers(() => {})
     const received: Array<Observation.Observation> = []
     observers.add((observation) => void received.push(observation))

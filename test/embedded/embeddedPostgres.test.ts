@@ -1,3 +1,4 @@
+import * as fs from "node:fs"
 import * as path from "node:path"
 import { describe, expect, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
@@ -8,7 +9,7 @@ import * as Fiber from "effect/Fiber"
 import * as Redacted from "effect/Redacted"
 import { EmbeddedPostgres } from "effect-db/EmbeddedPostgres"
 import Pg from "pg"
-import * as Family from "../../src/internal/embedded/markedProcesses.js"
+import * as MarkedProcesses from "../../src/internal/embedded/markedProcesses.js"
 import { eventually, isAlive, make, pidsOf } from "../support/embedded.js"
 import { query } from "../support/server.js"
 
@@ -33,7 +34,7 @@ const connection = (url: Redacted.Redacted<string>) =>
   )
 
 describe("an embedded cluster", () => {
-  it.scopedLive("a cluster replicates what is written to the primary to every replica", () =>
+  it.scopedLive("a cluster replicates the writes of the primary to every replica", () =>
     Effect.gen(function* () {
       const postgres = yield* make({ replicas: 2, databases: ["app"] })
       const { readers, writer } = postgres.settings("app")
@@ -54,7 +55,7 @@ describe("an embedded cluster", () => {
     })
   )
 
-  it.scopedLive("a cluster waits for the replicas also for commits that did not wait for the disk", () =>
+  it.scopedLive("a cluster waits for its replicas also after commits that did not wait for the disk", () =>
     Effect.gen(function* () {
       const postgres = yield* make({ replicas: 1, settings: { synchronous_commit: "off", wal_writer_delay: "10s" } })
       const [reader] = postgres.settings("postgres").readers
@@ -139,7 +140,7 @@ describe("an embedded cluster", () => {
       ).toEqual([{ n: 1 }])
       expect(yield* postgres.terminateBackends()).toBe(1)
       expect(yield* postgres.terminateBackends()).toBe(0)
-      // and replication goes on
+      // the sessions of replication are not ended
       yield* query(postgres.primary.url("a"), "CREATE TABLE t (n int)")
       yield* postgres.awaitReplicas
     })
@@ -176,7 +177,7 @@ describe("an embedded server", () => {
     })
   )
 
-  it.scopedLive("a server recovers what was committed when it was killed, and its replica follows again", () =>
+  it.scopedLive("a server that was killed recovers its commits, and its replica follows it again", () =>
     Effect.gen(function* () {
       const postgres = yield* make({ replicas: 1 })
       const pids = yield* pidsOf(postgres.primary, postgres.directory)
@@ -194,7 +195,7 @@ describe("an embedded server", () => {
     })
   )
 
-  it.scopedLive("a server does not answer while it is frozen, and goes on when it is thawed", () =>
+  it.scopedLive("a server does not answer while it is frozen, and answers when it is thawed", () =>
     Effect.gen(function* () {
       const { primary, replica } = yield* withReplica
       const client = yield* connection(replica.url())
@@ -237,15 +238,15 @@ describe("an embedded server", () => {
       const { directory, primary } = yield* make()
       const [postmaster = 0] = yield* pidsOf(primary, directory)
       yield* primary.freeze
-      // its children stay behind as orphans that stand still
+      // its children remain as orphans that are stopped
       process.kill(postmaster, "SIGKILL")
-      yield* eventually("the end is seen", () => !Effect.runSync(primary.isRunning))
+      yield* eventually("the server does not run", () => !Effect.runSync(primary.isRunning))
       yield* primary.start
       expect(yield* query(primary.url(), "SELECT 1 AS n")).toEqual([{ n: 1 }])
     })
   )
 
-  it.scopedLive("a server takes writes when it is promoted, also after a restart", () =>
+  it.scopedLive("a server accepts writes after it is promoted, also after a restart", () =>
     Effect.gen(function* () {
       const { primary, replica } = yield* withReplica
       yield* primary.kill
@@ -260,7 +261,7 @@ describe("an embedded server", () => {
     })
   )
 
-  it.scopedLive("a server runs one operation at a time", () =>
+  it.scopedLive("a server works after operations that were requested at the same time", () =>
     Effect.gen(function* () {
       const { primary } = yield* make()
       yield* Effect.all([primary.stop, primary.start, primary.kill, primary.start, primary.freeze, primary.thaw], {
@@ -270,15 +271,25 @@ describe("an embedded server", () => {
     })
   )
 
-  it.scopedLive("a server is stopped again when its start is interrupted", () =>
+  it.scopedLive("a server has ended when its interrupted stop returns", () =>
+    Effect.gen(function* () {
+      const { directory, primary } = yield* make()
+      const stopping = yield* Effect.fork(primary.stop)
+      yield* eventually("the shutdown", () => !fs.existsSync(path.join(directory, "primary", "postmaster.pid")))
+      yield* Fiber.interrupt(stopping)
+      expect(yield* primary.isRunning).toBe(false)
+    })
+  )
+
+  it.scopedLive("a server is stopped again if its start is interrupted", () =>
     Effect.gen(function* () {
       const { directory, primary } = yield* make()
       yield* primary.stop
       const starting = yield* Effect.fork(primary.start)
-      yield* eventually("a process", () => Effect.runSync(primary.isRunning))
+      yield* eventually("the server runs", () => Effect.runSync(primary.isRunning))
       yield* Fiber.interrupt(starting)
       expect(yield* primary.isRunning).toBe(false)
-      expect(Family.members(path.join(directory, "primary"))).toEqual([])
+      expect(MarkedProcesses.members(path.join(directory, "primary"))).toEqual([])
       yield* primary.start
     })
   )

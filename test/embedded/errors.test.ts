@@ -13,7 +13,7 @@ import * as Settings from "../../src/internal/embedded/postgresqlConf.js"
 import { emptyFolder, make } from "../support/embedded.js"
 import { query } from "../support/server.js"
 
-/** Ports that look free and are taken a moment later cannot be had otherwise. Everything else is real. */
+/** Returns taken ports as if they were free, until the scope ends; such a loss of a port cannot be produced otherwise. */
 const pretendFree = (ports: Array<number>) =>
   Effect.acquireRelease(
     Effect.sync(() => {
@@ -40,7 +40,7 @@ const holdPort = Effect.acquireRelease(
 )
 
 describe("the errors of an embedded cluster", () => {
-  it.scopedLive("errors name what was wrong and what to do, and hold no secret", () =>
+  it.scopedLive("errors say what failed and what to do, and have no secret", () =>
     Effect.gen(function* () {
       const postgres = yield* make({ replicas: 1, databases: ["app"], settings: { log_statement: "all" } })
       const {
@@ -49,7 +49,7 @@ describe("the errors of an embedded cluster", () => {
       } = postgres
       if (replica === undefined) return expect.fail("no replica")
       const password = Redacted.value(postgres.password)
-      // the server writes statements to its log, and this one holds the password
+      // the server writes this statement, which has the password, to its log
       yield* query(primary.url(), `SELECT '${password}'`)
       const exists = yield* Effect.flip(postgres.createDatabase("app"))
       const missing = yield* Effect.flip(postgres.dropDatabase("nope"))
@@ -111,7 +111,7 @@ describe("the errors of an embedded cluster", () => {
     })
   )
 
-  it.scopedLive("a port that is taken in the last moment is no error: the next port serves", () =>
+  it.scopedLive("a port that is taken at the last moment is replaced by the next free one", () =>
     Effect.gen(function* () {
       const port = yield* holdPort
       const ports = [port, port, port]
@@ -145,7 +145,7 @@ describe("the errors of an embedded cluster", () => {
     })
   )
 
-  it.scopedLive("an error shows the server's last log lines when it cannot start, and no folder is left", () =>
+  it.scopedLive("an error has the last log lines of a server that cannot start, and no folder is left", () =>
     Effect.gen(function* () {
       const directory = yield* emptyFolder
       const error = yield* Effect.flip(make({ directory, settings: { shared_preload_libraries: "no_such_library" } }))
@@ -155,7 +155,7 @@ describe("the errors of an embedded cluster", () => {
     })
   )
 
-  it.scopedLive("a server that does not get ready fails after startTimeout, and leaves no folder", () =>
+  it.scopedLive("a server that is not ready in time fails after startTimeout, and leaves no folder", () =>
     Effect.gen(function* () {
       const directory = yield* emptyFolder
       const error = yield* Effect.flip(make({ directory, startTimeout: "1 millis" }))
@@ -191,7 +191,7 @@ describe("the errors of an embedded cluster", () => {
     })
   )
 
-  it("settings are written so that the server reads them back as they were meant", () => {
+  it("settings are rendered with escapes, and a zero byte is refused", () => {
     expect(Settings.render({ a: true, b: 1.5, "c.d": "x'y\\z" })).toMatchObject({
       right: "a = on\nb = '1.5'\nc.d = 'x''y\\\\z'\n"
     })

@@ -1,6 +1,6 @@
 /**
- * As root the servers run as another user. It may write in its folders at any time, and must not
- * gain root's files by that.
+ * The servers of a program that runs as root run as another user. That user may write in the folders
+ * of its servers at any time, and must not gain access to files of root by that.
  */
 import { spawn, spawnSync } from "node:child_process"
 import * as fs from "node:fs"
@@ -11,17 +11,18 @@ import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
 import * as EmbeddedPostgres from "effect-db/EmbeddedPostgres"
 import * as OsUser from "../../src/internal/embedded/osUser.js"
+import * as Files from "../../src/internal/embedded/safeFiles.js"
 import * as Folder from "../../src/internal/embedded/tempDirectory.js"
 import { directory } from "../support/directory.js"
 
 const isRoot = process.getuid?.() === 0
-const suite = isRoot ? "the server's user" : "the server's user (only root has servers of another user)"
+const suite = isRoot ? "the server's user" : "the server's user (skipped: only a program of root has one)"
 
 const user = Effect.flatMap(OsUser.unprivilegedUser, (user) =>
-  user === undefined ? Effect.dieMessage("root lends no user") : Effect.succeed(user)
+  user === undefined ? Effect.dieMessage("there is no unprivileged user") : Effect.succeed(user)
 )
 
-/** A folder that every user may enter, with a file of root's in it. */
+/** A folder that every user may enter, with a file of root in it. */
 const withTarget = Effect.gen(function* () {
   const folder = yield* Effect.acquireRelease(
     Effect.sync(() => fs.mkdtempSync(path.join(directory, "embedded-links-"))),
@@ -38,7 +39,7 @@ const isUntouched = (target: string) => {
   expect(fs.statSync(target)).toMatchObject({ uid: 0, gid: 0, nlink: 1 })
 }
 
-/** Runs a program of node's as the server's user; it is killed with the scope. */
+/** Runs a Node program as the server's user; it is killed when the scope ends. */
 const runAs = (program: string, ...args: ReadonlyArray<string>) =>
   Effect.flatMap(user, ({ gid, uid }) =>
     Effect.acquireRelease(
@@ -47,7 +48,7 @@ const runAs = (program: string, ...args: ReadonlyArray<string>) =>
     )
   )
 
-/** Puts links to a target in the place of all that a start writes, again and again. */
+/** A program that replaces all files that a start writes by links to a target, again and again. */
 const planter = `
   const fs = require("fs")
   const [parent, target] = process.argv.slice(1)
@@ -59,7 +60,7 @@ const planter = `
       attempt(() => fs.symlinkSync(target, folder + "/pwfile"))
       for (const data of ["primary", "replica-1"]) {
         for (const file of ["postgresql.conf", "postgresql.auto.conf", "standby.signal"]) {
-          // files that initdb has not written yet are those that it would write
+          // initdb has not ended yet, and must find these files as it has left them
           if (!fs.existsSync(folder + "/" + data + "/global/pg_control")) continue
           attempt(() => fs.unlinkSync(folder + "/" + data + "/" + file))
           attempt(() => fs.symlinkSync(target, folder + "/" + data + "/" + file))
@@ -69,17 +70,17 @@ const planter = `
   }`
 
 describe.skipIf(!isRoot)(suite, () => {
-  it.scopedLive("the server's user gains no file by links in place of the password file and the settings", () =>
+  it.scopedLive("the server's user cannot change a file of root by links in place of files that a start writes", () =>
     Effect.gen(function* () {
       const { folder, target } = yield* withTarget
       yield* runAs(planter, folder, target)
-      // the start itself is not promised: the server's user can prevent it
+      // the start may fail, because the server's user can prevent it
       yield* Effect.ignore(EmbeddedPostgres.make({ directory: folder, replicas: 1, startTimeout: "5 seconds" }))
       isUntouched(target)
     })
   )
 
-  it.scopedLive("the server's user cannot write into the cluster's folder, only into those of its servers", () =>
+  it.scopedLive("the server's user cannot write into the cluster's folder, but into those of its servers", () =>
     Effect.gen(function* () {
       const { directory: folder } = yield* EmbeddedPostgres.make({ directory })
       const { gid, uid } = yield* user
@@ -88,7 +89,7 @@ describe.skipIf(!isRoot)(suite, () => {
     })
   )
 
-  it.scopedLive("the server's user cannot block the creation of a file by anything that it has put there first", () =>
+  it.scopedLive("the server's user cannot have a file written over a link, a pipe or a file of root", () =>
     Effect.gen(function* () {
       const { folder, target } = yield* withTarget
       const owner = yield* user
@@ -101,22 +102,22 @@ describe.skipIf(!isRoot)(suite, () => {
       fs.writeFileSync(at("other"), "")
       for (const name of ["symbolic", "hard", "pipe", "other"]) {
         const written = yield* Effect.all([
-          Effect.exit(Folder.append(at(name), "mine", owner)),
-          Effect.exit(Folder.create(at(name), "mine", owner))
+          Effect.exit(Files.append(at(name), "mine", owner)),
+          Effect.exit(Files.create(at(name), "mine", owner))
         ])
         expect(written.map(Exit.isFailure), name).toEqual([true, true])
       }
       fs.unlinkSync(at("hard"))
       isUntouched(target)
-      yield* Folder.create(at("own"), "a\n", owner)
-      yield* Folder.append(at("own"), "b\n", owner)
+      yield* Files.create(at("own"), "a\n", owner)
+      yield* Files.append(at("own"), "b\n", owner)
       expect(fs.readFileSync(at("own"), "utf8")).toBe("a\nb\n")
       expect(fs.statSync(at("own"))).toMatchObject({ uid: owner.uid, gid: owner.gid, mode: 0o100600 })
     })
   )
 
   it.scopedLive(
-    "the server's user ends no foreign shared memory by a forged pid file, and delays no release by a pipe",
+    "the server's user cannot remove foreign shared memory by a forged pid file, nor block the release by a pipe",
     () =>
       Effect.gen(function* () {
         const owner = yield* user
@@ -143,7 +144,7 @@ describe.skipIf(!isRoot)(suite, () => {
       })
   )
 
-  it.scopedLive("the server's user is kept out of the folders above, or there is no cluster in them", () =>
+  it.scopedLive("a cluster is refused in a folder that the server's user can change", () =>
     Effect.gen(function* () {
       const { folder } = yield* withTarget
       const owner = yield* user

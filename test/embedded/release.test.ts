@@ -1,4 +1,4 @@
-/** The end of an embedded cluster, by its scope or with its program. */
+/** The release of an embedded cluster, by the end of its scope or of its program. */
 import { spawn, spawnSync } from "node:child_process"
 import * as fs from "node:fs"
 import * as os from "node:os"
@@ -10,27 +10,28 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
-import * as Family from "../../src/internal/embedded/markedProcesses.js"
+import * as MarkedProcesses from "../../src/internal/embedded/markedProcesses.js"
 import { compiled } from "../support/compiledTree.js"
-import { emptyFolder, emptyFolderIn, eventually, isAlive, isRoot, make, pidsOf } from "../support/embedded.js"
+import {
+  emptyFolder,
+  emptyFolderIn,
+  eventually,
+  isAlive,
+  isRoot,
+  make,
+  pidsOf,
+  segmentsOf
+} from "../support/embedded.js"
 
-/** Returns the segments of shared memory that one of these processes has made. */
-const segmentsOf = (pids: ReadonlyArray<number>): ReadonlyArray<string> =>
-  process.platform === "linux"
-    ? fs
-        .readFileSync("/proc/sysvipc/shm", "utf8")
-        .split("\n")
-        .slice(1)
-        .filter((line) => pids.includes(Number(line.trim().split(/\s+/)[4])))
-    : []
-
-/** The folder of the cluster that is being started in `directory`. */
-const startingIn = (directory: string) => fs.readdirSync(directory).map((name) => path.join(directory, name))
+/** Returns the folders of the clusters in `directory`. */
+const foldersIn = (directory: string) => fs.readdirSync(directory).map((name) => path.join(directory, name))
 
 const membersIn = (folder: string) =>
-  ["primary", "replica-1"].flatMap((name) => Family.members(path.join(folder, name)).map((member) => member.pid))
+  ["primary", "replica-1"].flatMap((name) =>
+    MarkedProcesses.members(path.join(folder, name)).map((member) => member.pid)
+  )
 
-/** Moments of a start, each seen by what is in the cluster's folder by then. */
+/** The moments of a start, each with a check of the cluster's folder that detects it. */
 const moments: ReadonlyArray<readonly [string, (folder: string) => boolean]> = [
   ["the folder is made", fs.existsSync],
   ["initdb runs", (folder) => fs.existsSync(path.join(folder, "primary", "base"))],
@@ -47,7 +48,7 @@ describe("the release of a cluster", () => {
       const pids = yield* Effect.scoped(
         Effect.gen(function* () {
           const postgres = yield* make({ directory, replicas: 1 })
-          expect(startingIn(directory)).toEqual([postgres.directory])
+          expect(foldersIn(directory)).toEqual([postgres.directory])
           const servers = [postgres.primary, ...postgres.replicas]
           const found = yield* Effect.forEach(servers, (server) => pidsOf(server, postgres.directory))
           expect(membersIn(postgres.directory)).toEqual(expect.arrayContaining(found.flat()))
@@ -87,7 +88,7 @@ describe("the release of a cluster", () => {
     })
   )
 
-  it.scopedLive("a release refuses the operations that come after it", () =>
+  it.scopedLive("a release refuses later operations", () =>
     Effect.gen(function* () {
       const { primary } = yield* Effect.scoped(make())
       expect((yield* Effect.flip(primary.start)).message).toContain("has been released")
@@ -100,8 +101,8 @@ describe("the release of a cluster", () => {
       Effect.gen(function* () {
         const directory = yield* emptyFolder
         const starting = yield* Effect.fork(Effect.scoped(make({ directory, replicas: 1 })))
-        yield* eventually(moment, () => startingIn(directory).some(reached))
-        const [folder = ""] = startingIn(directory)
+        yield* eventually(moment, () => foldersIn(directory).some(reached))
+        const [folder = ""] = foldersIn(directory)
         yield* Fiber.interrupt(starting)
         expect(fs.readdirSync(directory)).toEqual([])
         expect(membersIn(folder)).toEqual([])
@@ -110,7 +111,7 @@ describe("the release of a cluster", () => {
   }
 })
 
-/** Returns every process that has this text in its command line. */
+/** Returns the processes that have a text in their command lines. */
 const processesWith = (text: string): ReadonlyArray<string> =>
   process.platform === "linux"
     ? fs
@@ -132,7 +133,7 @@ describe("a program with an embedded cluster", () => {
   const nobody = isRoot ? Number(spawnSync("id", ["-u", "nobody"], { encoding: "utf8" }).stdout) : 0
   const canRead = nobody > 0 && spawnSync("test", ["-r", script], { uid: nobody }).status === 0
 
-  /** A node process that holds a cluster in `directory`. Killed at the end in any case. */
+  /** Starts a Node process that holds a cluster in `directory`; it is killed when the scope ends. */
   const program = (mode: "hold" | "leave", directory: string, uid?: number) =>
     Effect.gen(function* () {
       const ended = yield* Deferred.make<number | null>()
@@ -141,7 +142,7 @@ describe("a program with an embedded cluster", () => {
           spawn(process.execPath, [...compiled(script), mode], {
             cwd: path.resolve(path.dirname(script), "../.."),
             stdio: ["ignore", "pipe", "inherit"],
-            // of its own group, so that a Ctrl-C can be played on it
+            // in its own process group, to which a test can send SIGINT, as Ctrl-C does
             detached: true,
             env: { ...process.env, HOME: directory, TMPDIR: directory },
             ...(uid === undefined ? {} : { uid, gid: uid })
@@ -152,7 +153,7 @@ describe("a program with an embedded cluster", () => {
       child.once("close", (code) => Deferred.unsafeDone(ended, Exit.succeed(code)))
       const line = yield* Deferred.make<string, Error>()
       createInterface({ input: child.stdout }).once("line", (text) => Deferred.unsafeDone(line, Exit.succeed(text)))
-      child.once("close", () => Deferred.unsafeDone(line, Exit.fail(new Error("it ended before its cluster was up"))))
+      child.once("close", () => Deferred.unsafeDone(line, Exit.fail(new Error("it ended before it had a cluster"))))
       const up = Effect.map(Deferred.await(line), (text): Held => JSON.parse(text))
       return { child, ended, up }
     })
@@ -162,7 +163,7 @@ describe("a program with an embedded cluster", () => {
     readonly pids: ReadonlyArray<number>
   }
 
-  /** Waits until folder, servers and watchdog are gone. The folder is the only thing that names them all. */
+  /** Waits until the folder is gone, and all processes with its name: servers and watchdog. */
   const gone = (folder: string) =>
     eventually(
       "folder and processes are gone",
@@ -199,7 +200,7 @@ describe("a program with an embedded cluster", () => {
       Effect.gen(function* () {
         const directory = yield* emptyFolder
         const { child, ended } = yield* program("hold", directory)
-        const clusters = () => startingIn(directory).filter((name) => path.basename(name).startsWith("effect-db-"))
+        const clusters = () => foldersIn(directory).filter((name) => path.basename(name).startsWith("effect-db-"))
         yield* eventually(moment, () => clusters().some(reached))
         const [folder = ""] = clusters()
         child.kill("SIGKILL")
@@ -209,7 +210,7 @@ describe("a program with an embedded cluster", () => {
     )
   }
 
-  it.scopedLive("a program that receives Ctrl-C has cleaned up when it ends", () =>
+  it.scopedLive("a program that receives SIGINT leaves no process and no folder when it ends", () =>
     Effect.gen(function* () {
       const { child, ended, up } = yield* program("hold", yield* emptyFolder)
       const { directory, pids } = yield* up
@@ -221,7 +222,7 @@ describe("a program with an embedded cluster", () => {
     })
   )
 
-  it.scopedLive("a program that forgets its cluster can end, and leaves no process and no folder", () =>
+  it.scopedLive("a program that does not release its cluster can end, and leaves no process and no folder", () =>
     Effect.gen(function* () {
       const { ended, up } = yield* program("leave", yield* emptyFolder)
       const { directory } = yield* up
@@ -230,7 +231,7 @@ describe("a program with an embedded cluster", () => {
     })
   )
 
-  it.scopedLive.runIf(canRead)("a program may run as another user than root", () =>
+  it.scopedLive.runIf(canRead)("a program of another user than root leaves no process and no folder", () =>
     Effect.gen(function* () {
       const home = yield* emptyFolder
       fs.chownSync(home, nobody, nobody)

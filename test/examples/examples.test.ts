@@ -1,4 +1,4 @@
-/** Every example, as its reader runs it: its output, its end, and the absence of remains. */
+/** Every example, run as a reader runs it: its output, its exit code, and that it leaves nothing. */
 import { execFileSync, spawn } from "node:child_process"
 import * as fs from "node:fs"
 import * as net from "node:net"
@@ -113,7 +113,7 @@ const expectLines = (stdout: string, lines: ReadonlyArray<string>) => {
 
 const tables = "SELECT relname FROM pg_stat_user_tables"
 
-/** Databases of the shared server, which are empty again at the end. */
+/** Creates databases on the shared server, and asserts that they are empty at the end. */
 const databases = Effect.tap(Program.databases, ({ app, audit }) =>
   Effect.addFinalizer(() =>
     Effect.all([query(app, tables), query(audit, tables)]).pipe(Effect.map((left) => expect(left).toEqual([[], []])))
@@ -121,8 +121,8 @@ const databases = Effect.tap(Program.databases, ({ app, audit }) =>
 )
 
 /**
- * A folder that the program takes for the machine's temporary folder; it has no cluster and no
- * process at the end.
+ * Creates a folder that a program takes for the machine's temporary folder, and asserts that no
+ * cluster and no process is left in it at the end.
  */
 const temporary = Effect.acquireRelease(
   Effect.sync(() => {
@@ -152,7 +152,7 @@ const listening = Effect.acquireRelease(
 const portOf = (server: net.Server): string => String((server.address() as net.AddressInfo).port)
 
 describe.concurrent("the examples", () => {
-  it("all examples are run here, are listed with their command, and fit on a page", () => {
+  it("all examples are run here, are listed with their command, and have at most 60 lines", () => {
     const files = fs.readdirSync(folder).filter((file) => /^\d\d-.*\.ts$/.test(file))
     const others = ["14-testing.test.ts", "17-shell.ts"]
     const tested = [...Object.keys({ ...programs, ...servers }).map((name) => `${name}.ts`), ...others]
@@ -169,7 +169,7 @@ describe.concurrent("the examples", () => {
   })
 
   for (const [name, lines] of Object.entries(programs)) {
-    it.scopedLive(name, () =>
+    it.scopedLive(`${name} prints what it should, ends with code 0 and leaves no table`, () =>
       Effect.gen(function* () {
         const { env } = yield* databases
         const { code, stderr, stdout } = yield* run(name, [], env)
@@ -255,7 +255,7 @@ describe.concurrent("the examples", () => {
   )
 
   for (const name of Object.keys(servers)) {
-    // only Linux has such a table
+    // only Linux has /proc/net/tcp
     it.scopedLive.runIf(process.platform === "linux")(`${name} listens on loopback alone`, () =>
       Effect.gen(function* () {
         const { env } = yield* databases
@@ -284,7 +284,7 @@ describe.concurrent("the examples", () => {
           (socket) => Effect.sync(() => socket.destroy())
         )
         const head = "POST /todos HTTP/1.1\r\nhost: here\r\ncontent-type: application/json\r\ncontent-length: 99\r\n"
-        // the client announces a body when the request has arrived, and sends none
+        // the client sends one of the 99 announced bytes, and the server answers "100 Continue"
         socket.write(`${head}expect: 100-continue\r\n\r\n{`)
         yield* Effect.async<void>((resume) => void socket.once("data", () => resume(Effect.void)))
         yield* server.signal("SIGINT")
@@ -321,7 +321,7 @@ describe.concurrent("the examples", () => {
       fs.writeFileSync(file, `title,done\n${Array.from({ length: 1200 }, (_, i) => `todo ${i},false`).join("\n")}\n`)
       const pipe = `${file}.pipe`
       execFileSync("mkfifo", [pipe])
-      // the written lines are read, and more is expected
+      // the pipe stays open after the lines, so the program waits for more
       yield* Effect.acquireRelease(
         Effect.sync(() => spawn("sh", ["-c", 'cat "$1" - >"$2"', "sh", file, pipe])),
         (writer) => Effect.sync(() => writer.kill())
@@ -375,14 +375,14 @@ describe.concurrent("the examples", () => {
         const program = yield* Program.startScript(script("18-sync"), [], slow)
         yield* program.meanwhile(connecting)
         yield* program.signal("SIGINT")
-        // a second signal would end it here
+        // after the first signal the program waits for the server; a second would end it at once
         yield* proxy.thaw
         expect(yield* program.ended).toEqual({ code: 130, stdout: "", stderr: "" })
       })
   )
 
   for (const end of ["Ctrl-D", "Ctrl-C"]) {
-    it.scopedLive(`17-shell prints the result of each line, and its failure, until ${end}`, () =>
+    it.scopedLive(`17-shell prints the result or the failure of each line until ${end}`, () =>
       Effect.gen(function* () {
         const { app, env } = yield* databases
         const shell = yield* Program.startScript(script("17-shell"), [], env)
@@ -426,7 +426,7 @@ describe.concurrent("the examples", () => {
     })
   )
 
-  it.scopedLive("a line that the model refuses is named, and nothing of its file is stored", () =>
+  it.scopedLive("15-csv-load reports the line that the model refuses, and ends with code 1", () =>
     Effect.gen(function* () {
       const { env } = yield* databases
       const file = path.join(yield* temporary, "wrong.csv")

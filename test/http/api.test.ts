@@ -1,6 +1,6 @@
 /**
- * An `HttpApi`, whose handlers fail with the errors that it declares: the end of their unit of
- * work, and their retries.
+ * An `HttpApi` whose handlers fail with declared errors: the completion of their units of work, and
+ * their retries.
  */
 import {
   HttpApi,
@@ -44,7 +44,7 @@ class Accepted extends Schema.TaggedError<Accepted>()("Accepted", {}, HttpApiSch
 const named = Schema.Struct({ name: Schema.String })
 const Transfer = Schema.Struct({ from: Schema.String, to: Schema.String, amount: Schema.Number })
 
-/** The endpoints, in a group whose middleware the unit of work may be. */
+/** The endpoints, in a group to which `within` adds the unit of work as middleware. */
 const endpoints = HttpApiGroup.make("bank")
   .add(HttpApiEndpoint.post("transfer", "/transfer").setPayload(Transfer).addError(Insufficient).addError(Unavailable))
   .add(HttpApiEndpoint.post("refuse", "/refuse").setPayload(named).addError(Insufficient))
@@ -63,7 +63,7 @@ const within = HttpApi.make("bank").add(endpoints.middleware(RequestTransaction.
 const collision = "DO $$ BEGIN RAISE EXCEPTION 'collision' USING ERRCODE = 'serialization_failure'; END $$"
 const session = HttpApiSecurity.apiKey({ in: "cookie", key: "session" })
 
-/** The handlers; each runs as often as it is run again. */
+/** Creates the handlers, and a record of the runs of `collide` and `cookie`. */
 const bank = (api: typeof around) => {
   const runs: Array<string> = []
   const add = (name: string) => Effect.orDie(Effect.asVoid(insert(name)))
@@ -108,7 +108,7 @@ const bank = (api: typeof around) => {
 
 type Served = Layer.Layer<never, unknown, Db | HttpServer.HttpServer | HttpRouter.HttpRouter.DefaultServices>
 
-/** The ways to serve the API; the unit of work is in another place in each. */
+/** The ways to serve the API, each with the unit of work in another place. */
 const ways: Readonly<
   Record<string, (options: RequestTransaction.ApiOptions) => { served: Served; runs: Array<string> }>
 > = {
@@ -163,7 +163,7 @@ const servers = Layer.merge(NodeHttpServer.layerTest, fresh({ readers: [] }))
 
 for (const [place, serve] of Object.entries(ways)) {
   describe(`a unit of work ${place}`, () => {
-    it.scopedLive("a unit of work ends by the status that a declared error is encoded to", () =>
+    it.scopedLive("a unit of work commits or rolls back by the status of a declared error", () =>
       Effect.gen(function* () {
         yield* Layer.build(serve({}).served)
         const refused = yield* send("/refuse", { name: "refused" })
@@ -177,7 +177,7 @@ for (const [place, serve] of Object.entries(ways)) {
       }).pipe(Effect.provide(servers))
     )
 
-    it.scopedLive("a unit of work asks its outcome for the response of a declared error", () =>
+    it.scopedLive("the option outcome of a unit of work receives the response to a declared error", () =>
       Effect.gen(function* () {
         const seen: Array<readonly [number, string]> = []
         const { served } = serve({
@@ -202,8 +202,11 @@ for (const [place, serve] of Object.entries(ways)) {
       }).pipe(Effect.provide(servers))
     )
 
-    for (const failure of ["an-error", "a-defect"]) {
-      it.scopedLive(`a unit of work runs a handler again that has turned a collision into ${failure}`, () =>
+    for (const [failure, title] of [
+      ["an-error", "an error"],
+      ["a-defect", "a defect"]
+    ] as const) {
+      it.scopedLive(`a unit of work runs a handler again that has turned a collision into ${title}`, () =>
         Effect.gen(function* () {
           const { runs, served } = serve({ retry: true })
           yield* Layer.build(served)
@@ -214,7 +217,7 @@ for (const [place, serve] of Object.entries(ways)) {
         }).pipe(Effect.provide(servers))
       )
 
-      it.scopedLive(`a unit of work answers as the last attempt does when there is no other (${failure})`, () =>
+      it.scopedLive(`a unit of work answers with the result of its last attempt (${title})`, () =>
         Effect.gen(function* () {
           const { runs, served } = serve({ retry: Schedule.recurs(1) })
           yield* Layer.build(served)
@@ -226,7 +229,7 @@ for (const [place, serve] of Object.entries(ways)) {
         }).pipe(Effect.provide(servers))
       )
 
-      it.scopedLive(`a unit of work runs its handler once without retry (${failure})`, () =>
+      it.scopedLive(`a unit of work runs its handler once without retry (${title})`, () =>
         Effect.gen(function* () {
           const { runs, served } = serve({})
           yield* Layer.build(served)
@@ -238,7 +241,7 @@ for (const [place, serve] of Object.entries(ways)) {
       )
     }
 
-    it.scopedLive("a unit of work drops what an undone attempt has registered to run before the response", () =>
+    it.scopedLive("a unit of work drops the pre-response handlers of an undone attempt, or is not retried", () =>
       Effect.gen(function* () {
         const { runs, served } = serve({ retry: true })
         yield* Layer.build(served)
@@ -249,14 +252,14 @@ for (const [place, serve] of Object.entries(ways)) {
           assert.notInclude(String(cookie), "session-1")
           assert.deepStrictEqual(yield* stored, ["signed in 2"])
         } else {
-          // a change by the endpoint's own middleware that cannot be undone is not repeated
+          // a middleware of the endpoint cannot undo a pre-response handler, so it does not retry
           assert.deepStrictEqual([response.status, runs.length], [500, 1])
           assert.deepStrictEqual(yield* stored, [])
         }
       }).pipe(Effect.provide(servers))
     )
 
-    it.scopedLive("a unit of work answers a defect in its outcome with 500, also after a failed handler", () =>
+    it.scopedLive("a unit of work answers with 500 if its option outcome throws after a failed handler", () =>
       Effect.gen(function* () {
         const { served } = serve({
           outcome: () => {
@@ -297,7 +300,7 @@ for (const [place, serve] of Object.entries(ways)) {
           statuses.filter((status) => status !== 204 && status !== 409),
           []
         )
-        // they have collided, or the test would prove nothing
+        // without a collision the test would prove nothing
         assert.isAbove(retried, 0)
         const [row] = yield* query<{ sum: number }>(writer, "SELECT sum(amount)::int AS sum FROM item")
         assert.strictEqual(row?.sum, 800)
@@ -307,17 +310,16 @@ for (const [place, serve] of Object.entries(ways)) {
   })
 }
 
-/** Middleware of a server that records the failures of its app. */
+/** Middleware that records the failures of its app. */
 const failures: Array<unknown> = []
 const watching = HttpMiddleware.make((app) =>
   Effect.tapErrorCause(app, (cause) => Effect.sync(() => failures.push(cause)))
 )
 
-it.scopedLive("middleware between the API and the unit of work receives the handler's failure", () =>
+it.scopedLive("middleware around the unit of work receives the handler's failure", () =>
   Effect.gen(function* () {
     const { layer } = bank(around)
     const served = HttpApiBuilder.serve().pipe(
-      // the last is the outermost
       Layer.provide(HttpApiBuilder.middleware((app) => watching(RequestTransaction.middleware()(app)))),
       Layer.provide(HttpApiBuilder.api(around)),
       Layer.provide(layer)

@@ -17,7 +17,7 @@ import { hear, tell } from "../support/suites/requests/messages.js"
 const collision = "DO $$ BEGIN RAISE EXCEPTION 'collision' USING ERRCODE = 'serialization_failure'; END $$"
 const collide = Effect.flatMap(Db.writer, (sql) => sql.unsafe(collision))
 
-/** Stores the length of the body, and collides in its first run. */
+/** Returns a router whose handler stores the length of the body, and collides in its first run. */
 const router = (name: string) => {
   let runs = 0
   const upload = Effect.gen(function* () {
@@ -40,7 +40,7 @@ const router = (name: string) => {
   )
 }
 
-/** Serves it, and returns its port. */
+/** Serves the router, and returns the port. */
 const served = (name: string, make: () => http.Server) =>
   Effect.gen(function* () {
     const server = NodeHttpServer.layer(make, { port: 0, host: "127.0.0.1" })
@@ -53,8 +53,8 @@ const served = (name: string, make: () => http.Server) =>
 const http2Server = () => http2.createServer() as unknown as http.Server
 
 /**
- * A request: the headers, and the parts of the body; the second waits until the handler has seen
- * the first.
+ * A request: its method, its headers, and the parts of its body. The second part is sent when the
+ * handler has received the first.
  */
 interface Sent {
   readonly method?: string
@@ -103,7 +103,7 @@ const send2 = (name: string, port: number, sent: Sent) =>
 const small = Buffer.alloc(1000, "x")
 const large = Buffer.alloc(700_000, "x")
 
-/** A request, its number of attempts, and the length of the body in the last one. */
+/** Requests, each with its number of attempts, and the length of the body in the last attempt. */
 const cases: Readonly<Record<string, readonly [sent: Sent, runs: 1 | 2, length: number]>> = {
   "a short body of a known length": [{ headers: { "content-length": "1000" }, parts: [small] }, 2, 1000],
   "no body": [{ parts: [] }, 2, 0],
@@ -120,7 +120,7 @@ for (const [version, make, send] of [
 ] as const) {
   describe(`a request of ${version} with retry`, () => {
     for (const [body, [sent, runs, length]] of Object.entries(cases)) {
-      it.scopedLive(`a request of ${version} with retry runs ${runs === 1 ? "once" : "again"} with ${body}`, () =>
+      it.scopedLive(`a request of ${version} with retry is handled ${runs === 1 ? "once" : "twice"} with ${body}`, () =>
         Effect.gen(function* () {
           const name = `${version} ${body}`
           const status = yield* send(name, yield* served(name, make), sent)
@@ -157,13 +157,13 @@ describe("an empty body with retry", () => {
   const body = (part: "json" | "text") =>
     Effect.flatMap(HttpServerRequest.HttpServerRequest, (request) => request[part])
 
-  it.scopedLive("an empty body is null as JSON, as without retry", () =>
+  it.scopedLive("an empty body is null as JSON", () =>
     Effect.gen(function* () {
       assert.strictEqual(yield* answerToEmpty(body("json")), '{"body":null}')
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("an empty body that an outer middleware has read is answered", () =>
+  it.scopedLive("a request whose empty body an outer middleware has read is answered", () =>
     Effect.gen(function* () {
       assert.strictEqual(yield* answerToEmpty(body("text"), body("text")), '{"body":""}')
     }).pipe(Effect.provide(fresh()))
@@ -178,7 +178,7 @@ describe("a web request with retry", () => {
         controller.close()
       }
     })
-  // Node's types do not declare that a stream needs it
+  // a stream as body needs `duplex`, which Node's types do not declare
   const half = { method: "POST", duplex: "half" } as const
   const requests: Readonly<Record<string, readonly [make: () => Request, runs: 1 | 2]>> = {
     "no body": [() => new Request("http://localhost/", { method: "POST" }), 2],
@@ -193,7 +193,7 @@ describe("a web request with retry", () => {
     ]
   }
   for (const [body, [make, expected]] of Object.entries(requests)) {
-    it.scopedLive(`a web request with retry is answered ${expected === 1 ? "once" : "again"} with ${body}`, () =>
+    it.scopedLive(`a web request with retry is handled ${expected === 1 ? "once" : "twice"} with ${body}`, () =>
       Effect.gen(function* () {
         const context = yield* Effect.context<Db>()
         const runtime = DatabaseRuntime.make({ db: Db }, Layer.succeedContext(context))

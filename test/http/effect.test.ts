@@ -27,7 +27,7 @@ const inTenant = HttpMiddleware.make((app) =>
   })
 )
 
-/** Each part of the server has the middleware around its handlers. */
+/** The parts of the server, each with the middleware around its handlers. */
 const inside = parts.reduce((router: Router, { checkFirst, prefix, tenants }) => {
   const inUnit = RequestTransaction.middleware({ checkFirst })
   const part =

@@ -6,7 +6,7 @@ import { requests } from "../support/suites/requests.js"
 
 const serve: Serve = (runtime, handlers) => {
   const app = express()
-  // an error that a test asks for is not to be printed
+  // Express must not print the errors that the tests cause
   app.set("env", "test")
   const inTenant: express.RequestHandler = (request, _, next) => {
     const tenant = request.get(tenantHeader)

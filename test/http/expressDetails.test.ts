@@ -51,7 +51,7 @@ const compress: express.RequestHandler = (_, response, next) => {
       gzip.end(part)
       return response
     },
-    // a writer that waits until more can be written waits for gzip
+    // gzip receives the body, so it emits "drain" for the writer
     on: (name: string, listener: () => void) => {
       if (name === "drain") gzip.on(name, listener)
       else on.call(response, name, listener)
@@ -62,8 +62,7 @@ const compress: express.RequestHandler = (_, response, next) => {
 }
 
 /**
- * Writes the headers as some handlers do: with each part of the body, for as long as Node does not
- * have them.
+ * Writes the headers again with each part of the body, as some handlers do.
  */
 const eager: express.RequestHandler = (_, response, next) => {
   const { write } = response
@@ -116,7 +115,7 @@ const serve: Serve = (runtime) => {
     response.end()
   })
 
-  // a write that Node refuses is refused while another answer is still possible
+  // a write that Node refuses must fail while another answer is still possible
   app.use("/no-chunk", unit, async (request, response) => {
     await add("no-chunk")
     const nothing = null as never
@@ -242,7 +241,7 @@ const serve: Serve = (runtime) => {
 
 layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("the details of Express", (it) => {
   for (const where of ["outside", "inside"]) {
-    it.scoped(`compression ${where} of the unit compresses the body, and that of a replacement`, () =>
+    it.scoped(`compression ${where} of the unit compresses the body, and that of a response that replaces it`, () =>
       Effect.gen(function* () {
         const { port } = yield* Site
         const get = (name: string) => Effect.promise(() => fetch(`http://127.0.0.1:${port}/zip-${where}/${name}`))
@@ -287,7 +286,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("t
     )
   }
 
-  it.scoped("a source is not read to its end while the commit is under way", () =>
+  it.scoped("the source of a response is not read to its end while the commit is under way", () =>
     Effect.gen(function* () {
       const { front } = yield* Site
       const committing = yield* front.when(sends("COMMIT"), "freeze")
@@ -311,7 +310,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("t
     })
   )
 
-  it.scoped("HEAD has the headers and no body, also if the answer is replaced", () =>
+  it.scoped("the answer to HEAD has the headers and no body, also if it is replaced", () =>
     Effect.gen(function* () {
       const one = yield* send({ method: "HEAD", path: "/head" })
       assert.deepStrictEqual([one.status, one.headers["content-length"], one.body.length], [200, "4", 0])
@@ -321,7 +320,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("t
     })
   )
 
-  it.scoped("a replaced answer leaves nothing of itself, and its writer is informed of its end", () =>
+  it.scoped("a replaced answer leaves none of its headers and body, and the callback of its end is called", () =>
     Effect.gen(function* () {
       const response = yield* post("/teapot")
       assert.deepStrictEqual([response.status, response.statusText], [500, "Internal Server Error"])
@@ -344,7 +343,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("t
     ["faulty-outcome", 500],
     ["faulty-transaction", 500]
   ] as const) {
-    it.scoped(`${name} is answered with ${status}, and rolled back`, () =>
+    it.scoped(`POST ${name} is answered with ${status}, and rolled back`, () =>
       Effect.gen(function* () {
         const response = yield* post(`/${name}`)
         assert.strictEqual(response.status, status)
@@ -355,11 +354,11 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("t
     )
   }
 
-  it.scoped("one middleware inside of another joins it", () =>
+  it.scoped("a middleware inside of another one joins its unit of work", () =>
     Effect.gen(function* () {
       const response = yield* post("/stacked/stacked")
       assert.deepStrictEqual([response.status, yield* textOf(response)], [200, "stacked"])
-      // it looks sent, while it is held
+      // the response looks sent to its handler, while it is held
       assert.deepStrictEqual(yield* hearing("stacked"), [true, true])
       const refused = yield* post("/stacked/stacked-orphan")
       assert.strictEqual(refused.status, 500)
@@ -368,7 +367,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("t
     })
   )
 
-  it.scoped("a response looks sent during the commit, one middleware inside another, although it is held", () =>
+  it.scoped("a response under two middlewares looks sent during the commit, although it is held", () =>
     Effect.gen(function* () {
       const { front } = yield* Site
       const committing = yield* front.when(sends("COMMIT"), "freeze")
@@ -383,7 +382,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("t
     })
   )
 
-  it.scoped("a connection is kept for the next request, however the one before has ended", () =>
+  it.scoped("an HTTP connection is kept for the next request, however the one before has ended", () =>
     Effect.gen(function* () {
       const agent = yield* Effect.acquireRelease(
         Effect.sync(() => new Agent({ keepAlive: true, maxSockets: 1 })),
@@ -394,7 +393,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("t
         const { reused, status } = yield* send({ agent, path })
         seen.push([status, reused])
       }
-      // the name of the first is stored already
+      // the row of the first is stored already by an earlier test, so its INSERT fails
       assert.deepStrictEqual(seen, [
         [500, false],
         [500, true],

@@ -23,7 +23,7 @@ const serve: Serve = async (runtime) => {
       await add(name)
       return answer(reply)
     })
-  // before the sent value is checked, and after it was read
+  // after the body was read, and before it is validated
   app.addHook("preValidation", (request, reply, done) => middleware(request.raw, reply.raw, done))
   app.addHook("preValidation", async ({ url }) => (url === "/valid" ? add("valid") : undefined))
   app.addHook("onSend", async ({ url }) => (url === "/on-send" ? add("on-send: hook") : undefined))
@@ -80,7 +80,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("t
     ["web-stream", 200, "from the web", ["web-stream"]],
     ["null", 200, "", ["null"]],
     ["returned", 200, '{"returned":true}', ["returned"]],
-    // a hook that sees the sent value is a part of the request
+    // an onSend hook is a part of the unit of work
     ["on-send", 200, "on send", ["on-send", "on-send: hook"]],
     ["error", 500, "no", []],
     ["refused", 409, "refused", []],
@@ -91,7 +91,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("t
     ["hijacked-orphan", 500, "could not be stored", []],
     ["serialized", 500, "required", []]
   ] as const) {
-    it.scoped(`${name} is answered with ${status}, and is ${rows.length === 0 ? "rolled back" : "stored"}`, () =>
+    it.scoped(`POST ${name} is answered with ${status}, and is ${rows.length === 0 ? "rolled back" : "stored"}`, () =>
       Effect.gen(function* () {
         const response = yield* post(`/${name}`)
         assert.strictEqual(response.status, status)
@@ -102,7 +102,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("t
     )
   }
 
-  it.scoped("10 MB by a stream are sent after the commit", () =>
+  it.scoped("10 MB by stream are sent after the commit", () =>
     Effect.gen(function* () {
       const { body, status } = yield* send({ path: "/stream" })
       assert.strictEqual(status, 200)
@@ -138,7 +138,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("t
       const again = yield* inject("/refused")
       assert.strictEqual(again.statusCode, 409)
       const streamed = yield* inject("/stream")
-      // its name is stored already
+      // its row is stored already by an earlier test, so its INSERT fails
       assert.strictEqual(streamed.statusCode, 500)
       yield* idle
     })

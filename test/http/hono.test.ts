@@ -23,7 +23,7 @@ const serve: Serve = (runtime, handlers) => {
     for (const [name, handle] of Object.entries(handlers)) {
       part.post(`/${name}`, async (c) => {
         const { body, status } = await handle()
-        // Hono's own list leaves some out
+        // Hono's type has a list of statuses that is not complete
         c.status(status as StatusCode)
         if (body === undefined) return c.body(null)
         if (typeof body === "string") return c.text(body)

@@ -110,7 +110,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("t
     ["conflict", 500, "an error", []],
     ["faulty", 500, "could not be stored", []]
   ] as const) {
-    it.scoped(`${path} is answered with ${status}, and is ${rows.length === 0 ? "rolled back" : "stored"}`, () =>
+    it.scoped(`POST ${path} is answered with ${status}, and is ${rows.length === 0 ? "rolled back" : "stored"}`, () =>
       Effect.gen(function* () {
         const response = yield* post(`/${path}`)
         assert.strictEqual(response.status, status)
@@ -132,7 +132,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("t
     })
   )
 
-  it.scoped("HEAD is stored, and has no body", () =>
+  it.scoped("a HEAD request is stored, and its answer has no body", () =>
     Effect.gen(function* () {
       const { body, status } = yield* send({ method: "HEAD", path: "/unit/head" })
       assert.deepStrictEqual([status, body.length], [200, 0])
@@ -140,7 +140,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("t
     })
   )
 
-  it.scoped("server-sent events follow the commit", () =>
+  it.scoped("server-sent events are sent after the commit", () =>
     Effect.gen(function* () {
       const response = yield* post("/unit/events")
       assert.deepStrictEqual(yield* stored("events"), ["events: in time"])
@@ -151,7 +151,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("t
     })
   )
 
-  it.scoped("a replaced answer has its body cancelled, and its writer is informed", () =>
+  it.scoped("the body of a replaced answer is cancelled, and its writer is notified", () =>
     Effect.gen(function* () {
       const response = yield* post("/unit/abandoned")
       assert.deepStrictEqual([response.status, response.headers.get("content-type")], [500, problem])

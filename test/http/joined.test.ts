@@ -1,5 +1,6 @@
 /**
- * A request whose unit of work is open around it already: the options of its own middleware are taken by that unit, or refused.
+ * A middleware inside of an open unit of work: that unit takes the options of the middleware, or
+ * refuses them.
  */
 import { once } from "node:events"
 import type { AddressInfo } from "node:net"
@@ -38,7 +39,7 @@ const api = HttpApi.make("api").add(
     .middleware(RequestTransaction.Api)
 )
 
-/** Creates handlers that return their isolation; one of them collides the first time. */
+/** Creates handlers that return the isolation level; `collide` collides in its first run. */
 const makeHandlers = () => {
   let runs = 0
   const collide = Effect.gen(function* () {
@@ -91,18 +92,18 @@ const post = (path: string) =>
     }))
   )
 
-const place = Layer.mergeAll(NodeHttpServer.layerTest, fresh(), audit)
+const servers = Layer.mergeAll(NodeHttpServer.layerTest, fresh(), audit)
 
-describe("a request in a unit of work that is open", () => {
+describe("a request in an open unit of work", () => {
   for (const [name, serve] of Object.entries(ways)) {
-    it.scopedLive(`a request in an open unit has that unit take the settings of its ${name}`, () =>
+    it.scopedLive(`an open unit takes the transaction settings of an inner ${name}`, () =>
       Effect.gen(function* () {
         yield* serve({ transaction: { isolation: "serializable" } }, {})
         assert.deepStrictEqual(yield* post("/isolation"), { status: 200, text: "serializable" })
-      }).pipe(Effect.provide(place))
+      }).pipe(Effect.provide(servers))
     )
 
-    it.scopedLive(`a request in an open unit has it take the settings of its ${name} by database and request`, () =>
+    it.scopedLive(`an open unit takes the settings of an inner ${name} for a database before its general ones`, () =>
       Effect.gen(function* () {
         yield* serve(
           {
@@ -112,15 +113,15 @@ describe("a request in a unit of work that is open", () => {
           {}
         )
         assert.deepStrictEqual(yield* post("/isolation"), { status: 200, text: "serializable" })
-      }).pipe(Effect.provide(place))
+      }).pipe(Effect.provide(servers))
     )
 
-    it.scopedLive(`a request in an open unit has that unit answer again for the retry of its ${name}, if it can`, () =>
+    it.scopedLive(`an open unit with retry retries the request of an inner ${name} with retry`, () =>
       Effect.gen(function* () {
         yield* serve({ retry: true }, { retry: true })
         assert.deepStrictEqual(yield* post("/collide"), { status: 200, text: "read committed" })
         assert.deepStrictEqual(yield* stored, ["attempt 2"])
-      }).pipe(Effect.provide(place))
+      }).pipe(Effect.provide(servers))
     )
 
     const conflicts: Readonly<Record<string, readonly [Inner, RequestTransaction.Options]>> = {
@@ -129,7 +130,7 @@ describe("a request in a unit of work that is open", () => {
       checkFirst: [{ checkFirst: false }, {}]
     }
     for (const [option, [inner, outer]] of Object.entries(conflicts)) {
-      it.scopedLive(`a request in an open unit is refused for an ${option} of its ${name} that does not fit`, () =>
+      it.scopedLive(`an open unit refuses the option ${option} of an inner ${name} that contradicts its own`, () =>
         Effect.gen(function* () {
           const refused: Array<string> = []
           yield* serve(
@@ -144,12 +145,12 @@ describe("a request in a unit of work that is open", () => {
           )
           assert.strictEqual((yield* post("/collide")).status, 500)
           assert.deepStrictEqual([refused, yield* stored], [[option], []])
-        }).pipe(Effect.provide(place))
+        }).pipe(Effect.provide(servers))
       )
     }
   }
 
-  it.scopedLive("a request in an open unit is refused for an outcome of RequestTransaction.Api", () =>
+  it.scopedLive("an open unit refuses the option outcome of an inner RequestTransaction.Api", () =>
     Effect.gen(function* () {
       const refused: Array<unknown> = []
       const onCommitFailed = (error: unknown) => {
@@ -160,10 +161,10 @@ describe("a request in a unit of work that is open", () => {
       for (const _ of [1, 2]) assert.strictEqual((yield* post("/isolation")).status, 500)
       assert.include(String(refused[0]), "set outcome on the outer middleware")
       assert.notStrictEqual(refused[0], refused[1])
-    }).pipe(Effect.provide(place))
+    }).pipe(Effect.provide(servers))
   )
 
-  it.scopedLive("a request in an open unit is outside of it with the setting none", () =>
+  it.scopedLive("a request with the setting none runs outside of an open unit", () =>
     Effect.gen(function* () {
       const routes = HttpRouter.empty.pipe(
         HttpRouter.post("/", Effect.as(insert("kept"), HttpServerResponse.empty({ status: 500 }))),
@@ -172,7 +173,7 @@ describe("a request in a unit of work that is open", () => {
       yield* Layer.build(HttpServer.serve(HttpRouter.use(routes, RequestTransaction.middleware())))
       assert.strictEqual((yield* post("/")).status, 500)
       assert.deepStrictEqual(yield* stored, ["kept"])
-    }).pipe(Effect.provide(place))
+    }).pipe(Effect.provide(servers))
   )
 
   const inRuntime = <A>(
@@ -208,7 +209,7 @@ describe("a request in a unit of work that is open", () => {
           return status
         })
         assert.deepStrictEqual([status, yield* stored], [500, ["kept"]])
-      }).pipe(Effect.provide(place))
+      }).pipe(Effect.provide(servers))
     )
 
     it.scopedLive(`a request with none in a runtime's handler is outside of an open unit, session: ${session}`, () =>
@@ -225,7 +226,7 @@ describe("a request in a unit of work that is open", () => {
           return status
         })
         assert.deepStrictEqual([status, yield* stored], [500, ["kept"]])
-      }).pipe(Effect.provide(place))
+      }).pipe(Effect.provide(servers))
     )
   }
 })

@@ -15,7 +15,7 @@ import { hear, hearing, tell } from "../support/suites/requests/messages.js"
 import type { Runtime } from "../support/suites/requests/plain.js"
 import { plainSite, type Serve, Site } from "../support/suites/requests/site.js"
 
-/** The common part of a request and its response in both versions of HTTP. */
+/** The members of a request, and then of a response, that both versions of HTTP have. */
 interface Ask {
   readonly url?: string | undefined
   readonly on: (event: "data" | "end" | "error", listener: (part: unknown) => void) => unknown
@@ -39,7 +39,7 @@ const bodyOf = (request: Ask): Promise<string> =>
     request.on("error", reject)
   })
 
-/** Answers any path. Its name is stored as a row, and parts of the name choose the answer. */
+/** Returns the handler of all paths. It stores the name of the path, and parts of the name select the answer. */
 const answering = ({ databases: { db } }: Runtime) => {
   const add = async (name: string) => void (await db.writer`INSERT INTO item ${db.writer.insert({ name })}`)
   const orphan = async () => void (await db.writer`INSERT INTO late VALUES (-1)`)
@@ -101,14 +101,14 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("a
 
   it.scoped("a disconnect rolls back all pipelined requests, also those whose response waits for another", () =>
     Effect.gen(function* () {
-      const under = Effect.all([hearing("gone-1-waits: under way"), hearing("gone-2-waits: under way")])
-      yield* Effect.raceFirst(atOnce(["/gone-1-waits", "/gone-2-waits"]), under)
+      const underWay = Effect.all([hearing("gone-1-waits: under way"), hearing("gone-2-waits: under way")])
+      yield* Effect.raceFirst(atOnce(["/gone-1-waits", "/gone-2-waits"]), underWay)
       yield* idle
       assert.deepStrictEqual(yield* stored("gone"), [])
     })
   )
 
-  it.scoped("an upload that is aborted is rolled back, and the next request is served", () =>
+  it.scoped("a request whose upload is aborted is rolled back, and the next request is served", () =>
     Effect.gen(function* () {
       const broken = yield* Effect.fork(
         send({ path: "/upload", headers: { "content-length": 10 } }, (request) => {
@@ -145,7 +145,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("a
     })
   )
 
-  it.scoped("a header that is set while the response is held goes with it", () =>
+  it.scoped("a header that is set while the response is held is sent with it", () =>
     Effect.gen(function* () {
       const { headers, status } = yield* post("/late-header")
       assert.deepStrictEqual([status, headers.get("x-late")], [200, "yes"])
@@ -201,7 +201,7 @@ for (const [name, scheme, site] of [
       )
     )
 
-    /** Returns the status, some headers, and the body. */
+    /** Sends a request, and returns the status, some headers and the body of its response. */
     const ask = (session: http2.ClientHttp2Session, path: string) =>
       Effect.async<ReadonlyArray<unknown>>((resume) => {
         const stream = session.request({ ":method": "POST", ":path": `/${path}` })
@@ -219,7 +219,7 @@ for (const [name, scheme, site] of [
         return Effect.sync(() => stream.close())
       })
 
-    it.scoped("HTTP/2 commits before it answers, or answers with an error instead", () =>
+    it.scoped("a request over HTTP/2 is answered after its commit, or with an error", () =>
       Effect.gen(function* () {
         const client = yield* session
         const [one, refused, thrown, parts, empty] = yield* Effect.all(
@@ -237,7 +237,7 @@ for (const [name, scheme, site] of [
       })
     )
 
-    it.scoped("an HTTP/2 stream that its client closes is rolled back, and its connection goes on", () =>
+    it.scoped("a request whose client closes its HTTP/2 stream is rolled back, and the connection stays open", () =>
       Effect.gen(function* () {
         const client = yield* session
         const path = `${name}-gone-waits`
@@ -250,7 +250,7 @@ for (const [name, scheme, site] of [
     )
 
     if (name !== "Node") return
-    it.scoped("an HTTP/2 stream that is closed before it reaches the middleware is rolled back as well", () =>
+    it.scoped("a request whose HTTP/2 stream is closed before the middleware is called is rolled back as well", () =>
       Effect.gen(function* () {
         const client = yield* session
         yield* Effect.raceFirst(ask(client, "closed-waits"), hearing("/closed-waits: arrived"))

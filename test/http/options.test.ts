@@ -76,7 +76,7 @@ describe("the settings of a request", () => {
     )
   )
 
-  it.scopedLive("GET and HEAD are read-only if that is set, and other methods are not", () =>
+  it.scopedLive("GET and HEAD are read-only with readOnlyWhenSafe, and POST is not", () =>
     Effect.gen(function* () {
       yield* serve(routes, { transaction: RequestTransaction.readOnlyWhenSafe })
       assert.strictEqual((yield* send("GET", "/write")).status, 500)
@@ -87,7 +87,7 @@ describe("the settings of a request", () => {
     }).pipe(Effect.provide(servers()))
   )
 
-  it.scopedLive("isolation may depend on the request, and a route may raise it", () =>
+  it.scopedLive("the isolation level may depend on the request, and a route may raise it", () =>
     Effect.gen(function* () {
       yield* serve(routes, {
         transaction: ({ method }) => ({ isolation: method === "PUT" ? "repeatable read" : "read committed" })
@@ -98,7 +98,7 @@ describe("the settings of a request", () => {
     }).pipe(Effect.provide(servers()))
   )
 
-  it.scopedLive("the setting none runs each statement on its own, which stays whatever the response is", () =>
+  it.scopedLive("the setting none commits each statement by itself, whatever the response is", () =>
     Effect.gen(function* () {
       const failing = HttpRouter.empty.pipe(HttpRouter.post("/fail", Effect.as(insert("kept"), respond(500))))
       yield* serve(failing, { transaction: () => "none" })
@@ -108,10 +108,10 @@ describe("the settings of a request", () => {
   )
 })
 
-describe("a request that is answered again", () => {
+describe("a request that is handled again", () => {
   const collision = "DO $$ BEGIN RAISE EXCEPTION 'collision' USING ERRCODE = 'serialization_failure'; END $$"
 
-  /** Stores the body, and fails the first `times` times. */
+  /** Creates routes that store the body, and run `collide` in the first `times` attempts. */
   const storing = (times: number, collide: Effect.Effect<unknown, unknown, Db>) =>
     Effect.map(Ref.make(0), (attempts) => ({
       attempts,
@@ -151,7 +151,7 @@ describe("a request that is answered again", () => {
   const refused = rows("writer", collision)
   const text = HttpBody.text("body", "text/plain")
 
-  it.scopedLive("a request is answered again from its start, with its body, after a failure or an error answer", () =>
+  it.scopedLive("a request is handled again with its body, also if the handler has answered with an error", () =>
     Effect.gen(function* () {
       const { attempts, routes } = yield* storing(2, refused)
       yield* serve(routes, { retry: true })
@@ -174,7 +174,7 @@ describe("a request that is answered again", () => {
     ["a defect of its own", Effect.catchAll(refused, () => Effect.die(new Error("a bug")))],
     ["an error of its own, after a nested transaction", Effect.mapError(Db.withTransaction(refused), () => "mine")]
   ] as const) {
-    it.scopedLive(`a request is answered again from its start if a collision has become ${failure}`, () =>
+    it.scopedLive(`a request is handled again if a collision has become ${failure}`, () =>
       Effect.gen(function* () {
         const { attempts, routes } = yield* storing(2, fail)
         yield* serve(routes, { retry: true })
@@ -185,7 +185,7 @@ describe("a request that is answered again", () => {
     )
   }
 
-  it.scopedLive("a request is answered once if the handler fails or dies for a reason of its own", () =>
+  it.scopedLive("a request is handled once if the handler fails or dies for a reason of its own", () =>
     Effect.gen(function* () {
       for (const fail of [Effect.fail("mine"), Effect.die(new Error("a bug"))]) {
         const { attempts, routes } = yield* storing(2, fail)
@@ -201,14 +201,14 @@ describe("a request that is answered again", () => {
     }).pipe(Effect.provide(servers()))
   )
 
-  it.scopedLive("a request is not answered again by default, nor with too long a body, nor without end", () =>
+  it.scopedLive("a request is not handled again if its body is too long, nor more often than the schedule allows", () =>
     Effect.gen(function* () {
       const { attempts, routes } = yield* storing(Number.POSITIVE_INFINITY, refused)
       yield* serve(routes, { retry: Schedule.recurs(2) })
       const long = HttpBody.text("x".repeat(1_048_577), "text/plain")
       assert.strictEqual((yield* send("POST", "/text", long)).status, 500)
       assert.strictEqual(yield* Ref.getAndSet(attempts, 0), 1)
-      // JSON is expected there: a failure of the handler's own
+      // the handler expects JSON, and fails by itself
       assert.strictEqual((yield* send("POST", "/caught", text)).status, 503)
       assert.strictEqual(yield* Ref.getAndSet(attempts, 0), 0)
       assert.strictEqual((yield* send("POST", "/text", text)).status, 500)
@@ -217,7 +217,7 @@ describe("a request that is answered again", () => {
     }).pipe(Effect.provide(servers()))
   )
 
-  it.scopedLive("a request is answered again also if code around the handler has read the body before", () =>
+  it.scopedLive("a request is handled again also if code around the handler has read the body before", () =>
     Effect.gen(function* () {
       const { attempts, routes } = yield* storing(1, refused)
       const reading = HttpMiddleware.make((app) =>
@@ -234,7 +234,7 @@ describe("a request that is answered again", () => {
     }).pipe(Effect.provide(servers()))
   )
 
-  it.scopedLive("a request is answered again without what the attempt before has registered for the response", () =>
+  it.scopedLive("a request is handled again without the pre-response handlers of the attempt before", () =>
     Effect.gen(function* () {
       let attempts = 0
       const ran: Array<number> = []
@@ -261,25 +261,25 @@ describe("a request that is answered again", () => {
     }).pipe(Effect.provide(servers()))
   )
 
-  it.scopedLive("a request is not answered again around a whole server, because the first answer is sent already", () =>
+  it.scopedLive("a request is not handled again around a whole server, because the first answer is sent already", () =>
     Effect.gen(function* () {
       const { attempts, routes } = yield* storing(1, refused)
       yield* Layer.build(HttpServer.serve(routes, RequestTransaction.middleware({ retry: Schedule.recurs(1) })))
       assert.strictEqual((yield* send("POST", "/text", text)).status, 500)
-      // another answer follows whatever the first has left behind
+      // the next request succeeds
       assert.strictEqual((yield* send("POST", "/text", text)).status, 201)
       assert.strictEqual(yield* Ref.get(attempts), 2)
       assert.deepStrictEqual(yield* stored, ["body"])
     }).pipe(Effect.provide(servers()))
   )
 
-  it.scopedLive("a request is answered again if the first COMMIT is refused because another request was first", () =>
+  it.scopedLive("a request is handled again if its COMMIT is refused because another request has committed first", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       yield* query(writer, "INSERT INTO item (name, amount) VALUES ('a', 1), ('b', 1)")
       const read = yield* Deferred.make<void>()
       const both = yield* Ref.make(0)
-      // each reads both rows and empties one: together they would break the rule that one is left
+      // each request reads both rows and empties one, and together they would break the rule that one is left
       const withdraw = (name: string) =>
         Effect.gen(function* () {
           const sql = yield* Db.writer
@@ -297,7 +297,7 @@ describe("a request that is answered again", () => {
     }).pipe(Effect.provide(servers()))
   )
 
-  it.scopedLive("a refused COMMIT without retry is 409, and a lost answer to COMMIT is 503", () =>
+  it.scopedLive("a refused COMMIT without retry is answered with 409, and a lost answer to COMMIT with 503", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       yield* query(writer, "CREATE TABLE late (n int)")
@@ -329,7 +329,7 @@ describe("the request in its statements", () => {
       Effect.flatMap(answer.json, Schema.decodeUnknown(Seen))
     )
 
-  it.scopedLive("statements carry only their label by default, and method, route, id and trace if that is set", () =>
+  it.scopedLive("statements carry nothing of the request by default", () =>
     Effect.gen(function* () {
       yield* serve(routes, {})
       const [{ name, query }] = yield* ask()
@@ -337,7 +337,7 @@ describe("the request in its statements", () => {
     }).pipe(Effect.provide(servers()))
   )
 
-  it.scopedLive("statements carry the application's name of the route, in a comment that stays the same", () =>
+  it.scopedLive("statements carry method and route as application name and in a comment if that is set", () =>
     Effect.gen(function* () {
       yield* serve(routes, { applicationName: true, sqlComment: "route" })
       const [{ name, query }] = yield* ask()
@@ -346,7 +346,7 @@ describe("the request in its statements", () => {
     }).pipe(Effect.provide(servers()))
   )
 
-  it.scopedLive("statements carry the trace and the request's id if that is a trace", () =>
+  it.scopedLive("statements carry the request's id and the trace if sqlComment is trace, and no unsafe id", () =>
     Effect.gen(function* () {
       yield* serve(routes, { sqlComment: "trace" })
       const [{ query }] = yield* ask({ "x-request-id": "r-1" })
@@ -357,7 +357,7 @@ describe("the request in its statements", () => {
   )
 
   it.scopedLive(
-    "a hook has the request name of its registration: nothing is asked at the end, and no fault delays it",
+    "a hook has the label of the request at its registration, and sqlComment is not called again for it",
     () =>
       Effect.gen(function* () {
         const hooked = HttpRouter.empty.pipe(
@@ -367,7 +367,7 @@ describe("the request in its statements", () => {
           )
         )
         const sqlComment = ({ route }: RequestTransaction.LabeledRequest) => {
-          // outside of the router it is the path
+          // outside of the router `route` is the path
           if (route !== "/hooked/:name") throw new Error("nameless")
           return { route }
         }
@@ -378,7 +378,7 @@ describe("the request in its statements", () => {
       }).pipe(Effect.provide(Layer.merge(servers(), audit)))
   )
 
-  it.scopedLive("observations carry method, route and id", () =>
+  it.scopedLive("the observation of a transaction's end has method, route and id in its label", () =>
     Effect.gen(function* () {
       yield* serve(routes, {})
       const heard = yield* Deferred.make<string | undefined>()
@@ -405,7 +405,7 @@ describe("work after the response", () => {
   )
 
   const bodies = HttpRouter.empty.pipe(
-    // a stream that was given the context of the handler, by hand
+    // a stream with the context of the handler
     HttpRouter.post(
       "/captured",
       Effect.gen(function* () {
@@ -436,7 +436,7 @@ describe("work after the response", () => {
   ] as const
 
   for (const [place, served] of places) {
-    it.scopedLive(`a streaming body is read after the commit, outside of it (${place})`, () =>
+    it.scopedLive(`a streaming body is read after the commit, outside of the transaction (${place})`, () =>
       Effect.gen(function* () {
         const detached = yield* send("POST", "/detached")
         assert.strictEqual(yield* detached.text, "data: b\n\n")
@@ -446,7 +446,7 @@ describe("work after the response", () => {
       }).pipe(Effect.provide(Layer.provideMerge(served, servers({ readers: [] }))))
     )
 
-    it.scopedLive(`a streaming body that was given the handler's own context fails, and holds nothing (${place})`, () =>
+    it.scopedLive(`a streaming body with the handler's context fails, and leaves nothing checked out (${place})`, () =>
       Effect.gen(function* () {
         const captured = yield* Effect.flatMap(send("POST", "/captured"), (answer) => answer.text).pipe(Effect.either)
         assert.isTrue(captured._tag === "Left" || captured.right === "")
@@ -495,7 +495,7 @@ describe("other ways to serve a request", () => {
       .middleware(RequestTransaction.Api)
   )
 
-  it.scopedLive("an HttpApi with its middleware ends by the status that a success or failure is encoded to", () =>
+  it.scopedLive("an HttpApi with RequestTransaction.Api commits or rolls back by the status of its response", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       yield* query(writer, "CREATE TABLE late (n int REFERENCES item DEFERRABLE INITIALLY DEFERRED)")
@@ -534,7 +534,7 @@ describe("other ways to serve a request", () => {
     }).pipe(Effect.provide(servers()))
   )
 
-  it.scopedLive("HttpLayerRouter runs the middleware globally", () =>
+  it.scopedLive("HttpLayerRouter commits or rolls back by the status with a global middleware", () =>
     Effect.gen(function* () {
       const route = HttpLayerRouter.use((router) =>
         router.add(
@@ -555,7 +555,7 @@ describe("other ways to serve a request", () => {
     }).pipe(Effect.provide(servers()))
   )
 
-  it.scopedLive("@effect/rpc runs a middleware that wraps, and the unit of work", () =>
+  it.scopedLive("@effect/rpc commits a success and rolls back a failure in a unit of work of its middleware", () =>
     Effect.gen(function* () {
       class InUnit extends RpcMiddleware.Tag<InUnit>()("test/InUnit", { wrap: true }) {}
       const group = RpcGroup.make(
@@ -566,7 +566,7 @@ describe("other ways to serve a request", () => {
         add: ({ name }) => Effect.orDie(Effect.asVoid(insert(name))),
         refuse: ({ name }) => Effect.zipRight(Effect.orDie(insert(name)), Effect.fail("no"))
       })
-      // a commit that fails is a fault to an RPC that does not declare it
+      // these RPCs do not declare the error of a commit, so it is a defect
       const inUnit = Layer.succeed(InUnit, ({ next }) =>
         Effect.catchIf(
           UnitOfWork.run(next),

@@ -1,6 +1,6 @@
 /**
- * Wherever the middleware is, a request's unit of work is the work of its handler, and nothing
- * around that.
+ * The places of the middleware. In each of them a unit of work has the work of the handler, and none
+ * of the code around it.
  */
 import {
   HttpApp,
@@ -30,10 +30,11 @@ import { query } from "../support/server.js"
 const gate = <A>() => Deferred.unsafeMake<A>(FiberId.none)
 
 /**
- * Creates the steps of a request and of the middleware around it, in this order, each as soon as
- * the step before it is done.
+ * Creates a handler, and middleware around it. Each waits for the other, so that their steps have
+ * this order: `inside`, `before`, `after`, `late`. If `touches` is false, the handler itself does not
+ * use the database.
  */
-const scene = (status: number, touches: boolean) => {
+const makeParts = (status: number, touches: boolean) => {
   const inside = gate<void>()
   const before = gate<void>()
   const after = gate<void>()
@@ -41,7 +42,7 @@ const scene = (status: number, touches: boolean) => {
   const write = (name: string) => Effect.orDie(Effect.asVoid(insert(name)))
   const handler = Effect.gen(function* () {
     if (touches) yield* write("inside")
-    // outlives the request
+    // this fiber outlives the request
     yield* Effect.forkDaemon(
       Effect.zipRight(
         Deferred.await(after),
@@ -59,7 +60,7 @@ const scene = (status: number, touches: boolean) => {
     yield* Deferred.await(before)
     return HttpServerResponse.empty({ status })
   })
-  /** Middleware around the handler, with a fiber of its own beside it, and work to do after it. */
+  /** Middleware around the handler, with a fiber that works beside the handler, and a write after it. */
   const around = <E, R>(app: HttpApp.Default<E, R>): HttpApp.Default<E, R | Db> =>
     Effect.gen(function* () {
       yield* Effect.forkDaemon(
@@ -78,37 +79,37 @@ const scene = (status: number, touches: boolean) => {
 
 const transactional = RequestTransaction.middleware()
 
-type Scene = ReturnType<typeof scene>
+type Parts = ReturnType<typeof makeParts>
 
-const route = ({ handler }: Scene) => HttpRouter.empty.pipe(HttpRouter.post("/", handler))
+const route = ({ handler }: Parts) => HttpRouter.empty.pipe(HttpRouter.post("/", handler))
 
-const places: Record<string, (scene: Scene) => Layer.Layer<never, unknown, Db | HttpServer.HttpServer>> = {
-  "a handler, under middleware around the server": (scene) =>
-    HttpServer.serve(HttpRouter.use(route(scene), transactional), scene.around),
-  "a handler, under middleware around the router": (scene) =>
-    HttpServer.serve(scene.around(HttpRouter.use(route(scene), transactional))),
-  "a handler, under middleware around the handler": (scene) =>
-    HttpServer.serve(HttpRouter.use(HttpRouter.use(route(scene), transactional), scene.around)),
-  "a handler of its own": (scene) =>
-    HttpServer.serve(HttpRouter.empty.pipe(HttpRouter.post("/", transactional(scene.handler))), scene.around),
-  "a router that is mounted": (scene) =>
-    HttpServer.serve(HttpRouter.empty.pipe(HttpRouter.mountApp("/", transactional(route(scene)))), scene.around),
-  "a router": (scene) => HttpServer.serve(scene.around(transactional(route(scene)))),
-  "a server": (scene) => HttpServer.serve(route(scene), (app) => scene.around(transactional(app))),
-  "a route of HttpLayerRouter": (scene) =>
+const places: Record<string, (parts: Parts) => Layer.Layer<never, unknown, Db | HttpServer.HttpServer>> = {
+  "a handler, under middleware around the server": (parts) =>
+    HttpServer.serve(HttpRouter.use(route(parts), transactional), parts.around),
+  "a handler, under middleware around the router": (parts) =>
+    HttpServer.serve(parts.around(HttpRouter.use(route(parts), transactional))),
+  "a handler, under middleware around the handler": (parts) =>
+    HttpServer.serve(HttpRouter.use(HttpRouter.use(route(parts), transactional), parts.around)),
+  "a handler of its own": (parts) =>
+    HttpServer.serve(HttpRouter.empty.pipe(HttpRouter.post("/", transactional(parts.handler))), parts.around),
+  "a router that is mounted": (parts) =>
+    HttpServer.serve(HttpRouter.empty.pipe(HttpRouter.mountApp("/", transactional(route(parts)))), parts.around),
+  "a router": (parts) => HttpServer.serve(parts.around(transactional(route(parts)))),
+  "a server": (parts) => HttpServer.serve(route(parts), (app) => parts.around(transactional(app))),
+  "a route of HttpLayerRouter": (parts) =>
     HttpLayerRouter.serve(
-      HttpLayerRouter.use((router) => router.add("POST", "/", scene.handler)).pipe(
+      HttpLayerRouter.use((router) => router.add("POST", "/", parts.handler)).pipe(
         Layer.provide(HttpLayerRouter.middleware(transactional).layer)
       ),
-      { middleware: scene.around, disableListenLog: true, disableLogger: true }
+      { middleware: parts.around, disableListenLog: true, disableLogger: true }
     ),
-  "all of HttpLayerRouter": (scene) =>
+  "all of HttpLayerRouter": (parts) =>
     HttpLayerRouter.serve(
       Layer.merge(
-        HttpLayerRouter.use((router) => router.add("POST", "/", scene.handler)),
+        HttpLayerRouter.use((router) => router.add("POST", "/", parts.handler)),
         HttpLayerRouter.middleware(transactional, { global: true })
       ),
-      { middleware: scene.around, disableListenLog: true, disableLogger: true }
+      { middleware: parts.around, disableListenLog: true, disableLogger: true }
     )
 }
 
@@ -119,15 +120,15 @@ describe("middleware around the unit of work", () => {
       [500, true],
       [200, false]
     ] as const) {
-      it.scopedLive(`the unit of ${place} ends inside its middleware, ${status}${touches ? "" : ", untouched"}`, () =>
+      it.scopedLive(`the unit of ${place} ends before code around it, ${status}${touches ? "" : ", unused"}`, () =>
         Effect.gen(function* () {
-          const played = scene(status, touches)
-          yield* Layer.build(server(played))
+          const parts = makeParts(status, touches)
+          yield* Layer.build(server(parts))
           const client = yield* HttpClient.HttpClient
           const response = yield* client.post("/")
           assert.strictEqual(response.status, status)
           assert.strictEqual(response.headers["x-around"], "yes")
-          assert.strictEqual(yield* Deferred.await(played.late), "TransactionEnded")
+          assert.strictEqual(yield* Deferred.await(parts.late), "TransactionEnded")
           yield* idle
           const kept = ["after", "before", "session"]
           assert.deepStrictEqual(yield* stored, status === 200 && touches ? [...kept, "inside"].sort() : kept)
@@ -141,11 +142,11 @@ describe("middleware around the unit of work", () => {
     [500, true],
     [200, false]
   ] as const) {
-    it.scopedLive(`the unit of a server with a log ends inside it, ${status}${touches ? "" : ", untouched"}`, () =>
+    it.scopedLive(`the unit of a server ends before a log inside of it, ${status}${touches ? "" : ", unused"}`, () =>
       Effect.gen(function* () {
         const logged = gate<void>()
         const handler = Effect.as(touches ? insert("inside") : Effect.void, HttpServerResponse.empty({ status }))
-        // the response is sent inside of this, and the unit ends before that
+        // the response is sent inside of this middleware, and the unit ends before that
         const logging = <E, R>(app: HttpApp.Default<E, R>) =>
           Effect.tap(app, () => Effect.zipRight(Effect.orDie(insert("log")), Deferred.succeed(logged, undefined)))
         yield* Layer.build(
@@ -160,7 +161,7 @@ describe("middleware around the unit of work", () => {
     )
   }
 
-  it.scopedLive("a handler that middleware runs repeatedly in its route is a unit of its own each time", () =>
+  it.scopedLive("a handler that a route runs repeatedly is a unit of its own each time", () =>
     Effect.gen(function* () {
       let times = 0
       const handler = transactional(
@@ -209,17 +210,17 @@ describe("middleware around the unit of work", () => {
     }).pipe(Effect.provide(Layer.merge(NodeHttpServer.layerTest, fresh())))
   )
 
-  it.scopedLive("a middleware around a single handler reports a failed commit outside of the unit", () =>
+  it.scopedLive("a middleware around a single handler logs a failed commit outside of the unit", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       yield* query(writer, "CREATE TABLE late (n int REFERENCES item DEFERRABLE INITIALLY DEFERRED)")
       const handler = Effect.flatMap(Db.writer, (sql) =>
         Effect.as(sql`INSERT INTO late VALUES (1)`, HttpServerResponse.empty())
       )
-      const told: Array<boolean> = []
+      const inTransaction: Array<boolean> = []
       const listening = Logger.make(({ context }) => {
         const { unsafeMap } = FiberRefs.getOrDefault(context, FiberRef.currentContext)
-        told.push(unsafeMap.has(SqlClient.TransactionConnection.key))
+        inTransaction.push(unsafeMap.has(SqlClient.TransactionConnection.key))
       })
       yield* Layer.build(
         HttpServer.serve(HttpRouter.empty.pipe(HttpRouter.post("/", transactional(handler)))).pipe(
@@ -228,7 +229,7 @@ describe("middleware around the unit of work", () => {
       )
       const client = yield* HttpClient.HttpClient
       assert.strictEqual((yield* client.post("/")).status, 500)
-      assert.deepStrictEqual(told, [false])
+      assert.deepStrictEqual(inTransaction, [false])
     }).pipe(Effect.provide(Layer.merge(NodeHttpServer.layerTest, fresh())))
   )
 })

@@ -33,7 +33,7 @@ import { listening, portOf } from "../support/suites/requests/listen.js"
 
 let last = 0
 
-/** Returns the values that a response has given the client to keep. */
+/** Returns the headers with which a client sends back the session that a response has set. */
 const kept = ({ cookies }: Sent): Readonly<Record<string, string>> => {
   const cookie = cookies.find((one) => one.startsWith(`${name}=`))
   return cookie === undefined ? {} : { cookie: `other=1; ${cookie.split(";")[0]}; more=2` }
@@ -57,7 +57,7 @@ const read = (part: string, id: number, headers?: Readonly<Record<string, string
 layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("read your writes over HTTP", (shared) => {
   for (const [title, site] of Object.entries(sites)) {
     shared.layer(site, { timeout: "30 seconds" })(title, (it) => {
-      it.scoped("a client reads its writes in its next request, from whichever replica has them", () =>
+      it.scoped("a client reads its writes in its next request, from a replica that has them", () =>
         Effect.gen(function* () {
           const [one, other] = [yield* replica(0), yield* replica(1)]
           for (let i = 0; i < 10; i++) {
@@ -93,7 +93,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("read your 
           yield* Effect.forEach(replicas, pause)
           const second = yield* write("hasty", kept(first.sent))
           const between = yield* send(`hasty/read/${first.id}`, kept(second.sent))
-          // a read has nothing new to report
+          // a request that only reads sets no session
           assert.deepStrictEqual(kept(between), {})
           for (const { id } of [first, second]) {
             assert.deepStrictEqual(yield* read("hasty", id, kept(second.sent)), { port: primary.port, there: true })
@@ -101,7 +101,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("read your 
         })
       )
 
-      it.scoped("a client keeps its own cookies beside that of the session", () =>
+      it.scoped("a response has the cookies of its handler beside that of the session", () =>
         Effect.gen(function* () {
           for (let i = 0; i < 2; i++) {
             const { cookies } = (yield* write("patient")).sent
@@ -114,7 +114,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("read your 
         })
       )
 
-      it.scoped("a client reads what remains of a failed request, and nothing is recorded of what is undone", () =>
+      it.scoped("a client reads the rows that a failed request has kept, and rows that are undone set no session", () =>
         Effect.gen(function* () {
           const { primary, replicas } = yield* Cluster
           yield* Effect.forEach(replicas, pause)
@@ -128,7 +128,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("read your 
           const thrown = ++last
           const broken = yield* send(`hasty/throw/${thrown}`)
           assert.strictEqual(broken.status, 500)
-          // Hono makes its own answer of an error that is thrown behind the handler
+          // with Hono, the answer to an error is made outside of the handler, and has the session, too
           assert.deepStrictEqual(yield* read("hasty", thrown, kept(broken)), { port: primary.port, there: true })
         })
       )
@@ -145,7 +145,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("read your 
         })
       )
 
-      it.scoped("a session that was not signed here is ignored, whatever it is, and no request is refused for it", () =>
+      it.scoped("a session without a valid signature is ignored, and no request is refused for it", () =>
         Effect.gen(function* () {
           yield* Effect.forEach((yield* Cluster).replicas, pause)
           const { id, sent } = yield* write("hasty")
@@ -175,7 +175,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("read your 
           yield* Effect.forEach((yield* Cluster).replicas, pause)
           const { id, sent } = yield* write("before")
           assert.isFalse((yield* read("hasty", id, kept(sent))).there)
-          // it waits, so it was read
+          // the read waits for a replica, so its session was accepted
           const waiting = yield* Effect.fork(read("patient", id, kept(sent)))
           yield* Effect.forEach((yield* Cluster).replicas, resume)
           assert.isTrue((yield* Fiber.join(waiting)).there)
@@ -184,7 +184,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("read your 
     })
   }
 
-  shared.scoped("a web response stays as it is: a redirection, a stream, none at all", () =>
+  shared.scoped("a web response stays as it is beside the session: a redirection, a stream, an error", () =>
     Effect.gen(function* () {
       const runtime = yield* opened
       const answer = (make: () => Response) =>
@@ -210,7 +210,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("read your 
     })
   )
 
-  shared.scoped("a header that a handler lists twice is sent twice, also with tokens", () =>
+  shared.scoped("a header that a handler lists twice is sent twice, also with a session", () =>
     Effect.gen(function* () {
       const runtime = yield* opened
       const all = new Map([
@@ -239,7 +239,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("read your 
     })
   )
 
-  shared.scoped("a constant response without a body carries no session", () =>
+  shared.scoped("a response that is returned to several requests has a session after each write alone", () =>
     Effect.gen(function* () {
       const runtime = yield* opened
       const { db } = runtime.databases
@@ -313,7 +313,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("read your 
     })
   )
 
-  shared.scoped("the session is kept in a unit of work whose transaction was begun outside", () =>
+  shared.scoped("the session is sent also if the transaction was begun before readYourWrites", () =>
     Effect.gen(function* () {
       const routes = HttpRouter.empty.pipe(
         HttpRouter.post(
@@ -324,7 +324,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("read your 
           )
         ),
         HttpRouter.use(RequestTransaction.readYourWrites({ secret })),
-        // for example to read who the user is
+        // begins the transaction, for example to read the user
         HttpRouter.use((app) =>
           Effect.zipRight(
             Effect.flatMap(Db.writer, (sql) => sql`SELECT 1`),
@@ -353,10 +353,10 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("read your 
   )
 
   for (const [title, both] of [
-    ["both of two nested middlewares set one session", true],
-    ["the inner one of two middlewares sets one session", false]
+    ["two nested middlewares with readYourWrites set one session", true],
+    ["an inner middleware with readYourWrites sets one session", false]
   ] as const) {
-    shared.scoped(`${title}, that of the outer unit`, () =>
+    shared.scoped(title, () =>
       Effect.gen(function* () {
         const runtime = yield* opened
         const app = express()
@@ -376,7 +376,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("read your 
     )
   }
 
-  shared.scoped("a handler of web requests inside another one sets the session once, by the outer one", () =>
+  shared.scoped("a handler of web requests inside of another one sets the session once", () =>
     Effect.gen(function* () {
       const runtime = yield* opened
       const options = { readYourWrites: { secret } }
@@ -391,7 +391,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("read your 
     })
   )
 
-  shared.scoped("the statements of a disconnected client go on outside of a unit of work, as ever", () =>
+  shared.scoped("the statement of a client that disconnects goes on outside of a unit of work", () =>
     Effect.gen(function* () {
       const { primary } = yield* Cluster
       const runtime = yield* opened
@@ -433,7 +433,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("read your 
     })
   )
 
-  shared.scoped("plain code may have a session of its own", () =>
+  shared.scoped("promise code may have a causal session", () =>
     Effect.gen(function* () {
       const { primary, replicas } = yield* Cluster
       const { databases, ...runtime } = yield* opened
@@ -450,7 +450,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("read your 
         )
       )
       assert.deepStrictEqual(seen, [{ port: primary.port, there: true }])
-      // work that is left to be done in the background sees it as well
+      // work outside of the unit belongs to the session as well
       const later = yield* Effect.promise(() =>
         runtime.withSession(
           async () => {
@@ -467,7 +467,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("read your 
   for (const secret of [undefined, "a text that is not redacted, but long enough", [], [undefined]]) {
     shared.effect(`a secret of a wrong type is refused: ${JSON.stringify(secret)}`, () =>
       Effect.gen(function* () {
-        // as such a program would
+        // as a program without types may pass them
         const options = { secret } as unknown as RequestTransaction.ReadYourWrites
         const error = yield* Effect.flip(
           Effect.try({ try: () => RequestTransaction.readYourWrites(options), catch: (error) => error })

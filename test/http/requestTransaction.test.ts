@@ -39,7 +39,7 @@ const table = Effect.flatMap(Place, ({ writer }) =>
   query(writer, "CREATE TABLE late (n int REFERENCES item DEFERRABLE INITIALLY DEFERRED)")
 )
 
-/** Runs the same tests wherever the middleware is. */
+/** Declares the tests that are the same for each place of the middleware. */
 const suite = (name: string, serve: Layer.Layer<never, never, HttpServer.HttpServer | Db>) => {
   const app = Layer.provideMerge(serve, Layer.merge(NodeHttpServer.layerTest, fresh()))
 
@@ -67,7 +67,7 @@ const suite = (name: string, serve: Layer.Layer<never, never, HttpServer.HttpSer
       }).pipe(Effect.provide(app))
     )
 
-    it.scopedLive("a failed commit is an error response, never a 2xx for lost work", () =>
+    it.scopedLive("a failed commit is answered with an error", () =>
       Effect.gen(function* () {
         yield* table
         const deferred = yield* post("/deferred")
@@ -79,7 +79,7 @@ const suite = (name: string, serve: Layer.Layer<never, never, HttpServer.HttpSer
       }).pipe(Effect.provide(app))
     )
 
-    it.scopedLive("a request that touches no database takes no connection", () =>
+    it.scopedLive("a request that uses no database checks out no connection", () =>
       Effect.gen(function* () {
         const before = yield* Db.status
         assert.strictEqual((yield* post("/nothing")).status, 204)
@@ -150,7 +150,7 @@ describe("RequestTransaction", () => {
     ["sqlComment", { sqlComment: fault }, "/status/200"],
     ["transaction", { transaction: fault }, "/status/200"]
   ] as const) {
-    it.scopedLive(`a defect in ${name} is an error, stores nothing and holds nothing, wherever the middleware is`, () =>
+    it.scopedLive(`a defect in the option ${name} is a 500, stores nothing and leaves nothing checked out`, () =>
       Effect.gen(function* () {
         yield* table
         const faulty = RequestTransaction.middleware(options)
@@ -169,7 +169,7 @@ describe("RequestTransaction", () => {
     )
   }
 
-  it.scopedLive("the choice by status and the response to a failed commit can be replaced", () =>
+  it.scopedLive("the options outcome and onCommitFailed replace the choice by status and the error response", () =>
     Effect.gen(function* () {
       yield* table
       const custom = RequestTransaction.middleware({

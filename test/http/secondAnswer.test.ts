@@ -19,8 +19,8 @@ const writesOf = ({ databases: { db } }: Runtime) => ({
   orphan: async () => void (await db.writer`INSERT INTO late VALUES (-1)`)
 })
 
-/** Records a call of the response: its exception, or the error for its callback. */
-const seen = (call: (done: (error?: unknown) => void) => unknown): Promise<unknown> =>
+/** Calls a method of the response, and returns the exception or the error of its callback. */
+const errorOf = (call: (done: (error?: unknown) => void) => unknown): Promise<unknown> =>
   new Promise((resolve) => {
     try {
       call((error) => resolve(codeOf(error)))
@@ -112,14 +112,14 @@ const serveExpress: Serve = (runtime) => {
   app.post("/seen", async (_, response) => {
     await add("seen")
     response.send("one")
-    tell("seen: the second end", await seen((done) => response.end("more", done)))
-    tell("seen: a write", await seen((done) => response.write("more", done)))
-    tell("seen: an empty end", await seen((done) => response.end(done)))
+    tell("seen: the second end", await errorOf((done) => response.end("more", done)))
+    tell("seen: a write", await errorOf((done) => response.write("more", done)))
+    tell("seen: an empty end", await errorOf((done) => response.end(done)))
   })
   app.post("/closed", async (_, response) => {
     await add("closed")
     response.once("close", async () => {
-      tell("closed: the second end", await seen((done) => response.end("more", done)))
+      tell("closed: the second end", await errorOf((done) => response.end("more", done)))
     })
     response.send("one")
   })
@@ -133,7 +133,7 @@ layer(plainSite(serveExpress), { excludeTestServices: true, timeout: "30 seconds
   "an Express handler that answers more than once",
   (it) => {
     for (const [name, [status, body, isStored]] of Object.entries(inExpress)) {
-      it.scoped(`${name} sends the first answer, and its row is ${isStored ? "stored" : "undone"}`, () =>
+      it.scoped(`the handler ${name} sends its first answer, and its row is ${isStored ? "stored" : "undone"}`, () =>
         Effect.gen(function* () {
           const answer = yield* send({ path: `/${name}`, agent: false })
           assert.strictEqual(answer.status, status)
@@ -163,7 +163,7 @@ layer(plainSite(serveExpress), { excludeTestServices: true, timeout: "30 seconds
       })
     )
 
-    it.scoped("an answer that was begun is aborted by an error, and its status decides", () =>
+    it.scoped("an answer that was begun is aborted by an error, and its row is stored because of its status", () =>
       Effect.gen(function* () {
         const { port } = yield* Site
         const ask = Effect.async<unknown>((resume) => {
@@ -193,7 +193,7 @@ layer(plainSite(serveExpress), { excludeTestServices: true, timeout: "30 seconds
         assert.strictEqual(body.toString(), "one")
         assert.strictEqual(yield* hearing("seen: the second end"), "ERR_STREAM_WRITE_AFTER_END")
         assert.strictEqual(yield* hearing("seen: a write"), "ERR_STREAM_WRITE_AFTER_END")
-        // Node has it wait for the end, or reports that the end is over
+        // Node calls the callback at the end of the answer, or reports that the answer has ended
         assert.include([undefined, "ERR_STREAM_ALREADY_FINISHED"], yield* hearing("seen: an empty end"))
         const closed = yield* send({ path: "/closed", agent: false })
         assert.strictEqual(closed.body.toString(), "one")
@@ -201,7 +201,7 @@ layer(plainSite(serveExpress), { excludeTestServices: true, timeout: "30 seconds
       })
     )
 
-    it.scoped("the server still serves after all of these", () =>
+    it.scoped("the server still serves after all of these requests", () =>
       Effect.gen(function* () {
         assert.strictEqual((yield* post("/none-of-these")).status, 404)
         yield* idle
@@ -262,17 +262,16 @@ const inNode: Readonly<Record<string, readonly [number, string, boolean, (respon
   ]
 }
 
-/** Answers any path of the table. */
+/** Returns the handler of the paths of the table, and of `later`. */
 const answering = (runtime: Runtime) => {
   const { add } = writesOf(runtime)
   return async (url: string, response: Reply): Promise<void> => {
     const name = url.slice(1)
     await add(name)
     if (name === "later") {
-      // whatever the response is by then
       for (const event of ["finish", "close"]) {
         response.on(event, async () => {
-          const late = seen((done) => response.end("more", done))
+          const late = errorOf((done) => response.end("more", done))
           tell(`later: ${event}`, [await late, response.write("more")])
         })
       }
@@ -322,7 +321,7 @@ const serveHttp2: Serve = async (runtime) => {
   const answer = answering(runtime)
   const middleware = runtime.middleware()
   const server = http2.createServer((request, response) =>
-    // both kinds have the methods that are called on it here
+    // an HTTP/2 response has the methods that are called here
     middleware(request, response, () => void answer(request.url, response as unknown as Reply))
   )
   await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve))
@@ -365,7 +364,7 @@ for (const [server, serve, ask] of [
     `a handler that ends Node's response more than once, by ${server}`,
     (it) => {
       for (const [name, [status, body, isStored]] of Object.entries(inNode)) {
-        it.scoped(`${name} sends the first answer, and its row is ${isStored ? "stored" : "undone"}`, () =>
+        it.scoped(`the handler ${name} sends its first answer, and its row is ${isStored ? "stored" : "undone"}`, () =>
           Effect.gen(function* () {
             assert.deepStrictEqual(yield* ask(name), [status, body])
             assert.deepStrictEqual(yield* stored(name), isStored ? [name] : [])
@@ -374,7 +373,7 @@ for (const [server, serve, ask] of [
         )
       }
 
-      it.scoped("a second answer after the first is sent, or closed, changes nothing", () =>
+      it.scoped("a second answer on the event finish or close of the first changes nothing", () =>
         Effect.gen(function* () {
           assert.deepStrictEqual(yield* ask("later"), [200, "one"])
           yield* hearing("later: finish")
@@ -386,7 +385,7 @@ for (const [server, serve, ask] of [
 
       if (server !== "Fastify") return
       for (const name of ["send-twice", "send-then-throw"]) {
-        it.scoped(`${name} of a reply sends the first answer, and its row is stored`, () =>
+        it.scoped(`the reply ${name} sends its first answer, and its row is stored`, () =>
           Effect.gen(function* () {
             assert.deepStrictEqual(yield* ask(`reply/${name}`), [200, "one"])
             assert.deepStrictEqual(yield* stored(`reply-${name}`), [`reply-${name}`])

@@ -18,7 +18,7 @@ const interruption = <A, E>(fiber: Fiber.Fiber<A, E>) =>
 
 describe("Notification", () => {
   describe("the independence of listeners", () => {
-    it.scopedLive("a slow listener loses what does not fit, receives a gap, and does not affect the others", () =>
+    it.scopedLive("a slow listener loses what its buffer cannot hold, receives a gap, and affects no other", () =>
       Effect.gen(function* () {
         const { writer } = yield* Place
         const observed = yield* hear(Stream.filter(Db.observations, ({ _tag }) => _tag === "ListenOverflowed"))
@@ -76,7 +76,7 @@ describe("Notification", () => {
       }).pipe(Effect.provide(fresh()))
     )
 
-    it.scopedLive("a channel is unlistened by its last listener, and the connection is closed by the last of all", () =>
+    it.scopedLive("the last listener of a channel ends its LISTEN, and the last of all closes the connection", () =>
       Effect.gen(function* () {
         const { context, name, proxy, writer } = yield* behind({ startup: "lazy" })
         const listen = (channel: string) => hear(Stream.provideContext(Db.listen(channel), context))
@@ -152,7 +152,7 @@ describe("Notification", () => {
       const stream = (channel: string) => Stream.provideContext(Db.listen(channel), context)
       return {
         proxy,
-        /** Starts a listener, without a wait until it has joined. */
+        /** Starts a listener without waiting until it has joined. */
         join: (channel: string) => Effect.fork(Stream.runDrain(stream(channel))),
         /** Starts a listener and waits until it has joined. */
         joined: (channel: string) => Effect.tap(hear(stream(channel)), (listener) => count(listener, 1)),
@@ -219,7 +219,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("an interruption in the pause before another attempt, and in the middle of it, settles at once", () =>
+    it.scopedLive("an interruption in the pause before a reconnect, and during the reconnect, settles at once", () =>
       Effect.gen(function* () {
         const { interrupt, joined, proxy } = yield* given
         const other = yield* joined("other")

@@ -1,4 +1,4 @@
-/** The loss of the listening connection: gaps, probes, outages, and views that are read anew. */
+/** The loss of the listening connection: gaps, heartbeats, outages, and views that are read anew. */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -15,12 +15,12 @@ import { type Message, makeProxy, sends } from "../support/proxy.js"
 import { randoms } from "../support/random.js"
 import { freshDatabase, query } from "../support/server.js"
 
-/** Checks if a message is nothing but a probe: a Sync on its own. */
-const asksForLife = ({ from, type }: Message) => from === "client" && type === "S"
+/** Checks if a message of a listening connection is a heartbeat: a Sync on its own. */
+const isHeartbeat = ({ from, type }: Message) => from === "client" && type === "S"
 
 describe("Notification", () => {
   describe("a lost connection of listeners", () => {
-    it.scopedLive("a lost connection is replaced, and what was sent meanwhile is a gap before the next message", () =>
+    it.scopedLive("a lost connection is replaced, and a gap stands for the messages that were sent meanwhile", () =>
       Effect.gen(function* () {
         const { context, proxy, writer } = yield* behind()
         const listener = yield* hear(Stream.provideContext(Db.listen("news"), context))
@@ -38,7 +38,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("a connection may be lost 20 times in a row, with several listeners, one of them always new", () =>
+    it.scopedLive("each of 20 losses of the connection is a gap for each listener, and none for a new one", () =>
       Effect.gen(function* () {
         const { name, writer } = yield* Place
         const channels = ["a", "b", "b", "c"]
@@ -66,7 +66,7 @@ describe("Notification", () => {
       }).pipe(Effect.provide(fresh()))
     )
 
-    it.scopedLive("no message is delivered before every channel is listened to again", () =>
+    it.scopedLive("no listener receives its gap before every channel is listened to again", () =>
       Effect.gen(function* () {
         const { context, proxy, writer } = yield* behind()
         const listen = (channel: string) => hear(Stream.provideContext(Db.listen(channel), context))
@@ -86,12 +86,12 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("a half-open connection is detected by its silence", () =>
+    it.scopedLive("a half-open connection is detected by a heartbeat without an answer", () =>
       Effect.gen(function* () {
         const { context, proxy, writer } = yield* behind({ listenHeartbeat: "50 millis" })
         const listener = yield* hear(Stream.provideContext(Db.listen("news"), context))
         yield* count(listener, 1)
-        const silent = yield* proxy.when(asksForLife, "freeze")
+        const silent = yield* proxy.when(isHeartbeat, "freeze")
         yield* silent
         yield* say(writer, "news", "missed")
         yield* count(listener, 2)
@@ -103,7 +103,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("a connection that answers stays open, however often it is probed", () =>
+    it.scopedLive("a connection that answers its heartbeats stays open", () =>
       Effect.gen(function* () {
         const { context, proxy, writer } = yield* behind({ listenHeartbeat: "2 millis" })
         const listener = yield* hear(Stream.provideContext(Db.listen("news"), context))
@@ -117,16 +117,16 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("a connection stays open although the program was too busy to read the answer", () =>
+    it.scopedLive("a connection stays open although the program was too busy to read the answer of a heartbeat", () =>
       Effect.gen(function* () {
         const { context, proxy, writer } = yield* behind({ listenHeartbeat: "20 millis" })
         const listener = yield* hear(Stream.provideContext(Db.listen("news"), context))
         yield* count(listener, 1)
-        let asked = false
+        let isSent = false
         const busy = yield* proxy.when((message) => {
-          if (asksForLife(message)) asked = true
-          if (!asked || message.from !== "server") return false
-          // the answer is here, and the program is too busy to read it
+          if (isHeartbeat(message)) isSent = true
+          if (!isSent || message.from !== "server") return false
+          // the answer has arrived, and the program is too busy to read it
           const since = performance.now()
           while (performance.now() - since < 1200);
           return true
@@ -139,7 +139,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("a server that is stopped, in the middle of everything, is listened to again when it goes on", () =>
+    it.scopedLive("a server that was frozen is listened to again after it is thawed", () =>
       Effect.gen(function* () {
         const { primary } = yield* EmbeddedPostgres.EmbeddedPostgres
         const writer = primary.url("app")
@@ -160,7 +160,7 @@ describe("Notification", () => {
       }).pipe(Effect.provide(EmbeddedPostgres.EmbeddedPostgres.layer({ databases: ["app"] })))
     )
 
-    it.scopedLive("the loss is reported, and each attempt with its pause, and the end of the outage", () =>
+    it.scopedLive("the observations report the loss, each attempt with its pause, and the end of the outage", () =>
       Effect.gen(function* () {
         const { context, proxy } = yield* behind()
         yield* Effect.gen(function* () {
@@ -182,21 +182,21 @@ describe("Notification", () => {
           const restored = rest.pop()
           assert.strictEqual(lost?._tag === "ListenLost" && lost.database, "app")
           assert.isAtLeast(rest.length, 3)
-          const longest = rest.map((one, i) => {
+          const pauses = rest.map((one, i) => {
             assert.strictEqual(one._tag === "ListenRetried" && one.attempt, i + 1)
             const pause = one._tag === "ListenRetried" ? one.pauseMillis : 0
-            // exponential, with up to half of it less
+            // exponential, with a jitter that takes off up to half
             assert.isAtLeast(pause, 25 * 2 ** i)
             assert.isAtMost(pause, 50 * 2 ** i)
             return pause
           })
-          assert.isNotEmpty(longest)
+          assert.isNotEmpty(pauses)
           assert.strictEqual(restored?._tag === "ListenRestored" && restored.attempts, rest.length)
         }).pipe(Effect.provide(context))
       })
     )
 
-    it.scopedLive("a listener that joins during the outage does not wait for others' pauses, nor gets a gap", () =>
+    it.scopedLive("a listener that joins during an outage fails by its own retry policy, or joins without a gap", () =>
       Effect.gen(function* () {
         const { context, proxy, writer } = yield* behind()
         const listen = (channel: string) => Stream.provideContext(Db.listen(channel), context)
@@ -258,8 +258,8 @@ describe("Notification", () => {
 
   describe("views that are refreshed at each gap", () => {
     /**
-     * Changes rows through a good network; the fiber that follows them has a bad one, and takes its
-     * time.
+     * Changes rows over a good network, while a slow fiber keeps a view of them by a listener over a
+     * bad one. Checks that the view equals the table in the end.
      */
     const follow = (seed: number) =>
       Effect.gen(function* () {
@@ -320,7 +320,7 @@ describe("Notification", () => {
           const all = () => gaps.disconnected + gaps.overflow
           yield* change(0)
           yield* Effect.repeat(Effect.void, { schedule: soon, until: () => view.get(0) === version })
-          let long = 1
+          let longFreezes = 1
           for (let round = 0; round < 40; round++) {
             yield* someChanges
             const before = all()
@@ -342,7 +342,7 @@ describe("Notification", () => {
                 break
               case 3: {
                 yield* proxy.freeze
-                if (long-- > 0) {
+                if (longFreezes-- > 0) {
                   const noticed = yield* lost
                   yield* someChanges
                   yield* Fiber.join(noticed)
@@ -356,7 +356,7 @@ describe("Notification", () => {
                 yield* sql`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = ${name} AND query ~ '^(UN)?(LISTEN|NOTIFY)'`
                 break
               case 5:
-                // consecutive rounds would be received one by one
+                // one statement, because messages of several are received one by one, without an overflow
                 yield* sql`SELECT pg_notify('row', '0:' || n) FROM generate_series(1, 20) AS n`
                 break
               case 6:
@@ -364,22 +364,22 @@ describe("Notification", () => {
                 yield* someChanges
                 break
             }
-            // the next disaster hits it when it is well, or while it recovers
+            // the next fault occurs after the recovery, or in the middle of it
             if (fault !== 2 && fault !== 6 && below(2) === 0) {
               yield* Effect.repeat(Effect.void, { schedule: soon, until: () => all() > before })
             }
           }
-          const isHeard = Effect.suspend(() =>
+          const catchUp = Effect.suspend(() =>
             Effect.zipRight(
               change(0),
               Effect.repeat(Effect.void, { schedule: soon, until: () => view.get(0) === version })
             )
           )
-          yield* isHeard
-          // the messages of the rounds may all have come while it recovered
+          yield* catchUp
+          // the messages of the rounds may all have come during outages, without an overflow
           yield* sql`SELECT pg_notify('row', '0:' || n) FROM generate_series(1, 20) AS n`
           yield* Effect.repeat(Effect.void, { schedule: soon, until: () => gaps.overflow > 0 })
-          yield* isHeard
+          yield* catchUp
           const rows = yield* query<{ id: number; version: number }>(writer, "SELECT id, version FROM row")
           assert.deepStrictEqual(view, new Map(rows.map(({ id, version }) => [id, version])))
           assert.isAbove(gaps.disconnected, 3)
@@ -401,6 +401,6 @@ describe("Notification", () => {
       })
 
     for (const seed of [1, 2, 3, 4, 5])
-      it.scopedLive(`a view that is read anew at each gap is never stale for good (seed ${seed})`, () => follow(seed))
+      it.scopedLive(`a view that is read at each gap equals its table in the end (seed ${seed})`, () => follow(seed))
   })
 })

@@ -22,7 +22,7 @@ import { freshDatabase, query } from "../support/server.js"
 
 describe("Notification", () => {
   describe("messages", () => {
-    it.scopedLive("a listener receives first that it listens, then every message, in order", () =>
+    it.scopedLive("a listener first receives that it listens, and then every message in order", () =>
       Effect.gen(function* () {
         const { writer } = yield* Place
         const one = yield* hear(Db.listen("news"))
@@ -40,7 +40,7 @@ describe("Notification", () => {
       }).pipe(Effect.provide(fresh()))
     )
 
-    it.scopedLive("no message is missed between the tables' contents at the start and the first message", () =>
+    it.scopedLive("no message is missed between the read of a table at the start and the first message", () =>
       Effect.gen(function* () {
         const { writer } = yield* Place
         yield* query(writer, "CREATE TABLE counter AS SELECT 0 AS n")
@@ -56,7 +56,7 @@ describe("Notification", () => {
           yield* Effect.forkScoped(Effect.forever(count))
           const sql = yield* Db.writer
           for (let i = 0; i < 20; i++) {
-            // the one before was the last, so each of them connects, and listens, anew
+            // the listener before has ended as the last one, so each connects and listens anew
             const heard = yield* Db.listen("counter").pipe(
               Stream.mapEffect((one) =>
                 one._tag === "Message"
@@ -112,7 +112,7 @@ describe("Notification", () => {
       }).pipe(Effect.provide(fresh()))
     )
 
-    it.scopedLive("a channel that no server accepts is refused before it is sent, and harms no transaction", () =>
+    it.scopedLive("a channel or payload that no server accepts is refused, and does not fail its transaction", () =>
       Effect.gen(function* () {
         for (const name of ["", "a\0b", "x".repeat(64), "ü".repeat(32), "\ud800"]) {
           const errors = [
@@ -138,7 +138,7 @@ describe("Notification", () => {
   })
 
   describe("the first LISTEN", () => {
-    it.scopedLive("the first LISTEN fails as a statement does if it cannot succeed", () =>
+    it.scopedLive("the first LISTEN fails at once for a permanent reason, and is retried for any other", () =>
       Effect.gen(function* () {
         const { reader, writer } = yield* freshDatabase
         const proxy = yield* makeProxy(writer)
@@ -182,7 +182,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("the first LISTEN has the time of a checkout in all", () =>
+    it.scopedLive("the first LISTEN fails when acquireTimeout is over", () =>
       Effect.gen(function* () {
         const { context, proxy } = yield* behind({ acquireTimeout: "300 millis" })
         yield* proxy.freeze
@@ -211,12 +211,12 @@ describe("Notification", () => {
   })
 
   describe.skipIf(!hasBouncer)(behindBouncer, () => {
-    // a pooler can only ignore the parameters that a session receives at login
-    const told = { ignore_startup_parameters: "options,extra_float_digits" }
-    it.scopedLive("a listener in transaction mode fails, because no notification can arrive there", () =>
+    // PgBouncer refuses a login with these parameters, unless it is set to ignore them
+    const settings = { ignore_startup_parameters: "options,extra_float_digits" }
+    it.scopedLive("a listener behind PgBouncer in transaction mode fails, because no notification can arrive", () =>
       Effect.gen(function* () {
         const { writer } = yield* freshDatabase
-        const { url: pooled } = yield* makeBouncer(writer, told)
+        const { url: pooled } = yield* makeBouncer(writer, settings)
         yield* Effect.gen(function* () {
           const error = yield* Effect.flip(Stream.runDrain(Db.listen("news")))
           assert.strictEqual(error._tag === "ConfigInvalid" && error.setting, "writer")
@@ -228,16 +228,16 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("a listener in session mode receives messages, also after a loss", () =>
+    it.scopedLive("a listener behind PgBouncer in session mode receives messages, also after a loss", () =>
       Effect.gen(function* () {
         const { name, writer } = yield* freshDatabase
-        const { url: pooled } = yield* makeBouncer(writer, { ...told, pool_mode: "session" })
+        const { url: pooled } = yield* makeBouncer(writer, { ...settings, pool_mode: "session" })
         yield* Effect.gen(function* () {
           const listener = yield* hear(Db.listen("news"))
           yield* count(listener, 1)
           yield* say(writer, "news", "before")
           yield* count(listener, 2)
-          // the channel of the probe is not listened to any more
+          // waits until the probe of the new connection has ended its own LISTEN
           yield* Effect.repeat(
             query(writer, "SELECT 1 FROM pg_stat_activity WHERE datname = $1 AND query LIKE 'UNLISTEN%'", [name]),
             { schedule: soon, until: (rows) => rows.length === 1 }
@@ -253,7 +253,7 @@ describe("Notification", () => {
   })
 
   describe("the listen method of a client", () => {
-    it.scopedLive("a client's listen returns payloads, and fails when some may be missing, as it has no gaps", () =>
+    it.scopedLive("a client's listen emits payloads, and fails if some may be missing, because it has no gaps", () =>
       Effect.gen(function* () {
         const { name, writer } = yield* Place
         const sql = yield* Db.reader
@@ -286,7 +286,7 @@ describe("Notification", () => {
       }).pipe(Effect.provide(fresh()))
     )
 
-    it.scopedLive("a client's listen that is too slow fails after the messages that it has room for", () =>
+    it.scopedLive("a client's listen whose consumer is too slow fails after the messages in its buffer", () =>
       Effect.gen(function* () {
         const { writer } = yield* Place
         const sql = yield* Db.writer
@@ -336,7 +336,7 @@ describe("Notification", () => {
         assert.strictEqual(proxy.connections, 0)
       })
 
-    it.scopedLive("the release lets the process end, also in the middle of an outage", () =>
+    it.scopedLive("the release lets the process end in the pause before a reconnect", () =>
       Effect.gen(function* () {
         const { writer } = yield* freshDatabase
         const { stdout } = yield* Effect.promise(() =>
@@ -353,6 +353,6 @@ describe("Notification", () => {
       released(false)
     )
 
-    it.scopedLive("the release ends in time also when the network is silent", () => released(true))
+    it.scopedLive("the release is over in time also if the network is silent", () => released(true))
   })
 })

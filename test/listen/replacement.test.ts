@@ -15,7 +15,8 @@ import { freshDatabase, query } from "../support/server.js"
 describe("Notification", () => {
   describe("the replacement of the listening connection", () => {
     /**
-     * Delays the mark so that it arrives on the other connection than the one that it was sent on.
+     * Returns a matcher of the mark, a NOTIFY by the old connection, where it arrives on the new
+     * connection.
      */
     const marks = () => {
       let sender = 0
@@ -26,8 +27,8 @@ describe("Notification", () => {
     }
 
     /**
-     * Opens a database behind a proxy, with a user that changes, two listeners, and a sender that
-     * counts all the time.
+     * Opens a database behind a proxy, with credentials that can change. Returns functions that start
+     * listeners, and a counter that sends consecutive numbers to them.
      */
     const given = (options: Partial<Parameters<typeof Db.layer>[0]> = {}) =>
       Effect.gen(function* () {
@@ -46,8 +47,8 @@ describe("Notification", () => {
           const next = Effect.suspend(() => Effect.zipRight(say(writer, "news", `${++n}`), say(writer, "more", `${n}`)))
           const counting = yield* Effect.forkScoped(Effect.repeat(next, { until: () => isOver }))
           /**
-           * Waits until all messages have arrived, and checks that they came in order, from the
-           * first one on, once.
+           * Stops the counter, waits until all messages have arrived, and checks that each listener
+           * has received them in order and once, from its first one on.
            */
           return (...listeners: ReadonlyArray<{ readonly heard: ReadonlyArray<Notification.Notification> }>) =>
             Effect.gen(function* () {
@@ -65,7 +66,7 @@ describe("Notification", () => {
               }
             })
         })
-        /** The users of the sessions that listen. */
+        /** The users of the sessions that listen, or have listened. */
         const users = Effect.map(
           query<{ user: string }>(
             writer,
@@ -74,7 +75,7 @@ describe("Notification", () => {
           ),
           (rows) => rows.map(({ user }) => user)
         )
-        /** Changes the credentials; the database receives them with its next connection. */
+        /** Changes the credentials, and runs a statement whose connect requests them. */
         const rotate = Effect.gen(function* () {
           provider.use(b)
           yield* Effect.provide(
@@ -90,30 +91,30 @@ describe("Notification", () => {
 
     for (const heartbeat of ["1 minute", "2 millis"] as const) {
       it.scopedLive(
-        `a replacement after a change of credentials misses nothing and delivers nothing twice, checked every ${heartbeat}`,
+        `a replacement for new credentials misses nothing and delivers nothing twice, heartbeat: ${heartbeat}`,
         () =>
           Effect.gen(function* () {
             const { b, counter, listen, rotate, until } = yield* given({ listenHeartbeat: heartbeat })
             const news = yield* listen("news")
             const more = yield* listen("more")
-            const all = yield* counter
+            const checkReceived = yield* counter
             yield* count(news, 5)
             yield* count(more, 5)
             yield* rotate
             yield* until(b.name)
             const before = news.heard.length
             yield* count(news, before + 5)
-            yield* all(news, more)
+            yield* checkReceived(news, more)
           })
       )
     }
 
-    it.scopedLive("a replacement at a soft invalidation works repeatedly", () =>
+    it.scopedLive("a replacement at each of five soft invalidations misses nothing and delivers nothing twice", () =>
       Effect.gen(function* () {
         const { counter, invalidate, listen, name, writer } = yield* given({ connectTimeout: "100 millis" })
         const news = yield* listen("news")
         const more = yield* listen("more")
-        const all = yield* counter
+        const checkReceived = yield* counter
         yield* count(news, 5)
         yield* count(more, 5)
         for (let i = 0; i < 5; i++) {
@@ -124,11 +125,11 @@ describe("Notification", () => {
             until: (pids) => pids.length === 1 && pids[0] !== before[0]
           })
         }
-        yield* all(news, more)
+        yield* checkReceived(news, more)
       })
     )
 
-    it.scopedLive("a replacement at a hard invalidation is a gap", () =>
+    it.scopedLive("a replacement at a hard invalidation causes a gap", () =>
       Effect.gen(function* () {
         const { invalidate, listen, writer } = yield* given()
         const news = yield* listen("news")
@@ -141,7 +142,7 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("a new connection that was made with credentials that changed meanwhile is replaced again", () =>
+    it.scopedLive("a connection whose credentials have changed during its connect is replaced without a gap", () =>
       Effect.gen(function* () {
         const { b, listen, proxy, rotate, until } = yield* given()
         const loggedIn = yield* proxy.when(({ from, type }) => from === "server" && type === "Z", "freeze")
@@ -155,11 +156,11 @@ describe("Notification", () => {
       })
     )
 
-    it.scopedLive("a replacement that cannot be made is delayed, and the old connection goes on until then", () =>
+    it.scopedLive("a replacement whose connect fails is delayed, and the old connection serves until then", () =>
       Effect.gen(function* () {
         const { b, counter, invalidate, listen, proxy, provider, until } = yield* given()
         const news = yield* listen("news")
-        const all = yield* counter
+        const checkReceived = yield* counter
         yield* count(news, 5)
         const asked = provider.asked
         provider.answer = Effect.fail("no")
@@ -169,18 +170,18 @@ describe("Notification", () => {
         yield* count(news, before + 5)
         provider.use(b)
         yield* until(b.name)
-        yield* all(news)
+        yield* checkReceived(news)
         assert.strictEqual(proxy.connections, 1)
       })
     )
 
-    it.scopedLive("a replacement includes the listeners that join and leave meanwhile", () =>
+    it.scopedLive("a replacement serves the listeners that join meanwhile, and others may leave", () =>
       Effect.gen(function* () {
         const { b, counter, listen, proxy, rotate, until, writer } = yield* given()
         const news = yield* listen("news")
         const leaving = yield* listen("other")
         yield* count(leaving, 1)
-        const all = yield* counter
+        const checkReceived = yield* counter
         yield* count(news, 5)
         const crossing = yield* proxy.when(sends('NOTIFY "effect_db_'), "freeze")
         yield* rotate
@@ -195,18 +196,18 @@ describe("Notification", () => {
         yield* say(writer, "other", "x")
         yield* count(again, 2)
         assert.deepStrictEqual(says(again.heard), ["listening", "x"])
-        yield* all(news, more)
+        yield* checkReceived(news, more)
       })
     )
 
-    /** The faults that occur when the mark is sent. */
+    /** The faults of the two connections when the mark is sent, or arrives. */
     const losses: ReadonlyArray<readonly [string, (message: Message) => boolean, "cut" | "freeze"]> = [
-      ["the old one is lost", sends('NOTIFY "effect_db_'), "cut"],
-      ["it is silent", marks(), "freeze"],
-      ["it is lost", marks(), "cut"]
+      ["the old connection is lost", sends('NOTIFY "effect_db_'), "cut"],
+      ["the new connection is silent", marks(), "freeze"],
+      ["the new connection is lost", marks(), "cut"]
     ]
     for (const [what, when, verdict] of losses) {
-      it.scopedLive(`a replacement with ${what} in the middle has one gap at most, and delivers nothing twice`, () =>
+      it.scopedLive(`a replacement in which ${what} has one gap, and delivers nothing twice`, () =>
         Effect.gen(function* () {
           const { b, counter, listen, proxy, rotate, until } = yield* given()
           const news = yield* listen("news")

@@ -13,20 +13,20 @@ import { makeLogger } from "../../src/internal/observability/logger.js"
 import { Db, insert, soon } from "../support/databases.js"
 import { freshDatabase, terminateBackends } from "../support/server.js"
 
-interface Said {
+interface Entry {
   readonly level: string
   readonly text: string
   readonly annotations: Readonly<Record<string, unknown>>
 }
 
 /** Creates a logger that keeps its messages. */
-const listening = () => {
-  const said: Array<Said> = []
+const keepingLogger = () => {
+  const entries: Array<Entry> = []
   const logger = Logger.make(({ annotations, logLevel, message }) => {
     const text = String(Array.isArray(message) ? message[0] : message)
-    said.push({ level: logLevel._tag, text, annotations: Object.fromEntries(HashMap.toEntries(annotations)) })
+    entries.push({ level: logLevel._tag, text, annotations: Object.fromEntries(HashMap.toEntries(annotations)) })
   })
-  return { said, layer: Logger.replace(Logger.defaultLogger, logger) }
+  return { entries, layer: Logger.replace(Logger.defaultLogger, logger) }
 }
 
 const writes = Effect.map(Db.status, ({ servers }) => servers[0]?.writes)
@@ -48,19 +48,19 @@ const life = (options: Partial<Database.Options>) =>
     return { host, password: decodeURIComponent(password) }
   })
 
-const heard = (options: Partial<Database.Options>, around: Layer.Layer<never> = Layer.empty) => {
-  const { layer, said } = listening()
-  return Effect.map(Effect.provide(life(options), Layer.merge(layer, around)), (server) => ({ ...server, said }))
+const logOf = (options: Partial<Database.Options>, around: Layer.Layer<never> = Layer.empty) => {
+  const { layer, entries } = keepingLogger()
+  return Effect.map(Effect.provide(life(options), Layer.merge(layer, around)), (server) => ({ ...server, entries }))
 }
 
-const about = (said: ReadonlyArray<Said>, ...tags: ReadonlyArray<Observation.Observation["_tag"]>) =>
-  said.filter(({ annotations }) => tags.some((tag) => tag === annotations.event))
+const about = (entries: ReadonlyArray<Entry>, ...tags: ReadonlyArray<Observation.Observation["_tag"]>) =>
+  entries.filter(({ annotations }) => tags.some((tag) => tag === annotations.event))
 
 describe("echo", () => {
   it.scopedLive("echo sends each event at its level, without secrets, to the loggers around the layer", () =>
     Effect.gen(function* () {
-      const { host, password, said } = yield* heard({ echo: true }, Logger.minimumLogLevel(LogLevel.All))
-      const some = about(said, "Connected", "Lost", "Closed", "TransactionEnded")
+      const { host, password, entries } = yield* logOf({ echo: true }, Logger.minimumLogLevel(LogLevel.All))
+      const some = about(entries, "Connected", "Lost", "Closed", "TransactionEnded")
       assert.deepStrictEqual(
         some.map(({ annotations, level }) => `${level} ${annotations.event}`),
         [
@@ -70,7 +70,7 @@ describe("echo", () => {
           "Warning Lost",
           "Info Closed",
           "Info Connected",
-          // also when the layer is released
+          // at the release of the layer
           "Info Closed"
         ]
       )
@@ -88,26 +88,26 @@ describe("echo", () => {
       assert.notProperty(failed?.annotations, "label")
       assert.strictEqual(lost?.annotations.processId, processId)
       assert.include(lost?.text, "terminating connection due to administrator command")
-      assert.notInclude(inspect(said, { depth: 10 }), password)
+      assert.notInclude(inspect(entries, { depth: 10 }), password)
     })
   )
 
   it.scopedLive("the program's minimum level applies to echo, and a level given as `echo` drops events below it", () =>
     Effect.gen(function* () {
-      const usual = yield* heard({ echo: true })
-      assert.isNotEmpty(about(usual.said, "Connected"))
-      assert.isEmpty(about(usual.said, "TransactionEnded"))
-      const trouble = yield* heard({ echo: "Warning" }, Logger.minimumLogLevel(LogLevel.All))
-      assert.deepStrictEqual([...new Set(trouble.said.map(({ level }) => level))], ["Warning"])
-      assert.isNotEmpty(about(trouble.said, "Lost"))
+      const usual = yield* logOf({ echo: true })
+      assert.isNotEmpty(about(usual.entries, "Connected"))
+      assert.isEmpty(about(usual.entries, "TransactionEnded"))
+      const trouble = yield* logOf({ echo: "Warning" }, Logger.minimumLogLevel(LogLevel.All))
+      assert.deepStrictEqual([...new Set(trouble.entries.map(({ level }) => level))], ["Warning"])
+      assert.isNotEmpty(about(trouble.entries, "Lost"))
     })
   )
 
   it.scopedLive("echo is off by default, and no observation is created when nothing consumes it", () =>
     Effect.gen(function* () {
       for (const options of [{}, { echo: false }, { echo: "None" as const }]) {
-        const { said } = yield* heard(options, Logger.minimumLogLevel(LogLevel.All))
-        assert.isEmpty(said)
+        const { entries } = yield* logOf(options, Logger.minimumLogLevel(LogLevel.All))
+        assert.isEmpty(entries)
       }
       const { writer } = yield* freshDatabase
       const listened = (echo: boolean) =>
@@ -136,7 +136,7 @@ describe("echo", () => {
 
   it.effect("echo adds nothing to the span in which the database was opened", () =>
     Effect.gen(function* () {
-      const { layer, said } = listening()
+      const { layer, entries } = keepingLogger()
       const events: Array<string> = []
       const opening = yield* Effect.makeSpan("opening")
       const span: Tracer.Span = Object.create(opening, { event: { value: (name: string) => void events.push(name) } })
@@ -146,7 +146,7 @@ describe("echo", () => {
       )
       echo(Observation.Observation.MarkedUp({ database: "app", server: "localhost:5432" }))
       assert.deepStrictEqual(events, ["opened"])
-      assert.deepStrictEqual(said.at(-1), {
+      assert.deepStrictEqual(entries.at(-1), {
         level: "Info",
         text: 'database "app" at localhost:5432: the server is marked up',
         annotations: { event: "MarkedUp", database: "app", server: "localhost:5432" }
@@ -154,14 +154,14 @@ describe("echo", () => {
     })
   )
 
-  it.effect("a log entry names no server if none took part", () =>
+  it.effect("a log entry names no server if its event has none", () =>
     Effect.gen(function* () {
-      const { layer, said } = listening()
+      const { layer, entries } = keepingLogger()
       const echo = yield* Effect.provide(makeLogger(LogLevel.All), layer)
       const { HookFailed, Retried } = Observation.Observation
       echo(Retried({ database: "app", what: "statement", attempt: 2, message: "it was lost" }))
       echo(HookFailed({ database: "app", hook: "afterCommit", message: "Error: no mail" }))
-      assert.deepStrictEqual(said, [
+      assert.deepStrictEqual(entries, [
         {
           level: "Info",
           text: 'database "app": statement is retried after attempt 2: it was lost',

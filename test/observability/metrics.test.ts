@@ -43,7 +43,7 @@ const value = ({ state }: Series): number =>
 const gaugeName = ({ name, tags }: Series): string =>
   [name.replace("db.client.connection.", ""), tags["db.client.connection.state"]].filter(Boolean).join(" ")
 
-/** Returns the number of operations, by their end. */
+/** Returns the number of operations by error type; those without an error are `succeeded`. */
 const operations = (namespace: string, purpose = "writes"): Effect.Effect<Readonly<Record<string, number>>> =>
   Effect.map(series(namespace), (all) =>
     Object.fromEntries(
@@ -144,7 +144,7 @@ describe("meter", () => {
     })
   )
 
-  it.effect("gauges have the values that a pool has set; pools of one name are added up, a closed one has none", () =>
+  it.effect("gauges have the values that a pool has set; pools of one name are summed, a closed one counts as 0", () =>
     Effect.gen(function* () {
       const namespace = unused()
       const gauges = Effect.map(series(namespace), (all) =>
@@ -201,7 +201,7 @@ describe("meter", () => {
     })
   )
 
-  it.effect("any number of different errors creates a bounded number of series", () =>
+  it.effect("a thousand different errors create 101 series: one each for the first 100, and one for the others", () =>
     Effect.gen(function* () {
       const namespace = unused()
       const meter = makePoolMetrics(metered(namespace))
@@ -226,26 +226,26 @@ describe("db.client.operation.duration", () => {
       assert.deepStrictEqual(yield* operations(name), { succeeded: 1 })
       yield* Db.withTransaction(Effect.zipRight(insert("a"), insert("b")))
       assert.deepStrictEqual(yield* operations(name), { succeeded: 4 })
-      // on the primary too, with the BEGIN READ ONLY and the COMMIT around it
+      // a read on the primary is one operation, with the BEGIN READ ONLY and the COMMIT around it
       yield* Effect.flatMap(Db.reader, (reader) => reader`SELECT 1`)
       assert.deepStrictEqual(yield* operations(name, "reads"), { succeeded: 1 })
       assert.deepStrictEqual(yield* operations(name), { succeeded: 4 })
     }).pipe(Effect.provide(fresh({ startup: "lazy", readers: [] })))
   )
 
-  it.scopedLive("each fetch of a stream in a transaction is one operation", () =>
+  it.scopedLive("the fetches of a stream in a transaction are operations", () =>
     Effect.gen(function* () {
       const { name } = yield* Place
       const sql = yield* Db.writer
       const rows = yield* Db.withTransaction(Stream.runCount(sql`SELECT generate_series(1, 300)`.stream))
       assert.strictEqual(rows, 300)
       const { succeeded = 0 } = yield* operations(name)
-      // some parts, and the COMMIT
+      // at least two fetches, and the COMMIT
       assert.isAbove(succeeded, 2)
     }).pipe(Effect.provide(fresh({ startup: "lazy" })))
   )
 
-  it.scopedLive("a refusal is counted by its SQLSTATE, also of a killed backend; a lost connection by its tag", () =>
+  it.scopedLive("an error is counted by its SQLSTATE, also that of a killed backend, or a loss by its tag", () =>
     Effect.gen(function* () {
       const { name, writer } = yield* freshDatabase
       const proxy = yield* makeProxy(writer)
@@ -278,7 +278,7 @@ describe("db.client.operation.duration", () => {
     })
   )
 
-  it.scopedLive("the duration of an operation is that of the server and the network", () =>
+  it.scopedLive("the duration of an operation includes the time on the server", () =>
     Effect.gen(function* () {
       const { name } = yield* Place
       const sql = yield* Db.writer
@@ -355,7 +355,7 @@ describe("db.client.operation.duration", () => {
           Db.withTransaction(sql`SELECT 1`)
         ]
           .flatMap((work) => [work, work, work])
-          // each comparison is in the middle of the other work
+          // while other work runs
           .map((work) => Effect.all([compare, work, compare], { discard: true })),
         { concurrency: 5 }
       )
@@ -371,27 +371,29 @@ describe("db.client.operation.duration", () => {
     )
   )
 
-  it.scopedLive("a connection whose caller was interrupted is neither active nor idle until the server has answered", () =>
-    Effect.gen(function* () {
-      const { name, writer } = yield* freshDatabase
-      const proxy = yield* makeProxy(writer)
-      const counts = Effect.gen(function* () {
-        const { active, idle } = (yield* Db.status).servers[0]?.writes ?? assert.fail("no pool for writes")
-        const gauges = (yield* series(name)).filter(({ name }) => name.endsWith("connection.count"))
-        return { active, idle, gauges: gauges.reduce((sum, one) => sum + value(one), 0) }
+  it.scopedLive(
+    "a connection whose caller was interrupted is neither active nor idle until the server has answered",
+    () =>
+      Effect.gen(function* () {
+        const { name, writer } = yield* freshDatabase
+        const proxy = yield* makeProxy(writer)
+        const counts = Effect.gen(function* () {
+          const { active, idle } = (yield* Db.status).servers[0]?.writes ?? assert.fail("no pool for writes")
+          const gauges = (yield* series(name)).filter(({ name }) => name.endsWith("connection.count"))
+          return { active, idle, gauges: gauges.reduce((sum, one) => sum + value(one), 0) }
+        })
+        yield* Effect.gen(function* () {
+          const sql = yield* Db.writer
+          const asked = yield* proxy.when(sends("pg_sleep(60)"), "pass")
+          const sleeping = yield* Effect.fork(sql`SELECT pg_sleep(60)`)
+          yield* asked
+          assert.deepStrictEqual(yield* counts, { active: 1, idle: 0, gauges: 1 })
+          // the cancel request gets no answer, so the connection stays open for a second
+          yield* proxy.freeze
+          yield* Fiber.interrupt(sleeping)
+          assert.deepStrictEqual(yield* counts, { active: 0, idle: 0, gauges: 0 })
+        }).pipe(Effect.provide(Db.layer({ writer: proxy.url, startup: "lazy", readers: [], maxConnections: 1 })))
       })
-      yield* Effect.gen(function* () {
-        const sql = yield* Db.writer
-        const asked = yield* proxy.when(sends("pg_sleep(60)"), "pass")
-        const sleeping = yield* Effect.fork(sql`SELECT pg_sleep(60)`)
-        yield* asked
-        assert.deepStrictEqual(yield* counts, { active: 1, idle: 0, gauges: 1 })
-        // the cancel request gets no answer, so the connection stays open for a second
-        yield* proxy.freeze
-        yield* Fiber.interrupt(sleeping)
-        assert.deepStrictEqual(yield* counts, { active: 0, idle: 0, gauges: 0 })
-      }).pipe(Effect.provide(Db.layer({ writer: proxy.url, startup: "lazy", readers: [], maxConnections: 1 })))
-    })
   )
 })
 
@@ -429,7 +431,7 @@ describe("the meter of a pool", () => {
       yield* Effect.flip(sql`SELECT 1 / 0`)
       yield* Effect.flip(sql`SELECT pg_terminate_backend(pg_backend_pid())`)
       assert.deepInclude(yield* times(name), { waited: 11, used: 11 })
-      // cancelled in the middle
+      // interrupted while the server runs it
       const asleep = yield* Effect.fork(sql`SELECT pg_sleep(60)`)
       yield* Effect.repeat(times(name), { schedule: soon, until: (_) => _.waited === 12 })
       yield* Fiber.interrupt(asleep)
@@ -457,9 +459,9 @@ describe("the meter of a pool", () => {
           { concurrency: 2 }
         )
       )
-      const impatient = yield* Effect.fork(sql`SELECT 1`)
+      const interrupted = yield* Effect.fork(sql`SELECT 1`)
       yield* Effect.repeat(times(name), { schedule: soon, until: (_) => _.waiting === 3 })
-      yield* Fiber.interrupt(impatient)
+      yield* Fiber.interrupt(interrupted)
       assert.strictEqual((yield* times(name)).waiting, 2)
       for (const error of yield* Fiber.join(late)) {
         assert.strictEqual(DatabaseError.fromSqlError(error)._tag, "PoolExhausted")
@@ -473,14 +475,14 @@ describe("the meter of a pool", () => {
     )
   )
 
-  it.scopedLive("the measured times are those that a caller sees", () =>
+  it.scopedLive("the measured times include those of the server, the network and the queue", () =>
     Effect.gen(function* () {
       const { name, writer } = yield* freshDatabase
       const proxy = yield* makeProxy(writer)
       yield* proxy.delay(10)
       yield* Effect.gen(function* () {
         const sql = yield* Db.writer
-        // the second waits for the first, which takes as long as the server sleeps
+        // the second waits for the first, whose statement takes 0.1 s on the server
         yield* Effect.all([sql`SELECT pg_sleep(0.1)`, sql`SELECT 1`], { concurrency: 2 })
         const sums = Object.fromEntries(
           (yield* series(name)).flatMap((one) =>
@@ -491,7 +493,7 @@ describe("the meter of a pool", () => {
         assert.isAtLeast(sums["db.client.connection.create_time"] ?? 0, 0.04)
         assert.isAtLeast(sums["db.client.connection.wait_time"] ?? 0, 0.14)
         assert.isAtLeast(sums["db.client.connection.use_time"] ?? 0, 0.12)
-        // in seconds
+        // in seconds, not in milliseconds
         for (const sum of Object.values(sums)) assert.isBelow(sum, 20)
       }).pipe(Effect.provide(Db.layer({ writer: proxy.url, startup: "lazy", maxConnections: 1 })))
     })

@@ -1,6 +1,6 @@
 /**
- * The close of a database whose server stands still: its kernel accepts the sent bytes, and no
- * process answers or closes.
+ * The close of a database whose server is frozen: its kernel accepts the sent bytes, and no process
+ * answers or closes.
  */
 import { assert, layer } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -14,13 +14,13 @@ import { directory } from "../support/directory.js"
 
 const Server = Layer.scoped(EmbeddedPostgres.EmbeddedPostgres, EmbeddedPostgres.make({ directory }))
 
-/** For work under way, in ms. */
+/** The time for work under way, in ms. */
 const shutdownTimeout = 1000
 
-/** For a last message that is not answered, in ms. */
+/** The time for a last message that is not answered, in ms. */
 const goodbye = 1000
 
-/** For the process that is watched, in ms. */
+/** The time that this process may be late, in ms. */
 const allowance = 500
 
 const quick = Effect.flatMap(Db.writer, (sql) => sql`SELECT 1`)
@@ -33,17 +33,17 @@ const works = {
   "a transaction": Db.withTransaction(Effect.zipRight(quick, Effect.never))
 }
 
-layer(Server, { timeout: "30 seconds", excludeTestServices: true })("a close on a server that stands still", (it) => {
+layer(Server, { timeout: "30 seconds", excludeTestServices: true })("a close on a frozen server", (it) => {
   for (const [name, work] of Object.entries(works)) {
-    it.scoped(`a close takes shutdownTimeout and a second at most with ${name} under way and a listener`, () =>
+    it.scoped(`a close takes at most shutdownTimeout and a second with ${name} under way and a listener`, () =>
       Effect.gen(function* () {
         const { primary } = yield* EmbeddedPostgres.EmbeddedPostgres
         const scope = yield* Effect.acquireRelease(Scope.make(), (scope) => Scope.close(scope, Exit.void))
         const context = yield* Layer.buildWithScope(Db.layer({ writer: primary.url(), shutdownTimeout }), scope)
         yield* Effect.gen(function* () {
-          const heard = yield* Effect.makeLatch()
-          yield* Effect.forkScoped(Stream.runForEach(Db.listen("here"), () => heard.open))
-          yield* Effect.repeat(Effect.zipRight(Db.notify("here"), Effect.timeoutOption(heard.await, 10)), {
+          const received = yield* Effect.makeLatch()
+          yield* Effect.forkScoped(Stream.runForEach(Db.listen("here"), () => received.open))
+          yield* Effect.repeat(Effect.zipRight(Db.notify("here"), Effect.timeoutOption(received.await, 10)), {
             until: (_) => _._tag === "Some"
           })
           yield* Effect.forkScoped(work)

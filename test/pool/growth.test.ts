@@ -1,6 +1,6 @@
 /**
- * The growth of a pool, by a clock that nothing disturbs; on real servers it is in `outage.test.ts`
- * and `pooling/`.
+ * The growth of a pool in virtual time. `outage.test.ts` and `support/suites/pooling` test it on
+ * real servers.
  */
 import { afterEach, assert, beforeEach, describe, it, vi } from "vitest"
 import { Growth } from "../../src/internal/pool/growth.js"
@@ -29,7 +29,7 @@ interface Trial {
   readonly isSteady?: boolean
 }
 
-/** A pool that receives so many checkouts at once. */
+/** A pool that receives `callers` checkouts at once. */
 class Spike {
   total: number
   waiting = 0
@@ -114,7 +114,7 @@ describe("a spike of 50 short statements, where it takes 150 ms to connect", () 
     "whose connections are gone": { ...short, wasOpen: true }
   }
   for (const [name, trial] of Object.entries(trials)) {
-    it(`a spike leaves eight connections at the most in a pool ${name}`, () => {
+    it(`a spike leaves at most eight connections in a pool ${name}`, () => {
       const spike = new Spike(trial, 50)
       vi.advanceTimersByTime(2000)
       assert.strictEqual(spike.waiting, 0)
@@ -134,13 +134,13 @@ describe("a pool whose connections are all in long use", () => {
 })
 
 describe("callers that come repeatedly", () => {
-  it("repeated callers get all the connections that there may be, however many more wait than can have one", () => {
+  it("repeated callers get as many connections as the pool may open, however many more of them wait", () => {
     const steady = new Spike({ connect: 50, use: 5, max: 10, isSteady: true }, 100)
     vi.advanceTimersByTime(2000)
     assert.strictEqual(steady.total, 10)
   })
 
-  it("repeated callers get all connections also if each waits for less time than a connect takes", () => {
+  it("repeated callers get as many connections as the pool may open, also if each waits for less than a connect takes", () => {
     const steady = new Spike({ connect: 50, use: 5, max: 10, isSteady: true }, 20)
     vi.advanceTimersByTime(2000)
     assert.strictEqual(steady.total, 10)
@@ -154,22 +154,23 @@ describe("callers that come repeatedly", () => {
 })
 
 describe("connects that hang", () => {
-  it("connects that hang delay no caller for longer than they are counted on", () => {
+  it("connects that hang delay callers only until they are late", () => {
     const spike = new Spike({ connect: 20, use: 2, max: 10, hanging: 3 }, 10)
     vi.advanceTimersByTime(400)
     assert.strictEqual(spike.waiting, 0)
   })
 
-  it("connects that all hang do not fill a pool at once", () => {
-    const begun = new Spike({ connect: 20, use: 2, max: 50, hanging: 50 }, 50)
+  it("connects that all hang are limited to three at a time", () => {
+    const spike = new Spike({ connect: 20, use: 2, max: 50, hanging: 50 }, 50)
     vi.advanceTimersByTime(200)
-    assert.strictEqual(begun.total, 0)
+    assert.strictEqual(spike.total, 0)
+    // those of three connects, and that of the next check
     assert.strictEqual(vi.getTimerCount(), 4)
   })
 })
 
 describe("the check for more connections", () => {
-  it("a pool checks once, not twice, for more connections when one arrives at that moment", () => {
+  it("a pool checks once, not twice, for more connections if a connect completes just before the check", () => {
     const waiting = { waiting: 9, wanted: 9, room: 9, active: 0, pending: 0, isEmpty: true }
     const growth = new Growth(
       () => waiting,
@@ -177,7 +178,7 @@ describe("the check for more connections", () => {
       false
     )
     growth.openIfNeeded()
-    // data that has arrived is read between the time for a check and the check
+    // between the timer of a check and the check itself, data that has arrived is read
     for (let i = 0; i < 3; i++) vi.advanceTimersToNextTimer()
     growth.onConnected(5)
     assert.strictEqual(vi.getTimerCount(), 1)

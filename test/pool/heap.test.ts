@@ -25,13 +25,13 @@ const leavesTheHeap = (file: string) =>
   })
 
 it.scopedLive(
-  "100,000 small transactions leave the heap where it was after the first 10,000, give or take 10 MB",
+  "100,000 small transactions let the heap grow by less than 10 MB after the first 10,000",
   () => leavesTheHeap("heap.ts"),
   180_000
 )
 
 it.scopedLive(
-  "100 rounds of opened, closed, interrupted and refused work leave the heap where it was after the first 30",
+  "100 rounds of opened, closed, interrupted and refused work let the heap grow by less than 10 MB after the first 30",
   () => leavesTheHeap("churn.ts"),
   180_000
 )

@@ -21,7 +21,7 @@ it.scopedLive(
     })
 )
 
-it.scopedLive("a script whose connections are streams that are no sockets ends by itself with idleExit", () =>
+it.scopedLive("a script whose connections are streams other than sockets ends by itself with idleExit", () =>
   Effect.gen(function* () {
     const { writer } = yield* freshDatabase
     const child = yield* startChild("idleExit", ["true", "tunnel"], writer)
@@ -40,7 +40,7 @@ it.scopedLive("a script that leaves its database open stays alive without idleEx
       [name]
     )
     yield* Effect.repeat(idle, { schedule: soon, until: (rows) => rows[0]?.n === 1 })
-    // without work it is alive for as long as the other one takes from its start to its end
+    // without work, the script is alive for as long as another takes from its start to its end
     const other = yield* startChild("idleExit", ["true"], writer)
     assert.strictEqual((yield* other.ended).code, 0)
     assert.strictEqual((yield* idle)[0]?.n, 1)
@@ -50,7 +50,7 @@ it.scopedLive("a script that leaves its database open stays alive without idleEx
   })
 )
 
-it("idleExit is true or false", () => {
+it("idleExit may be undefined, true or false, and a text is refused", () => {
   const make = (idleExit: unknown) =>
     DatabaseConfig.make("app", {
       writer: Redacted.make("postgres://me@localhost/app"),

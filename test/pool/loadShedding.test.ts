@@ -1,4 +1,4 @@
-/** Load shedding of a pool: with simulated times, and once with a real server. */
+/** Load shedding of a pool, in a simulation and on a real server. */
 import { assert, it } from "@effect/vitest"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -10,18 +10,18 @@ import { LoadShedding } from "../../src/internal/pool/loadShedding.js"
 import { Db, fresh, soon } from "../support/databases.js"
 import { randoms } from "../support/random.js"
 
-/** A simulation of a pool in steps of a millisecond. */
-interface Play {
+/** The settings of a simulation of a pool, in steps of a millisecond. */
+interface Simulation {
   readonly connections: number
   /** The duration of a statement, in ms. */
   readonly service: number
   readonly target?: number
   /**
-   * The number of callers that come in that millisecond, when `settled` were served or rejected in
+   * The number of callers that come in the millisecond `now`, if `settled` were served or rejected in
    * the one before.
    */
   readonly arrivals: (now: number, settled: number) => number
-  /** True if no connection is checked in. */
+  /** True while no connection is checked in. */
   readonly isStuck?: (now: number) => boolean
   readonly millis: number
 }
@@ -29,23 +29,23 @@ interface Play {
 interface Outcome {
   readonly shed: number
   readonly served: number
-  /** The times of overload, from the first to the last. */
+  /** The milliseconds with overload, from the first to the last. */
   readonly overloaded: ReadonlyArray<number>
-  /** The waits of the served callers, with their time. */
+  /** The waits of the served callers, each with the moment of its end. */
   readonly waits: ReadonlyArray<{ readonly at: number; readonly waited: number }>
 }
 
-const play = ({ arrivals, connections, isStuck, millis, service, target = 50 }: Play): Outcome => {
+const simulate = ({ arrivals, connections, isStuck, millis, service, target = 50 }: Simulation): Outcome => {
   const overload = new LoadShedding(target, connections)
   const busyUntil: Array<number> = Array.from({ length: connections }, () => 0)
   const queue: Array<number> = []
-  /** the callers that came before that in the queue are gone */
+  /** The index of the first waiter; the callers before it are no longer in the queue. */
   let head = 0
   let shed = 0
   const waits: Array<{ at: number; waited: number }> = []
   const overloaded: Array<number> = []
   let settled = 0
-  // moments begin anywhere
+  // a clock may begin at any value
   const begin = 12_345
   for (let now = begin; now < begin + millis; now++) {
     const coming = arrivals(now - begin, settled)
@@ -59,7 +59,7 @@ const play = ({ arrivals, connections, isStuck, millis, service, target = 50 }: 
         settled++
       }
     }
-    // the callers whose statements are over come first, then the new ones
+    // waiters get the connections that are free again, and only then new callers come
     for (let i = take(); i >= 0; i = take()) {
       shedOld()
       const since = queue[head]
@@ -108,7 +108,7 @@ describe("the detection of overload", () => {
   it("a burst that drains is no overload", () => {
     for (const size of [100, 1000, 10_000]) {
       for (const at of [0, 300, 499, 777]) {
-        const { overloaded, served, shed } = play({
+        const { overloaded, served, shed } = simulate({
           connections: 10,
           service: 2,
           arrivals: (now) => (now === at ? size : now % 10 === 0 ? 1 : 0),
@@ -121,7 +121,7 @@ describe("the detection of overload", () => {
   })
 
   it("bursts that drain one after the other are no overload", () => {
-    const { overloaded, shed } = play({
+    const { overloaded, shed } = simulate({
       connections: 10,
       service: 10,
       arrivals: (now) => (now % 1000 < 50 ? 18 : 0),
@@ -132,11 +132,11 @@ describe("the detection of overload", () => {
 
   for (const connections of [1, 5, 10, 50]) {
     for (const service of [1, 20, 60, 100, 400]) {
-      it(`100 fibers that wait for each other are no overload: ${connections} connections, ${service} ms`, () => {
+      it(`100 fibers that each send one statement after the other are no overload: ${connections} connections, ${service} ms`, () => {
         for (const spread of [1, 20, 200]) {
           for (const start of [0, 240, 249, 251, 499]) {
-            // each comes again when it was served
-            const { overloaded, shed } = play({
+            // each caller comes again once it was served
+            const { overloaded, shed } = simulate({
               connections,
               service,
               arrivals: (now, settled) => (now >= start && now < start + spread ? 100 / spread : 0) + settled,
@@ -149,8 +149,8 @@ describe("the detection of overload", () => {
     }
   }
 
-  it("many more fibers that wait for each other, in two groups, are no overload", () => {
-    const { overloaded, shed } = play({
+  it("two groups of 1000 fibers that each send one statement after the other are no overload", () => {
+    const { overloaded, shed } = simulate({
       connections: 10,
       service: 20,
       arrivals: (now, settled) => (now === 0 || now === 5249 ? 1000 : 0) + settled,
@@ -159,9 +159,9 @@ describe("the detection of overload", () => {
     assert.deepStrictEqual([shed, overloaded.length], [0, 0])
   })
 
-  it("a pool that is busy, and not more than that, is not overloaded", () => {
+  it("a pool with 95 % of the load that it can carry is not overloaded", () => {
     for (const seed of [1, 2, 3]) {
-      const { overloaded, shed } = play({
+      const { overloaded, shed } = simulate({
         connections: 10,
         service: 10,
         arrivals: poisson(950, seed),
@@ -171,8 +171,8 @@ describe("the detection of overload", () => {
     }
   })
 
-  it("a pool that is stuck is not overloaded, because each caller has a deadline of its own", () => {
-    const { overloaded, shed } = play({
+  it("a pool that is stuck is not overloaded, because its callers have deadlines", () => {
+    const { overloaded, shed } = simulate({
       connections: 10,
       service: 10,
       arrivals: poisson(500, 4),
@@ -183,8 +183,8 @@ describe("the detection of overload", () => {
   })
 
   for (const times of [1.5, 2, 5]) {
-    it(`${times} times as many callers as can be served are an overload within seconds, and the served ones are served fast`, () => {
-      const { overloaded, served, shed, waits } = play({
+    it(`${times} times as many callers as can be served are an overload within seconds, and the served ones wait briefly`, () => {
+      const { overloaded, served, shed, waits } = simulate({
         connections: 10,
         service: 10,
         arrivals: poisson(1000 * times, 5),
@@ -192,7 +192,7 @@ describe("the detection of overload", () => {
       })
       assert.isBelow(overloaded[0] ?? Number.POSITIVE_INFINITY, times < 2 ? 5000 : 1500)
       assert.isAbove(shed, 0)
-      // nothing is lost by it
+      // the throughput stays that of a full load
       assert.isAbove(served, 0.99 * 1000 * 60)
       assert.isAtMost(percentile(waits, 0.95), 100)
       const later = waits.filter(({ at }) => at > 5000)
@@ -201,7 +201,7 @@ describe("the detection of overload", () => {
   }
 
   it("an overload of slow statements is detected as well", () => {
-    const { overloaded, waits } = play({ connections: 10, service: 400, arrivals: poisson(125, 6), millis: 60_000 })
+    const { overloaded, waits } = simulate({ connections: 10, service: 400, arrivals: poisson(125, 6), millis: 60_000 })
     assert.isBelow(overloaded[0] ?? Number.POSITIVE_INFINITY, 5000)
     assert.isAtMost(
       percentile(
@@ -212,10 +212,10 @@ describe("the detection of overload", () => {
     )
   })
 
-  it("no caller is rejected within two seconds after fewer callers come", () => {
+  it("an overload ends within two seconds after fewer callers come", () => {
     const many = poisson(5000, 7)
     const few = poisson(800, 8)
-    const { overloaded, shed, waits } = play({
+    const { overloaded, shed, waits } = simulate({
       connections: 10,
       service: 10,
       arrivals: (now) => (now < 10_000 ? many() : few()),
@@ -228,7 +228,7 @@ describe("the detection of overload", () => {
   })
 
   it("no caller is ever rejected without a target", () => {
-    const { shed } = play({
+    const { shed } = simulate({
       connections: 1,
       service: 10,
       target: Number.POSITIVE_INFINITY,
@@ -240,7 +240,7 @@ describe("the detection of overload", () => {
 })
 
 describe("a pool under load", () => {
-  it.scopedLive("100 fibers that wait for each other are all served, however long they wait", () =>
+  it.scopedLive("100 fibers that each send one statement after the other are all served, however long they wait", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const served = yield* Effect.forEach(
@@ -252,7 +252,7 @@ describe("a pool under load", () => {
     }).pipe(Effect.provide(fresh({ maxConnections: 2, readers: [] })))
   )
 
-  it.scopedLive("callers are rejected soon when more come than can be served, and none is rejected after that", () =>
+  it.scopedLive("callers are rejected soon while more come than can be served, and none is rejected afterwards", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const failures: Array<DatabaseError.DatabaseError> = []

@@ -1,9 +1,9 @@
 /**
- * HikariCP's two trials of a pool: a spike of short statements while it takes long to connect, and
- * a database that is down for a while.
+ * Two trials of a pool that HikariCP describes: a spike of short statements while a connect takes
+ * long, and a database that is down for a while.
  *
- * `EFFECT_DB_CHAOS=full` runs the second at full length: down for 30 s, a checkout every 2 s, none
- * waits for longer than 5 s.
+ * `EFFECT_DB_CHAOS=full` runs the second at full length: the database is down for 30 s, with a
+ * checkout every 2 s, and none waits for longer than 5 s.
  */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -23,7 +23,7 @@ const given = Effect.gen(function* () {
   return yield* makeProxy(writer)
 })
 
-/** The states of a pool when the spike comes, and the way to each. */
+/** The states of a pool before the spike, and the way to each. */
 const before: Readonly<
   Record<string, { readonly options: Partial<Database.Options>; readonly ready: Effect.Effect<unknown, unknown, Db> }>
 > = {
@@ -43,8 +43,8 @@ const before: Readonly<
 }
 
 /**
- * The time in which all are served, in ms, on a free machine. On a slower one these were no short
- * statements.
+ * The time from the first answer to the last, in ms, if nothing else slows the machine. A slower
+ * run that opens too many connections is repeated, because its statements were not short.
  */
 const undisturbed = 75
 
@@ -52,7 +52,7 @@ describe("a spike of 50 short statements, where it takes 150 ms to connect", () 
   for (const [name, { options, ready }] of Object.entries(before)) {
     const trial = Effect.gen(function* () {
       const proxy = yield* given
-      // a login is six messages, one after the other; a statement two
+      // a login takes six messages, one after the other, and a statement two
       yield* proxy.delay(1, 25)
       return yield* Effect.gen(function* () {
         const connects: Array<number> = []
@@ -66,13 +66,13 @@ describe("a spike of 50 short statements, where it takes 150 ms to connect", () 
         const served: Array<number> = []
         const one = Effect.tap(sql`SELECT 1`, () => Effect.sync(() => served.push(performance.now())))
         yield* Effect.forEach(Array.from({ length: 50 }), () => one, { concurrency: "unbounded" })
-        // also the connections that are still on their way
+        // the connections that are still being opened count as well
         yield* Effect.repeat(figures, { schedule: soon, until: ({ connecting }) => connecting === 0 })
         for (const took of connects) assert.isAtLeast(took, 150)
         return { total: (yield* figures).total, took: (served[49] ?? 0) - (served[0] ?? 0) }
       }).pipe(Effect.provide(Db.layer({ writer: proxy.url, maxConnections: 50, ...options })))
     })
-    it.scopedLive(`a spike leaves eight connections at the most in a pool ${name}`, () =>
+    it.scopedLive(`a spike leaves at most eight connections in a pool ${name}`, () =>
       Effect.gen(function* () {
         const { total } = yield* Effect.repeat(Effect.scoped(trial), {
           until: ({ took, total }) => total <= 8 || took < undisturbed,
@@ -87,11 +87,11 @@ describe("a spike of 50 short statements, where it takes 150 ms to connect", () 
 const isFull = process.env.EFFECT_DB_CHAOS === "full"
 
 /**
- * The time for which the database is down, the interval of checkouts, and the longest wait; in ms.
+ * The time for which the database is down, the interval of checkouts, and their longest wait; in ms.
  */
 const outage = isFull ? { down: 30_000, every: 2000, limit: 5000 } : { down: 3000, every: 600, limit: 500 }
 
-/** The time that a caller may need beyond its limit, in ms. */
+/** The time that a caller may take beyond its limit, in ms. */
 const allowance = 50
 
 interface Mode {
@@ -105,7 +105,7 @@ const modes: Readonly<Record<string, Mode>> = {
     end: (proxy) => proxy.accept
   },
   "the cable is pulled": { begin: (proxy) => proxy.freeze, end: (proxy) => proxy.thaw },
-  "the cable is pulled, and what was under way then never arrives": {
+  "the cable is pulled, and the messages under way never arrive": {
     begin: (proxy) => proxy.freeze,
     end: (proxy) => proxy.strand
   }
@@ -121,28 +121,28 @@ describe.concurrent("a database that is down", () => {
           const live = Db.layer({
             writer: proxy.url,
             acquireTimeout: outage.limit,
-            // the first checkout must not get a connection that was fine a moment ago
+            // a connection that was used before the outage is validated before its next checkout
             validateAfterIdle: outage.every / 2
           })
           yield* Effect.gen(function* () {
             const sql = yield* Db.writer
-            const borrow = Effect.gen(function* () {
-              // time as this process measures it: a delay of a timer delays everything
+            const checkOut = Effect.gen(function* () {
+              // measured by a timer, which is late as well if this process is
               const limit = yield* Effect.forkScoped(Effect.map(Effect.sleep(outage.limit), () => performance.now()))
               const exit = yield* Effect.exit(DatabaseError.refine(Effect.scoped(Effect.asVoid(sql.reserve))))
               return { exit, limit, settled: performance.now() }
             })
-            yield* borrow
+            yield* checkOut
             yield* begin(proxy)
-            const borrows = yield* Effect.forEach(Array.from({ length: outage.down / outage.every }), () =>
-              Effect.zipRight(Effect.sleep(outage.every), Effect.forkScoped(borrow))
+            const checkouts = yield* Effect.forEach(Array.from({ length: outage.down / outage.every }), () =>
+              Effect.zipRight(Effect.sleep(outage.every), Effect.forkScoped(checkOut))
             )
             yield* Effect.sleep(outage.every)
             const isBack = performance.now()
             yield* end(proxy)
-            const first = yield* borrow
+            const first = yield* checkOut
             assert.isTrue(Exit.isSuccess(first.exit), String(first.exit))
-            for (const fiber of borrows) {
+            for (const fiber of checkouts) {
               const { exit, limit, settled } = yield* Fiber.join(fiber)
               assert.isAtMost(settled, (yield* Fiber.join(limit)) + allowance)
               if (settled >= isBack) continue

@@ -1,4 +1,4 @@
-/** Callers while the server of a database is away: they wait for it, up to a number of them. */
+/** Callers while the server of a database is away: up to `maxOutageWaiters` of them wait for it. */
 import { inspect } from "node:util"
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -23,8 +23,8 @@ const count = (facts: ReadonlyArray<Observation.Observation>, tag: Observation.O
   only(facts, tag).length
 
 /**
- * Removes the server: open connections are lost, which the pool has noticed, and no new one is
- * accepted.
+ * Takes the server away: no connection is accepted, and open ones are lost. Waits until the pools
+ * have noticed that.
  */
 const vanish = (proxy: Proxy) =>
   Effect.zipRight(
@@ -34,9 +34,7 @@ const vanish = (proxy: Proxy) =>
     )
   )
 
-/**
- * Waits until a caller has been retried that often; the policy of before gave up after five times.
- */
+/** Waits until a caller has been retried `times` times. */
 const triedAgain = (facts: ReadonlyArray<Observation.Observation>, times: number) =>
   until(() => only(facts, "Retried").some(({ attempt }) => attempt >= times))
 
@@ -71,7 +69,7 @@ describe("callers while the server is away", () => {
   )
 
   it.scopedLive(
-    "a read, and an idempotent write, that were under way at the loss wait as long as those that come later",
+    "a read and an idempotent write that were under way at the loss wait for the server as later callers do",
     () =>
       behind({}, (proxy) =>
         Effect.gen(function* () {
@@ -115,7 +113,7 @@ describe("callers while the server is away", () => {
     )
   )
 
-  it.scopedLive("a caller that only waits for a connection needs nothing of the retry budget", () =>
+  it.scopedLive("a caller that only waits for a connection takes nothing from the retry budget", () =>
     behind({}, (proxy) =>
       Effect.gen(function* () {
         yield* vanish(proxy)
@@ -129,7 +127,7 @@ describe("callers while the server is away", () => {
     )
   )
 
-  it.scopedLive("statements that a server has seen share the retry budget", () =>
+  it.scopedLive("retries of a statement that a server has received are taken from the retry budget", () =>
     behind({}, () =>
       Effect.gen(function* () {
         const sql = yield* Db.writer
@@ -147,7 +145,7 @@ describe("callers while the server is away", () => {
     )
   )
 
-  it.scopedLive("callers end at their own deadline: acquireTimeout, with the reason, or an earlier one", () =>
+  it.scopedLive("callers fail at acquireTimeout, with the reason, or at an earlier deadline of their own", () =>
     behind({ acquireTimeout: "800 millis" }, (proxy) =>
       Effect.gen(function* () {
         yield* vanish(proxy)
@@ -165,8 +163,7 @@ describe("callers while the server is away", () => {
         }
         const given = yield* Fiber.join(own)
         assert.isTrue(given._tag === "Left" && given.left._tag === "TimeoutException", inspect(given))
-        // a transaction that has waited as long as it may is not run again as a whole, to wait as
-        // long once more
+        // a transaction that has waited for acquireTimeout is not run again, to wait for it once more
         assert.isFalse(facts.some((fact) => fact._tag === "Retried" && fact.what === "transaction"))
         yield* proxy.accept
         yield* insert("after")
@@ -188,7 +185,7 @@ describe("callers while the server is away", () => {
         )
         yield* triedAgain(facts, 5)
         const connects = count(facts, "ConnectFailed")
-        // with a pause of 100 ms at least between one and the next
+        // at least 100 ms are between an attempt and the next
         assert.isAtMost(connects, (performance.now() - since) / 100 + 2)
         yield* proxy.accept
         yield* Fiber.joinAll(fibers)
@@ -240,9 +237,9 @@ describe("callers while the server is away", () => {
     behind({ maxOutageWaiters: 5, connectTimeout: "20 seconds", startup: "lazy" }, (proxy) =>
       Effect.gen(function* () {
         yield* vanish(proxy)
-        // each pool has seen that its server is away
+        // each pool has noticed that its server is away
         for (const self of [insert("seen"), read]) yield* failure(RetryPolicy.with(self, RetryPolicy.never))
-        // so callers wait in the queue of their pool, and not between two attempts
+        // the next connect hangs, so callers wait in the queue of their pool, and not between two connects
         yield* Effect.zipRight(proxy.freeze, proxy.accept)
         const facts = yield* watch
         const started = Array.from({ length: 3 }, (_, i) => [insert(`write ${i}`), Effect.asVoid(read)]).flat()
@@ -340,16 +337,17 @@ describe("permanent connect errors", () => {
 
 describe("a start that verifies the servers", () => {
   /**
-   * Opens a database whose server is not there yet, and starts it after three attempts to connect.
+   * Opens a database whose server accepts no connection yet, and runs `come` after three attempts to
+   * connect.
    */
   const comes = (options: Partial<Database.Options>, come: (proxy: Proxy) => Effect.Effect<void>) =>
     Effect.gen(function* () {
       const { writer } = yield* freshTable
       const proxy = yield* makeProxy(writer)
       yield* proxy.refuse
-      let asked = 0
+      let attempts = 0
       const logger = Logger.make(({ message }) => {
-        if (inspect(message).includes("ECONNREFUSED")) asked++
+        if (inspect(message).includes("ECONNREFUSED")) attempts++
       })
       const opening = yield* Effect.fork(
         Effect.exit(
@@ -361,7 +359,7 @@ describe("a start that verifies the servers", () => {
           )
         )
       )
-      yield* until(() => asked >= 3)
+      yield* until(() => attempts >= 3)
       yield* come(proxy)
       return yield* Fiber.join(opening)
     })
@@ -382,7 +380,7 @@ describe("a start that verifies the servers", () => {
   )
 })
 
-it.scopedLive("a setting that is no number of callers is refused", () =>
+it.scopedLive("an infinite maxOutageWaiters is refused", () =>
   Effect.gen(function* () {
     const { writer } = yield* freshTable
     assert.isNotEmpty(yield* query(writer, "SELECT 1 AS n"))

@@ -1,6 +1,6 @@
 /**
- * The behaviour of a pool beside the common promises of every way to open one; those are in
- * `pooling/`.
+ * The behaviour of a pool beyond the tests that all strategies share, which are in
+ * `support/suites/pooling`.
  */
 import { assert, it } from "@effect/vitest"
 import * as Deferred from "effect/Deferred"
@@ -18,7 +18,7 @@ const writes = Effect.map(
   ({ servers }) => servers[0]?.writes ?? { total: -1, idle: -1, active: -1, waiting: -1 }
 )
 
-/** A transaction that holds a connection until it is released. */
+/** Begins a transaction that holds a connection, and returns the effect that ends it. */
 const holder = Effect.gen(function* () {
   const held = yield* Deferred.make<void>()
   const release = yield* Deferred.make<void>()
@@ -35,7 +35,7 @@ describe("Pool", () => {
       const { writer } = yield* freshDatabase
       const proxy = yield* makeProxy(writer)
       const hanging = yield* proxy.when((message) => message.type === "startup", "freeze")
-      // a login takes much of the time that is estimated at first, and then the estimate grows
+      // a login takes much of the first estimate of a connect, which then grows
       yield* proxy.delay(0, 20)
       const both = yield* Effect.makeLatch()
       let holding = 0
@@ -54,7 +54,7 @@ describe("Pool", () => {
     })
   )
 
-  it.scopedLive("a reserved connection is exclusive, and returns to the pool", () =>
+  it.scopedLive("the statements of a reserved connection share its session, and it returns to the pool", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const rows = yield* Effect.scoped(
@@ -76,7 +76,7 @@ describe("Pool", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a waiter for a reserved connection that gives up leaks nothing", () =>
+  it.scopedLive("an interrupted waiter for a reserved connection leaks nothing", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const release = yield* holder
@@ -127,7 +127,7 @@ describe("Pool", () => {
     })
   )
 
-  it.scopedLive("session settings reach the server", () =>
+  it.scopedLive("the timeouts and the application name of a database reach its server", () =>
     Effect.gen(function* () {
       const { name, writer } = yield* Place
       const sql = yield* Db.writer
@@ -153,7 +153,7 @@ describe("Pool", () => {
     )
   )
 
-  it.scopedLive("a transaction that idles too long is ended by the server, typed, and its connection replaced", () =>
+  it.scopedLive("a transaction that idles for long fails with IdleTransactionTimeout; its connection is replaced", () =>
     Effect.gen(function* () {
       const { name, writer } = yield* Place
       const error = yield* Db.withTransaction(
@@ -172,7 +172,7 @@ describe("Pool", () => {
     }).pipe(Effect.provide(fresh({ idleInTransactionTimeout: "50 millis" })))
   )
 
-  it.scopedLive("thousands of statements that cannot be sent fail one by one, and leave the pool as it was", () =>
+  it.scopedLive("thousands of statements that cannot be sent all fail, and leave the pool usable", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const circle: Record<string, unknown> = {}
@@ -193,7 +193,7 @@ describe("Pool", () => {
     }).pipe(Effect.provide(fresh({ readers: [], queueTarget: Duration.infinity })))
   )
 
-  it.scopedLive("callers that an open connection can serve wait for it while the server accepts no more", () =>
+  it.scopedLive("callers wait for the open connection, and get it in order, while the server accepts no more", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const proxy = yield* makeProxy(writer)

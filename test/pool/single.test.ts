@@ -1,6 +1,6 @@
 import { callers, idle, pooling } from "../support/suites/pooling.js"
 
-// one connection is in any order
+// the order of idle connections does not matter for a single one
 pooling("single", "lifo", (way) => {
   callers(way)
   idle(way)

@@ -1,4 +1,4 @@
-/** The driver receives the settings, whole and copied, and nothing else. */
+/** The settings that the driver receives: complete, copied, and none from elsewhere. */
 import * as fs from "node:fs"
 import * as path from "node:path"
 import { inspect } from "node:util"
@@ -35,14 +35,14 @@ const environment = (variables: Readonly<Record<string, string>>): Effect.Effect
       })
   ).pipe(Effect.asVoid)
 
-/** The parts of a URL, without its password. */
+/** Returns the server that a URL names, and its password. */
 const parts = (url: Redacted.Redacted<string>) => {
   const { hostname, password, pathname, port, username } = new URL(Redacted.value(url))
   const server = { host: hostname, port: Number(port), database: pathname.slice(1), username }
   return { server, password: decodeURIComponent(password) }
 }
 
-/** A new database behind a gate of TLS, with its client's certificate and options without TLS. */
+/** Creates a database behind a TLS gate; returns a client's certificate, and options without `ssl`. */
 const gated = (passphrase?: string) =>
   Effect.gen(function* () {
     const { writer } = yield* freshDatabase
@@ -183,9 +183,9 @@ describe("the environment", () => {
 })
 
 describe("a parameter", () => {
-  it.scoped("a date is written as node-postgres writes it by default, in every zone and year", () =>
+  it.scoped("a date is written as node-postgres writes it by default, in several time zones and years", () =>
     Effect.gen(function* () {
-      // the published type lacks it
+      // the published type lacks `utils`
       const { utils } = pg as unknown as { readonly utils: { readonly prepareValue: (value: unknown) => unknown } }
       const years = [-44, 0, 1, 99, 1883, 1969, 1999, 2026, 9999, 12_345]
       for (const zone of ["UTC", "America/St_Johns", "Asia/Kolkata", "Europe/Amsterdam", "Pacific/Auckland"]) {
@@ -204,7 +204,7 @@ describe("a parameter", () => {
 })
 
 describe("a server with impossible connection settings", () => {
-  it.scopedLive("invalid TLS options are ConnectFailed with the reason tls", () =>
+  it.scopedLive("invalid TLS options fail with ConnectFailed and the reason tls", () =>
     Effect.gen(function* () {
       const { client, gate, options } = yield* gated()
       const senseless: ReadonlyArray<object> = [
@@ -228,7 +228,7 @@ describe("a server with impossible connection settings", () => {
     })
   )
 
-  it.scopedLive("an impossible address is ConnectFailed with the reason unreachable", () =>
+  it.scopedLive("an impossible address fails with ConnectFailed and the reason unreachable", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       const { password, server } = parts(writer)
@@ -249,7 +249,7 @@ describe("TLS options", () => {
       yield* answer({ writer: { ...options, ssl } })
       assert.deepStrictEqual(Object.getOwnPropertyDescriptors(ssl), before)
       yield* answer({ writer: { ...options, ssl: Object.freeze({ ...ssl }) } })
-      // as the driver leaves an object that another pool of the program was given
+      // as the driver leaves the object after another pool of the program has used it
       yield* answer({ writer: { ...options, ssl: Object.defineProperty({ ...ssl }, "key", { enumerable: false }) } })
       assert.deepStrictEqual([...new Set(gate.clients.map(({ name }) => name))], ["client"])
     })
@@ -267,7 +267,7 @@ describe("TLS options", () => {
     })
   )
 
-  it.scopedLive("a client, its config and a configuration show no key, passphrase or password", () =>
+  it.scopedLive("a configuration, a client, its config, service and status show no key, passphrase or password", () =>
     Effect.gen(function* () {
       const { client, gate, options, password } = yield* gated("open sesame")
       const ssl = { ca: gate.server.cert, ...client, passphrase: "open sesame" }
@@ -289,7 +289,7 @@ describe("TLS options", () => {
         hidden("client", sql)
         hidden("service", yield* Db)
         hidden("status", yield* Db.status)
-        // another client that is created from it works
+        // the secrets are there, so another client can be created from the config
         const copied = sql.config.ssl
         assert.strictEqual(typeof copied === "object" && copied.key, client.key)
         assert.strictEqual(typeof copied === "object" && copied.passphrase, "open sesame")

@@ -1,4 +1,4 @@
-/** A server that violates the protocol: its client fails, in time, and goes on. */
+/** A server that violates the protocol: its client fails in time, and goes on. */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Schema from "effect/Schema"
@@ -69,7 +69,7 @@ const atLogin: Readonly<Record<string, Buffer>> = {
   "a list of mechanisms without an end": talk.authentication(10, Buffer.from("SCRAM-SHA-256\0")),
   "a salt of another size": talk.authentication(5, Buffer.alloc(3)),
   "words of another protocol": Buffer.from("HTTP/1.1 400 Bad Request\r\n\r\n"),
-  "a login that is asked for without end": Buffer.concat(Array.from({ length: 5000 }, () => talk.notice("wait")))
+  "notices without end": Buffer.concat(Array.from({ length: 5000 }, () => talk.notice("wait")))
 }
 
 const toStatement: Readonly<Record<string, Buffer>> = {
@@ -95,7 +95,7 @@ const toStatement: Readonly<Record<string, Buffer>> = {
   "a row larger than is allowed": after(3, talk.answer, talk.row(["x".repeat(40_000)])),
   "a row that announces a gigabyte": after(3, talk.answer, hex("44 40 00 00 00 00 01")),
   "a tag without an end": after(4, talk.answer, talk.message("C", Buffer.from("SELECT 1")), talk.ready),
-  "a status that is none": after(5, talk.answer, talk.message("Z", Buffer.from("X"))),
+  "an unknown status": after(5, talk.answer, talk.message("Z", Buffer.from("X"))),
   "a notification without a payload": after(2, talk.answer, talk.message("A", hex("00 00 00 01 61 00"))),
   "readiness without an answer": talk.ready,
   "readiness before the answer": after(3, talk.answer, talk.ready),
@@ -128,14 +128,14 @@ const ends = (all: ReadonlyArray<readonly [name: string, conversation: talk.Conv
   })
 
 describe("malformed bytes", () => {
-  it.scopedLive("malformed messages at login are ConnectFailed, and the process goes on", () =>
+  it.scopedLive("malformed messages at login fail with ConnectFailed, and the process goes on", () =>
     ends(
       cases(atLogin, (login, piece) => ({ ...right, login, piece })),
       "ConnectFailed protocol"
     )
   )
 
-  it.scopedLive("malformed answers to a statement are Disconnected, in doubt, and the process goes on", () =>
+  it.scopedLive("malformed answers to a statement fail with Disconnected, in doubt, and the process goes on", () =>
     ends(
       cases(toStatement, (answer, piece) => ({ ...right, answer, piece })),
       "Disconnected inDoubt"
@@ -151,13 +151,13 @@ describe("malformed bytes", () => {
   )
 })
 
-/** Options for a retry that is over before the test is. */
+/** Options with which a retry ends before the test times out. */
 const brief = { acquireTimeout: "5 seconds" } as const
 
 const isReady = ({ from, type }: Message) => from === "server" && type === "Z"
 
 describe("a malformed answer", () => {
-  it.scopedLive("a malformed answer in a transaction is Disconnected, undone", () =>
+  it.scopedLive("a malformed answer in a transaction fails it with Disconnected, undone", () =>
     behind(brief, (proxy) =>
       Effect.gen(function* () {
         const body = Effect.gen(function* () {
@@ -175,7 +175,7 @@ describe("a malformed answer", () => {
     )
   )
 
-  it.scopedLive("a malformed message leaves a COMMIT in doubt unless its tag has arrived", () =>
+  it.scopedLive("a malformed message leaves a COMMIT in doubt unless the COMMIT's tag has arrived before", () =>
     behind({ ...brief, outcome: "unknown" }, (proxy) =>
       Effect.gen(function* () {
         yield* proxy.when(answers("COMMIT"), "spoil")
@@ -211,12 +211,12 @@ describe("a malformed answer", () => {
   )
 })
 
-/** With `EFFECT_DB_CHAOS=full` all of them, which takes some minutes. */
-const conversations = process.env.EFFECT_DB_CHAOS === "full" ? 10_000 : 2000
+/** The number of conversations; the 10,000 of `EFFECT_DB_CHAOS=full` take some minutes. */
+const conversations = process.env.EFFECT_DB_CHAOS === "full" ? 10_000 : 1000
 
 describe("a fuzzed server", () => {
   it.scopedLive(
-    `${conversations} random conversations end in a typed failure or a right answer, in time, and keep no memory`,
+    `${conversations} random conversations end in a typed failure or a right answer, 95 % in time, and keep no memory`,
     () =>
       Effect.gen(function* () {
         const { code, lines, stderr } = yield* listen(talk.conversation, conversations, 20)
@@ -237,7 +237,7 @@ describe("a fuzzed server", () => {
             assert.deepStrictEqual(rows, talk.readAnswer(answer), `seed ${seed}: ${message}`)
           }
         }
-        // the results, so that a change in the generator shows
+        // the share of each result, which changes with the generator
         assert.isAtLeast(counts.right ?? 0, 0.1 * conversations)
         assert.isAtLeast(counts.ConnectFailed ?? 0, 0.2 * conversations)
         assert.isAtLeast(counts.Disconnected ?? 0, 0.15 * conversations)

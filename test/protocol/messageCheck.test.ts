@@ -1,4 +1,4 @@
-/** The check of messages alone: its result does not depend on the cuts of a message. */
+/** The check of messages alone: its result does not depend on where the bytes are cut. */
 import { describe, expect, it } from "vitest"
 import { MessageCheck } from "../../src/internal/protocol/messageCheck.js"
 import * as talk from "../support/conversation.js"
@@ -19,7 +19,7 @@ const look = (pieces: ReadonlyArray<Buffer>) => {
   return { sound, violation: undefined }
 }
 
-/** Returns all ways to cut bytes once, and the one that cuts them everywhere. */
+/** Returns bytes as a whole, cut once at each place, and cut at every place. */
 const cuts = (bytes: Buffer): ReadonlyArray<ReadonlyArray<Buffer>> => [
   [bytes],
   ...Array.from({ length: bytes.length - 1 }, (_, i) => [bytes.subarray(0, i + 1), bytes.subarray(i + 1)]),

@@ -33,7 +33,7 @@ const sessions = Effect.flatMap(Place, ({ writer }) =>
   )
 )
 
-/** Waits until all sessions are gone; a server process that was told to end needs its time. */
+/** Waits until all sessions are gone; a server process needs time to end. */
 const noSessions = Effect.repeat(sessions, { schedule: soon, until: (n) => n === 0 })
 
 const place = Layer.scoped(Place, freshTable)
@@ -73,7 +73,7 @@ const post = (port: number) =>
 
 const hot = new URL("../support/hot.ts", import.meta.url).pathname
 
-/** Stops a server in the middle of a request: it is answered and stored, then everything is closed. */
+/** Stops a server in the middle of a request: the request is answered and stored, then all is closed. */
 const stoppedIn = (name: string, port: number, stop: () => Promise<void>) =>
   Effect.gen(function* () {
     const request = yield* Effect.fork(post(port))
@@ -88,7 +88,7 @@ const stoppedIn = (name: string, port: number, stop: () => Promise<void>) =>
   })
 
 describe("databases that are bound to a lifetime", () => {
-  it.scopedLive("databases bound to a program live to its end, and to the signal that ends it, which rolls back", () =>
+  it.scopedLive("databases bound to a program are closed at its end, or by a signal that ends it and rolls back", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       const waiting = yield* startChild("program", ["wait"], writer)
@@ -142,7 +142,7 @@ describe("databases that are bound to a lifetime", () => {
   )
 
   it.scopedLive(
-    "databases bound to Express name the closed database to a request before the start and after the stop",
+    "databases bound to Express let a request before the start and after the stop fail with DatabaseClosed",
     () =>
       Effect.gen(function* () {
         const { handle, runtime } = yield* fresh("express")

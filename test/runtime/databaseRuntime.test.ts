@@ -25,7 +25,7 @@ describe("the rejections of runPromise", () => {
 
   for (const [end, failing] of [
     ["a statement", (sql: PgClient) => sql`SELECT 1 / 0`],
-    ["a statement that is died of", (sql: PgClient) => Effect.orDie(sql`SELECT 1 / 0`)],
+    ["a statement under Effect.orDie", (sql: PgClient) => Effect.orDie(sql`SELECT 1 / 0`)],
     ["a transaction of the client", (sql: PgClient) => sql.withTransaction(sql`SELECT 1 / 0`)]
   ] as const) {
     it.scopedLive(`runPromise rejects with the DatabaseError of ${end}, as an awaited statement does`, () =>
@@ -37,7 +37,7 @@ describe("the rejections of runPromise", () => {
     )
   }
 
-  it.scopedLive("runPromise rejects with the program's own failure or defect itself", () =>
+  it.scopedLive("runPromise rejects with the program's own failure or defect unchanged", () =>
     Effect.gen(function* () {
       const bug = new Error("a bug")
       assert.strictEqual((yield* rejection(() => Effect.fail("mine"))).rejected, "mine")
@@ -48,7 +48,7 @@ describe("the rejections of runPromise", () => {
 })
 
 describe("the opening and closing of a runtime", () => {
-  it.scopedLive("a runtime is counted: the first call opens, only the last closes, and it may be opened again", () =>
+  it.scopedLive("the opens of a runtime are counted: only the last close closes it, and it may be opened again", () =>
     Effect.gen(function* () {
       const { db, runtime } = yield* fresh()
       yield* Effect.promise(() => Promise.all([runtime.open(), runtime.open(), runtime.open()]))
@@ -66,7 +66,7 @@ describe("the opening and closing of a runtime", () => {
     })
   )
 
-  it.scopedLive("a runtime is entered once, again from inside of calls, and is the same for many calls at a time", () =>
+  it.scopedLive("a runtime that many calls open at a time, and again inside, is built once and shared by all", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       let made = 0
@@ -78,7 +78,7 @@ describe("the opening and closing of a runtime", () => {
       const part = async () => {
         await runtime.open()
         try {
-          // the runtime inside a unit of work is the one outside of it
+          // the runtime inside of a unit of work is the one outside of it
           return await runtime.unitOfWork(async () => {
             await runtime.open()
             const inside = await session()
@@ -101,7 +101,7 @@ describe("the opening and closing of a runtime", () => {
       assert.isAtMost(new Set(sessions.flat()).size, 2)
       for (const [inside, after] of sessions.slice(0, 50)) assert.strictEqual(inside, after)
       assert.strictEqual(tagOf(yield* rejectionOf(session())), "DatabaseClosed")
-      // a server process that was told to end needs its time
+      // a server process needs time to end
       const left = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
       yield* query(writer, left).pipe(
         Effect.repeat({ schedule: soon, until: ({ length }) => length === 0 }),
@@ -111,7 +111,7 @@ describe("the opening and closing of a runtime", () => {
     })
   )
 
-  it.scopedLive("a use before the start and after the end names the database and says what to do", () =>
+  it.scopedLive("a use before the open or after the close fails with DatabaseClosed, which names the database", () =>
     Effect.gen(function* () {
       const { db, runtime } = yield* fresh()
       const before = yield* rejectionOf(db.writer`SELECT 1`.then())
@@ -164,7 +164,7 @@ describe("the opening and closing of a runtime", () => {
   )
 
   it.scopedLive(
-    "a lazy runtime is opened once by its first uses, and a shared one is found again by a reloaded module",
+    "a lazy runtime is opened by its first uses, and DatabaseRuntime.shared returns one runtime for a key",
     () =>
       Effect.gen(function* () {
         const { db, runtime } = yield* fresh({ lazy: true })
@@ -212,7 +212,7 @@ const answerBehind = (
   })
 
 describe("the middleware of a runtime", () => {
-  it.scopedLive("a middleware passes on what is thrown behind it as an Error, and its handler answers it", () =>
+  it.scopedLive("a middleware passes a text that is thrown behind it to the next handler as an Error", () =>
     Effect.gen(function* () {
       const { runtime } = yield* fresh({ lazy: true })
       const { errors, status } = yield* answerBehind(runtime, {}, () => {
@@ -224,7 +224,7 @@ describe("the middleware of a runtime", () => {
     })
   )
 
-  it.scopedLive("a middleware answers 500 if the function that decides has thrown, and nothing is stored", () =>
+  it.scopedLive("a middleware answers 500 if its outcome function throws, and nothing is stored", () =>
     Effect.gen(function* () {
       const { db, runtime, stored } = yield* fresh({ lazy: true })
       const outcome = () => {
@@ -259,7 +259,7 @@ describe("the handler of web requests", () => {
     })
   )
 
-  it.scopedLive("a handler logs why a request was not stored, and does not tell its client", () =>
+  it.scopedLive("a handler logs why a request was not stored, and does not send that to the client", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshTable
       const lines: Array<string> = []
@@ -282,11 +282,11 @@ describe("the handler of web requests", () => {
 
 describe("a web request that is answered again", () => {
   const collision = "DO $$ BEGIN RAISE EXCEPTION 'collision' USING ERRCODE = 'serialization_failure'; END $$"
-  // as a server creates it from the sent bytes
+  // with the content-length that a server has received
   const post = (body: string, headers: Record<string, string> = { "content-length": `${Buffer.byteLength(body)}` }) =>
     new Request("http://localhost/", { method: "POST", body, headers })
 
-  it.scopedLive("each attempt of a web request reads the body from its start", () =>
+  it.scopedLive("each attempt of a web request reads its body from the start; a body over 1 MiB has one attempt", () =>
     Effect.gen(function* () {
       const { db, runtime, stored } = yield* fresh({ lazy: true })
       let attempts = 0

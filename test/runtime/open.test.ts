@@ -24,8 +24,8 @@ const settled = (promise: Promise<unknown>): Effect.Effect<unknown> =>
   Effect.promise(() => promise.then(() => "done", tagOf))
 
 /**
- * Databases of one server, each behind a proxy of its own. A refused connect is retried for as long
- * as `connectTimeout`.
+ * Creates a runtime with three databases of one server, each behind a proxy of its own. A refused
+ * connect is retried until `connectTimeout`.
  */
 const fresh = (
   connectTimeout: { readonly two?: Duration.DurationInput; readonly three?: Duration.DurationInput } = {}
@@ -75,7 +75,7 @@ describe("databases that are opened together", () => {
     })
   )
 
-  it.scopedLive("each database is itself, and code may select by name", () =>
+  it.scopedLive("a database of a runtime may be selected by its name, and is the one that was given under it", () =>
     Effect.gen(function* () {
       const places = yield* Effect.all([freshDatabase, freshDatabase, freshDatabase])
       const [one, two, three] = places
@@ -148,12 +148,12 @@ describe("databases that are opened together", () => {
     })
   )
 
-  it.scopedLive("a database that fails closes the others and is raised, and every other failure is logged", () =>
+  it.scopedLive("a failed database closes the others and rejects the open, and each later failure is logged", () =>
     Effect.gen(function* () {
       const { logged, proxies, runtime, sessions } = yield* fresh({ two: "1 second", three: "1500 millis" })
       const [, two, three] = proxies
       yield* two.refuse
-      // fails when the other has failed already, because it waits for a server that may still come
+      // fails after the second, because it waits longer for its server
       const held = yield* three.when(isLogin, "freeze")
       const opening = Effect.runFork(Effect.flip(Effect.tryPromise({ try: () => runtime.open(), catch: (_) => _ })))
       yield* held
@@ -206,7 +206,7 @@ describe("databases that are opened together", () => {
       assert.deepStrictEqual([...new Set(yield* five(pair))], ["ConnectFailed"])
       assert.strictEqual(yield* sessions, 0)
 
-      // those of the failure and those after it do not take each other for their own
+      // an open that waits for a failing one gets its failure, and not the success of the next
       const failing = runtime.open().catch(tagOf)
       const waiting = runtime.open().catch(tagOf)
       assert.strictEqual(yield* Effect.promise(() => failing), "ConnectFailed")

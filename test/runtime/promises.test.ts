@@ -10,7 +10,7 @@ import { tagOf } from "../support/failures.js"
 import { fresh, rejectionOf } from "../support/freshRuntime.js"
 
 describe("promises", () => {
-  it.scopedLive("any number of statements at a time listen to one signal without a warning", () =>
+  it.scopedLive("twelve statements or units at a time share one signal without Node's warning about listeners", () =>
     Effect.gen(function* () {
       const { db, runtime } = yield* fresh({ lazy: true })
       const warnings: Array<string> = []
@@ -169,7 +169,7 @@ describe("promises", () => {
     })
   )
 
-  it.scopedLive("a web request is answered again with the body that it had, and without one is no unit", () =>
+  it.scopedLive("a web request with retry runs again with its body, and one without a transaction has no unit", () =>
     Effect.gen(function* () {
       const { db, runtime, stored } = yield* fresh({ lazy: true })
       let left = 1
@@ -192,7 +192,7 @@ describe("promises", () => {
     })
   )
 
-  it.scopedLive("work that is to outlive a unit is called outside of it, and has a unit of its own", () =>
+  it.scopedLive("work in runtime.outside may outlive the unit that called it, and has a unit of its own", () =>
     Effect.gen(function* () {
       const { db, runtime, stored } = yield* fresh({ lazy: true })
       const add = async (name: string) => void (await db.writer`INSERT INTO item ${db.writer.insert({ name })}`)
@@ -217,7 +217,7 @@ describe("promises", () => {
     })
   )
 
-  it.scopedLive("a route that is no pattern is not kept prepared with each of its paths", () =>
+  it.scopedLive("a statement with a route comment is prepared if the route is a pattern, and not if it is a path", () =>
     Effect.gen(function* () {
       const { db, runtime } = yield* fresh({ lazy: true })
       const prepared = (options: DatabaseRuntime.HandlerOptions) =>
@@ -241,7 +241,7 @@ describe("promises", () => {
     })
   )
 
-  it.scopedLive("two databases commit together or not at all", () =>
+  it.scopedLive("two databases of a unit are both rolled back if one of them refuses its COMMIT", () =>
     Effect.gen(function* () {
       const place = yield* freshTable
       const both = Layer.merge(Db.layer({ writer: place.writer }), audit)

@@ -15,11 +15,11 @@ const lazy = { writer: Redacted.make("postgres://nobody@127.0.0.1:1/none"), star
 setFlagsFromString("--expose-gc")
 const collect: () => void = runInNewContext("gc")
 
-/** Returns the memory that calls leave, in bytes for each. */
+/** Returns the memory that each call keeps, in bytes. */
 const keptBy = async (calls: number, call: () => Promise<unknown>) => {
   const many = async (n: number) => {
     for (let i = 0; i < n; i++) await call()
-    // other objects release a collected one a moment later
+    // some objects are released only in the next turn of the event loop
     await new Promise((resolve) => setImmediate(resolve))
     collect()
     return process.memoryUsage().heapUsed
@@ -40,7 +40,7 @@ describe("a signal that is given to many calls", () => {
     expect(getEventListeners(signal, "abort")).toEqual([])
   })
 
-  it("a signal that is given to many calls ends all that are under way, with its reason, and is listened to once", async () => {
+  it("a signal that is given to many calls ends all that are under way, with its reason, and has one listener", async () => {
     await using runtime = DatabaseRuntime.make({ db: Db }, Db.layer(lazy))
     await runtime.open()
     const controller = new AbortController()

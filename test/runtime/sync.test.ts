@@ -1,6 +1,6 @@
 /**
- * Code that is blocked while a thread with the databases works for it: entered once, by any caller,
- * and used by many calls.
+ * Synchronous code, which blocks while a thread works for it. The databases in that thread are
+ * opened once, and all calls share them.
  */
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -17,14 +17,14 @@ const place = Layer.scoped(Place, freshTable)
 
 const others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
-/** The statements of other sessions that run, or after which they are idle. */
+/** The state of each other session, with the statement that it runs or has run last. */
 const seen = Effect.flatMap(Place, ({ writer }) =>
   Effect.map(query<{ query: string; state: string }>(writer, `SELECT query, state ${others}`), (rows) =>
     rows.map(({ query, state }) => `${state}: ${query}`)
   )
 )
 
-/** Waits until that is so; a server process that was told to end needs its time, too. */
+/** Waits until the other sessions are so; a server process needs time to end. */
 const seenUntil = (isSo: (found: ReadonlyArray<string>) => boolean) =>
   Effect.zipRight(Effect.repeat(seen, { schedule: soon, until: isSo }), seen)
 
@@ -55,7 +55,7 @@ const opened = Effect.tap(started, ({ does }) => does("open"))
 
 describe("synchronous code", () => {
   it.scopedLive(
-    "synchronous code enters once, and again inside; every call uses the one connection, and the last exit closes it",
+    "synchronous code may open repeatedly; all calls use one connection, and only the last close closes it",
     () =>
       Effect.gen(function* () {
         const { does, ended, leave } = yield* started
@@ -94,9 +94,9 @@ describe("synchronous code", () => {
       assert.strictEqual(yield* does("addAndFail eggs"), "failed: RangeError: no more than that")
       assert.match(yield* does("unit eggs bread milk"), violation)
       assert.strictEqual(yield* does("thrown eggs"), "failed: TypeError: of the caller itself")
-      // one in another is a part of it
+      // a unit in another is a part of it
       assert.match(yield* does("nested eggs bread milk"), violation)
-      // also when its failure is caught, because its half must not be stored
+      // also if its failure is caught, because half of the unit must not be stored
       assert.match(yield* does("caught eggs bread"), /^failed: RolledBackAtCommit: .*its caller rolls it back/)
       assert.deepStrictEqual(yield* stored, ["milk"])
       assert.strictEqual(yield* does("nested eggs bread"), "undefined")
@@ -151,7 +151,7 @@ describe("synchronous code", () => {
     }).pipe(Effect.provide(place))
   )
 
-  it.scopedLive("a second Ctrl-C waits for nothing, and neither does the end by another signal", () =>
+  it.scopedLive("a second Ctrl-C ends the program without a wait, and so does another signal", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       const proxy = yield* makeProxy(writer)
@@ -160,7 +160,7 @@ describe("synchronous code", () => {
       const held = yield* proxy.when(({ bytes }) => bytes.includes("pg_sleep"), "freeze")
       yield* frozen.begin("addAndSleep milk")
       yield* held
-      // no process answers that either
+      // the server does not answer the cancel either
       const asked = yield* proxy.when(({ type }) => type === "cancel", "freeze")
       yield* frozen.signal("SIGINT")
       yield* asked
@@ -168,7 +168,7 @@ describe("synchronous code", () => {
       assert.strictEqual((yield* frozen.ended).code, "SIGINT")
 
       const { begin, ended, signal } = yield* opened
-      // the server has not received the end of the other one, which has the milk
+      // the server has not noticed the end of the first program, whose transaction still holds "milk"
       yield* begin("addAndSleep eggs")
       yield* seenUntil((found) => found.includes(sleeping))
       yield* signal("SIGTERM")
@@ -178,7 +178,7 @@ describe("synchronous code", () => {
   )
 
   it.scopedLive(
-    "a server that is lost between two calls is reported by its name, and the next call works when it is back",
+    "a server that is lost between two calls is reported by its address, and a call works when it is back",
     () =>
       Effect.gen(function* () {
         const { primary } = yield* EmbeddedPostgres.make({ directory, databases: ["app"] })

@@ -1,6 +1,6 @@
 /**
- * A forked worker does not share its parent's connections: its work with its own, and its end, do
- * not affect the parent.
+ * Worker processes and threads do not share the connections of their parent: neither their work nor
+ * their end affects it.
  */
 import * as ChildProcess from "node:child_process"
 import cluster, { type Worker as ClusterWorker } from "node:cluster"
@@ -20,8 +20,8 @@ const program = (name: string) => {
 }
 const worker = program("test/support/worker.ts")
 
-/** Waits for the message of a worker before it ends. */
-const heard = (
+/** Waits until a worker ends, and returns its last message. */
+const messageOf = (
   start: (url: string) => {
     on(event: "message", listener: (said: Said) => void): unknown
     on(event: "error", listener: (cause: unknown) => void): unknown
@@ -38,7 +38,9 @@ const heard = (
       worker.on("error", (cause) => resume(Effect.die(cause)))
       worker.on("exit", (code) =>
         resume(
-          said === undefined ? Effect.die(new Error(`it said nothing and ended with ${code}`)) : Effect.succeed(said)
+          said === undefined
+            ? Effect.die(new Error(`the worker sent no message and ended with ${code}`))
+            : Effect.succeed(said)
         )
       )
     })
@@ -52,7 +54,7 @@ const ours = Effect.flatMap(Db.writer, (sql) =>
   )
 )
 
-/** The socket of a connection of this process, as the system names it. */
+/** Returns the name of a connection's socket in the system, by its local port. */
 const socketOf = (port: number): string | undefined => {
   const local = `:${port.toString(16).toUpperCase().padStart(4, "0")}`
   const rows = ["/proc/net/tcp", "/proc/net/tcp6"].flatMap((file) => fs.readFileSync(file, "utf8").split("\n"))
@@ -60,11 +62,11 @@ const socketOf = (port: number): string | undefined => {
   return row?.[9] === undefined ? undefined : `socket:[${row[9]}]`
 }
 
-/** Waits until a process of a cluster listens. */
+/** Waits until a process of a cluster listens, and returns its port. */
 const portOf = (worker: ClusterWorker): Promise<number> =>
   new Promise((resolve, reject) => {
     worker.once("listening", ({ port }) => resolve(port))
-    worker.once("exit", (code) => reject(new Error(`it did not listen and ended with ${code}`)))
+    worker.once("exit", (code) => reject(new Error(`the worker did not listen and ended with ${code}`)))
   })
 
 const gone = (worker: ClusterWorker): Promise<unknown> =>
@@ -79,7 +81,7 @@ describe("workers", () => {
     Effect.gen(function* () {
       const before = yield* ours
       const socket = process.platform === "linux" ? socketOf(before?.port ?? 0) : undefined
-      const said = yield* heard((url) =>
+      const said = yield* messageOf((url) =>
         ChildProcess.fork(worker.script, {
           execArgv: worker.execArgv,
           env: { ...process.env, WORKER_DATABASE_URL: url }
@@ -98,7 +100,7 @@ describe("workers", () => {
   it.scopedLive("a worker thread has connections of its own, and leaves those of the main thread as they are", () =>
     Effect.gen(function* () {
       const before = yield* ours
-      const said = yield* heard((url) => new Worker(worker.script, { execArgv: worker.execArgv, workerData: url }))
+      const said = yield* messageOf((url) => new Worker(worker.script, { execArgv: worker.execArgv, workerData: url }))
       assert.isAbove(said.pid, 0)
       assert.notStrictEqual(said.pid, before?.pid)
       assert.deepStrictEqual(yield* ours, before)
@@ -134,7 +136,7 @@ describe("workers", () => {
     }).pipe(Effect.provide(fresh({ maxConnections: 1, readers: [] })))
   )
 
-  it("an open database cannot be sent to a worker", async () => {
+  it("a database cannot be sent to a worker", async () => {
     const database = await Effect.runPromise(Effect.provide(Db, fresh({ readers: [] })))
     assert.throws(() => structuredClone(database), /could not be cloned/)
   })

@@ -125,7 +125,7 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
       })
     )
 
-    it.scoped("a change whose commit would be refused after its event's is found before, and stores nothing", () =>
+    it.scoped("a change whose COMMIT would be refused is found before its event's COMMIT; nothing is stored", () =>
       Effect.gen(function* () {
         yield* during("app", `${refuse} todo ${deferred}`, "DROP FUNCTION refuse() CASCADE")
         const { body, status } = yield* send("POST", "/todos", { id: "fail-4", title: "a" })
@@ -136,7 +136,7 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
       })
     )
 
-    it.scoped("a client that disconnects while it waits stores nothing in either database", () =>
+    it.scoped("a request whose client disconnects while it waits stores nothing in either database", () =>
       Effect.gen(function* () {
         const { primary } = yield* EmbeddedPostgres
         const waiting = query<{ n: number }>(
@@ -268,7 +268,7 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
     const by = ({ headers }: Answer) =>
       ["x-database", "x-served-by", "x-transaction"].map((name) => headers.get(name)).join(", ")
 
-    it.effect("a change names the primary, in a transaction; a list the primary, an event the other database", () =>
+    it.effect("the answers to changes, lists and events name their database, server and transaction", () =>
       Effect.gen(function* () {
         const { primary } = yield* EmbeddedPostgres
         const at = `primary ${primary.host}:${primary.port}`
@@ -283,7 +283,7 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
       })
     )
 
-    it.effect("a search names the replica, in no transaction", () =>
+    it.effect("the answer to a search names the replica and no transaction", () =>
       Effect.gen(function* () {
         const { replicas } = yield* EmbeddedPostgres
         expect(by(yield* send("GET", "/records"))).toBe(`app, replica ${replicas[0]?.host}:${replicas[0]?.port}, no`)
@@ -332,7 +332,7 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
       })
     )
 
-    it.effect("the page's files name every script that exists, and nothing from elsewhere", () =>
+    it.effect("the page's files name only files that the service has, and the page has no inline script or style", () =>
       Effect.gen(function* () {
         const { body } = yield* send("GET", "/")
         const wanted = [...String(body).matchAll(/(?:src|href)="([^"#]+)"/g)].map(([, path]) => String(path))
@@ -387,7 +387,7 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
       })
     )
 
-    it.effect("a page of another site has no effect under a name of its own for this host; our names have", () =>
+    it.effect("a page of another site has no effect under a name of its own; the names of this host are served", () =>
       Effect.gen(function* () {
         const { url } = yield* Service
         const { port } = new URL(url)
@@ -415,7 +415,7 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
       })
     )
 
-    it.effect("requests of our own page, and those of clients that are no browser, are served", () =>
+    it.effect("requests of the service's own page, and of clients other than browsers, are served", () =>
       Effect.gen(function* () {
         const { url } = yield* Service
         for (const headers of [{ "sec-fetch-site": "same-origin" }, { origin: url }, {}]) {
@@ -442,7 +442,7 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
       })
     )
 
-    it.scoped("a primary that stands still is 503 in time", () =>
+    it.scoped("a frozen primary is 503 within 20 seconds", () =>
       Effect.gen(function* () {
         const { primary } = yield* EmbeddedPostgres
         yield* Effect.acquireRelease(primary.freeze, () => Effect.orDie(primary.thaw))

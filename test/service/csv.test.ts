@@ -103,7 +103,7 @@ describe("the CSV reader", () => {
       ["line 1: the column longitude is missing"]
     ],
     ["an unknown column", lines(`${header},elevation`, `${row("A1")},7`), ['line 1: there is no column "elevation"']],
-    ["a column that is there twice", lines(`${header},iata`, `${row("A1")},A1`), ["line 1: a column is there twice"]],
+    ["a column that occurs twice", lines(`${header},iata`, `${row("A1")},A1`), ["line 1: a column is there twice"]],
     ["a line with too few fields", lines(header, row("A1"), "A2,a,b"), ["line 3: it has 3 fields, expected 7"]],
     [
       "a line with too many fields",
@@ -111,19 +111,19 @@ describe("the CSV reader", () => {
       ["line 3: it has 8 fields, expected 7"]
     ],
     [
-      "a number that is none",
+      "a number that is not one",
       lines(header, "A1,a,b,c,d,north,1"),
       ['line 2: latitude is "north": expected a number like 12.5']
     ],
     ["an empty number", lines(header, "A1,a,b,c,d,1,"), ['line 2: longitude is "": expected a number like 12.5']],
     [
-      "degrees that are too many",
+      "degrees out of range",
       lines(header, "A1,a,b,c,d,1,181"),
       ['line 2: longitude is "181": expected degrees from -180 to 180']
     ],
     ["an empty key", lines(header, row("")), ['line 2: iata is "": it is empty']],
     [
-      "a key that is there twice",
+      "a key that occurs twice",
       lines(header, row("A1"), row("A2"), row("A1")),
       ['line 4: iata "A1" is on line 2 already']
     ],
@@ -172,7 +172,7 @@ describe("the CSV reader", () => {
     })
   )
 
-  it.scopedLive("all problems are reported at once, and nothing follows the first", () =>
+  it.scopedLive("all problems of a file are reported at once, and no row follows the first problem", () =>
     Effect.gen(function* () {
       const rows: Array<string> = []
       const name = yield* file(lines(header, row("A1"), row(""), row("A3"), "A4"))
@@ -187,7 +187,7 @@ describe("the CSV reader", () => {
 })
 
 describe("a file with endless wrong lines", () => {
-  it.scopedLive("a file with endless wrong lines is refused when enough is known, with few words for each", () =>
+  it.scopedLive("a file with endless wrong lines is refused after 1000 of them, with few words for each", () =>
     Effect.gen(function* () {
       const pipe = `${yield* file("")}.pipe`
       execFileSync("mkfifo", [pipe])
@@ -208,7 +208,7 @@ describe("--csv", () => {
   const stored = (env: { readonly app: Parameters<typeof query>[0] }) =>
     query<{ iata: string; name: string }>(env.app, "SELECT iata, name FROM record ORDER BY iata")
 
-  it.scopedLive("--csv imports another file with the same columns; again it applies the differences only", () =>
+  it.scopedLive("--csv imports another file with the same columns, and a later file changes and adds rows", () =>
     Effect.gen(function* () {
       const { env, ...urls } = yield* Program.databases
       const first = yield* file(`${header}\r\nA1,"one, first",b,c,d,1,1\r\n${row("A2")}\r\n`)

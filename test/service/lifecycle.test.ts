@@ -16,7 +16,7 @@ import * as Program from "./program.js"
 
 const root = fileURLToPath(new URL("../../", import.meta.url))
 
-/** A folder that the program takes for the machine's temporary folder. */
+/** Creates a folder that the program takes for the machine's temporary folder. */
 const temporary = Effect.acquireRelease(
   Effect.sync(() => {
     const folder = fs.mkdtempSync(path.join(directory, "service-test-"))
@@ -26,7 +26,7 @@ const temporary = Effect.acquireRelease(
   (folder) => Effect.sync(() => fs.rmSync(folder, { recursive: true, force: true }))
 )
 
-/** The clusters in a folder; tsx keeps its cache there too. */
+/** Returns the clusters in a folder, without the other files there, such as the cache of tsx. */
 const clustersIn = (folder: string): ReadonlyArray<string> =>
   fs.readdirSync(folder).filter((name) => name.startsWith("effect-db-"))
 
@@ -38,7 +38,7 @@ const processesOf = (folder: string): ReadonlyArray<string> =>
 
 const poll = Schedule.spaced("10 millis")
 
-/** A connection that has been used once and stays open. */
+/** Opens a connection that is used once and stays open. */
 const keepAlive = (url: string) =>
   Effect.acquireRelease(
     Effect.async<net.Socket>((resume) => {
@@ -182,7 +182,7 @@ describe("Ctrl-C", () => {
       const pipe = yield* empty("slow.csv")
       execFileSync("mkfifo", [pipe])
       const service = yield* Program.start(["--csv", pipe], env)
-      // the lock covers reads as well, so that it does not wait for a reader, which may never come
+      // opened for reads as well: an open for writes alone waits for a reader, which may never come
       const writer = yield* Effect.promise(() => fs.promises.open(pipe, "r+"))
       yield* Effect.addFinalizer(() => Effect.promise(() => writer.close().catch(() => {})))
       yield* service.meanwhile(Effect.promise(() => writer.write(header + someRows(5000))))
@@ -208,13 +208,13 @@ describe("Ctrl-C", () => {
     })
   )
 
-  // a shell in between would die of the signal, so its script begins with "exec"
+  // a shell between npm and the service would die of the signal, so the script begins with "exec"
   it.scopedLive("Ctrl-C ends npm start with 0 as well", () =>
     Effect.gen(function* () {
       const folder = yield* temporary
       const npm = yield* Effect.acquireRelease(
         Effect.sync(() =>
-          // a group of its own, as a terminal's foreground is one
+          // in a process group of its own, as in the foreground of a terminal
           spawn("npm", ["start"], {
             cwd: root,
             detached: true,
@@ -238,7 +238,7 @@ describe("Ctrl-C", () => {
   )
 })
 
-/** Ends a server as a user does with nothing but `kill`. */
+/** Kills the main process of a server, as a user does with `kill -9`. */
 const killPostmaster = (data: string) => {
   const [pid] = fs.readFileSync(path.join(data, "postmaster.pid"), "utf8").split("\n")
   process.kill(Number(pid), "SIGKILL")
@@ -272,7 +272,7 @@ describe("an embedded server that is killed from outside", () => {
     })
   )
 
-  it.scopedLive("a killed server that cannot be restarted is given up, with the reason", () =>
+  it.scopedLive("a killed server that cannot be restarted stays down, which is reported once with the reason", () =>
     Effect.gen(function* () {
       const folder = yield* temporary
       const service = yield* Program.start([], { TMPDIR: folder })
@@ -281,7 +281,7 @@ describe("an embedded server that is killed from outside", () => {
       const data = path.join(folder, cluster, "replica-1")
       fs.rmSync(path.join(data, "global"), { recursive: true })
       killPostmaster(data)
-      yield* service.line(/it stays down: stop the service and start it again/)
+      yield* service.line(/the server stays down: restart the service/)
       yield* service.signal("SIGINT")
       const { code, stderr } = yield* service.ended
       expect(stderr).toMatch(/^warn: the embedded replica-1 has ended.*\nerror: EmbeddedPostgres start \(replica-1\)/)
@@ -305,43 +305,41 @@ describe("a start that fails", () => {
     })
   )
 
-  it.scopedLive(
-    "an unreachable address, a missing database and impossible settings are reported in one line each",
-    () =>
-      Effect.gen(function* () {
-        const { env } = yield* Program.databases
-        const nobody = new URL(env.DATABASE_URL)
-        nobody.port = "1"
-        const missing = new URL(env.AUDIT_DATABASE_URL)
-        missing.pathname = "/nothing"
-        const cases: ReadonlyArray<readonly [Record<string, string>, RegExp]> = [
-          [{ ...env, DATABASE_URL: nobody.href }, /^error: database "app" at \S+: cannot connect \(unreachable\).*\n$/],
-          [
-            { ...env, AUDIT_DATABASE_URL: missing.href },
-            /^error: database "audit" at \S+: cannot connect \(noSuchDatabase\).*\n$/
-          ],
-          [{ ...env, AUDIT_DATABASE_URL: "" }, /^error: AUDIT_DATABASE_URL is not set; --help lists the settings\n$/],
-          [
-            { DATABASE_READER_URLS: env.DATABASE_READER_URLS },
-            /^error: DATABASE_URL is not set; --help lists the settings\n$/
-          ],
-          [
-            { ...env, DATABASE_URL: "localhost/app" },
-            /^error: database "app": setting "writer" is neither a postgres:\/\/ URL nor a keyword string.*\n$/
-          ],
-          [{ ...env, PORT: "http" }, /^error: PORT: .*"http".*\n$/]
-        ]
-        yield* Effect.forEach(
-          cases,
-          ([settings, expected]) =>
-            Effect.gen(function* () {
-              const { code, stderr } = yield* Program.run([], settings)
-              expect(stderr).toMatch(expected)
-              expect(code).toBe(1)
-            }),
-          { concurrency: 2 }
-        )
-      })
+  it.scopedLive("an unreachable address, a missing database and invalid settings are reported in one line each", () =>
+    Effect.gen(function* () {
+      const { env } = yield* Program.databases
+      const nobody = new URL(env.DATABASE_URL)
+      nobody.port = "1"
+      const missing = new URL(env.AUDIT_DATABASE_URL)
+      missing.pathname = "/nothing"
+      const cases: ReadonlyArray<readonly [Record<string, string>, RegExp]> = [
+        [{ ...env, DATABASE_URL: nobody.href }, /^error: database "app" at \S+: cannot connect \(unreachable\).*\n$/],
+        [
+          { ...env, AUDIT_DATABASE_URL: missing.href },
+          /^error: database "audit" at \S+: cannot connect \(noSuchDatabase\).*\n$/
+        ],
+        [{ ...env, AUDIT_DATABASE_URL: "" }, /^error: AUDIT_DATABASE_URL is not set; --help lists the settings\n$/],
+        [
+          { DATABASE_READER_URLS: env.DATABASE_READER_URLS },
+          /^error: DATABASE_URL is not set; --help lists the settings\n$/
+        ],
+        [
+          { ...env, DATABASE_URL: "localhost/app" },
+          /^error: database "app": setting "writer" is neither a postgres:\/\/ URL nor a keyword string.*\n$/
+        ],
+        [{ ...env, PORT: "http" }, /^error: PORT: .*"http".*\n$/]
+      ]
+      yield* Effect.forEach(
+        cases,
+        ([settings, expected]) =>
+          Effect.gen(function* () {
+            const { code, stderr } = yield* Program.run([], settings)
+            expect(stderr).toMatch(expected)
+            expect(code).toBe(1)
+          }),
+        { concurrency: 2 }
+      )
+    })
   )
 
   it.scopedLive("a port in use is reported in one line, and nothing is imported", () =>

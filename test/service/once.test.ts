@@ -23,7 +23,7 @@ const proves = (stdout: string, rows: string) => {
 }
 
 describe("--once", () => {
-  it.scopedLive("--once proves itself on embedded servers, and leaves nothing", () =>
+  it.scopedLive("--once succeeds on embedded servers, and leaves nothing", () =>
     Effect.gen(function* () {
       const folder = fs.mkdtempSync(`${directory}/service-once-`)
       fs.chmodSync(folder, 0o755)
@@ -35,7 +35,7 @@ describe("--once", () => {
     })
   )
 
-  it.scopedLive("--once proves itself on real servers, repeatedly, and shows no password", () =>
+  it.scopedLive("--once succeeds on given servers, repeatedly, and shows no password", () =>
     Effect.gen(function* () {
       const { app, env } = yield* Program.databases
       for (let i = 0; i < 2; i++) {
@@ -48,7 +48,7 @@ describe("--once", () => {
     })
   )
 
-  it.scopedLive("--once proves itself also when both databases are one", () =>
+  it.scopedLive("--once succeeds also if both databases are one", () =>
     Effect.gen(function* () {
       const { env } = yield* Program.databases
       const { code, stderr } = yield* Program.run(["--once"], { ...env, AUDIT_DATABASE_URL: env.DATABASE_URL })

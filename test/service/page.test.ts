@@ -14,7 +14,7 @@ import * as Program from "./program.js"
 
 class Service extends Context.Tag("test/PageService")<Service, { readonly url: string }>() {}
 
-/** The service on servers of its own. */
+/** Starts the service on servers of its own. */
 const embedded = Layer.scoped(
   Service,
   Effect.gen(function* () {
@@ -41,7 +41,7 @@ const box = (page: Page, name: string) => page.getByRole("checkbox", { name, exa
 const deleteButton = (page: Page, name: string) => page.getByRole("button", { name: `Delete ${name}`, exact: true })
 const searchField = (page: Page) => page.getByRole("searchbox", { name: /^Search by code/ })
 
-/** Waits until an element has this text; the wait fails the test. */
+/** Waits until an element has this text; a wait that times out fails the test. */
 const says = (place: Locator, text: string | RegExp) => place.filter({ hasText: text }).first().waitFor()
 const told = (place: Locator, text: string | RegExp) => says(place.getByRole("status"), text)
 const warned = (place: Locator, text: string | RegExp) => says(place.getByRole("alert"), text)
@@ -65,7 +65,7 @@ const search = async (page: Page, text: string) => {
 
 const hasFocus = (locator: Locator) => locator.evaluate((element) => element === element.ownerDocument.activeElement)
 
-/** Visits the page, and fails if the browser has complaints. */
+/** Visits the page, and fails if the browser reports errors or warnings. */
 const visiting = (body: (page: Page) => Promise<unknown>, options?: BrowserContextOptions) =>
   Effect.gen(function* () {
     const { complaints, page } = yield* visit((yield* Service).url, options)
@@ -211,7 +211,7 @@ describe.skipIf(!hasChromium)(`the page ${inChromium}`, () => {
     })
 
     describe("airports", () => {
-      it.scoped("airports are searched and paged on the replica, and the address leads back there", () =>
+      it.scoped("airports are searched and paged on the replica, and a reload shows the same search and page", () =>
         visiting(async (page) => {
           await told(airports(page), "3,376 airports, page 1 of 338.")
           await signed(airports(page), byReplica)
@@ -243,7 +243,7 @@ describe.skipIf(!hasChromium)(`the page ${inChromium}`, () => {
         })
       )
 
-      it.scoped("a search for airports without a match says so, and an emptied field asks for all", () =>
+      it.scoped("a search for airports without a match says so, and an emptied field lists all", () =>
         visiting(async (page) => {
           await search(page, "<b>nowhere</b>")
           await told(airports(page), "0 airports.")
@@ -286,7 +286,7 @@ describe.skipIf(!hasChromium)(`the page ${inChromium}`, () => {
           await told(airports(page), "58 airports, page 1 of 6.")
           await signed(airports(page), readByPrimary)
           await add(page, "While it is frozen")
-          // a kill reaches the server that answers
+          // the connections to the server that answers are killed
           await panel.getByRole("button", { name: "Kill connections" }).click()
           await told(panel, /ended\.$/)
           await search(page, "")
@@ -306,7 +306,7 @@ describe.skipIf(!hasChromium)(`the page ${inChromium}`, () => {
         })
       )
 
-      it.scoped("the page tells a visitor who comes while the replica is frozen", () =>
+      it.scoped("the page shows a visitor who comes later that the replica is frozen", () =>
         visiting(async (page) => {
           await playground(page).getByRole("button", { name: "Freeze replica" }).click()
           await told(playground(page), "The replica is frozen.")
@@ -390,8 +390,8 @@ describe.skipIf(!hasChromium)(`the page ${inChromium}`, () => {
           await page.getByRole("main").waitFor()
           await page.getByRole("search").waitFor()
           await page.getByRole("navigation", { name: "Documentation" }).waitFor()
-          const nameless = page.locator("button, input, table, nav, section").and(page.locator(":visible"))
-          const snapshots = await Promise.all((await nameless.all()).map((part) => part.ariaSnapshot()))
+          const parts = page.locator("button, input, table, nav, section").and(page.locator(":visible"))
+          const snapshots = await Promise.all((await parts.all()).map((part) => part.ariaSnapshot()))
           expect(snapshots.length).toBeGreaterThan(10)
           for (const snapshot of snapshots) expect(snapshot.split("\n")[0]).toMatch(/^- \w+ ".+"/)
           expect(await page.locator("html").getAttribute("lang")).toBe("en")
@@ -489,7 +489,7 @@ describe.skipIf(!hasChromium)(`the page ${inChromium}`, () => {
         })
     )
 
-    it.scoped("the page shows a database that is out of reach as a sentence with its advice", () =>
+    it.scoped("the page shows in a sentence that a database is out of reach, and what to do", () =>
       Effect.gen(function* () {
         const { app, env } = yield* Program.databases
         const proxy = yield* makeProxy(app)

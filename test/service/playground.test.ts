@@ -18,7 +18,7 @@ import { directory } from "../support/directory.js"
 import { query } from "../support/server.js"
 import * as Program from "./program.js"
 
-/** Starts a cluster, and creates the actions on it in a scope that the test can close. */
+/** Starts a cluster, and creates the playground's actions on it, in a scope that the test can close. */
 const given = Effect.gen(function* () {
   const postgres = yield* EmbeddedPostgres.make({ directory, replicas: 1, databases: ["app", "audit"] })
   const scope = yield* Scope.make()

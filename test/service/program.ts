@@ -5,17 +5,13 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as FiberId from "effect/FiberId"
 import * as Redacted from "effect/Redacted"
-import { vi } from "vitest"
 import { compiled } from "../support/compiledTree.js"
 import { freshDatabase } from "../support/server.js"
 
 const root = fileURLToPath(new URL("../../", import.meta.url))
 
-/** Program that has ended too early, with its output in the message. */
+/** A program that has ended too early, with its output in the message. */
 export class Unexpected extends Data.TaggedError("Unexpected")<{ readonly message: string }> {}
-
-// a program takes seconds to start, on a busy machine tens of them, and some tests start three
-vi.setConfig({ testTimeout: 120_000, hookTimeout: 120_000 })
 
 export interface Ended {
   readonly code: number | NodeJS.Signals | null

@@ -3,7 +3,7 @@ import { SqlState } from "effect-db"
 import { describe } from "vitest"
 
 describe("SqlState", () => {
-  it("SqlState returns what a SQLSTATE means, and a neutral meaning for one that needs no action", () => {
+  it("SqlState.meaning returns the error that a SQLSTATE stands for, and QueryFailed for all others", () => {
     assert.strictEqual(SqlState.meaning("23505"), "UniqueViolation")
     assert.strictEqual(SqlState.meaning("40P01"), "DeadlockDetected")
     assert.strictEqual(SqlState.meaning("57P01"), "Disconnected")
@@ -14,7 +14,7 @@ describe("SqlState", () => {
     assert.strictEqual(SqlState.meaning("toString"), "QueryFailed")
   })
 
-  it("SqlState returns why a connect failed", () => {
+  it("SqlState.connectReason returns why a connect failed", () => {
     assert.strictEqual(SqlState.connectReason("ECONNREFUSED", "connect ECONNREFUSED"), "unreachable")
     assert.strictEqual(SqlState.connectReason("28P01", "password authentication failed"), "authentication")
     assert.strictEqual(SqlState.connectReason("3D000", ""), "noSuchDatabase")
@@ -26,7 +26,7 @@ describe("SqlState", () => {
     assert.strictEqual(SqlState.connectReason("constructor", ""), "unreachable")
   })
 
-  it("SqlState returns why a connect failed from the message of a pooler, which has one SQLSTATE for all reasons", () => {
+  it("SqlState.connectReason reads the message of a pooler, which has one SQLSTATE for all reasons", () => {
     const reasons = {
       "no more connections allowed (max_client_conn)": "tooManyConnections",
       "sorry, too many clients already": "tooManyConnections",
@@ -48,7 +48,7 @@ describe("SqlState", () => {
     assert.strictEqual(SqlState.connectReason("", "query_wait_timeout"), "unreachable")
   })
 
-  it("SqlState returns what a lost connection means, and if a server has received what was sent", () => {
+  it("SqlState.lossMeaning returns the error of a lost connection, and isUnserved if no server was reached", () => {
     assert.strictEqual(SqlState.lossMeaning("25P03", "terminating connection"), "IdleTransactionTimeout")
     assert.strictEqual(SqlState.lossMeaning("08P01", "idle transaction timeout"), "IdleTransactionTimeout")
     assert.strictEqual(SqlState.lossMeaning("08P01", "server conn crashed?"), "Disconnected")

@@ -8,7 +8,7 @@ const connect = (url: string): Promise<Pg.Client> => {
   const socket = new net.Socket()
   const client = new Pg.Client({ connectionString: url, ssl: false, stream: () => socket })
   const session = client.connect().then(() => {
-    // an open session keeps no process alive
+    // an open session must not keep the process alive
     socket.unref()
     return client
   })
@@ -23,8 +23,9 @@ const connect = (url: string): Promise<Pg.Client> => {
 }
 
 /**
- * Runs one statement by the session that this process keeps open to that URL, and returns its rows: a server needs 30 ms of CPU time for a
- * new session, and each test creates and drops databases. A failure is a defect: fixtures must work.
+ * Runs one statement in the session that this process keeps open to a URL, and returns its rows. A
+ * new session takes a server 30 ms of CPU time, and each test creates and drops databases. A
+ * failure is a defect: fixtures must work.
  */
 export const administer = <Row extends Record<string, unknown> = Record<string, unknown>>(
   url: string,

@@ -6,7 +6,7 @@ import type { Database } from "effect-db"
 import { Db, freshTable, Place } from "./databases.js"
 import { makeProxy, type Proxy } from "./proxy.js"
 
-/** Runs a test with a new database that is reached by way of a proxy. */
+/** Runs a test with a new database, open as `Db` through a proxy. */
 export const behind = <A, E>(
   options: Partial<Database.Options>,
   body: (proxy: Proxy) => Effect.Effect<A, E, Db | Place | Scope.Scope>

@@ -1,4 +1,7 @@
-/** The ways to serve requests whose clients read their own writes: sites of each framework, with and without units of work. */
+/**
+ * The ways to serve requests whose clients read their own writes: a site of each framework, with a
+ * unit of work for each request.
+ */
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http"
 import {
   HttpApi,
@@ -32,11 +35,11 @@ export const secret = Redacted.make("a secret that is long enough for a test")
 
 const older = Redacted.make("another one, which was in use before it")
 
-/** The session settings of the parts of a server, by the prefix of their paths. */
+/** The settings of causal sessions for each part of a server, by the first segment of its paths. */
 const parts: Readonly<Record<string, RequestTransaction.ReadYourWrites>> = {
-  /** Waits for a replica for as long as a test may last. */
+  // waits for a replica for as long as a test may last
   patient: { secret: [secret, older], maxWait: "20 seconds" },
-  /** Waits for no replica. */
+  // waits for no replica
   hasty: { secret, maxWait: 0 },
   header: { secret, header: "X-Seen", maxWait: "20 seconds" },
   before: { secret: older, maxWait: 0 }
@@ -121,7 +124,7 @@ const insideOfUnit = siteOf(
   )
 )
 
-/** Selects the part by the path, because there is one middleware around all. */
+/** The middleware of each part, to be selected by the path: only one can be around the server. */
 const byPath = Object.entries(parts).map(
   ([name, options]) => [`/${name}/`, RequestTransaction.readYourWrites(options)] as const
 )
@@ -191,7 +194,7 @@ const plainSite = (serve: (runtime: Runtime) => Promise<Listening>): Layer.Layer
 
 const expressSite = plainSite((runtime) => {
   const app = express()
-  // an error that a test asks for is not to be printed
+  // in other environments Express prints the errors that the tests provoke
   app.set("env", "test")
   for (const [name, readYourWrites] of Object.entries(parts)) {
     app.post(`/${name}/:what/:id`, runtime.middleware({ readYourWrites }), async (request, response) => {
@@ -228,7 +231,7 @@ const honoSite = plainSite((runtime) => {
   for (const [name, readYourWrites] of Object.entries(parts)) {
     app.post(`/${name}/:what/:id`, inUnit(runtime, { readYourWrites }), async (c) => {
       const { body, status } = await runtime.runPromise(act(c.req.param("what"), Number(c.req.param("id"))))
-      // Hono's own list leaves some out
+      // the type of `c.status` lacks some numbers
       c.status(status as StatusCode)
       c.header("set-cookie", own)
       return c.body(body)
@@ -237,7 +240,7 @@ const honoSite = plainSite((runtime) => {
   return listening(createServer(getRequestListener(app.fetch)).listen(0, "127.0.0.1"))
 })
 
-/** Node's own server, whose heads are written with their headers. */
+/** Node's own server. Its handler passes the headers to `writeHead`, as an object or as a list. */
 const nodeSite = plainSite((runtime) => {
   const middlewares = new Map(
     Object.entries(parts).map(([name, readYourWrites]) => [name, runtime.middleware({ readYourWrites })])
@@ -267,7 +270,7 @@ export interface Sent {
   readonly header: string | null
 }
 
-/** Sends a request, with the values that the client keeps. */
+/** Sends a request with the headers that the client has kept from earlier answers. */
 export const send = (path: string, headers: Readonly<Record<string, string>> = {}): Effect.Effect<Sent, never, Site> =>
   Effect.flatMap(Site, ({ port }) =>
     Effect.promise(async (signal) => {

@@ -1,4 +1,4 @@
-/** A node process of a test's own, that runs one of the programs beside this file. */
+/** A Node process that runs one of the programs beside this file. */
 import { spawn } from "node:child_process"
 import { createInterface } from "node:readline"
 import { fileURLToPath } from "node:url"
@@ -7,11 +7,7 @@ import * as Effect from "effect/Effect"
 import * as FiberId from "effect/FiberId"
 import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
-import { vi } from "vitest"
 import { compiled } from "./compiledTree.js"
-
-// a program takes seconds to start, on a busy machine tens of them
-vi.setConfig({ testTimeout: 120_000, hookTimeout: 120_000 })
 
 /** The end of a program, and its output. */
 interface Ended {
@@ -21,15 +17,15 @@ interface Ended {
 }
 
 export interface Child {
-  /** The first line that it writes; nothing if it ends without one. */
+  /** The first line that it prints; `undefined` if it ends without one. */
   readonly line: Effect.Effect<string | undefined>
-  /** Writes a line to it. */
+  /** Writes an empty line to its standard input. */
   readonly tell: Effect.Effect<void>
   readonly signal: (name: NodeJS.Signals) => Effect.Effect<void>
   readonly ended: Effect.Effect<Ended>
 }
 
-/** Starts `support/<name>.ts` with the URL of a database; it is killed with the scope. */
+/** Starts `support/<name>.ts` with the URL of a database; it is killed when the scope ends. */
 export const startChild = (
   name: string,
   args: ReadonlyArray<string>,
@@ -54,7 +50,7 @@ export const startChild = (
         child.stderr.setEncoding("utf8").on("data", (text: string) => {
           stderr += text
         })
-        // it may be gone already
+        // the process may have ended already
         child.stdin.on("error", () => {})
         child.once("close", (code, signal) => {
           Deferred.unsafeDone(first, Effect.succeed(undefined))

@@ -20,10 +20,13 @@ export const copyFailure = <A, E, R>(self: Effect.Effect<A, E, R>) =>
 
 export const textOf = <E, R>(blocks: Stream.Stream<Uint8Array, E, R>) => Stream.mkString(Stream.decodeText(blocks))
 
-/** Opens a database with one connection, so that it shows if the connection is kept. */
+/**
+ * Opens a database with one connection. A statement after COPY shows that the connection was
+ * checked in.
+ */
 export const one = () => fresh({ maxConnections: 1, readers: [] })
 
-/** Rows without an end. */
+/** An endless stream of rows. */
 export const endless = Stream.map(
   Stream.iterate(1, (n) => n + 1),
   (n) => [`n${n}`, n]

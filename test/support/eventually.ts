@@ -1,16 +1,16 @@
-/** Conditions that no event reports, and for which tests wait. */
+/** Waits for conditions that no event reports. */
 import { assert } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import { soon } from "./databases.js"
 
-/** Waits for a condition that no event reports. */
+/** Repeats an effect until its result meets a condition; fails the test if it never does. */
 export const eventually = <A, E, R>(look: Effect.Effect<A, E, R>, isIt: (a: A) => boolean): Effect.Effect<A, E, R> =>
   Effect.repeat(
     Effect.map(look, (a) => ({ a, isIt: isIt(a) })),
     { schedule: soon, until: (_) => _.isIt }
   ).pipe(
     Effect.zipRight(look),
-    Effect.tap((a) => assert.isTrue(isIt(a), `it never came to that; it is ${JSON.stringify(a)}`))
+    Effect.tap((a) => assert.isTrue(isIt(a), `the condition never held; the last result is ${JSON.stringify(a)}`))
   )
 
 /** Waits until a condition holds. */

@@ -3,7 +3,7 @@ import * as Effect from "effect/Effect"
 import { DatabaseRuntime } from "effect-db"
 import { Db, freshTable, Place, stored } from "./databases.js"
 
-/** Returns the value that a promise rejects with. */
+/** Returns the value that a promise rejects with, or "no failure" if it does not. */
 export const rejectionOf = (promise: Promise<unknown>): Effect.Effect<unknown> =>
   Effect.promise(() =>
     promise.then(
@@ -13,7 +13,7 @@ export const rejectionOf = (promise: Promise<unknown>): Effect.Effect<unknown> =
   )
 
 /**
- * Opens a runtime on a new database, which is closed at the end of the test, whatever has it open.
+ * Makes a runtime on a new database. The runtime is closed when the scope ends, open or not.
  */
 export const fresh = (options?: DatabaseRuntime.Options) =>
   Effect.gen(function* () {

@@ -1,6 +1,6 @@
 import * as Effect from "effect/Effect"
 
-/** Waits for input of the process, and closes it: it keeps no process alive. */
+/** Waits for data on standard input, and then closes it: open, it keeps the process alive. */
 export const input = Effect.async<void>((resume) => {
   process.stdin.once("data", () => {
     process.stdin.destroy()

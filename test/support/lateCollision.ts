@@ -2,7 +2,7 @@ import * as Effect from "effect/Effect"
 import type * as Redacted from "effect/Redacted"
 import { query } from "./server.js"
 
-/** Makes each COMMIT after an insert into a table fail as one of two transactions that collide. */
+/** Makes each COMMIT of an insert into a table fail with a serialization failure. */
 export const collideAtCommit = (writer: Redacted.Redacted<string>, table: string) =>
   Effect.zipRight(
     query(

@@ -1,4 +1,4 @@
-/** The listeners of a test: what they receive, their connections, and messages to them. */
+/** Listeners, what they receive, their connections, and the notifications for them. */
 import { assert } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import type * as Exit from "effect/Exit"
@@ -21,7 +21,7 @@ export const hear = <A, E, R>(stream: Stream.Stream<A, E, R>) =>
     return { heard, fiber }
   })
 
-/** Waits until that many values have arrived; ends early if the stream did. */
+/** Waits until `n` values have arrived, or the stream has ended; returns the values. */
 export const count = <A, E>(
   { fiber, heard }: { readonly heard: ReadonlyArray<A>; readonly fiber: Fiber.Fiber<Exit.Exit<void, E>> },
   n: number
@@ -31,7 +31,7 @@ export const count = <A, E>(
     until: (ended) => heard.length >= n || ended._tag === "Some"
   }).pipe(Effect.as(heard))
 
-/** Returns a value in short: its text. */
+/** Returns a notification as a short text. */
 const short = (one: Notification.Notification): string =>
   one._tag === "Message" ? one.payload : one._tag === "Gap" ? `gap: ${one.reason}` : "listening"
 
@@ -39,13 +39,13 @@ export const says = (heard: ReadonlyArray<Notification.Notification>) => heard.m
 
 export type Url = Redacted.Redacted<string>
 
-/** Sends payloads by a session that is neither the database's nor behind its proxy. */
+/** Sends payloads through a session of its own, which is not behind a proxy. */
 export const say = (writer: Url, channel: string, ...payloads: ReadonlyArray<string>) =>
   Effect.forEach(payloads, (payload) => query(writer, "SELECT pg_notify($1, $2)", [channel, payload]), {
     discard: true
   })
 
-/** Returns the processes of sessions that listen, or have listened. */
+/** Returns the process ids of the sessions whose last statement was LISTEN or UNLISTEN. */
 export const listening = (name: string, writer: Url) =>
   Effect.map(
     query<{ pid: number }>(
@@ -56,14 +56,14 @@ export const listening = (name: string, writer: Url) =>
     (rows) => rows.map(({ pid }) => pid)
   )
 
-/** Ends the one session that listens, and waits until it is gone. */
+/** Ends the session that listens, which must be the only one, and waits until it is gone. */
 export const killListening = (name: string, writer: Url) =>
   Effect.flatMap(listening(name, writer), (pids) => {
     assert.lengthOf(pids, 1)
     return query(writer, "SELECT pg_terminate_backend($1, 10000)", [pids[0]])
   })
 
-/** Opens a database behind a proxy, with no connection but those that listen. */
+/** Opens a database behind a proxy. It is lazy, so that only listeners open connections. */
 export const behind = (options: Partial<Parameters<typeof Db.layer>[0]> = {}) =>
   Effect.gen(function* () {
     const { name, writer } = yield* freshDatabase

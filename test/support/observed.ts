@@ -5,7 +5,10 @@ import * as Stream from "effect/Stream"
 import type { Observation } from "effect-db"
 import { Db } from "./databases.js"
 
-/** Returns all observations of `Db` while an effect runs. */
+/**
+ * Runs an effect, and returns the observations of `Db` until its end. The first of them may be of a
+ * statement that ran before the effect.
+ */
 export const observed = <A, E, R>(self: Effect.Effect<A, E, R>) =>
   Effect.gen(function* () {
     const facts: Array<Observation.Observation> = []
@@ -17,7 +20,7 @@ export const observed = <A, E, R>(self: Effect.Effect<A, E, R>) =>
         Stream.runDrain
       )
     )
-    // a statement outside of the unit shows that the recorder listens
+    // an observation of this statement shows that the recorder listens
     const knock = Effect.zipRight(
       Effect.flatMap(Db.writer, (sql) => sql`SELECT 1`),
       Deferred.poll(listening)

@@ -12,7 +12,7 @@ import { Db, soon } from "./databases.js"
 import { anonymous, freshRole, Provider } from "./roles.js"
 import { freshDatabase, query } from "./server.js"
 
-/** A database, two roles, and a provider that returns the first of them. */
+/** Creates a database, two roles, and a provider of the credentials of the first role. */
 export const given = Effect.gen(function* () {
   const { name, writer } = yield* freshDatabase
   const a = yield* freshRole(writer)
@@ -33,12 +33,12 @@ export const open = (options: Database.Options) =>
       context,
       sql,
       facts,
-      /** The figures of its pool. */
+      /** The figures of the writer's pool. */
       figures: Effect.map(Effect.provide(Db.status, context), ({ servers }) => {
         const { active, connecting, idle, total, waiting } = servers[0]?.writes ?? assert.fail("no writer")
         return { active, connecting, idle, total, waiting }
       }),
-      /** Waits until an event was observed so many times. */
+      /** Waits until an observation was made `times` times. */
       heard: (tag: Observation.Observation["_tag"], times = 1) =>
         Effect.repeat(
           Effect.sync(() => facts.filter((fact) => fact._tag === tag).length),
@@ -54,8 +54,8 @@ export const session = (sql: PgClient) =>
   )
 
 /**
- * Runs a transaction that holds its connection until it is released; returns its session at its
- * beginning and its end.
+ * Begins a transaction, which holds a connection. The effect inside ends it, and returns its
+ * session as it was at the beginning and at the end.
  */
 export const holder = (sql: PgClient) =>
   Effect.gen(function* () {
@@ -75,12 +75,12 @@ export const holder = (sql: PgClient) =>
     return Effect.zipRight(Deferred.succeed(release, undefined), Fiber.join(fiber))
   })
 
-/** Opens that many connections and leaves them idle. */
+/** Opens `count` connections, and leaves them idle. */
 export const fill = (sql: PgClient, count: number) =>
   Effect.flatMap(Effect.all(Array.from({ length: count }, () => holder(sql))), Effect.all)
 
 /**
- * Returns the users of the sessions that a server has for a database, without its own and this one.
+ * Returns the users of all sessions on a database, without the session of this query.
  */
 export const users = (admin: Redacted.Redacted<string>, name: string) =>
   Effect.map(

@@ -1,4 +1,4 @@
-/** A database with the same tables in several schemas, and the statements that show which of them is used. */
+/** A database with the same tables in several schemas, and statements that show which is used. */
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { type Database, DatabaseError } from "effect-db"
@@ -11,8 +11,8 @@ import { freshDatabase, query } from "./server.js"
 const schemas = ["public", "a", "b", "c"]
 
 /**
- * Statements that give each schema a table with its name, one for rows, and a function that reads
- * where it runs.
+ * Statements that create in each schema a table `mark` with its name and a table `item`, and a
+ * function that reads the `mark` of the current schema.
  */
 const setUp = [
   ...schemas.flatMap((name) => [
@@ -34,11 +34,11 @@ export const place = Effect.tap(freshDatabase, ({ reader, writer }) =>
   )
 )
 
-/** Returns the address of a database: through PgBouncer in its mode, if there is one. */
+/** Returns the URLs of a database: through PgBouncer, if the mode is for it and it is available. */
 const address = (made: Effect.Effect.Success<typeof place>, { mode }: Partial<Database.Options>) =>
   mode === "transactionPooler" ? (pooled(made.name) ?? made) : made
 
-/** Opens a database with its schemas, reached by one connection for each purpose. */
+/** Opens a database with the schemas, with one connection in each pool. */
 export const fresh = (options: Partial<Database.Options> = {}) =>
   Layer.unwrapScoped(
     Effect.map(place, (made) => {
@@ -55,9 +55,10 @@ const on = (kind: "writer" | "reader") =>
     Effect.map(sql<{ name: string }>`SELECT name FROM mark`, ([row]) => row?.name ?? "none")
   )
 
-/** The schema that a writer's statement sees. */
+/** The schema that a statement of the writer uses. */
 export const here = on("writer")
 
+/** The schema that a statement of the reader uses. */
 export const there = on("reader")
 
 export const a = Db.withSchema("a")
@@ -78,7 +79,7 @@ export const stored = Effect.flatMap(Place, ({ writer }) =>
 export const tagOf = <A, E, R>(self: Effect.Effect<A, E, R>) =>
   Effect.map(failure(self), (error) => (DatabaseError.isDatabaseError(error) ? error._tag : error))
 
-/** Opens a database behind a proxy, and records the messages of its client. */
+/** Opens a database behind a proxy, and records the messages of its statements. */
 export const watched = (options: Partial<Database.Options> = {}) =>
   Effect.gen(function* () {
     const made = yield* place

@@ -14,7 +14,7 @@ import { query } from "./server.js"
 
 export class Service extends Context.Tag("test/Service")<Service, { readonly url: string }>() {}
 
-/** The real service, on a cluster of its own. */
+/** The example service, on a cluster of its own. */
 export const service = Layer.scoped(
   Service,
   Effect.gen(function* () {
@@ -65,6 +65,6 @@ export const events = (id: string) =>
     all.map(({ what }) => what)
   )
 
-/** Makes a statement on a table fail for the length of a test. */
+/** Runs statements on a database, and others that undo them when the scope ends. */
 export const during = (database: "app" | "audit", sql: string, undo: string) =>
   Effect.acquireRelease(rows(database, sql), () => rows(database, undo))

@@ -4,8 +4,8 @@ import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 
 /**
- * Listens on a free port and returns it; the server is gone, with its connections, when the scope
- * ends. Without `welcome` it accepts connections and never answers.
+ * Starts a server on a free port, and returns the port. The server and its connections are closed
+ * when the scope ends. Without `welcome` the server accepts connections and sends nothing.
  */
 export const listenOnPort = (
   welcome: (socket: Net.Socket) => void = () => {},
@@ -20,7 +20,7 @@ export const listenOnPort = (
   return Effect.acquireRelease(
     Effect.async<number>((resume) => {
       server.once("error", (cause) => resume(Effect.die(cause)))
-      // a TCP server has no string as its address
+      // the address of a TCP server is never a string
       server.listen(0, host, () => resume(Effect.sync(() => (server.address() as Net.AddressInfo).port)))
     }),
     () =>

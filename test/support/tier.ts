@@ -5,7 +5,7 @@ import { fileURLToPath } from "node:url"
 
 const root = fileURLToPath(new URL("../../", import.meta.url))
 
-/** The ways to a server: that of the whole run, and those that a test starts itself. */
+/** Matches the use of a server: of the one for the whole run, or of one that a test starts. */
 const server = /\binject\("postgres"\)|\bEmbeddedPostgres\.(?:make|layer)\b/
 
 const known = new Map<string, boolean>()

@@ -2,7 +2,7 @@ import type { Statement } from "@effect/sql/Statement"
 import type { PgClient } from "@effect/sql-pg/PgClient"
 import * as Stream from "effect/Stream"
 
-/** Returns the ways in which a client runs a statement. */
+/** Returns the effects by which a client can run a statement. */
 export const waysToRun = <Row>(sql: PgClient, statement: Statement<Row>) => [
   statement,
   statement.raw,

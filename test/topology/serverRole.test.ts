@@ -92,7 +92,7 @@ describe("the login of a writer", () => {
   )
 
   it.scopedLive(
-    "a writer's login that finds a standby retires what is open by then, and not what is opened before those are closed",
+    "a writer's login that finds a standby retires the connections open then, and none that is opened later",
     () =>
       behind({ maxConnections: 2 }, (proxy) =>
         Effect.gen(function* () {
@@ -123,7 +123,7 @@ describe("the login of a writer", () => {
       )
   )
 
-  it.scopedLive("a writer's login that finds a standby ends the idle connections at once", () =>
+  it.scopedLive("a writer's login that finds a standby retires all connections of the pool", () =>
     behind({ validateAfterIdle: "1 minute", strategy: "pooled", minConnections: 0, order: "lifo" }, (proxy) =>
       Effect.gen(function* () {
         const { reader, writer } = yield* Place
@@ -132,7 +132,7 @@ describe("the login of a writer", () => {
         yield* eventually(figures, ({ idle }) => idle === 2)
         yield* proxy.retarget(reader)
         const facts = yield* watch
-        // the pool connects for two more than it has
+        // the pool has two connections, and connects for the other two statements
         const many = yield* Effect.fork(
           Effect.all(
             [1, 2, 3, 4].map(() => sql`SELECT pg_sleep(0.3)`),
@@ -149,7 +149,7 @@ describe("the login of a writer", () => {
 })
 
 describe("the proof of the role behind a pooler", () => {
-  it.scopedLive("a write whose connection is lost during the proof was not sent, and is tried again", () =>
+  it.scopedLive("a write whose connection is lost during the proof of the role was not sent, and is retried", () =>
     Effect.gen(function* () {
       const place = yield* freshTable
       const proxy = yield* makeProxy(place.writer)
@@ -248,7 +248,7 @@ describe("a server that becomes read-only while it is used", () => {
     )
   )
 
-  it.scopedLive("a read-only server refuses a write after a read in a transaction; with retry that runs again", () =>
+  it.scopedLive("a read-only server refuses a write after a read in a transaction, which runs again with retry", () =>
     alone(({ readOnly }) =>
       Effect.gen(function* () {
         const sql = yield* Db.writer
@@ -266,7 +266,7 @@ describe("a server that becomes read-only while it is used", () => {
     )
   )
 
-  it.scopedLive("a transaction that was to read only is refused its write all the same", () =>
+  it.scopedLive("a write in a read-only transaction fails with ReadOnlyViolation, and closes no connection", () =>
     alone(() =>
       Effect.gen(function* () {
         const facts = yield* watch
@@ -279,7 +279,7 @@ describe("a server that becomes read-only while it is used", () => {
 })
 
 describe.skipIf(!hasBouncer)(behindBouncer, () => {
-  /** Connects the pooler to another server from now on, for present clients, too. */
+  /** Leads the pooler to another server, for its present clients as well. */
   const turn = (bouncer: Bouncer, to: Place["Type"]["writer"]) =>
     Effect.zipRight(bouncer.aim(to), Effect.asVoid(bouncer.admin("RECONNECT")))
 
@@ -300,7 +300,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
     })
   )
 
-  it.scopedLive("the proof of the role does not precede what has to come first in a transaction, or stand alone", () =>
+  it.scopedLive("the proof of the role allows statements that have to be the first in a transaction, or alone", () =>
     Effect.gen(function* () {
       const place = yield* freshTable
       const bouncer = yield* makeBouncer(place.writer)
@@ -332,7 +332,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
         )
       }
       for (const [name, first] of Object.entries(firsts)) {
-        // a connection of its own each
+        // each on a new connection
         assert.strictEqual(yield* Effect.provide(first, db), "serializable", name)
       }
       assert.deepStrictEqual(yield* Effect.provideService(stored, Place, place), ["c"])
@@ -391,7 +391,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
     )
   )
 
-  it.scopedLive("a refused write of the program's own doing is reported as that", () =>
+  it.scopedLive("a write that the program itself has made read-only fails with ReadOnlyViolation", () =>
     behindPooler({}, {}, () =>
       Effect.gen(function* () {
         const { writer } = yield* Place

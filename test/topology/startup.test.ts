@@ -19,7 +19,7 @@ import { closedPort, listenOnPort } from "../support/tcp.js"
 
 const secret = "s3cr3t-w0rd"
 
-/** Waits until a database of the server has no connection of ours any more. */
+/** Waits until a database of the server has no connection of effect-db any more. */
 const allClosed = (name: string, writer: Redacted.Redacted<string>) =>
   Effect.repeat(
     query<{ n: number }>(
@@ -31,8 +31,8 @@ const allClosed = (name: string, writer: Redacted.Redacted<string>) =>
   )
 
 /**
- * Opens a database that cannot be opened, within its timeout and a second, and returns the failure
- * and all log messages.
+ * Opens a database that cannot be opened, and returns its failure. Asserts that it fails within its
+ * timeout and a second, and that neither the failure nor the log shows the secret.
  */
 const failure = (options: Database.Options) =>
   Effect.gen(function* () {
@@ -61,7 +61,7 @@ const failure = (options: Database.Options) =>
 const reasonOf = (error: DatabaseError.DatabaseError) => (error._tag === "ConnectFailed" ? error.reason : error._tag)
 
 describe("start-up", () => {
-  it.scopedLive("a wrong password, user, database or host and a closed port are ConnectFailed with the reason", () =>
+  it.scopedLive("a wrong password, user, database, host or port fails with ConnectFailed and the reason", () =>
     Effect.gen(function* () {
       const { name, writer } = yield* freshDatabase
       const port = yield* closedPort
@@ -112,7 +112,7 @@ describe("start-up", () => {
     })
   )
 
-  it.scopedLive("a server that accepts and never answers is unresponsive, within the timeout", () =>
+  it.scopedLive("a server that accepts and never answers fails the start as unresponsive, within the timeout", () =>
     Effect.gen(function* () {
       const port = yield* listenOnPort()
       const error = yield* failure({ writer: Redacted.make(`postgres://me:${secret}@127.0.0.1:${port}/app`) })
@@ -131,7 +131,7 @@ describe("start-up", () => {
     })
   )
 
-  it.scopedLive("a malformed URL or setting is ConfigInvalid, naming the setting and never the secret", () =>
+  it.scopedLive("a malformed URL or setting fails with ConfigInvalid that names the setting and never the secret", () =>
     Effect.gen(function* () {
       const good = Redacted.make(`postgres://me:${secret}@127.0.0.1:1/app`)
       const cases: ReadonlyArray<readonly [Database.Options, string]> = [
@@ -201,7 +201,7 @@ describe("start-up", () => {
       })
   )
 
-  it.scopedLive("a lazy start opens nothing before the first statement", () =>
+  it.scopedLive("a lazy start needs no server before the first statement", () =>
     Effect.gen(function* () {
       const port = yield* closedPort
       yield* Effect.gen(function* () {
@@ -220,7 +220,7 @@ describe("start-up", () => {
     })
   )
 
-  it.scopedLive("an open database is closed again when the other one cannot be opened", () =>
+  it.scopedLive("an open database is closed again if another one cannot be opened", () =>
     Effect.gen(function* () {
       const { name, writer } = yield* freshDatabase
       const port = yield* closedPort
@@ -237,7 +237,7 @@ describe("start-up", () => {
     })
   )
 
-  it.scopedLive("settings are read from Config", () =>
+  it.scopedLive("layerConfig reads settings from Config, and its failure names a missing one", () =>
     Effect.gen(function* () {
       const { reader, writer } = yield* freshDatabase
       const live = Db.layerConfig({
@@ -267,7 +267,7 @@ describe("start-up", () => {
     })
   )
 
-  it.scopedLive("every socket is closed after the layer is released, and a client reports that", () =>
+  it.scopedLive("the release of a layer closes every connection, and its client fails with DatabaseClosed", () =>
     Effect.gen(function* () {
       const { name, writer } = yield* freshDatabase
       const client = yield* Effect.provide(
@@ -280,7 +280,7 @@ describe("start-up", () => {
     })
   )
 
-  it.scopedLive("the release gives running work its time, then cuts it off", () =>
+  it.scopedLive("the release of a layer waits for running work for shutdownTimeout, then cuts it off", () =>
     Effect.gen(function* () {
       const { name, writer } = yield* freshDatabase
       const scope = yield* Scope.make()
@@ -293,7 +293,7 @@ describe("start-up", () => {
         [name]
       )
       yield* Effect.repeat(sleeping, { schedule: soon, until: (rows) => rows[0]?.n === 1 })
-      // the pool reports that it runs, because a query of the server may take longer than it does
+      // asks the pool, because a query to the server may take longer than the statement
       const done = yield* Effect.fork(sql`SELECT pg_sleep(0.1)`)
       yield* Effect.repeat(active, { schedule: soon, until: (n) => n === 2 }).pipe(Effect.provide(context))
       yield* Scope.close(scope, Exit.void)

@@ -1,6 +1,6 @@
 /**
- * Ends by hand: `Db.commit`, `Db.rollback`, `UnitOfWork.commit` and `UnitOfWork.rollback` where a
- * transaction has an end of its own.
+ * Ends by hand: `Db.commit`, `Db.rollback`, `UnitOfWork.commit` and `UnitOfWork.rollback` in a
+ * transaction that ends with its effect, and not by hand.
  */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -55,7 +55,7 @@ describe("an end by hand", () => {
     )
   }
 
-  it.scopedLive("Db.rollback of a database that is independent of a bare withTransaction has nothing to end", () =>
+  it.scopedLive("an end by hand in a bare withTransaction does nothing to independent work or another database", () =>
     Effect.gen(function* () {
       yield* Db.withTransaction(
         Effect.zipRight(insert("a"), Db.independent(Effect.zipRight(insert("b"), Effect.zip(Db.commit, Db.rollback))))

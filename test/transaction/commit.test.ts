@@ -13,7 +13,7 @@ import { Db } from "../support/databases.js"
 import { answers, makeProxy, sends } from "../support/proxy.js"
 import { freshDatabase, query } from "../support/server.js"
 
-/** A database behind a proxy, with a table `item`. */
+/** Creates a database behind a proxy, with a table `item`. */
 const given = (options: Partial<Database.Options> = {}) =>
   Effect.gen(function* () {
     const { writer } = yield* freshDatabase
@@ -27,11 +27,14 @@ const given = (options: Partial<Database.Options> = {}) =>
     return { proxy, context: Context.pick(Db)(context), insert, stored }
   })
 
-/** Long enough for a bound of one second, short enough to notice that there is none. */
+/**
+ * Timeout of operations that the library bounds to one second: longer than that, but so short that
+ * a missing bound fails the test.
+ */
 const bound = "4 seconds"
 
 describe("the end of a transaction", () => {
-  it.scopedLive("a connection lost before COMMIT arrives is Disconnected, undone, and nothing is stored", () =>
+  it.scopedLive("a connection lost before COMMIT arrives fails as Disconnected, undone, and nothing is stored", () =>
     Effect.gen(function* () {
       const { context, insert, proxy, stored } = yield* given()
       yield* proxy.when(sends("COMMIT"), "cut")
@@ -77,7 +80,7 @@ describe("the end of a transaction", () => {
   )
 
   it.scopedLive(
-    "with the outcome unknown, an answer to COMMIT that is lost is CommitOutcomeUnknown, stored and never replayed",
+    "with the outcome unknown, a transaction whose answer to COMMIT is lost is stored and is not run again",
     () =>
       Effect.gen(function* () {
         const { context, insert, proxy, stored } = yield* given({ outcome: "unknown" })
@@ -109,7 +112,7 @@ describe("the end of a transaction", () => {
         Effect.flip
       )
       assert.strictEqual(error._tag === "Disconnected" && error.outcome, "undone")
-      // therefore it may be replayed
+      // so retry runs it again
       yield* proxy.when(answers("COMMIT"), "cut")
       assert.deepStrictEqual(
         yield* read.pipe(Db.withTransaction({ access: "read only", retry: true }), Effect.provide(context)),
@@ -118,7 +121,7 @@ describe("the end of a transaction", () => {
     })
   )
 
-  it.scopedLive("an interruption after COMMIT was sent waits for the answer: it is stored, and the hooks run", () =>
+  it.scopedLive("an interruption after COMMIT was sent waits for its answer; the row is stored, the hooks run", () =>
     Effect.gen(function* () {
       const { context, insert, proxy, stored } = yield* given()
       const hooks: Array<string> = []
@@ -154,7 +157,7 @@ describe("the end of a transaction", () => {
     })
   )
 
-  it.scopedLive("a ROLLBACK that is never answered settles within its bound, with the first failure", () =>
+  it.scopedLive("a ROLLBACK that is never answered settles within its bound, with the failure that caused it", () =>
     Effect.gen(function* () {
       const { context, insert, proxy, stored } = yield* given({ maxConnections: 1 })
       yield* proxy.when(sends("ROLLBACK"), "freeze")
@@ -170,7 +173,7 @@ describe("the end of a transaction", () => {
     })
   )
 
-  it.scopedLive("an interruption of a statement that is never answered settles at once", () =>
+  it.scopedLive("an interruption of a statement that is never answered settles within its bound", () =>
     Effect.gen(function* () {
       const { context, insert, proxy, stored } = yield* given({ maxConnections: 1 })
       const sent = yield* proxy.when(sends("INSERT"), "freeze")
@@ -182,7 +185,7 @@ describe("the end of a transaction", () => {
     })
   )
 
-  it.scopedLive("a transaction of n statements has n + 1 round trips, an autocommit one 1, an empty one 0", () =>
+  it.scopedLive("an empty transaction takes no round trip, one of n statements n + 1, an autocommit statement 1", () =>
     Effect.gen(function* () {
       const { context, insert, proxy } = yield* given()
       const trips = <A, E>(self: Effect.Effect<A, E, Db>) =>

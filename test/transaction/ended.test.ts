@@ -1,5 +1,5 @@
 /**
- * A transaction that a statement in it ends: by COMMIT or ROLLBACK, with or without another one begun at once.
+ * Transactions that a COMMIT or ROLLBACK by hand ends, whether it begins the next one at once or not.
  */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -15,13 +15,13 @@ const note = run("INSERT INTO item (name) VALUES (gen_random_uuid())")
 
 const collide = run("DO $$ BEGIN RAISE EXCEPTION 'collision' USING ERRCODE = 'serialization_failure'; END $$")
 
-/** Describes a failure of a statement that has ended the transaction. */
+/** Returns which command ended the transaction, or the text of another error. */
 const endedBy = (error: unknown) =>
   DatabaseError.isDatabaseError(error) && error._tag === "TransactionEnded" ? error.by : String(error)
 
-describe("a transaction that a statement in it ends", () => {
+describe("a transaction that is ended by hand", () => {
   for (const text of ["COMMIT AND CHAIN", "END AND CHAIN", "COMMIT; BEGIN", "COMMIT; START TRANSACTION", "COMMIT"]) {
-    it.scopedLive(`a transaction that ${text} ends fails with TransactionEnded, and never runs again`, () =>
+    it.scopedLive(`${text} in a transaction fails it with TransactionEnded, and it never runs again`, () =>
       Effect.gen(function* () {
         let runs = 0
         const work = Effect.gen(function* () {
@@ -40,7 +40,7 @@ describe("a transaction that a statement in it ends", () => {
   }
 
   for (const text of ["ROLLBACK AND CHAIN", "ABORT WORK AND CHAIN", "ROLLBACK; BEGIN", "ROLLBACK /* TO */ AND CHAIN"]) {
-    it.scopedLive(`a transaction that ${text} ends stores nothing of what follows`, () =>
+    it.scopedLive(`${text} in a transaction fails it with TransactionEnded, and nothing that follows is stored`, () =>
       Effect.gen(function* () {
         const work = Effect.all([note, Effect.ignore(run(text)), Effect.ignore(insert("second half"))])
         assert.strictEqual(endedBy(yield* failure(Db.withTransaction(work))), "ROLLBACK")
@@ -49,7 +49,7 @@ describe("a transaction that a statement in it ends", () => {
     )
   }
 
-  it.scopedLive("a transaction that ROLLBACK ends before a write in one text is not run again", () =>
+  it.scopedLive("a transaction with a text of ROLLBACK and a write, which commits by itself, is not run again", () =>
     Effect.gen(function* () {
       let runs = 0
       const work = Effect.suspend(() => {
@@ -69,7 +69,7 @@ describe("a transaction that a statement in it ends", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a transaction with a savepoint by hand goes on: ROLLBACK TO and a second BEGIN end nothing", () =>
+  it.scopedLive("a transaction goes on after a savepoint by hand, ROLLBACK TO it and a second BEGIN", () =>
     Effect.gen(function* () {
       yield* Db.withTransaction(
         Effect.gen(function* () {
@@ -87,7 +87,7 @@ describe("a transaction that a statement in it ends", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("an end by hand is noticed before an error in its text, in a nested transaction and in a stream", () =>
+  it.scopedLive("a COMMIT by hand is found also in a text that fails, in a nested transaction and in a stream", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       for (const statement of [
@@ -102,7 +102,7 @@ describe("a transaction that a statement in it ends", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a transaction that stored something is not run again for its own or another's failure", () =>
+  it.scopedLive("a transaction that was committed by hand is not run again after its own or another's failure", () =>
     Effect.gen(function* () {
       let runs = 0
       const collision = Effect.fail(
@@ -125,7 +125,7 @@ describe("a transaction that a statement in it ends", () => {
   )
 
   for (const text of ["COMMIT", "SELECT 1; COMMIT"]) {
-    it.scopedLive(`a transaction that ${text} ends, whose answer is lost, is in doubt and not run again`, () =>
+    it.scopedLive(`a transaction is in doubt, and not run again, if the answer to ${text} by hand is lost`, () =>
       Effect.gen(function* () {
         const place = yield* freshTable
         const proxy = yield* makeProxy(place.writer)

@@ -17,8 +17,8 @@ import { terminateBackends } from "../support/server.js"
 const hurried = fresh({ acquireTimeout: "200 millis" })
 
 /**
- * Forks a nested transaction that sends a statement and does not end; returns its fiber once that
- * is answered.
+ * Forks a nested transaction that sends a statement, and another after `go`; returns its fiber and
+ * `go` once the first is answered.
  */
 const forkNested = <R>(nested: <A, E>(self: Effect.Effect<A, E, Db>) => Effect.Effect<A, unknown, Db | R>) =>
   Effect.gen(function* () {
@@ -54,7 +54,7 @@ const lateIn = (nested: <A, E>(self: Effect.Effect<A, E, Db>) => Effect.Effect<A
     return yield* Deferred.await(forked)
   })
 
-/** The places of a fork: the transaction of the database, a savepoint, a nested part. */
+/** The nested transactions that a fork begins: a savepoint and a nested part. */
 const ways = [
   ["Db.withTransaction", (self) => Db.withTransaction(self)],
   ["UnitOfWork.nested", (self) => UnitOfWork.nested(self)]
@@ -78,7 +78,7 @@ describe("the end of a transaction with a running fork", () => {
     )
   }
 
-  it.scopedLive("RELEASE of a savepoint is bounded in the same way, and the transaction around it goes on", () =>
+  it.scopedLive("RELEASE with a fork inside fails with TransactionBusy, and the transaction around it goes on", () =>
     Effect.gen(function* () {
       const error = yield* Db.withTransaction(
         Effect.zipRight(
@@ -92,7 +92,7 @@ describe("the end of a transaction with a running fork", () => {
     }).pipe(Effect.provide(hurried))
   )
 
-  it.scopedLive("the check before the first COMMIT is bounded in the same way, and nothing is stored", () =>
+  it.scopedLive("the check before the first COMMIT fails with TransactionBusy for a fork, and nothing is stored", () =>
     Effect.gen(function* () {
       for (const order of [
         [Db, Audit],
@@ -110,7 +110,7 @@ describe("the end of a transaction with a running fork", () => {
   )
 
   for (const [name, nested] of ways) {
-    it.scopedLive(`a fork's statement that waits for the turn of a ${name} ends with it, and the whole goes on`, () =>
+    it.scopedLive(`a fork's statement that waits in a ${name} fails when that ends, and the whole goes on`, () =>
       Effect.gen(function* () {
         yield* UnitOfWork.run(
           Effect.gen(function* () {
@@ -128,7 +128,7 @@ describe("the end of a transaction with a running fork", () => {
     )
   }
 
-  it.scopedLive("a fork's statement that waits for a connection ends with its transaction", () =>
+  it.scopedLive("a fork's statement that waits for a connection fails when its transaction ends", () =>
     Effect.gen(function* () {
       const { fiber: holder, go } = yield* forkNested((self) => Db.withTransaction(self))
       const late = yield* lateIn((self) => Db.withTransaction(self))
@@ -139,7 +139,7 @@ describe("the end of a transaction with a running fork", () => {
     }).pipe(Effect.provide(fresh({ readers: [], maxConnections: 1 })))
   )
 
-  it.scopedLive("a statement that waits for the turn of its part fails at once if the connection is lost", () =>
+  it.scopedLive("a statement whose nested part waits for its turn fails as undone if the connection is lost", () =>
     Effect.gen(function* () {
       const { name } = yield* Place
       const failed = yield* Deferred.make<DatabaseError.DatabaseError>()
@@ -162,7 +162,7 @@ describe("the end of a transaction with a running fork", () => {
     }).pipe(Effect.provide(fresh({ readers: [], acquireTimeout: "5 seconds" })))
   )
 
-  it.scopedLive("the end does not wait at all if the server has ended the session", () =>
+  it.scopedLive("COMMIT does not wait for a fork if the server has ended the session", () =>
     Effect.gen(function* () {
       const { name } = yield* Place
       const error = yield* Db.withTransaction(
@@ -177,7 +177,7 @@ describe("the end of a transaction with a running fork", () => {
     }).pipe(Effect.provide(fresh({ readers: [] })))
   )
 
-  it.scopedLive("the end stops waiting if the server ends the session meanwhile", () =>
+  it.scopedLive("COMMIT stops waiting for a fork if the server ends the session meanwhile", () =>
     Effect.gen(function* () {
       const { name } = yield* Place
       const error = yield* Db.withTransaction(
@@ -191,7 +191,7 @@ describe("the end of a transaction with a running fork", () => {
     }).pipe(Effect.provide(fresh({ readers: [] })))
   )
 
-  it.scopedLive("the end of a unit waits within acquireTimeout for a fork's commit whose hook does not end", () =>
+  it.scopedLive("the end of a unit fails with TransactionBusy if the hook of a fork's commit does not end", () =>
     Effect.gen(function* () {
       const begun = yield* Deferred.make<void>()
       const error = yield* UnitOfWork.run(
@@ -222,7 +222,7 @@ describe("the end of a transaction with a running fork", () => {
         assert.strictEqual((yield* HttpClient.post("/")).status, 201)
         assert.deepStrictEqual(yield* stored, ["request"])
         assert.strictEqual(yield* active, 0)
-        if (forked === undefined) return assert.fail("it was not forked")
+        if (forked === undefined) return assert.fail("the handler has forked nothing")
         yield* Deferred.succeed(forked.go, undefined)
         const error = yield* Effect.flatten(Fiber.await(forked.fiber)).pipe(Effect.map(String))
         assert.include(error, "the transaction has ended")

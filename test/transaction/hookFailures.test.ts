@@ -66,7 +66,7 @@ describe("hooks that fail", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a beforeCommit hook that runs at once is reported by its own name", () =>
+  it.scopedLive("a beforeCommit hook that fails outside of a transaction is reported as beforeCommit", () =>
     Effect.gen(function* () {
       assert.strictEqual(
         yield* failedHook(Effect.zipRight(insert("before"), Db.beforeCommit(Effect.fail("too late")))),

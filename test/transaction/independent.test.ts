@@ -10,7 +10,7 @@ import { active, Db, fresh, insert, stored } from "../support/databases.js"
 
 describe("UnitOfWork.run in Db.independent", () => {
   it.scopedLive(
-    "UnitOfWork.run in Db.independent is one whole on that database, in a unit, in a transaction, and in a nested part",
+    "UnitOfWork.run or nested in Db.independent is stored or undone as a whole, in a unit and in a transaction",
     () =>
       Effect.gen(function* () {
         const two = (name: string) => Effect.zipRight(insert(`${name} 1`), insert(`${name} 2`))
@@ -35,7 +35,7 @@ describe("UnitOfWork.run in Db.independent", () => {
       }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("UnitOfWork.run in Db.independent leaves other databases to the unit around it, or fails it", () =>
+  it.scopedLive("UnitOfWork.run in Db.independent joins the unit around it on other databases, and may fail it", () =>
     Effect.gen(function* () {
       const part = Db.independent(UnitOfWork.run(Effect.zipRight(insert("own"), event("of the unit"))))
       for (const before of [Effect.void, event("before")]) {

@@ -1,6 +1,6 @@
 /**
- * A statement that the program interrupts before it goes on: in a transaction, in a nested one, on
- * a reserved connection, in a sandbox, and the state of its connection.
+ * Programs that interrupt a statement and go on: in a transaction, in a nested one, on a reserved
+ * connection and in a sandbox; and the connections of such statements.
  */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -21,7 +21,7 @@ import { query } from "../support/server.js"
 
 const long = "SELECT 1 FROM pg_sleep(1000) AS long"
 
-/** The processes that run the long statement, when there are so many. */
+/** Waits until `count` server processes run the long statement, and returns their ids. */
 const running = (count: number) =>
   Effect.flatMap(Place, ({ name, writer }) => {
     const look = query<{ pid: number }>(
@@ -35,7 +35,7 @@ const running = (count: number) =>
     )
   })
 
-/** Runs an effect with a long statement, and interrupts it when the server runs that. */
+/** Runs an effect with a long statement, interrupts it once the server runs that, and returns the process id. */
 const interrupted = <A, E, R>(self: Effect.Effect<A, E, R>) =>
   Effect.gen(function* () {
     const fiber = yield* Effect.fork(self)
@@ -47,7 +47,7 @@ const interrupted = <A, E, R>(self: Effect.Effect<A, E, R>) =>
 const pid = Effect.map(run("SELECT pg_backend_pid() AS pid"), ([row]) => (row as { pid: number }).pid)
 
 describe("an interrupted statement in a transaction", () => {
-  it.scopedLive("an interrupted statement ends its transaction with an error that names it, without a retry", () =>
+  it.scopedLive("an interrupted statement fails its transaction without a retry, with an error that names it", () =>
     Effect.gen(function* () {
       let runs = 0
       let later: unknown
@@ -75,7 +75,7 @@ describe("an interrupted statement in a transaction", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a timeout that the program takes for an answer fails the transaction at its end", () =>
+  it.scopedLive("a transaction fails at its end if the program goes on after a timeout of a statement", () =>
     Effect.gen(function* () {
       let runs = 0
       const work = Effect.gen(function* () {
@@ -101,7 +101,7 @@ describe("an interrupted statement in a transaction", () => {
     }).pipe(Effect.provide(fresh({ leakThreshold: "1 minute" })))
   )
 
-  it.scopedLive("an interrupted statement fails those that wait for their turn, and the connection stays", () =>
+  it.scopedLive("an interrupted statement fails the statements that wait behind it, and the connection is kept", () =>
     Effect.gen(function* () {
       const before = yield* pid
       const error = yield* failure(
@@ -126,11 +126,11 @@ describe("an interrupted statement in a transaction", () => {
   const ways = {
     "as its only statement": run(long),
     "as its second statement": Effect.zipRight(insert("inner"), run(long)),
-    "in a nested one of its own": Db.withTransaction(
+    "in a nested transaction of its own": Db.withTransaction(
       Effect.zipRight(insert("inner"), Db.withTransaction(Effect.zipRight(insert("innermost"), run(long))))
     ),
     "as a stream": Stream.runDrain(Stream.unwrap(Effect.map(Db.writer, (sql) => sql.unsafe(long).stream))),
-    "as several commands": run(`INSERT INTO item (name) VALUES ('inner'); ${long}`)
+    "as the second command of a text": run(`INSERT INTO item (name) VALUES ('inner'); ${long}`)
   }
   for (const [name, statements] of Object.entries(ways)) {
     it.scopedLive(`an interrupted nested transaction is undone alone: ${name}`, () =>
@@ -147,7 +147,7 @@ describe("an interrupted statement in a transaction", () => {
     )
   }
 
-  it.scopedLive("an interrupted statement undoes the nested transaction only, if that goes on with the error", () =>
+  it.scopedLive("a nested transaction that goes on after an interrupted statement is undone alone", () =>
     Effect.gen(function* () {
       yield* Db.withTransaction(
         Effect.gen(function* () {
@@ -181,7 +181,7 @@ describe("an interrupted statement in a transaction", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("an interrupted statement undoes the whole if the server does not take the cancel in time", () =>
+  it.scopedLive("an interrupted statement undoes the whole transaction if its cancel does not arrive in time", () =>
     behind({}, (proxy) =>
       Effect.gen(function* () {
         let runs = 0
@@ -202,7 +202,7 @@ describe("an interrupted statement in a transaction", () => {
 })
 
 describe("a nested transaction that is interrupted during its release", () => {
-  /** Runs a part, and interrupts it with the answer to its RELEASE on its way. */
+  /** Runs a part, and interrupts it while the answer to its RELEASE is on its way. */
   const released = <A, E, R>(proxy: Proxy, part: Effect.Effect<A, E, R>) =>
     Effect.gen(function* () {
       const sent = yield* proxy.when(answers("RELEASE"), "freeze")
@@ -242,7 +242,7 @@ describe("a nested transaction that is interrupted during its release", () => {
     )
   }
 
-  it.scopedLive("a release that is interrupted is kept if it is that of a copyTo whose rows are all read", () =>
+  it.scopedLive("an interrupted release of a copyTo whose rows are all read undoes nothing around it", () =>
     behind({}, (proxy) =>
       Effect.gen(function* () {
         const copy = Effect.map(Db.writer, (sql) => sql.copyTo(sql`SELECT 1`))
@@ -253,7 +253,7 @@ describe("a nested transaction that is interrupted during its release", () => {
     )
   )
 
-  it.scopedLive("a release that is interrupted has the nested transaction around it undone alone", () =>
+  it.scopedLive("an interrupted release in a nested transaction undoes that transaction alone", () =>
     behind({ maxConnections: 1 }, (proxy) =>
       Effect.gen(function* () {
         yield* UnitOfWork.run(
@@ -269,13 +269,13 @@ describe("a nested transaction that is interrupted during its release", () => {
     )
   )
 
-  it.scopedLive("a release that is interrupted has all databases of its unit rolled back", () =>
+  it.scopedLive("an interrupted release rolls back all databases of its unit", () =>
     behind({}, (proxy) =>
       Effect.gen(function* () {
         const part = UnitOfWork.nested(Effect.zipRight(insert("undone"), event("undone")))
         const work = Effect.zipRight(event("outer"), released(proxy, part))
         assert.strictEqual((yield* failure(UnitOfWork.run(work)))._tag, "TransactionInterrupted")
-        // transactions by hand that end one after the other
+        // two transactions without a unit, which end one after the other
         const byHand = Db.withTransaction(Effect.ignore(Audit.withTransaction(released(proxy, part))))
         assert.strictEqual((yield* failure(byHand))._tag, "TransactionInterrupted")
         assert.deepStrictEqual([yield* stored, yield* events], [[], []])
@@ -283,7 +283,7 @@ describe("a nested transaction that is interrupted during its release", () => {
     )
   )
 
-  it.scopedLive("a release that is interrupted drops its hooks, except for afterRollback", () =>
+  it.scopedLive("an interrupted release drops the hooks of its part, except for afterRollback", () =>
     behind({}, (proxy) =>
       Effect.gen(function* () {
         const log: Array<string> = []
@@ -297,7 +297,7 @@ describe("a nested transaction that is interrupted during its release", () => {
     )
   )
 
-  it.scopedLive("a release that is interrupted is kept with another database that it has committed", () =>
+  it.scopedLive("an interrupted release is kept if its part has committed on another database", () =>
     behind({}, (proxy) =>
       Effect.gen(function* () {
         const part = UnitOfWork.nested(Effect.zipRight(insert("kept"), event("kept")))
@@ -309,7 +309,7 @@ describe("a nested transaction that is interrupted during its release", () => {
 })
 
 describe("the connection of an interrupted statement", () => {
-  it.scopedLive("200 interruptions, ten at a time, keep their connections on about ten server processes", () =>
+  it.scopedLive("200 interruptions, ten at a time, use at most twelve server processes", () =>
     Effect.gen(function* () {
       const pids = new Set<number>()
       for (let round = 0; round < 20; round++) {
@@ -322,7 +322,7 @@ describe("the connection of an interrupted statement", () => {
     }).pipe(Effect.provide(fresh({ maxConnections: 10 })))
   )
 
-  it.scopedLive("the connection is kept after a statement of a reader, unit, stream or reserved connection", () =>
+  it.scopedLive("the connection of an interrupted statement is kept, also in a unit, a stream and a reservation", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const reader = yield* Db.reader
@@ -354,7 +354,7 @@ describe("the connection of an interrupted statement", () => {
     }).pipe(Effect.provide(fresh({ maxConnections: 1, readers: [] })))
   )
 
-  it.scopedLive("the connection is kept if its reserved reader is released while the statement is undone", () =>
+  it.scopedLive("the connection is kept if a reserved reader is released while its statement is rolled back", () =>
     behind({ maxConnections: 1 }, (proxy) =>
       Effect.gen(function* () {
         const reader = yield* Db.reader
@@ -375,12 +375,12 @@ describe("the connection of an interrupted statement", () => {
 
   const lock = "SELECT pg_advisory_lock_shared(1) AS long"
   const ends = {
-    "has ended by itself before its cancel": ["late", lock],
-    "was refused before its cancel": [
+    "ends by itself before its cancel arrives": ["late", lock],
+    "fails with 57014 before its cancel arrives": [
       "late",
       "DO $$BEGIN PERFORM pg_advisory_lock_shared(1); RAISE 'no' USING ERRCODE = '57014'; END$$ -- AS long"
     ],
-    "is refused for its cancel in another language": [
+    "fails after its cancel with a message in another language": [
       "at once",
       `DO $$BEGIN PERFORM pg_advisory_lock_shared(1); EXCEPTION WHEN query_canceled THEN
         RAISE 'wegen Benutzeranfrage abgebrochen' USING ERRCODE = '57014'; END$$ -- AS long`
@@ -447,7 +447,7 @@ describe("the connection of an interrupted statement", () => {
         const held = yield* proxy.when(({ type }) => type === "cancel", "freeze", 2)
         yield* Fiber.interrupt(fiber)
         yield* held
-        // in the words of the answer to our own cancel as well
+        // the statement fails with the same error as after the cancel that is on its way
         yield* query(place.writer, "SELECT pg_cancel_backend($1)", [before])
         const other = yield* Effect.fork(run("SELECT pg_backend_pid() AS pid FROM pg_sleep(0.5) AS long"))
         const [next] = yield* running(1)
@@ -460,8 +460,7 @@ describe("the connection of an interrupted statement", () => {
 
   it.scopedLive(`a connection ${behindBouncer} is never kept: the pooler may pass a cancel on late`, (context) =>
     Effect.gen(function* () {
-      // without PgBouncer, which only `npm run test:cluster` installs, no connection is one of a
-      // pooler
+      // only `npm run test:cluster` installs PgBouncer; elsewhere the connection is to a server
       if (!hasBouncer) return context.skip()
       yield* interrupted(run(long))
       const { servers } = yield* Db.status
@@ -474,7 +473,7 @@ describe("the connection of an interrupted statement", () => {
 
 describe("a reserved connection", () => {
   it.scopedLive(
-    "a reserved connection stays good after an interrupted statement, also in a transaction that is begun by hand",
+    "a reserved connection stays usable after an interrupted statement, also in a transaction that is begun by hand",
     () =>
       Effect.gen(function* () {
         const sql = yield* Db.writer

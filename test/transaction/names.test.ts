@@ -1,5 +1,5 @@
 /**
- * Options with an unknown name or a value of another type, as only a program without types can pass.
+ * Options with an unknown name or a wrong value, as only a program without types can pass.
  */
 import { HttpServerRequest, HttpServerResponse } from "@effect/platform"
 import { assert, it } from "@effect/vitest"
@@ -17,7 +17,7 @@ const secret = Redacted.make("a secret of 32 characters or more")
 const untyped = (options: object): object => options
 
 describe("unknown options", () => {
-  it.scopedLive("an option with an unknown name is ConfigInvalid with the nearest one, and nothing has run", () =>
+  it.scopedLive("an unknown option fails with ConfigInvalid that names the nearest one, and nothing is stored", () =>
     Effect.gen(function* () {
       const mistyped = untyped({ isolaton: "serializable" })
       const sql = yield* Db.writer
@@ -46,7 +46,7 @@ describe("unknown options", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("an option with a value of another type is ConfigInvalid with what it takes, and nothing has run", () =>
+  it.scopedLive("a wrong value fails with ConfigInvalid that says what the option takes, and nothing is stored", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const transaction = (options: object) => Db.withTransaction(insert("a"), options)
@@ -97,7 +97,7 @@ describe("unknown options", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it("an unknown option of a runtime, its middleware or its handler is thrown when that is created", () => {
+  it("an unknown or wrong option of a runtime, a middleware or a handler throws at its creation", () => {
     const make = (options: object) => DatabaseRuntime.make({ db: Db }, fresh(), options)
     const runtime = make({})
     const handle = () => new Response()
@@ -126,7 +126,7 @@ describe("unknown options", () => {
     for (const [call, message] of wrong) assert.throws(call, message)
   })
 
-  it.scopedLive("an unknown option of settings by request is refused before the handler runs", () =>
+  it.scopedLive("an unknown option that a function of the request returns is refused before the handler runs", () =>
     Effect.gen(function* () {
       const transaction = () => untyped({ isolaton: "serializable" })
       const refused: Array<string> = []
@@ -156,7 +156,7 @@ describe("unknown options", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it("an unknown option of a middleware for requests is thrown when that is created", () => {
+  it("an unknown option of RequestTransaction throws when the middleware is created", () => {
     const layers: ReadonlyArray<(options: object) => unknown> = [
       RequestTransaction.middleware,
       RequestTransaction.layerApi

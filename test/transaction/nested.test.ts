@@ -19,7 +19,7 @@ import { freshDatabase, query } from "../support/server.js"
 /** A statement on each database, then a failure. */
 const undone = Effect.all([insert("undone"), event("undone"), Effect.fail("x")])
 
-/** A second database behind a proxy. */
+/** A proxy in front of a second database. */
 const auditProxy = Effect.gen(function* () {
   const { writer } = yield* freshDatabase
   yield* query(writer, "CREATE TABLE event (what text, amount int)")
@@ -47,7 +47,7 @@ describe("UnitOfWork.nested", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("UnitOfWork.nested undoes a part after a defect, an interruption and by its outcome too", () =>
+  it.scopedLive("UnitOfWork.nested undoes a part after a defect, after an interruption and by its outcome", () =>
     Effect.gen(function* () {
       yield* UnitOfWork.run(
         Effect.gen(function* () {
@@ -106,7 +106,7 @@ describe("UnitOfWork.nested", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("UnitOfWork.nested drops the hooks of an undone part; afterRollback waits for the whole", () =>
+  it.scopedLive("UnitOfWork.nested drops the hooks of an undone part; only afterRollback runs, after the whole", () =>
     Effect.gen(function* () {
       const log: Array<string> = []
       const note = (text: string) => Effect.sync(() => void log.push(text))
@@ -164,7 +164,7 @@ describe("UnitOfWork.nested", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("UnitOfWork.nested in a bare withTransaction commits the hooks of a database without a unit", () =>
+  it.scopedLive("UnitOfWork.nested in a bare withTransaction runs the hooks of another database at its own end", () =>
     Effect.gen(function* () {
       const log: Array<string> = []
       const note = (text: string) => Effect.sync(() => void log.push(text))
@@ -180,7 +180,7 @@ describe("UnitOfWork.nested", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("UnitOfWork.nested checks all databases before the first RELEASE, whatever the unit does", () =>
+  it.scopedLive("UnitOfWork.nested checks all databases before the first RELEASE, also without checkFirst", () =>
     Effect.gen(function* () {
       const part = Effect.all([
         insert("undone"),
@@ -199,28 +199,26 @@ describe("UnitOfWork.nested", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive(
-    "a part whose first savepoint is released and whose second is lost makes the first database's whole roll back",
-    () =>
-      Effect.gen(function* () {
-        const proxy = yield* auditProxy
-        const tags: Array<string> = []
-        const failing = <A, E, R>(self: Effect.Effect<A, E, R>) =>
-          Effect.tapError(DatabaseError.refine(self), (error) =>
-            Effect.sync(() => tags.push(DatabaseError.isDatabaseError(error) ? error._tag : String(error)))
-          )
-        const part = failing(UnitOfWork.nested(Effect.zipRight(insert("half"), event("half"))))
-        yield* Effect.zipRight(proxy.when(sends("RELEASE"), "cut"), Effect.ignore(part)).pipe(
-          Db.withTransaction(),
-          failing,
-          Audit.withTransaction(),
-          Effect.provide(Audit.layer({ writer: proxy.url })),
-          Effect.ignore
+  it.scopedLive("a part whose second RELEASE is lost rolls back the whole transaction of the first database", () =>
+    Effect.gen(function* () {
+      const proxy = yield* auditProxy
+      const tags: Array<string> = []
+      const failing = <A, E, R>(self: Effect.Effect<A, E, R>) =>
+        Effect.tapError(DatabaseError.refine(self), (error) =>
+          Effect.sync(() => tags.push(DatabaseError.isDatabaseError(error) ? error._tag : String(error)))
         )
-        // a savepoint is not stored, so the part has not failed with PartialCommit
-        assert.deepStrictEqual(tags, ["Disconnected", "RolledBackAtCommit"])
-        assert.deepStrictEqual(yield* stored, [])
-      }).pipe(Effect.provide(fresh()))
+      const part = failing(UnitOfWork.nested(Effect.zipRight(insert("half"), event("half"))))
+      yield* Effect.zipRight(proxy.when(sends("RELEASE"), "cut"), Effect.ignore(part)).pipe(
+        Db.withTransaction(),
+        failing,
+        Audit.withTransaction(),
+        Effect.provide(Audit.layer({ writer: proxy.url })),
+        Effect.ignore
+      )
+      // a released savepoint is not stored yet, so the part has not failed with PartialCommit
+      assert.deepStrictEqual(tags, ["Disconnected", "RolledBackAtCommit"])
+      assert.deepStrictEqual(yield* stored, [])
+    }).pipe(Effect.provide(fresh()))
   )
 
   it.scopedLive("a lost COMMIT of another database in a bare withTransaction undoes the savepoint alone", () =>
@@ -239,7 +237,7 @@ describe("UnitOfWork.nested", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("UnitOfWork.nested nests in itself: the inner part fails alone, and ends with the outer", () =>
+  it.scopedLive("UnitOfWork.nested nests in itself: an inner part fails alone, and is undone with the outer one", () =>
     Effect.gen(function* () {
       yield* UnitOfWork.run(
         Effect.gen(function* () {
@@ -255,7 +253,7 @@ describe("UnitOfWork.nested", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("parts that run at once take turns, also if they touch two databases in opposite order", () =>
+  it.scopedLive("concurrent nested parts take turns, also if they touch two databases in opposite order", () =>
     Effect.gen(function* () {
       const part = (n: number) => {
         const both = n % 2 === 0 ? [insert(`row ${n}`), event(`row ${n}`)] : [event(`row ${n}`), insert(`row ${n}`)]
@@ -269,7 +267,7 @@ describe("UnitOfWork.nested", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("a part that waits for a sibling that waits for its turn ends with TransactionBusy", () =>
+  it.scopedLive("a nested part fails with TransactionBusy if the sibling before it waits for it", () =>
     Effect.gen(function* () {
       const error = yield* UnitOfWork.run(
         Effect.gen(function* () {
@@ -290,7 +288,7 @@ describe("UnitOfWork.nested", () => {
     }).pipe(Effect.provide(fresh({ acquireTimeout: "200 millis" })))
   )
 
-  it.scopedLive("a database first touched in an undone part is as if it had never been touched", () =>
+  it.scopedLive("a database that only an undone part has touched is as if it had never been touched", () =>
     Effect.gen(function* () {
       yield* UnitOfWork.run(
         Effect.gen(function* () {
@@ -344,7 +342,7 @@ describe("UnitOfWork.nested", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("UnitOfWork.nested outside of a unit is one of its own, and in withTransaction has savepoints", () =>
+  it.scopedLive("UnitOfWork.nested is a unit outside of all, and a savepoint in a bare withTransaction", () =>
     Effect.gen(function* () {
       yield* Effect.ignore(UnitOfWork.nested(undone))
       yield* UnitOfWork.nested(Effect.zipRight(insert("alone"), event("alone")))
@@ -379,7 +377,7 @@ describe("UnitOfWork.nested", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("the work of a nested part counts as done by the part that it is in", () =>
+  it.scopedLive("the work of a nested part counts as work of the part around it, whose failure fails the unit", () =>
     Effect.gen(function* () {
       const part = UnitOfWork.run(Effect.zipRight(UnitOfWork.nested(insert("half")), Effect.fail("x")))
       const error = yield* Effect.ignore(part).pipe(UnitOfWork.run(), DatabaseError.refine, Effect.flip)
@@ -388,7 +386,7 @@ describe("UnitOfWork.nested", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a nested part is ended only by its own end: commit and rollback by hand are PropagationRefused", () =>
+  it.scopedLive("commit and rollback by hand in a nested part fail with PropagationRefused", () =>
     Effect.gen(function* () {
       yield* UnitOfWork.run(
         Effect.gen(function* () {
@@ -417,7 +415,7 @@ describe("UnitOfWork.nested", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("a fiber that outlives the part gets TransactionEnded, on a database touched before or not", () =>
+  it.scopedLive("a fiber that outlives its nested part fails with TransactionEnded, on every database", () =>
     Effect.gen(function* () {
       yield* UnitOfWork.run(
         Effect.gen(function* () {

@@ -24,7 +24,7 @@ const refused = (option: string) => (error: unknown) => {
 const conflict = <A, E, R>(option: string, self: Effect.Effect<A, E, R>) =>
   Effect.map(Effect.flip(DatabaseError.refine(self)), refused(option))
 
-/** Fails with a serialization failure once. */
+/** Returns work whose first run fails with a serialization failure, and the count of its runs. */
 const collidesOnce = () => {
   let attempts = 0
   const work = Effect.suspend(() =>
@@ -41,11 +41,11 @@ const collidesOnce = () => {
 describe("the isolation that a part requests", () => {
   it.scopedLive("the isolation of a part becomes that of the unit, if that has sent nothing yet", () =>
     Effect.gen(function* () {
-      const asked = [
+      const requested = [
         Db.withTransaction(isolation, serializable),
         Db.withTransaction(isolation, { ...serializable, propagation: "required" }),
         UnitOfWork.run(isolation, { transaction: serializable }),
-        // after what has begun a transaction without a statement, and after what was undone
+        // after a transaction that has sent nothing, and after an undone part
         Effect.zipRight(Db.withTransaction(Effect.void), Db.withTransaction(isolation, serializable)),
         Effect.zipRight(
           Effect.ignore(UnitOfWork.nested(Effect.zipRight(insert("gone"), Effect.fail("x")))),
@@ -53,13 +53,13 @@ describe("the isolation that a part requests", () => {
         ),
         UnitOfWork.nested(Db.withTransaction(isolation, serializable))
       ]
-      for (const part of asked) {
+      for (const part of requested) {
         assert.deepStrictEqual(yield* UnitOfWork.run(Effect.zip(part, isolation)), ["serializable", "serializable"])
       }
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("the isolation of a part becomes that of a request, with 200, and the commit order follows it", () =>
+  it.scopedLive("the isolation of a part becomes that of a request", () =>
     Effect.gen(function* () {
       let seen = ""
       const app = Db.withTransaction(isolation, { ...serializable, retry: true }).pipe(
@@ -75,7 +75,7 @@ describe("the isolation that a part requests", () => {
     }).pipe(Effect.provide(Layer.merge(NodeHttpServer.layerTest, fresh())))
   )
 
-  it.scopedLive("the isolation of a part conflicts after a statement, if it is lower, and if access is another", () =>
+  it.scopedLive("the isolation of a part conflicts after a statement or if it is lower, and another access does", () =>
     Effect.gen(function* () {
       // a transaction that was begun by hand has the settings of its program
       yield* conflict("isolation", Db.withTransaction(Db.withTransaction(isolation, serializable)))
@@ -173,7 +173,7 @@ describe("the settings that a part requests before a transaction begins", () => 
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a part adds to a database's settings, as in a transaction that is begun and has sent nothing", () =>
+  it.scopedLive("a part adds settings to those of the unit, also after a transaction that has sent nothing", () =>
     Effect.gen(function* () {
       const seen = Effect.all([isolation, setting("lock_timeout"), setting("statement_timeout")])
       const part = UnitOfWork.run(seen, onDb({ ...serializable, statementTimeout: "7 seconds" }))
@@ -189,7 +189,7 @@ describe("the settings that a part requests before a transaction begins", () => 
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a limit applies to the nested part alone that it joins", () =>
+  it.scopedLive("a timeout of a part that joins a nested part applies to that nested part alone", () =>
     Effect.gen(function* () {
       const part = UnitOfWork.nested(UnitOfWork.run(setting("lock_timeout"), all({ lockTimeout: "3 seconds" })))
       const timeouts = Effect.zip(part, setting("lock_timeout"))
@@ -199,15 +199,15 @@ describe("the settings that a part requests before a transaction begins", () => 
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("the settings of a part apply to a transaction around it that was begun by hand as well", () =>
+  it.scopedLive("the settings of a part conflict with a bare withTransaction around it, unless they are equal", () =>
     Effect.gen(function* () {
-      const asked = UnitOfWork.run(insert("refused"), all(serializable))
-      for (const part of [asked, UnitOfWork.run(asked), UnitOfWork.nested(asked)]) {
+      const requested = UnitOfWork.run(insert("refused"), all(serializable))
+      for (const part of [requested, UnitOfWork.run(requested), UnitOfWork.nested(requested)]) {
         yield* conflict("isolation", Db.withTransaction(part))
       }
       yield* conflict("access", Db.withTransaction(UnitOfWork.run(insert("refused"), onDb(readWrite)), readOnly))
       yield* Db.withTransaction(UnitOfWork.run(insert("equal"), all(serializable)), serializable)
-      // a database that is left out is not affected
+      // independent work has a transaction of its own
       yield* Db.withTransaction(Db.independent(UnitOfWork.run(insert("own"), all(serializable))))
       assert.deepStrictEqual([...(yield* stored)].sort(), ["equal", "own"])
     }).pipe(Effect.provide(fresh()))
@@ -251,7 +251,7 @@ describe("other settings that a part requests", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("the settings order and checkFirst of a part are those of the unit, or conflict with them", () =>
+  it.scopedLive("a unit accepts the order and checkFirst of a part, unless they conflict with its own", () =>
     Effect.gen(function* () {
       const part = UnitOfWork.run(event("e"), { order: [Audit, Db] })
       yield* UnitOfWork.run(Effect.zipRight(insert("a"), part))
@@ -262,7 +262,7 @@ describe("other settings that a part requests", () => {
     }).pipe(Effect.provide(Layer.merge(fresh(), audit)))
   )
 
-  it.scopedLive("the work name of a part is reported by its statements", () =>
+  it.scopedLive("the statements of a part have its work comment, and later ones have that of the unit", () =>
     Effect.gen(function* () {
       const query = Effect.flatMap(Db.writer, (sql) =>
         Effect.map(sql<{ query: string }>`SELECT current_query() AS query`, (rows) => rows[0]?.query ?? "")
@@ -372,8 +372,8 @@ describe("a part whose options are refused", () => {
     Effect.gen(function* () {
       const { attempts, work } = collidesOnce()
       const whole = Effect.gen(function* () {
-        const asked = { transaction: serializable, order: [Audit, Db], retry: true } as const
-        yield* conflict("order", UnitOfWork.run(insert("a"), asked))
+        const requested = { transaction: serializable, order: [Audit, Db], retry: true } as const
+        yield* conflict("order", UnitOfWork.run(insert("a"), requested))
         assert.strictEqual(yield* isolation, "read committed")
         yield* conflict("isolation", Db.withTransaction(insert("a"), { ...serializable, retry: true }))
         yield* work
@@ -383,7 +383,7 @@ describe("a part whose options are refused", () => {
     }).pipe(Effect.provide(Layer.merge(fresh(), audit)))
   )
 
-  it.scopedLive("a part with a transaction of its own does not pass its retry to the unit around", () =>
+  it.scopedLive("a part with a transaction of its own does not pass its retry to the unit around it", () =>
     Effect.gen(function* () {
       const { attempts, work } = collidesOnce()
       const own = Db.withTransaction(Effect.void, { propagation: "requiresNew", retry: true })
@@ -392,7 +392,7 @@ describe("a part whose options are refused", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a part in a nested part passes its settings to the unit around", () =>
+  it.scopedLive("a part in a nested part passes its settings to the unit around it", () =>
     Effect.gen(function* () {
       const part = UnitOfWork.run(isolation, { transaction: serializable })
       assert.strictEqual(yield* UnitOfWork.run(UnitOfWork.nested(part)), "serializable")

@@ -20,7 +20,7 @@ const served = Layer.merge(NodeHttpServer.layerTest, fresh())
 
 const failing = Effect.zipRight(insert("half"), Effect.fail("x"))
 
-/** Returns the failure of the whole, with the part that it names. */
+/** Returns the `RolledBackAtCommit` with which the whole fails; it names the part. */
 const rolledBack = <A, E, R>(self: Effect.Effect<A, E, R>) =>
   Effect.map(Effect.flip(DatabaseError.refine(self)), (error) => {
     assert.isTrue(DatabaseError.isDatabaseError(error), String(error))
@@ -75,7 +75,7 @@ describe("a part that joins and ends in rollback", () => {
     })
   )
 
-  it.scopedLive("a part that rolls back and has begun nothing lets the whole go on", () =>
+  it.scopedLive("a part that rolls back before a transaction has begun lets the whole go on", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshTable
       const proxy = yield* makeProxy(writer)
@@ -89,7 +89,7 @@ describe("a part that joins and ends in rollback", () => {
     })
   )
 
-  it.scopedLive("a part that dies, or is interrupted, stores nothing in part", () =>
+  it.scopedLive("a part that dies or is interrupted makes the whole unit fail, and nothing is stored", () =>
     Effect.gen(function* () {
       const died = UnitOfWork.run(Effect.zipRight(insert("half"), Effect.die("bug")))
       yield* rolledBack(UnitOfWork.run(Effect.exit(died)))
@@ -125,7 +125,7 @@ describe("a part that joins and ends in rollback", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a part that sent no statement of a writer leaves no mark", () =>
+  it.scopedLive("a part that fails without a writer's statement does not make the unit fail", () =>
     Effect.gen(function* () {
       const read = Effect.flatMap(Db.reader, (sql) => sql`SELECT * FROM item`)
       yield* UnitOfWork.run(
@@ -140,7 +140,7 @@ describe("a part that joins and ends in rollback", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a sibling's statement is not taken for one of the part that failed", () =>
+  it.scopedLive("a statement beside a failed part does not count as one of that part", () =>
     Effect.gen(function* () {
       yield* UnitOfWork.run(
         Effect.gen(function* () {
@@ -168,7 +168,7 @@ describe("a part that joins and ends in rollback", () => {
     )
   }
 
-  it.scopedLive("a unit that joins a bare withTransaction and rolls back makes that fail", () =>
+  it.scopedLive("a unit that joins a bare withTransaction and rolls back makes the transaction fail", () =>
     Effect.gen(function* () {
       const error = yield* Effect.zipRight(insert("outer"), Effect.ignore(UnitOfWork.run(failing))).pipe(
         Db.withTransaction(),
@@ -195,7 +195,7 @@ describe("a part that joins and ends in rollback", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a savepoint inside the part counts only if it was kept", () =>
+  it.scopedLive("a failed part that wrote only in a savepoint fails the unit only if the savepoint was released", () =>
     Effect.gen(function* () {
       const undone = Effect.ignore(Db.withTransaction(Effect.zipRight(insert("gone"), Effect.fail("y"))))
       yield* UnitOfWork.run(
@@ -209,7 +209,7 @@ describe("a part that joins and ends in rollback", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a part over two databases undoes both, whatever the order of commits, also without checkFirst", () =>
+  it.scopedLive("a failed part on one of two databases undoes both, in any commit order, also without checkFirst", () =>
     Effect.gen(function* () {
       for (const order of [
         [Db, Audit],
@@ -227,25 +227,23 @@ describe("a part that joins and ends in rollback", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive(
-    "an early commit of what the part has touched fails, and the whole may go on after an early rollback",
-    () =>
-      Effect.gen(function* () {
-        yield* UnitOfWork.run(
-          Effect.gen(function* () {
-            yield* Effect.ignore(UnitOfWork.run(failing))
-            yield* rolledBack(Db.commit)
-            yield* insert("again")
-            yield* Effect.ignore(UnitOfWork.run(failing))
-            yield* Db.rollback
-            yield* insert("kept")
-          })
-        )
-        assert.deepStrictEqual(yield* stored, ["kept"])
-      }).pipe(Effect.provide(fresh()))
+  it.scopedLive("an early commit fails after a part has failed, and the unit goes on after an early rollback", () =>
+    Effect.gen(function* () {
+      yield* UnitOfWork.run(
+        Effect.gen(function* () {
+          yield* Effect.ignore(UnitOfWork.run(failing))
+          yield* rolledBack(Db.commit)
+          yield* insert("again")
+          yield* Effect.ignore(UnitOfWork.run(failing))
+          yield* Db.rollback
+          yield* insert("kept")
+        })
+      )
+      assert.deepStrictEqual(yield* stored, ["kept"])
+    }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a part that rolls back runs afterRollback, and neither beforeCommit nor afterCommit", () =>
+  it.scopedLive("a unit whose part rolls back runs afterRollback, and neither beforeCommit nor afterCommit", () =>
     Effect.gen(function* () {
       const log: Array<string> = []
       const note = (text: string) => Effect.sync(() => void log.push(text))
@@ -260,7 +258,7 @@ describe("a part that joins and ends in rollback", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a statement of a fork that comes after the part has failed makes the whole fail, too", () =>
+  it.scopedLive("a statement of a fork that is sent after its part has failed makes the whole fail too", () =>
     Effect.gen(function* () {
       yield* UnitOfWork.run(
         Effect.gen(function* () {
@@ -280,7 +278,7 @@ describe("a part that joins and ends in rollback", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("rows that a part reads as a stream of a writer count as sent", () =>
+  it.scopedLive("a writer's stream counts as a statement of the failed part that reads it", () =>
     Effect.gen(function* () {
       const { stream } = yield* Effect.map(
         Db.writer,
@@ -292,7 +290,7 @@ describe("a part that joins and ends in rollback", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.live("a part of runtime.unitOfWork that throws and is caught makes the whole reject", () =>
+  it.live("a part in plain code that throws and is caught makes the whole reject", () =>
     Effect.scoped(
       Effect.gen(function* () {
         const { writer } = yield* freshTable
@@ -332,7 +330,7 @@ describe("a part that joins and ends in rollback", () => {
         return yield* HttpClient.post("/")
       })
 
-    it.scopedLive("a part that fails and is caught before a 200 is answered with 500", () =>
+    it.scopedLive("a request whose part fails and is caught gets a 500 instead of its 200", () =>
       Effect.gen(function* () {
         const response = yield* post(caught)
         assert.strictEqual(response.status, 500)
@@ -340,7 +338,7 @@ describe("a part that joins and ends in rollback", () => {
       }).pipe(Effect.provide(served))
     )
 
-    it.scopedLive("a part that fails and is caught is answered by onCommitFailed", () =>
+    it.scopedLive("a request whose part fails and is caught gets the response of onCommitFailed", () =>
       Effect.gen(function* () {
         const seen: Array<string> = []
         const onCommitFailed = (error: DatabaseError.DatabaseError) => {
@@ -353,7 +351,7 @@ describe("a part that joins and ends in rollback", () => {
       }).pipe(Effect.provide(served))
     )
 
-    it.scopedLive("a middleware that joins is a part by its response, whatever becomes of that response", () =>
+    it.scopedLive("a middleware that joins and rolls back fails the request, also if its response is changed", () =>
       Effect.gen(function* () {
         const inner = RequestTransaction.middleware()(
           Effect.as(insert("half"), HttpServerResponse.empty({ status: 409 }))

@@ -23,8 +23,8 @@ const names = Effect.flatMap(Db.writer, (sql) =>
 )
 
 /**
- * Watches a query that runs again for each invalidation, by a client or by the service itself;
- * `next` waits for its result.
+ * Watches a query that runs again after each invalidation, through a client or through the service
+ * itself; `next` waits for the result of its next run.
  */
 const watch = (by: "sql.reactiveMailbox" | "Reactivity.query") =>
   Effect.gen(function* () {
@@ -63,7 +63,7 @@ describe("an invalidation in a transaction", () => {
           yield* whole(
             Effect.gen(function* () {
               yield* add("a")
-              // a statement of its own has its turn after any forked one
+              // runs after any query that the invalidation might have forked
               yield* Db.independent(names)
               assert.strictEqual(runs(), 1)
             })
@@ -80,7 +80,7 @@ describe("an invalidation in a transaction", () => {
     }
   }
 
-  it.scopedLive("an invalidation in an undone savepoint, or nested part, is dropped although the whole is stored", () =>
+  it.scopedLive("an invalidation in an undone savepoint, or nested part, is dropped although the unit commits", () =>
     Effect.gen(function* () {
       const { next, runs } = yield* watch("sql.reactiveMailbox")
       const undone = Effect.zipRight(add("undone"), Effect.fail("x"))
@@ -98,7 +98,7 @@ describe("an invalidation in a transaction", () => {
     }).pipe(Effect.provide(place))
   )
 
-  it.scopedLive("an invalidation in a unit without a statement, or of another database, waits for the unit", () =>
+  it.scopedLive("an invalidation in a unit without a statement, or of another database, waits for the unit's end", () =>
     Effect.gen(function* () {
       const { next, runs } = yield* watch("sql.reactiveMailbox")
       const { unsafeInvalidate } = yield* Reactivity.Reactivity
@@ -117,7 +117,7 @@ describe("an invalidation in a transaction", () => {
     }).pipe(Effect.provide(place))
   )
 
-  it.scopedLive("an invalidation follows an early commit, and independent work is invalidated at once", () =>
+  it.scopedLive("an invalidation takes effect after an early commit, and one of independent work at once", () =>
     Effect.gen(function* () {
       const { next } = yield* watch("sql.reactiveMailbox")
       yield* Effect.ignore(
@@ -144,7 +144,7 @@ describe("an invalidation in a transaction", () => {
       yield* UnitOfWork.run(Effect.zipRight(Reactivity.invalidate(["items"]), UnitOfWork.rollback))
       yield* names
       assert.strictEqual(runs(), 1)
-      // work that begins on another database is not undone by it
+      // a rollback of one database leaves an invalidation of a unit that also uses another
       yield* UnitOfWork.run(
         Effect.all([Audit.notify("c"), Reactivity.invalidate(["items"]), insert("undone"), Db.rollback])
       )
@@ -155,7 +155,7 @@ describe("an invalidation in a transaction", () => {
     }).pipe(Effect.provide(place))
   )
 
-  it.scopedLive("an invalidation of stored or surrounding work is not dropped by a rollback by hand", () =>
+  it.scopedLive("an invalidation of committed or surrounding work is not dropped by a rollback by hand", () =>
     Effect.gen(function* () {
       const { next } = yield* watch("sql.reactiveMailbox")
       const committed = (name: string) => Reactivity.mutation(Effect.zipRight(insert(name), Db.commit), ["items"])
@@ -170,13 +170,13 @@ describe("an invalidation in a transaction", () => {
     }).pipe(Effect.provide(place))
   )
 
-  it.scopedLive("an invalidation of stored work is not dropped by the failure of the rest of the unit", () =>
+  it.scopedLive("an invalidation of committed work is not dropped by the failure of the rest of the unit", () =>
     Effect.gen(function* () {
       const { next, runs } = yield* watch("sql.reactiveMailbox")
       const committed = Reactivity.mutation(Effect.zipRight(insert("a"), Db.commit), ["items"])
       yield* Effect.ignore(UnitOfWork.run(Effect.all([committed, insert("undone"), Effect.fail("x")])))
       assert.deepStrictEqual(yield* next, ["a"])
-      // work that is undone with a transaction around is not stored
+      // a unit that fails inside of a transaction drops its invalidation
       const part = UnitOfWork.run(Effect.zipRight(add("undone"), Effect.fail("x")))
       yield* Effect.ignore(Db.withTransaction(Effect.ignore(part)))
       yield* names
@@ -220,7 +220,7 @@ describe("an invalidation in a transaction", () => {
     )
   }
 
-  it.scopedLive("an invalidation runs a query that was begun in a transaction outside of it, once that has ended", () =>
+  it.scopedLive("a query that was begun in a transaction runs again outside of it, once that has ended", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const seen = yield* UnitOfWork.run(

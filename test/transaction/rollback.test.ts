@@ -1,7 +1,7 @@
 /**
- * The statements that the pool sends by itself after a failure, so that the work around the failed
- * statement goes on. The network dies just then: the failure is returned all the same, soon,
- * without any time limit in the settings.
+ * Rollbacks that the pool sends by itself after a failed statement, so that the work around it can
+ * go on. The network fails at that moment: the failure of the statement is returned soon all the
+ * same, without a timeout in the settings.
  */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"

@@ -13,7 +13,7 @@ import { active, Db, fresh, insert, Place, pid, setting, soon, stored } from "..
 import { query, terminateBackends } from "../support/server.js"
 
 describe("Transaction", () => {
-  it("transaction options become data, then text", () => {
+  it("transaction options become the texts of BEGIN and SET LOCAL", () => {
     assert.deepStrictEqual(beginSql({}), ["BEGIN"])
     assert.deepStrictEqual(
       beginSql(
@@ -33,7 +33,7 @@ describe("Transaction", () => {
     )
   })
 
-  it.scopedLive("an option that only a program without types can give is neither sent nor ignored", () =>
+  it.scopedLive("an isolation level that the types exclude fails with ConfigInvalid, and nothing is stored", () =>
     Effect.gen(function* () {
       const isolation = "serializable; DROP TABLE item" as "serializable"
       const error = yield* Effect.flip(Db.withTransaction(insert("a"), { isolation }))
@@ -63,7 +63,7 @@ describe("Transaction", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a transaction without statements takes no connection", () =>
+  it.scopedLive("a transaction without statements checks out no connection", () =>
     Effect.gen(function* () {
       yield* Db.withTransaction(
         Effect.gen(function* () {
@@ -109,7 +109,7 @@ describe("Transaction", () => {
     }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
   )
 
-  it.scopedLive("the server's limits are errors of their own", () =>
+  it.scopedLive("statementTimeout and lockTimeout fail with StatementTimeout and LockTimeout", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const slow = yield* sql`SELECT pg_sleep(30)`.pipe(
@@ -134,7 +134,7 @@ describe("Transaction", () => {
   )
 
   describe("nested transactions", () => {
-    it.scopedLive("an inner failure that is caught undoes the inner part only", () =>
+    it.scopedLive("a failure of a nested transaction that is caught undoes that transaction alone", () =>
       Effect.gen(function* () {
         yield* Db.withTransaction(
           Effect.gen(function* () {
@@ -149,7 +149,7 @@ describe("Transaction", () => {
       }).pipe(Effect.provide(fresh()))
     )
 
-    it.scopedLive("the first statement may be three levels down", () =>
+    it.scopedLive("the first statement of a transaction may be three levels down", () =>
       Effect.gen(function* () {
         yield* Db.withTransaction(
           Effect.gen(function* () {
@@ -164,7 +164,7 @@ describe("Transaction", () => {
     )
 
     it.scopedLive(
-      "an ignored failure inside a savepoint is RolledBackAtCommit of the savepoint, and the rest goes on",
+      "a nested transaction that ignores a failed statement fails with RolledBackAtCommit, and the outer one goes on",
       () =>
         Effect.gen(function* () {
           yield* insert("taken")
@@ -179,7 +179,7 @@ describe("Transaction", () => {
         }).pipe(Effect.provide(fresh()))
     )
 
-    it.scopedLive("limits of a savepoint end with it", () =>
+    it.scopedLive("the timeouts of a nested transaction end with it", () =>
       Effect.gen(function* () {
         const seen = yield* Db.withTransaction(
           Effect.all([
@@ -194,7 +194,7 @@ describe("Transaction", () => {
       }).pipe(Effect.provide(fresh()))
     )
 
-    it.scopedLive("a limit that is given as undefined is that of the transaction around, also after a savepoint", () =>
+    it.scopedLive("a timeout of undefined leaves that of the outer transaction in force, also after a savepoint", () =>
       Effect.gen(function* () {
         const inner = Db.withTransaction(setting("statement_timeout"), { statementTimeout: "1 second" })
         const seen = yield* Db.withTransaction(
@@ -225,7 +225,7 @@ describe("Transaction", () => {
 
   describe("propagation", () => {
     it.scopedLive(
-      "required joins, requiresNew does not, and supports, notSupported, never and mandatory do as their names say",
+      "required and supports join, requiresNew and notSupported do not, a violated never or mandatory fails",
       () =>
         Effect.gen(function* () {
           const [outer, joined, fresh_, supported, outside] = yield* Db.withTransaction(
@@ -255,7 +255,7 @@ describe("Transaction", () => {
         }).pipe(Effect.provide(fresh()))
     )
 
-    it.scopedLive("joining with another isolation or access is OptionsConflict", () =>
+    it.scopedLive("a nested transaction with another isolation or access fails with OptionsConflict", () =>
       Effect.gen(function* () {
         for (const options of [{ isolation: "serializable" }, { access: "read only" }] as const) {
           const error = yield* Effect.flip(Db.withTransaction(Db.withTransaction(Effect.void, options)))
@@ -268,7 +268,7 @@ describe("Transaction", () => {
       }).pipe(Effect.provide(fresh()))
     )
 
-    it.scopedLive("a new transaction that would wait for its own connection fails at once", () =>
+    it.scopedLive("work that would wait for the connection of its own transaction fails with PoolSelfDeadlock", () =>
       Effect.gen(function* () {
         const error = yield* Db.withTransaction(
           Effect.zipRight(
@@ -291,7 +291,7 @@ describe("Transaction", () => {
       }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
     )
 
-    it.scopedLive("a new transaction that would wait for itself counts the overflow among the held connections", () =>
+    it.scopedLive("the message of PoolSelfDeadlock counts the connections of maxOverflow", () =>
       Effect.gen(function* () {
         const inNew = <A, E, R>(self: Effect.Effect<A, E, R>) =>
           Db.withTransaction(Effect.zipRight(pid, self), { propagation: "requiresNew" })
@@ -303,7 +303,7 @@ describe("Transaction", () => {
   })
 
   describe("hooks", () => {
-    it.scopedLive("hooks run once, in order, after the outermost end, and not for an undone savepoint", () =>
+    it.scopedLive("hooks run once, in order, at the outermost end; of an undone savepoint, only afterRollback", () =>
       Effect.gen(function* () {
         const log: Array<string> = []
         const note = (text: string) => Effect.sync(() => void log.push(text))
@@ -339,7 +339,7 @@ describe("Transaction", () => {
     )
 
     it.scopedLive(
-      "beforeCommit is inside and may veto, and a hook that fails after the end is reported and the rest still run",
+      "a failed beforeCommit hook rolls back; a failed afterCommit hook is reported, and the next one runs",
       () =>
         Effect.gen(function* () {
           const log: Array<string> = []
@@ -376,20 +376,18 @@ describe("Transaction", () => {
         }).pipe(Effect.provide(fresh()))
     )
 
-    it.scopedLive(
-      "hooks outside of a transaction see everything committed: afterCommit runs at once, afterRollback never",
-      () =>
-        Effect.gen(function* () {
-          const log: Array<string> = []
-          yield* Db.afterCommit(Effect.sync(() => void log.push("commit")))
-          yield* Db.afterRollback(Effect.sync(() => void log.push("rollback")))
-          assert.deepStrictEqual(log, ["commit"])
-        }).pipe(Effect.provide(fresh()))
+    it.scopedLive("an afterCommit hook outside of a transaction runs at once, and an afterRollback hook never", () =>
+      Effect.gen(function* () {
+        const log: Array<string> = []
+        yield* Db.afterCommit(Effect.sync(() => void log.push("commit")))
+        yield* Db.afterRollback(Effect.sync(() => void log.push("rollback")))
+        assert.deepStrictEqual(log, ["commit"])
+      }).pipe(Effect.provide(fresh()))
     )
   })
 
   describe("retry", () => {
-    it.scopedLive("serialization failures are replayed as a whole, only if retry is set", () =>
+    it.scopedLive("a transaction runs again after a serialization failure only if retry is set", () =>
       Effect.gen(function* () {
         const sql = yield* Db.writer
         yield* sql`INSERT INTO item (name, amount) VALUES ('counter', 0)`
@@ -423,7 +421,7 @@ describe("Transaction", () => {
       }).pipe(Effect.provide(fresh({ maxConnections: 8 })))
     )
 
-    it.scopedLive("a transaction whose backend was killed is replayed and stored once", () =>
+    it.scopedLive("a transaction whose backend was killed runs again and is stored once", () =>
       Effect.gen(function* () {
         const { name } = yield* Place
         let runs = 0
@@ -442,7 +440,7 @@ describe("Transaction", () => {
   })
 
   describe("interruption", () => {
-    it.scopedLive("an interruption of a statement settles at once, undoes the transaction, and the pool goes on", () =>
+    it.scopedLive("an interruption cancels the statement, undoes the transaction and leaves the pool usable", () =>
       Effect.gen(function* () {
         const { name, writer } = yield* Place
         const sql = yield* Db.writer
@@ -456,14 +454,14 @@ describe("Transaction", () => {
         ).pipe(Effect.map((rows) => rows[0]?.n))
         yield* Effect.repeat(sleeping, { schedule: soon, until: (n) => n === 1 })
         yield* Fiber.interrupt(fiber)
-        // the server has been told to stop, too
+        // the cancel request has stopped the statement on the server too
         yield* Effect.repeat(sleeping, { schedule: soon, until: (n) => n === 0 })
         yield* insert("next")
         assert.deepStrictEqual(yield* stored, ["next"])
       }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
     )
 
-    it.scopedLive("an interruption of a statement that waits for its turn sends nothing and leaks nothing", () =>
+    it.scopedLive("an interrupted statement that waits for a connection is not sent, and leaks nothing", () =>
       Effect.gen(function* () {
         const held = yield* Deferred.make<void>()
         const release = yield* Deferred.make<void>()
@@ -484,8 +482,8 @@ describe("Transaction", () => {
     )
   })
 
-  describe("forbidden statements", () => {
-    it.scopedLive("a COMMIT or ROLLBACK by hand is noticed: nothing that follows runs without a transaction", () =>
+  describe("misuse and status", () => {
+    it.scopedLive("a COMMIT or ROLLBACK by hand fails with TransactionEnded, and nothing that follows is stored", () =>
       Effect.gen(function* () {
         const sql = yield* Db.writer
         for (const end of [sql`COMMIT`, sql`ROLLBACK`, sql`SELECT 1; COMMIT; SELECT 2`]) {
@@ -502,7 +500,7 @@ describe("Transaction", () => {
       }).pipe(Effect.provide(fresh()))
     )
 
-    it.scopedLive("a writer's statement in a reader's savepoint is in it, and refused", () =>
+    it.scopedLive("a write in a nested transaction of the reader fails with ReadOnlyViolation", () =>
       Effect.gen(function* () {
         const reader = yield* Db.reader
         const error = yield* Effect.zipRight(
@@ -514,7 +512,7 @@ describe("Transaction", () => {
       }).pipe(Effect.provide(fresh()))
     )
 
-    it.scopedLive("a nested transaction that waits for concurrent work does not wait for ever", () =>
+    it.scopedLive("a statement of the outer transaction that the nested one waits for fails with TransactionBusy", () =>
       Effect.gen(function* () {
         const error = yield* Effect.gen(function* () {
           const go = yield* Deferred.make<void>()
@@ -529,7 +527,7 @@ describe("Transaction", () => {
       }).pipe(Effect.provide(fresh({ acquireTimeout: "200 millis" })))
     )
 
-    it.scopedLive("three transactions inside each other on a pool of two fail at once", () =>
+    it.scopedLive("three transactions inside each other on a pool of two fail with PoolSelfDeadlock", () =>
       Effect.gen(function* () {
         const apart = <A, E, R>(self: Effect.Effect<A, E, R>) =>
           Db.withTransaction(self, { propagation: "requiresNew" })
@@ -542,7 +540,7 @@ describe("Transaction", () => {
       }).pipe(Effect.provide(fresh({ maxConnections: 2 })))
     )
 
-    it.scopedLive("open transactions appear in the status, with their label and age", () =>
+    it.scopedLive("open transactions appear in the status with their label, and ended ones do not", () =>
       Effect.gen(function* () {
         const { transactions } = yield* Effect.zipRight(insert("a"), Db.status).pipe(
           Db.withTransaction({ label: "adding" })

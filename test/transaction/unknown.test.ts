@@ -59,7 +59,7 @@ const ended = Effect.gen(function* () {
   return seen
 })
 
-/** Returns the failures of a cause, beside its interruption. */
+/** Returns the tags of the failures in a cause. */
 const tags = (cause: Cause.Cause<unknown>): ReadonlyArray<string> =>
   Chunk.toReadonlyArray(Cause.failures(cause)).map((error) =>
     DatabaseError.isDatabaseError(error) ? error._tag : String(error)
@@ -68,14 +68,17 @@ const tags = (cause: Cause.Cause<unknown>): ReadonlyArray<string> =>
 const wholes = [
   ["a transaction", <A, E>(self: Effect.Effect<A, E, Db>) => Db.withTransaction(self)],
   ["a unit of work", <A, E>(self: Effect.Effect<A, E, Db>) => UnitOfWork.run(self)],
-  ["a savepoint in it", <A, E>(self: Effect.Effect<A, E, Db>) => Db.withTransaction(Db.withTransaction(self))]
+  [
+    "a transaction with a savepoint",
+    <A, E>(self: Effect.Effect<A, E, Db>) => Db.withTransaction(Db.withTransaction(self))
+  ]
 ] as const
 
 const retried = [
   ["a transaction with retry", (self) => Db.withTransaction(self, { retry: true })],
   ["a unit of work with retry", (self) => UnitOfWork.run(self, { retry: true })],
   [
-    "a unit of work that a part has asked to retry",
+    "a unit of work with a part that has retry",
     (self) => UnitOfWork.run(Effect.zipLeft(self, UnitOfWork.run(Effect.void, { retry: true })))
   ]
 ] as const satisfies ReadonlyArray<
@@ -84,7 +87,7 @@ const retried = [
 
 describe("a COMMIT without an answer", () => {
   for (const [name, whole] of [...wholes, ...retried]) {
-    it.scopedLive(`an interruption of ${name} during COMMIT has CommitOutcomeUnknown in its cause as well`, () =>
+    it.scopedLive(`an interruption of ${name} during COMMIT has CommitOutcomeUnknown in its cause`, () =>
       Effect.gen(function* () {
         const { context, proxy } = yield* behindProxy
         const log: Array<string> = []
@@ -106,7 +109,7 @@ describe("a COMMIT without an answer", () => {
   }
 
   for (const [name, whole] of retried) {
-    it.scopedLive(`an interruption of ${name} during COMMIT, after a savepoint has collided, has it as well`, () =>
+    it.scopedLive(`an interruption of ${name} during COMMIT after a collision reports CommitOutcomeUnknown`, () =>
       Effect.gen(function* () {
         const { context, proxy } = yield* behindProxy
         const committing = yield* proxy.when(sends("COMMIT"), "freeze")
@@ -121,14 +124,14 @@ describe("a COMMIT without an answer", () => {
   }
 
   for (const retry of [false, true]) {
-    it.scopedLive(`an unanswered COMMIT of a client that has left reaches onCommitFailed, with retry ${retry}`, () =>
+    it.scopedLive(`an unanswered COMMIT of an interrupted request reaches onCommitFailed, with retry ${retry}`, () =>
       Effect.gen(function* () {
         const { context, proxy } = yield* behindProxy
-        const told: Array<string> = []
+        const received: Array<string> = []
         const middleware = RequestTransaction.middleware({
           retry,
           onCommitFailed: ({ _tag }) => {
-            told.push(_tag)
+            received.push(_tag)
             return HttpServerResponse.empty({ status: 504 })
           }
         })
@@ -143,17 +146,17 @@ describe("a COMMIT without an answer", () => {
         )
         yield* committing
         assert.isTrue(Exit.isInterrupted(yield* Fiber.interrupt(fiber)))
-        assert.deepStrictEqual(told, ["CommitOutcomeUnknown"])
+        assert.deepStrictEqual(received, ["CommitOutcomeUnknown"])
       })
     )
   }
 
-  it.scopedLive("a timeout during a COMMIT that is stored later runs afterUnknown with an observation", () =>
+  it.scopedLive("a timeout during a COMMIT that the server has stored runs afterUnknown with an observation", () =>
     Effect.gen(function* () {
       const { context, proxy, writer } = yield* behindProxy
       const log: Array<string> = []
       const seen = yield* Effect.provide(ended, context)
-      // the server has stored it, and its answer does not arrive
+      // the server has stored the row, and its answer does not arrive
       const answered = yield* proxy.when(answers("COMMIT"), "freeze")
       const fiber = yield* Effect.zipRight(hooks(log), insert("a")).pipe(
         Db.withTransaction(),
@@ -199,7 +202,7 @@ describe("a COMMIT without an answer", () => {
   )
 
   it.scopedLive(
-    "afterUnknown does not run for what is committed, rolled back or undone inside, and not outside of all",
+    "afterUnknown does not run after a commit, a rollback or an undone savepoint, nor outside of a transaction",
     () =>
       Effect.gen(function* () {
         const log: Array<string> = []
@@ -211,7 +214,7 @@ describe("a COMMIT without an answer", () => {
       }).pipe(Effect.provide(fresh()))
   )
 
-  it.live("plain code registers a hook by afterUnknown as well", () =>
+  it.live("a hook that plain code registers by afterUnknown runs after an unanswered COMMIT", () =>
     Effect.scoped(
       Effect.gen(function* () {
         const { proxy } = yield* unresolved
@@ -258,7 +261,7 @@ describe("hooks over two databases", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("hooks that may veto, and those of a failed unit, run in the order of registration too", () =>
+  it.scopedLive("beforeCommit hooks and the hooks of a refused COMMIT run in the order of registration", () =>
     Effect.gen(function* () {
       const log: Array<string> = []
       const note = (text: string) => Effect.sync(() => void log.push(text))

@@ -62,7 +62,7 @@ export const fieldsAreTyped = (error: DatabaseError.UniqueViolation, lost: Datab
   expectTypeOf(error.outcome)
 }
 
-export const valuesThatDoNotFitAreCaught = (work: Work<SqlError>) =>
+export const invalidInputIsCaught = (work: Work<SqlError>) =>
   work.pipe(
     DatabaseError.refine,
     Effect.catchTag("InvalidInput", (error) => {
@@ -73,7 +73,7 @@ export const valuesThatDoNotFitAreCaught = (work: Work<SqlError>) =>
     })
   )
 
-export const everyErrorIsOne = (error: DatabaseError.DatabaseError | SqlError) => {
+export const otherErrorsAreDatabaseErrors = (error: DatabaseError.DatabaseError | SqlError) => {
   if (error instanceof SqlError) return
   expectTypeOf(error).toEqualTypeOf<DatabaseError.DatabaseError>()
 }

@@ -63,7 +63,7 @@ export const settingsAreKnown = () => [
   App.layer({ readers: [url] })
 ]
 
-export const poolsAreSpelledRight = (session: Effect.Effect<number, string, SqlClient>) => [
+export const poolOptionsHaveKnownValues = (session: Effect.Effect<number, string, SqlClient>) => [
   App.layer({ writer: url, order: "fifo" }),
   // @ts-expect-error: there is no such order
   App.layer({ writer: url, order: "random" }),
@@ -74,9 +74,9 @@ export const poolsAreSpelledRight = (session: Effect.Effect<number, string, SqlC
   // @ts-expect-error: there is no such reset
   App.layer({ writer: url, resetOnReturn: "rollback" }),
   App.layer({ writer: url, resetOnReturn: session, onConnect: session, onCheckout: session }),
-  // @ts-expect-error: a session has a client and nothing else
+  // @ts-expect-error: a session hook may need a client and nothing else
   App.layer({ writer: url, onConnect: Effect.zip(session, Audit.writer) }),
-  // @ts-expect-error: what is done with a session is an effect
+  // @ts-expect-error: a session hook is an effect, not a function
   App.layer({ writer: url, onCheckout: () => session }),
   App.layer({ writer: url, idleTimeout: "5 minutes", leakThreshold: 1000 }),
   // @ts-expect-error: that is no duration
@@ -92,14 +92,14 @@ export const credentialsHaveAShape = (password: Redacted.Redacted<string>) => [
   App.layer({ writer: url, credentials: Effect.succeed({ username: "me", password: "secret" }) }),
   // @ts-expect-error: the user is missing
   App.layer({ writer: url, credentials: Effect.succeed({ password }) }),
-  // @ts-expect-error: credentials that never change stand in the URL
+  // @ts-expect-error: credentials are an effect; constant ones belong in the URL
   App.layer({ writer: url, credentials: { username: "me", password } }),
   App.layer({ writer: { host: "localhost", database: "app", username: "me", passwordFile: "/run/secrets/app" } }),
   // @ts-expect-error: a password that is not redacted
   App.layer({ writer: { host: "localhost", database: "app", username: "me", password: "secret" } })
 ]
 
-export const transactionsAreSpelledRight = () => [
+export const transactionOptionsHaveKnownValues = () => [
   App.withTransaction(one, { isolation: "serializable" }),
   // @ts-expect-error: there is no such isolation level
   App.withTransaction(one, { isolation: "serialisable" }),
@@ -110,7 +110,7 @@ export const transactionsAreSpelledRight = () => [
   // @ts-expect-error: there is no such propagation
   App.withTransaction(one, { propagation: "REQUIRES_NEW" }),
   one.pipe(App.withTransaction()),
-  // @ts-expect-error: it has to be called
+  // @ts-expect-error: withTransaction has to be called
   one.pipe(App.withTransaction)
 ]
 
@@ -119,18 +119,18 @@ export const unitsOfWorkEndInOneOfTwoWays = () => [
   // @ts-expect-error: there is no such outcome
   UnitOfWork.run(one, { outcome: () => "abort" }),
   one.pipe(UnitOfWork.run()),
-  // @ts-expect-error: it has to be called
+  // @ts-expect-error: run has to be called
   one.pipe(UnitOfWork.run),
   one.pipe(UnitOfWork.runNew()),
-  // @ts-expect-error: it has to be called
+  // @ts-expect-error: runNew has to be called
   one.pipe(UnitOfWork.runNew)
 ]
 
-export const whatUnitsOfWorkAreAskedFor = () => [
+export const unitOptionsHaveKnownValues = () => [
   UnitOfWork.run(one, { databases: [UnitOfWork.on(App, { isolation: "serializable" })], order: [App, Audit] }),
   // @ts-expect-error: there is no such isolation
   UnitOfWork.run(one, { databases: [UnitOfWork.on(App, { isolation: "snapshot" })] }),
-  // @ts-expect-error: whether it nests is not for a unit to say
+  // @ts-expect-error: a unit has no propagation
   UnitOfWork.run(one, { transaction: { propagation: "requiresNew" } }),
   // @ts-expect-error: there is no such order
   UnitOfWork.run(one, { order: "random" })
@@ -156,7 +156,7 @@ export const whatDatabasesProvideAndNeed = () => {
   expectTypeOf(App.reader).toEqualTypeOf<Effect.Effect<Copy.Client, never, App>>()
   expectTypeOf(App.any).toEqualTypeOf<Effect.Effect<Copy.Client, never, App>>()
   expectTypeOf(App.databaseName).toEqualTypeOf<"app">()
-  // @ts-expect-error: a name is a type of its own
+  // @ts-expect-error: the name is a literal type
   expectTypeOf(App.databaseName).toEqualTypeOf<"audit">()
 }
 
@@ -170,20 +170,20 @@ export const whatTransactionsAdd = (work: Effect.Effect<number, "refused", Audit
   expectTypeOf(App.commit).toEqualTypeOf<Effect.Effect<void, DatabaseError.TransactionError, App>>()
   expectTypeOf(App.rollback).toEqualTypeOf<Effect.Effect<void, DatabaseError.TransactionError, App>>()
   expectTypeOf(App.independent(work)).toEqualTypeOf<Effect.Effect<number, "refused", App | Audit>>()
-  // a hook may fail and need any service: its failure is the commit's, its needs are those of the
-  // program
+  // a hook may fail and need any service: its failure fails the commit, and the program provides
+  // the service
   expectTypeOf(App.beforeCommit(work)).toEqualTypeOf<Effect.Effect<void, never, App | Audit>>()
 }
 
-export const whatListenersHear = () => {
-  type Heard<R> = Stream.Stream<Notification.Notification, DatabaseError.ListenError, R>
-  expectTypeOf(App.listen("news")).toEqualTypeOf<Heard<App>>()
+export const whatListenersReceive = () => {
+  type Received<R> = Stream.Stream<Notification.Notification, DatabaseError.ListenError, R>
+  expectTypeOf(App.listen("news")).toEqualTypeOf<Received<App>>()
   // @ts-expect-error: the database is needed
-  expectTypeOf(App.listen("news")).toEqualTypeOf<Heard<never>>()
+  expectTypeOf(App.listen("news")).toEqualTypeOf<Received<never>>()
   expectTypeOf(App.notify("news", "x")).toEqualTypeOf<Effect.Effect<void, DatabaseError.DatabaseError, App>>()
-  const isTold = { Listening: () => "all", Message: () => "one", Gap: () => "all" }
-  expectTypeOf(Notification.Notification.$match(isTold)).returns.toEqualTypeOf<string>()
-  // @ts-expect-error: a gap is not to be forgotten
+  const handlers = { Listening: () => "all", Message: () => "one", Gap: () => "all" }
+  expectTypeOf(Notification.Notification.$match(handlers)).returns.toEqualTypeOf<string>()
+  // @ts-expect-error: a match has to handle a gap
   Notification.Notification.$match({ Listening: () => "all", Message: () => "one" })
 }
 
@@ -213,14 +213,14 @@ export const schemasAreNames = (header: string | undefined) => [
   // @ts-expect-error: a header that may be missing is no name
   App.withSchema(one, header),
   Tenant.withTenant(one, "tenant", { databases: [App] }),
-  // @ts-expect-error: a database is told by its class
+  // @ts-expect-error: a database is given as its class
   Tenant.withTenant(one, "tenant", { databases: ["app"] }),
   Effect.runPromise(Effect.provide(Tenant.withTenant(one, "tenant"), AppLive)),
   // @ts-expect-error: a scope provides no database
   Effect.runPromise(Tenant.withTenant(one, "tenant"))
 ]
 
-export const plainScopesGiveWhatTheCodeGives = () => {
+export const plainScopesReturnTheResultOfTheirCode = () => {
   const runtime = DatabaseRuntime.make({ app: App }, AppLive)
   expectTypeOf(runtime.withTenant(() => 1, "tenant")).toEqualTypeOf<number>()
   expectTypeOf(runtime.databases.app.withSchema(async () => "a", "tenant")).toEqualTypeOf<Promise<string>>()

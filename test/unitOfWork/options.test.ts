@@ -19,7 +19,7 @@ const show = (what: string) => Effect.map(Db.writer, (sql) => sql.unsafe<Record<
 const setting = (what: string) => Effect.map(Effect.flatten(show(what)), ([row]) => row?.[what])
 
 describe("the settings of a unit of work", () => {
-  it.scopedLive("the transactions of a unit have the unit's settings, and those of one database have its own", () =>
+  it.scopedLive("the transactions of a unit have its settings, except where a database has its own", () =>
     Effect.gen(function* () {
       const seen = yield* UnitOfWork.run(
         Effect.all([
@@ -44,7 +44,7 @@ describe("the settings of a unit of work", () => {
   )
 
   it.scopedLive(
-    "a part that joins may set what it needs before the first statement, and after it only what is so already",
+    "a part that joins may choose settings before the first statement, and later only those already in force",
     () =>
       Effect.gen(function* () {
         const serializable = { transaction: { isolation: "serializable" } } as const
@@ -74,7 +74,7 @@ describe("the settings of a unit of work", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("work that only reads, a statement at a time, uses no transaction", () =>
+  it.scopedLive("a unit that only reads begins no transaction on the primary", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       const proxy = yield* makeProxy(writer)
@@ -116,7 +116,7 @@ describe("the end of a unit on several databases", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("impossible settings for a database with nothing but hooks undo all", () =>
+  it.scopedLive("invalid settings for a database with nothing but hooks undo the whole unit", () =>
     Effect.gen(function* () {
       for (const outcome of ["commit", "rollback"] as const) {
         const error = yield* UnitOfWork.run(Effect.zipRight(insert(outcome), Audit.afterCommit(Effect.void)), {
@@ -130,7 +130,7 @@ describe("the end of a unit on several databases", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("a later database that a failed statement has aborted is found before the first commit as well", () =>
+  it.scopedLive("a later database that a failed statement has aborted undoes all before the first COMMIT", () =>
     Effect.gen(function* () {
       const error = yield* UnitOfWork.run(
         Effect.all([
@@ -144,7 +144,7 @@ describe("the end of a unit on several databases", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("a later database whose connection is lost is found before the first commit as well", () =>
+  it.scopedLive("a later database whose connection is lost undoes all before the first COMMIT", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       yield* query(writer, "CREATE TABLE event (what text, amount int)")
@@ -159,7 +159,7 @@ describe("the end of a unit on several databases", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a database whose connection is lost while another is still checked is found as well", () =>
+  it.scopedLive("a database whose connection is lost while another one is checked undoes all", () =>
     Effect.gen(function* () {
       class Third extends Database.Service<Third>()("third") {}
       const { proxy: second, writer: audited } = yield* auditBehindProxy
@@ -175,7 +175,7 @@ describe("the end of a unit on several databases", () => {
         const unit = yield* Effect.fork(Effect.flip(DatabaseError.refine(UnitOfWork.run(work))))
         yield* Effect.all([checked, checking])
         yield* second.cut
-        // the server receives it as the client does
+        // the cut reaches the server at the same time as the client
         const others = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
         yield* Effect.repeat(query(audited, others), { schedule: soon, until: (rows) => rows.length === 0 })
         yield* third.thaw
@@ -187,7 +187,7 @@ describe("the end of a unit on several databases", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("an interruption while the databases are checked undoes all", () =>
+  it.scopedLive("an interruption while a database is checked undoes all", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase
       yield* query(writer, "CREATE TABLE event (what text, amount int)")
@@ -245,7 +245,7 @@ describe("the end of a unit on several databases", () => {
       return log
     })
 
-  it.scopedLive("a database that may be refused is committed first, others in the order of use or as given", () =>
+  it.scopedLive("a serializable database is committed first, the others in the order of use or as given", () =>
     Effect.gen(function* () {
       assert.deepStrictEqual(yield* order({}), ["app", "audit"])
       const serializable = [UnitOfWork.on(Audit, { isolation: "serializable" })]
@@ -268,7 +268,7 @@ describe("hooks of a unit of work", () => {
         ])
       yield* UnitOfWork.run(Effect.zipRight(hooks("a"), insert("a")))
       yield* Effect.ignore(UnitOfWork.run(Effect.all([hooks("b"), insert("b"), Effect.fail("no")])))
-      // and where there is no statement at all
+      // the same without any statement
       yield* UnitOfWork.run(hooks("c"))
       yield* Effect.ignore(UnitOfWork.run(Effect.zipRight(hooks("d"), Effect.fail("no"))))
       yield* Effect.ignore(
@@ -283,7 +283,7 @@ describe("hooks of a unit of work", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("each hook runs once whenever the interruption comes: before COMMIT, or in a hook", () =>
+  it.scopedLive("each hook runs once although an interruption comes before COMMIT or in a hook", () =>
     Effect.gen(function* () {
       const log: Array<string> = []
       const tell = (what: string) => Effect.sync(() => void log.push(what))
@@ -319,7 +319,7 @@ describe("hooks of a unit of work", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("a hook is no reason to read from the primary", () =>
+  it.scopedLive("a unit with a hook still reads from the replica", () =>
     Effect.gen(function* () {
       const standby = yield* UnitOfWork.run(
         Effect.zipRight(
@@ -331,7 +331,7 @@ describe("hooks of a unit of work", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a veto before the first statement of its database undoes the others", () =>
+  it.scopedLive("a veto of a database without a statement undoes the other databases", () =>
     Effect.gen(function* () {
       const error = yield* UnitOfWork.run(Effect.zipRight(Audit.beforeCommit(Effect.fail("no")), insert("a"))).pipe(
         DatabaseError.refine,
@@ -371,7 +371,7 @@ describe("a unit of work that is ended early, on all databases", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("an early end is refused inside a transaction that was begun by hand", () =>
+  it.scopedLive("an early commit is refused inside of withTransaction", () =>
     Effect.gen(function* () {
       const refused = yield* UnitOfWork.run(Db.withTransaction(Effect.zipRight(insert("x"), UnitOfWork.commit))).pipe(
         DatabaseError.refine,
@@ -384,7 +384,7 @@ describe("a unit of work that is ended early, on all databases", () => {
 })
 
 describe("work outside of a unit of work", () => {
-  it.scopedLive("work that is forked with `outside` outlives the unit, and is stored whatever becomes of it", () =>
+  it.scopedLive("work that is forked with `outside` outlives the unit, and is stored when the unit is not", () =>
     Effect.gen(function* () {
       const ended = yield* Deferred.make<void>()
       const fiber = yield* UnitOfWork.run(

@@ -1,6 +1,6 @@
 /**
- * With `retry`, the failure that the transactions themselves have seen decides, whatever the work
- * has turned it into.
+ * With `retry`, the failure that the transaction itself has met decides if the work runs again,
+ * whatever the work has turned this failure into.
  */
 import { Model } from "@effect/sql"
 import { assert, it } from "@effect/vitest"
@@ -24,7 +24,7 @@ class Refused extends Error {
   readonly _tag = "Refused"
 }
 
-/** A row of `@effect/sql`'s repository, which dies of a refusal of the database. */
+/** A row of a repository of `@effect/sql`, which turns errors of the database into defects. */
 class Item extends Model.Class<Item>("Item")({
   id: Model.Generated(Schema.Number),
   name: Schema.String,
@@ -39,7 +39,7 @@ const addByModel = (name: string) =>
     Db.layerSqlClient
   )
 
-/** Inserts that collide so many times before they are taken. */
+/** Makes the first `times` inserts into `item` fail with a serialization failure. */
 const collideOnInsert = (times: number) =>
   Effect.gen(function* () {
     const { writer } = yield* Place
@@ -54,7 +54,7 @@ const collideOnInsert = (times: number) =>
     yield* query(writer, "CREATE TRIGGER collide BEFORE INSERT ON item FOR EACH ROW EXECUTE FUNCTION collide()")
   })
 
-/** Counts its runs; the first ones end in `fail`. */
+/** Creates work that counts its runs. The first `times` insert a row and end in `fail`. */
 const counted = <E, R>(fail: Effect.Effect<unknown, E, R>, times = 2) => {
   let runs = 0
   const work = Effect.suspend(() => {
@@ -66,7 +66,7 @@ const counted = <E, R>(fail: Effect.Effect<unknown, E, R>, times = 2) => {
 
 type Run = <E>(work: Effect.Effect<void, E, Db>) => Effect.Effect<void, unknown, Db>
 
-/** Returns a promise's rejection and an effect's defect alike as a failure of the whole. */
+/** Returns the exit of a way to run: a promise that rejects is a failure. */
 const settled = (self: Effect.Effect<void, unknown, Db>) => Effect.exit(self)
 
 const inRuntime =
@@ -106,7 +106,7 @@ const again: Readonly<Record<string, Effect.Effect<unknown, unknown, Db>>> = {
     Db.withTransaction(Effect.zipRight(insert("nested"), collide)),
     () => new Refused("no")
   ),
-  "the error beside a sibling that it interrupts": Effect.all([collide, Effect.never], { concurrency: 2 })
+  "an error that interrupts a sibling": Effect.all([collide, Effect.never], { concurrency: 2 })
 }
 
 const once: Readonly<Record<string, Effect.Effect<unknown, unknown, Db>>> = {
@@ -176,17 +176,17 @@ for (const [way, run] of Object.entries(ways)) {
 }
 
 describe("combinators that a pipe is given without a call", () => {
-  // the types refuse it, with the correct form; in a program without types it runs as intended
+  // this does not compile, and the error names the correct form; a program without types may do it
   const uncalled: Readonly<Record<string, unknown>> = {
     "Db.withTransaction": Db.withTransaction,
     "UnitOfWork.run": UnitOfWork.run,
     "UnitOfWork.runNew": UnitOfWork.runNew
   }
   for (const [name, combinator] of Object.entries(uncalled)) {
-    it.scopedLive(`${name} without a call runs the effect as a whole`, () =>
+    it.scopedLive(`${name} that a pipe is given without a call runs the effect as one transaction`, () =>
       Effect.gen(function* () {
         const failing = Effect.zipRight(insert("undone"), Effect.fail("mine"))
-        // as a pipe calls it
+        // the type with which a pipe calls it
         const run = combinator as (self: typeof failing) => typeof failing
         assert.strictEqual(yield* Effect.flip(failing.pipe(run)), "mine")
         assert.deepStrictEqual(yield* stored, [])
@@ -229,7 +229,7 @@ describe("a transaction with retry", () => {
     )
   }
 
-  it.scopedLive("a transaction with retry does not run again for a failure of another database's own transaction", () =>
+  it.scopedLive("a transaction with retry does not run again for a collision in another database's transaction", () =>
     Effect.gen(function* () {
       const other = Audit.withTransaction(Effect.flatMap(Audit.writer, (sql) => sql.unsafe(collision)))
       const { runs, work } = counted(Effect.orDie(other))
@@ -238,7 +238,7 @@ describe("a transaction with retry", () => {
     }).pipe(Effect.provide(Layer.merge(fresh(), audit)))
   )
 
-  it.scopedLive("a transaction with retry runs again with several databases for another's earlier failure", () =>
+  it.scopedLive("a unit with retry runs again for a collision although another database has failed before", () =>
     Effect.gen(function* () {
       yield* insert("taken")
       const log = Effect.flatMap(Audit.writer, (sql) => sql.unsafe(collision))
@@ -254,7 +254,7 @@ describe("a transaction with retry", () => {
     }).pipe(Effect.provide(Layer.merge(fresh(), audit)))
   )
 
-  it.scopedLive("a transaction with retry keeps a success although something nested has collided", () =>
+  it.scopedLive("a unit with retry keeps a success although a nested transaction has collided", () =>
     Effect.gen(function* () {
       const { runs, work } = counted(Effect.ignore(Db.withTransaction(collide)), 1)
       yield* UnitOfWork.run(work, { retry: true })
@@ -263,7 +263,7 @@ describe("a transaction with retry", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a transaction with retry runs again when its outcome undoes a success because of a collision", () =>
+  it.scopedLive("a unit with retry runs again when its outcome rolls back a success after a collision", () =>
     Effect.gen(function* () {
       const { runs, work } = counted(Effect.ignore(collide))
       const outcome = () => (runs() <= 2 ? "rollback" : "commit")
@@ -273,7 +273,7 @@ describe("a transaction with retry", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a web request with retry is answered again when its handler has answered a collision", () =>
+  it.scopedLive("a web request with retry is handled again if its handler has turned a collision into a response", () =>
     inRuntime(async (runtime, code) => {
       const handle = runtime.handler(
         () =>

@@ -1,4 +1,4 @@
-/** The retry budget, and the message of the last failure when it, or the schedule, is used up. */
+/** The retry budget, and the message of the last failure after the budget or the schedule has ended. */
 import { HttpServerRequest, HttpServerResponse } from "@effect/platform"
 import type { SqlError } from "@effect/sql/SqlError"
 import { assert, it } from "@effect/vitest"
@@ -45,13 +45,16 @@ const policy = (burst: number, times = 10): Partial<RetryPolicy.Policy> => ({
   budget: { burst, perSecond: 0 }
 })
 
-/** Collides in its first attempts, then goes on. */
+/** Creates work that runs `then`; in its first `times` runs it collides before that. */
 const collidingTimes = <A, E>(times: number, then: Effect.Effect<A, E, Db>) => {
   let runs = 0
   return Effect.suspend(() => (runs++ < times ? Effect.zipRight(collide, then) : then))
 }
 
-/** Reads a row at a level at which a change by another caller is a collision; in the first attempt there is such a change. */
+/**
+ * Reads a row and updates it. In the first attempt `change` runs in between, which is a collision if
+ * the isolation is repeatable read.
+ */
 const colliding = (id: number, change: Effect.Effect<unknown, SqlError, Audit>) => {
   let isFirst = true
   return Effect.gen(function* () {
@@ -65,10 +68,10 @@ const colliding = (id: number, change: Effect.Effect<unknown, SqlError, Audit>) 
   })
 }
 
-/** Options without load shedding on a machine that is slow for a moment. */
+/** Options with which a moment of slowness of the machine causes no load shedding. */
 const patient: Partial<Database.Options> = { maxConnections: 20, acquireTimeout: "1 minute", queueTarget: "1 minute" }
 
-/** Another program, at the same database. */
+/** `Audit` on the database of `Db`, in place of another program. */
 const rival = Layer.unwrapEffect(Effect.map(Place, ({ writer }) => Audit.layer({ ...patient, writer }))).pipe(
   Layer.orDie
 )
@@ -84,7 +87,7 @@ const logged = () => {
   return { layer, lines }
 }
 
-/** Waits for so many observations of exhausted retries. */
+/** Waits for `count` observations of exhausted retries. */
 const exhausted = (facts: ReadonlyArray<Observation.Observation>, count: number) =>
   eventually(
     Effect.sync(() => only(facts, "RetryExhausted")),
@@ -95,7 +98,7 @@ const usedUp = "and the retry budget of the database is used up"
 
 describe("the retry budget", () => {
   it.scopedLive(
-    "the retry budget lasts for 400 callers, 50 at a time, of which each collides once with another writer",
+    "a retry budget of 200 lasts for 400 transactions, 50 at a time, that collide once each and then succeed",
     () =>
       Effect.gen(function* () {
         const { writer } = yield* Place
@@ -116,14 +119,14 @@ describe("the retry budget", () => {
   )
 
   for (const [way, run] of ways) {
-    it.scopedLive(`the retry budget is refilled by a whole that succeeds in the end (${way})`, () =>
+    it.scopedLive(`the retry budget is refilled by work that succeeds in the end (${way})`, () =>
       Effect.gen(function* () {
         for (let n = 0; n < 5; n++) yield* run(collidingTimes(2, insert(`${n}`)))
         assert.lengthOf(yield* stored, 5)
       }).pipe(RetryPolicy.with(policy(2)), Effect.provide(fresh()))
     )
 
-    it.scopedLive(`the retry budget is refilled by a whole that fails by its own code after answers (${way})`, () =>
+    it.scopedLive(`the retry budget is refilled by work that fails by itself after a statement (${way})`, () =>
       Effect.gen(function* () {
         for (let n = 0; n < 5; n++) {
           const work = Effect.zipRight(insert(`${n}`), Effect.fail(new Refused("sold out")))
@@ -132,7 +135,7 @@ describe("the retry budget", () => {
       }).pipe(RetryPolicy.with(policy(2)), Effect.provide(fresh()))
     )
 
-    it.scopedLive(`the retry budget is used up by wholes that fail, whose last failure says so (${way})`, () =>
+    it.scopedLive(`the retry budget is used up by work that always collides, and its failure says so (${way})`, () =>
       Effect.gen(function* () {
         const facts = yield* watch
         const first = yield* Effect.flip(DatabaseError.refine(run(collide)))
@@ -158,7 +161,7 @@ describe("the retry budget", () => {
     )
 
     it.scopedLive(
-      `the retry budget does not end a whole whose schedule ends, and the last failure counts its attempts (${way})`,
+      `after the end of the schedule the last failure counts the attempts, and names no retry budget (${way})`,
       () =>
         Effect.gen(function* () {
           const error = yield* Effect.flip(run(collide))
@@ -168,7 +171,7 @@ describe("the retry budget", () => {
         }).pipe(RetryPolicy.with(policy(100)), Effect.provide(fresh()))
     )
 
-    it.scopedLive(`an empty retry budget is reported by log and observation for the program's failure (${way})`, () => {
+    it.scopedLive(`an empty retry budget is logged and observed if the work fails with its own error (${way})`, () => {
       const { layer, lines } = logged()
       return Effect.gen(function* () {
         const facts = yield* watch
@@ -183,7 +186,7 @@ describe("the retry budget", () => {
     })
   }
 
-  it.scopedLive("an empty retry budget is named in a failure at the end of a transaction, with the attempts", () =>
+  it.scopedLive("a COMMIT that fails after all retries reports the attempts, and does not suggest retry", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       yield* collideAtCommit(writer, "item")
@@ -194,11 +197,11 @@ describe("the retry budget", () => {
     }).pipe(RetryPolicy.with(policy(10, 2)), Effect.provide(fresh()))
   )
 
-  it.scopedLive("the retry budget is used by statements too, refilled by successes, and named by failures", () =>
+  it.scopedLive("the retry budget is used and refilled by statements too, and is named in their failures", () =>
     Effect.gen(function* () {
       const reader = yield* Db.reader
       const { writer } = yield* Place
-      // locks of a session outlive what is rolled back
+      // the locks of a session outlive a rollback, and so count the attempts
       yield* query(
         writer,
         `CREATE FUNCTION collide(times int) RETURNS void LANGUAGE plpgsql AS $$

@@ -1,4 +1,4 @@
-/** A unit of work that is run again as a whole. */
+/** The retry of a unit of work as a whole. */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import { DatabaseError, RetryPolicy, UnitOfWork } from "effect-db"
@@ -9,7 +9,7 @@ import { observed } from "../support/observed.js"
 import { answers, makeProxy } from "../support/proxy.js"
 
 describe("a unit of work that is run again", () => {
-  /** Fails in a savepoint, as a transaction does that collides with another one. */
+  /** Fails with a serialization failure in a savepoint. */
   const alwaysCollides = Db.withTransaction(
     Effect.flatMap(
       Db.writer,
@@ -17,7 +17,7 @@ describe("a unit of work that is run again", () => {
     )
   )
 
-  /** Fails once as a transaction does that collides with another one. */
+  /** Creates an effect that fails with a serialization failure in its first run. */
   const collide = Effect.suspend(() => {
     let left = 1
     return Effect.suspend(() =>
@@ -54,7 +54,7 @@ describe("a unit of work that is run again", () => {
         ]
       ] as const) {
         const once = yield* collide
-        // the types of the two ways to run differ in nothing that counts here
+        // the cast hides the type of its error, which this test does not need
         const error = yield* self(once as unknown as Effect.Effect<unknown, never, Db>).pipe(
           DatabaseError.refine,
           Effect.flip
@@ -86,7 +86,7 @@ describe("a unit of work that is run again", () => {
   )
 
   it.scopedLive(
-    "a unit does not run again if a part of it is in an open transaction around it, and an independent one does",
+    "a unit does not run again if its transaction is inside of an open one, and an independent unit does",
     () =>
       Effect.gen(function* () {
         let attempts = 0
@@ -107,7 +107,7 @@ describe("a unit of work that is run again", () => {
       }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("a unit runs again also inside another database's transaction that it does not use", () =>
+  it.scopedLive("a unit runs again also inside of a transaction on a database that it does not use", () =>
     Effect.gen(function* () {
       const once = yield* collide
       yield* Audit.withTransaction(
@@ -118,7 +118,7 @@ describe("a unit of work that is run again", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("a unit does not run again if its outcome has stored what was done before the failure", () =>
+  it.scopedLive("a unit does not run again if its outcome has committed the work before the failure", () =>
     Effect.gen(function* () {
       let attempts = 0
       const work = Effect.suspend(() => Effect.zipRight(insert(`attempt ${++attempts}`), alwaysCollides))

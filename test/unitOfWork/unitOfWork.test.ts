@@ -13,7 +13,7 @@ import { Audit, active, Db, fresh, insert, Place, pid, stored } from "../support
 import { answers, makeProxy, sends } from "../support/proxy.js"
 import { query } from "../support/server.js"
 
-/** Reads if a replica serves the reader, and the number of rows that it sees. */
+/** Reads by the reader: if the server is a replica, and the number of rows. */
 const standby = Effect.flatMap(Db.reader, (sql) =>
   Effect.map(
     sql<{ yes: boolean; n: number }>`SELECT pg_is_in_recovery() AS yes, (SELECT count(*)::int FROM item) AS n`,
@@ -22,7 +22,7 @@ const standby = Effect.flatMap(Db.reader, (sql) =>
 )
 
 describe("UnitOfWork", () => {
-  it.scopedLive("a unit of work commits every database touched, or none", () =>
+  it.scopedLive("a unit of work commits all databases that it has used, or none", () =>
     Effect.gen(function* () {
       yield* UnitOfWork.run(Effect.zipRight(insert("a"), event("a added")))
       yield* Effect.ignore(
@@ -43,7 +43,7 @@ describe("UnitOfWork", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("a unit that touches no database takes no connection", () =>
+  it.scopedLive("a unit without a statement opens no connection", () =>
     Effect.gen(function* () {
       yield* UnitOfWork.run(Effect.zipRight(Db.writer, Db.reader))
       const { servers } = yield* Db.status
@@ -51,7 +51,7 @@ describe("UnitOfWork", () => {
     }).pipe(Effect.provide(fresh({ startup: "lazy" })))
   )
 
-  it.scopedLive("the outcome of a unit may be chosen by its exit", () =>
+  it.scopedLive("the option outcome decides if a unit commits, whatever its exit", () =>
     Effect.gen(function* () {
       yield* UnitOfWork.run(insert("undone"), { outcome: () => "rollback" })
       const exit = yield* Effect.exit(
@@ -62,7 +62,7 @@ describe("UnitOfWork", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("work that is independent of a unit is one whole by withTransaction and by runNew", () =>
+  it.scopedLive("independent work in withTransaction or runNew is stored as a whole or not at all", () =>
     Effect.gen(function* () {
       const two = (name: string) => Effect.zipRight(insert(`${name} 1`), insert(`${name} 2`))
       const undone = Effect.zipRight(insert("undone"), Effect.fail("no"))
@@ -78,7 +78,7 @@ describe("UnitOfWork", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a nested run joins, and runNew does not", () =>
+  it.scopedLive("a nested run joins the unit, and runNew does not", () =>
     Effect.gen(function* () {
       yield* Effect.ignore(
         UnitOfWork.run(
@@ -95,7 +95,7 @@ describe("UnitOfWork", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("first uses that race share one transaction, also from five fibers", () =>
+  it.scopedLive("five fibers that use a database first at the same time share one transaction", () =>
     Effect.gen(function* () {
       const pids = yield* UnitOfWork.run(
         Effect.forEach([1, 2, 3, 4, 5], (n) => Effect.zipRight(insert(`row ${n}`), pid), { concurrency: 5 })
@@ -105,7 +105,7 @@ describe("UnitOfWork", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("an early commit stays, an early rollback is gone, and the next statement begins anew", () =>
+  it.scopedLive("an early commit stays, an early rollback undoes, and the next statement begins anew", () =>
     Effect.gen(function* () {
       yield* Effect.ignore(
         UnitOfWork.run(
@@ -146,7 +146,7 @@ describe("UnitOfWork", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("reads go to the replica until the unit has written, and then see what it wrote", () =>
+  it.scopedLive("reads go to the replica until the unit has written, and then see its writes", () =>
     Effect.gen(function* () {
       yield* UnitOfWork.run(
         Effect.gen(function* () {
@@ -156,7 +156,7 @@ describe("UnitOfWork", () => {
           const reader = yield* Db.reader
           const refused = yield* reader`DELETE FROM item`.pipe(DatabaseError.refine, Effect.flip)
           assert.strictEqual(refused._tag, "ReadOnlyViolation")
-          // the refusal concerns the reader alone
+          // the unit itself may still write
           yield* insert("b")
         })
       )
@@ -164,7 +164,7 @@ describe("UnitOfWork", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a later commit that fails after an earlier one is PartialCommit, and says which", () =>
+  it.scopedLive("a COMMIT that fails after another one is PartialCommit, which names both databases", () =>
     Effect.gen(function* () {
       const log: Array<string> = []
       const error = yield* UnitOfWork.run(
@@ -190,7 +190,7 @@ describe("UnitOfWork", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("the first commit that fails rolls the others back: nothing is stored", () =>
+  it.scopedLive("a first COMMIT that fails rolls the other databases back, so that nothing is stored", () =>
     Effect.gen(function* () {
       const error = yield* UnitOfWork.run(Effect.zipRight(event("first", 13), insert("second"))).pipe(
         DatabaseError.refine,
@@ -201,7 +201,7 @@ describe("UnitOfWork", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("a beforeCommit hook may be the first to touch a database", () =>
+  it.scopedLive("a beforeCommit hook may be the first to use a database, and its failure undoes all", () =>
     Effect.gen(function* () {
       yield* UnitOfWork.run(Effect.zipRight(insert("a"), Db.beforeCommit(event("a added"))))
       assert.deepStrictEqual(yield* stored, ["a"])
@@ -215,7 +215,7 @@ describe("UnitOfWork", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("a fiber that outlives its unit gets TransactionEnded, on a database touched before or not", () =>
+  it.scopedLive("a fiber that outlives its unit gets TransactionEnded, also on a database new to the unit", () =>
     Effect.gen(function* () {
       const go = yield* Deferred.make<void>()
       const late = (work: Effect.Effect<unknown, unknown, Db | Audit>) =>
@@ -239,7 +239,7 @@ describe("UnitOfWork", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("a fiber that outlives its unit cannot end it once more, and gets no success for it", () =>
+  it.scopedLive("a fiber that outlives its unit gets TransactionEnded when it commits the unit once more", () =>
     Effect.gen(function* () {
       for (const outcome of ["commit", "rollback"] as const) {
         const go = yield* Deferred.make<void>()
@@ -258,7 +258,7 @@ describe("UnitOfWork", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a fiber that ends its unit while it ends fails at once, and the running end goes on", () =>
+  it.scopedLive("a fiber that ends its unit while it already ends gets TransactionEnded, and that end goes on", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       const proxy = yield* makeProxy(writer)
@@ -287,7 +287,7 @@ describe("UnitOfWork", () => {
             yield* Effect.yieldNow()
             yield* proxy.thaw
             const fiber = yield* Fiber.join(unit)
-            // a fiber that joined it would be in that unit itself
+            // `Fiber.join` would put this fiber into the unit of the other one
             const exit = yield* Effect.timeout(Fiber.await(fiber), "3 seconds")
             const told = yield* exit
             assert.strictEqual(told._tag === "Left" && told.left._tag, "TransactionEnded", `${outcome}, ${late}`)
@@ -300,7 +300,7 @@ describe("UnitOfWork", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("work that is rolled back beneath a hook of a commit is not reported as stored", () =>
+  it.scopedLive("work that is rolled back while a hook of its commit runs is not reported as stored", () =>
     Effect.gen(function* () {
       const log: Array<string> = []
       const note = (text: string) => Effect.sync(() => void log.push(text))
@@ -326,7 +326,7 @@ describe("UnitOfWork", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a unit is committed once at a time: no fiber commits while a hook of another end may still veto", () =>
+  it.scopedLive("a second commit of a unit is refused while a hook of the first may still veto", () =>
     Effect.gen(function* () {
       const error = yield* UnitOfWork.run(
         Effect.gen(function* () {
@@ -343,7 +343,7 @@ describe("UnitOfWork", () => {
           yield* Deferred.await(inHook)
           const second = yield* Effect.flip(Db.commit)
           assert.strictEqual(second._tag, "TransactionBusy")
-          // the end of the unit comes first, and waits for the hook
+          // the unit reaches its end before that, and waits for the hook
           yield* Effect.forkDaemon(Effect.zipRight(Effect.yieldNow(), Deferred.succeed(go, undefined)))
           return first
         })
@@ -354,7 +354,7 @@ describe("UnitOfWork", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("one of two commits that begin at the same time is refused, wherever the runtime changes fibers", () =>
+  it.scopedLive("one of two commits that begin at the same time is refused, wherever the runtime switches fibers", () =>
     Effect.gen(function* () {
       const commit = Effect.either(UnitOfWork.commit)
       for (let ops = 10; ops <= 16; ops++) {
@@ -371,7 +371,7 @@ describe("UnitOfWork", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("one database may be committed early while hooks of another one's commit run", () =>
+  it.scopedLive("one database may be committed early while a hook runs before the commit of another", () =>
     Effect.gen(function* () {
       const inHook = yield* Deferred.make<void>()
       const go = yield* Deferred.make<void>()
@@ -392,7 +392,7 @@ describe("UnitOfWork", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("the end of a unit waits for the commit of a part by a fork, and the unit is not run again", () =>
+  it.scopedLive("the end of a unit waits for a commit that a fork has begun, and the unit is not run again", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       const proxy = yield* makeProxy(writer)
@@ -413,7 +413,7 @@ describe("UnitOfWork", () => {
           })
           const fiber = yield* Effect.fork(Effect.exit(UnitOfWork.run(work, { retry: true })))
           yield* Deferred.await(sent)
-          // a COMMIT of the other database, which nothing holds up, would be answered before this is
+          // a COMMIT of the other database, which is not frozen, would be answered before these queries
           const early = yield* Effect.zipRight(Effect.repeatN(events, 20), Fiber.poll(fiber))
           yield* proxy.thaw
           return [early._tag, yield* Fiber.join(fiber)] as const
@@ -429,7 +429,7 @@ describe("UnitOfWork", () => {
     }).pipe(Effect.provide(both))
   )
 
-  it.scopedLive("a unit that is interrupted is not committed beneath a hook either, whatever its outcome", () =>
+  it.scopedLive("a unit that is interrupted while a hook runs is not committed, although its outcome is commit", () =>
     Effect.gen(function* () {
       const inHook = yield* Deferred.make<Fiber.Fiber<unknown, unknown>>()
       const go = yield* Deferred.make<void>()
@@ -457,7 +457,7 @@ describe("UnitOfWork", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a transaction inside of a unit is a savepoint of the unit's", () =>
+  it.scopedLive("a transaction inside of a unit is a savepoint of the unit's transaction", () =>
     Effect.gen(function* () {
       const { name } = yield* Place
       yield* UnitOfWork.run(
@@ -472,7 +472,7 @@ describe("UnitOfWork", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("an interruption during the first COMMIT leaves no half behind: the rest are committed as well", () =>
+  it.scopedLive("an interruption during the first COMMIT does not keep the other databases from their COMMIT", () =>
     Effect.gen(function* () {
       const { proxy, writer } = yield* auditBehindProxy
       yield* Effect.gen(function* () {
@@ -495,7 +495,7 @@ describe("UnitOfWork", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("work that a fiber begins while the unit commits is TransactionEnded, and holds nothing", () =>
+  it.scopedLive("work that a fiber begins while the unit commits gets TransactionEnded, and holds no connection", () =>
     Effect.gen(function* () {
       const { proxy, writer } = yield* auditBehindProxy
       yield* Effect.gen(function* () {
@@ -514,10 +514,10 @@ describe("UnitOfWork", () => {
   )
 
   for (const [name, touch] of [
-    ["nothing but hooks", Effect.void],
-    ["only read", Effect.flatMap(Audit.writer, (sql) => sql`SELECT what FROM event`)]
+    ["has nothing but hooks", Effect.void],
+    ["was only read", Effect.flatMap(Audit.writer, (sql) => sql`SELECT what FROM event`)]
   ] as const) {
-    it.scopedLive(`a database that has ${name} runs its afterRollback, if a later one cannot be committed`, () =>
+    it.scopedLive(`a database that ${name} runs its afterRollback if a later one cannot be committed`, () =>
       Effect.gen(function* () {
         const log: Array<string> = []
         const note = (text: string) => Effect.sync(() => void log.push(text))
@@ -555,7 +555,7 @@ describe("UnitOfWork", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("reads after an early commit see what was committed", () =>
+  it.scopedLive("reads after an early commit see the committed rows", () =>
     Effect.gen(function* () {
       yield* UnitOfWork.run(
         Effect.gen(function* () {
@@ -568,7 +568,7 @@ describe("UnitOfWork", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a defect in the function that chooses the outcome rolls back and is reported", () =>
+  it.scopedLive("a defect in the option outcome rolls the unit back and is its exit", () =>
     Effect.gen(function* () {
       const outcome = () => {
         throw new Error("a bug")
@@ -580,7 +580,7 @@ describe("UnitOfWork", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a hook of a nested transaction runs in the one that commits", () =>
+  it.scopedLive("a beforeCommit hook of a nested transaction runs in the transaction that commits", () =>
     Effect.gen(function* () {
       yield* UnitOfWork.run(Db.withTransaction(Effect.zipRight(insert("a"), Db.beforeCommit(insert("from the hook")))))
       yield* Db.withTransaction(Db.withTransaction(Effect.zipRight(insert("b"), Db.beforeCommit(insert("another")))))

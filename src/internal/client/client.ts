@@ -21,22 +21,22 @@ import { currentContext } from "../transaction/context.js"
 import { deferInvalidations, outliving } from "../transaction/invalidations.js"
 import { inMillis } from "../transaction/plainOptions.js"
 import { decidePropagation, raiseIsolation, retryRefused, rootOf } from "../transaction/propagation.js"
+import { runAsPart, runIndependent, runInTransaction } from "../transaction/runInTransaction.js"
 import { nest } from "../transaction/transaction.js"
-import { runAsPart, runIndependent, runInTransaction } from "../transaction/withTransaction.js"
 import { invalidOfTransaction } from "../unitOfWork/optionRules.js"
 import { json, makeCompiler } from "./compiler.js"
 import { makeCopy } from "./copy.js"
 import type { Executor } from "./executor.js"
 import { makeStatementConstructor } from "./fastStatement.js"
 import { renameRows } from "./nameTransforms.js"
-import { requiresSessionMode } from "./requireSessionMode.js"
+import { requiresSessionMode } from "./requiresSessionMode.js"
 import { makeReserve } from "./reserve.js"
+import { retryTransaction } from "./retryTransaction.js"
 import { makeStream } from "./rowStream.js"
 import { makeSandboxReserve } from "./sandboxReserve.js"
 import { reportServer } from "./serverOfSpan.js"
 import { makeRows, makeSqlConnection } from "./sqlConnection.js"
 import { clientConfig } from "./sqlPgConfig.js"
-import { runWithRetry } from "./transactionRetry.js"
 
 const byExit = (exit: Exit.Exit<unknown, unknown>): Exit.Exit<"commit" | "rollback"> =>
   Exit.succeed(Exit.isSuccess(exit) ? "commit" : "rollback")
@@ -91,7 +91,7 @@ export const withTransaction = <A, E, R, X>(
         }
         return retry === false
           ? Effect.suspend(() => runInTransaction(self, ambient, next(), wrap))
-          : runWithRetry(
+          : retryTransaction(
               executor,
               fiber,
               next,

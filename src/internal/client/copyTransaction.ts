@@ -17,7 +17,7 @@ import { aDuration, aFunction, anything, invalidOption, type OptionRules } from 
 import type { Request } from "../connection/connection.js"
 import type { Restore } from "../edge/cancellable.js"
 import type { Copy as Data } from "../protocol/copyData.js"
-import { withComment } from "../statement/workComment.js"
+import { withComment } from "../statement/workLabel.js"
 import { scoped } from "../transaction/ambientScopes.js"
 import { commitUninterruptibly, isSavepoint, rollback, sendCommit } from "../transaction/completion.js"
 import { currentContext, type TransactionContext } from "../transaction/context.js"

@@ -12,7 +12,7 @@ import * as Runtime from "effect/Runtime"
 import * as Stream from "effect/Stream"
 import type { DatabaseConfig, SessionEffect } from "../../DatabaseConfig.js"
 import type { Connection } from "../connection/connection.js"
-import type { SessionTask, SessionTasks } from "../pool/sessionTasks.js"
+import type { ConnectionTask, ConnectionTasks } from "../pool/connectionTasks.js"
 import { makeCompiler } from "./compiler.js"
 import { makeRun } from "./reserve.js"
 import { makeSqlConnection } from "./sqlConnection.js"
@@ -46,7 +46,7 @@ const toError = (cause: Cause.Cause<unknown>): Error => {
   return error instanceof Error ? error : new Error(String(error))
 }
 
-const fromEffect = (config: DatabaseConfig, runtime: Runtime.Runtime<never>, effect: SessionEffect): SessionTask => {
+const fromEffect = (config: DatabaseConfig, runtime: Runtime.Runtime<never>, effect: SessionEffect): ConnectionTask => {
   const fork = Runtime.runFork(
     // a database may be opened inside of a transaction of another one, and the hooks must not run
     // in that transaction
@@ -73,7 +73,7 @@ const fromEffect = (config: DatabaseConfig, runtime: Runtime.Runtime<never>, eff
   }
 }
 
-const discardAll: SessionTask = (connection, done) => {
+const discardAll: ConnectionTask = (connection, done) => {
   const request = { text: "DISCARD ALL", values: [], rows: "object", prepare: false, simple: false } as const
   connection.run([], request, [], (failure) => done(failure?.error))
   return () => {}
@@ -81,7 +81,7 @@ const discardAll: SessionTask = (connection, done) => {
 
 /** Returns a task that runs two tasks in order. A failure of the first skips the second. */
 const inTurn =
-  (first: SessionTask, second: SessionTask): SessionTask =>
+  (first: ConnectionTask, second: ConnectionTask): ConnectionTask =>
   (connection, done) => {
     let stop = () => {}
     stop = first(connection, (failure) => {
@@ -91,7 +91,7 @@ const inTurn =
     return () => stop()
   }
 
-export const makeLifecycleHooks = (config: DatabaseConfig, runtime: Runtime.Runtime<never>): SessionTasks => {
+export const makeLifecycleHooks = (config: DatabaseConfig, runtime: Runtime.Runtime<never>): ConnectionTasks => {
   const { onCheckout, onConnect, resetOnReturn } = config.options
   const task = (effect: SessionEffect | undefined) =>
     effect === undefined ? undefined : fromEffect(config, runtime, effect)

@@ -10,7 +10,7 @@ import * as clock from "../concurrency/clock.js"
 import type { ConnectionSource } from "../topology/connectionSource.js"
 import { type ReadRequirement, ReplicaSelection } from "../topology/replicaSelection.js"
 import type { Server, Topology } from "../topology/topology.js"
-import { causalSessionOf } from "../transaction/ambientScopes.js"
+import { causalSessionOf } from "../transaction/causalSession.js"
 import type { ReadAffinity, TransactionContext } from "../transaction/context.js"
 
 /** Chooser of the servers for the reads of one database. */

@@ -20,10 +20,11 @@ import { afterFirst, type ErrorLocation, statementFailure } from "../connection/
 import { toDatabaseError } from "../edge/databaseError.js"
 import type { CallSite } from "../observability/callSite.js"
 import type { ConnectionSource, OnCheckout } from "../topology/connectionSource.js"
-import { causalSessionOf, scopesOf } from "../transaction/ambientScopes.js"
+import { scopesOf } from "../transaction/ambientScopes.js"
+import { causalSessionOf } from "../transaction/causalSession.js"
 import { currentContext } from "../transaction/context.js"
 import type { Executor } from "./executor.js"
-import { runReadOnly } from "./reservedReader.js"
+import { runReadOnly } from "./readOnlyReserve.js"
 import { makeSqlConnection, type Run } from "./sqlConnection.js"
 
 const none: ReadonlyArray<never> = []

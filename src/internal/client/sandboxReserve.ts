@@ -1,7 +1,7 @@
 /**
  * A reserved connection in a sandbox, which has one connection for all statements. A transaction
- * that the program begins by hand is a savepoint of the sandbox. While it is open, other statements
- * of the sandbox wait for its end.
+ * that the program begins by hand is a savepoint of the sandbox. From its first statement to its
+ * end, other statements of the sandbox wait.
  */
 import { TransactionConnection } from "@effect/sql/SqlClient"
 import type { Connection as SqlConnection } from "@effect/sql/SqlConnection"
@@ -14,11 +14,11 @@ import { type TransactionError, toSqlError } from "../../DatabaseError.js"
 import type { Role } from "../../Topology.js"
 import type { Exchange } from "../connection/connection.js"
 import { commandsIn } from "../sql/commands.js"
-import { slotOf } from "../transaction/ambientScopes.js"
 import { rollback, sendCommit } from "../transaction/completion.js"
 import { contextOf, currentContext } from "../transaction/context.js"
+import { OpenContext } from "../transaction/openContext.js"
 import type { Transaction } from "../transaction/transaction.js"
-import { OpenContext } from "../transaction/transactionContexts.js"
+import { slotOf } from "../transaction/transactionSlot.js"
 import type { Executor } from "./executor.js"
 import { refuseSchemaScopes } from "./reserve.js"
 import { makeStream } from "./rowStream.js"
@@ -29,8 +29,8 @@ const commits = /^(?:COMMIT|END)(?: WORK| TRANSACTION)?$/
 const rollsBack = /^(?:ROLLBACK|ABORT)(?: WORK| TRANSACTION)?$/
 
 /**
- * Returns the exchange of a statement that is not sent. The cast: only the results of an exchange
- * are read.
+ * Makes an exchange for a statement that is not sent, as if the server had executed it. The cast:
+ * only the results of an exchange are read.
  */
 const answered = (command: string): Exchange =>
   ({ result: { command, rowCount: null, oid: null, rows: [], fields: [] }, results: [] }) as unknown as Exchange

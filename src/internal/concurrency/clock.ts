@@ -24,12 +24,6 @@ export const immediate = (callback: () => void): Immediate => setImmediate(callb
 /** Stops a callback that `immediate` has set, if there is one. */
 export const clearImmediate = (pending: Immediate | undefined): void => globalThis.clearImmediate(pending)
 
-/**
- * Timeouts of a ROLLBACK: the default, a shorter one for an interrupted caller, which waits for the
- * ROLLBACK, and infinity if another timeout applies.
- */
-export const rollbackTimeout = { default: 750, interrupted: 400, unbounded: Number.POSITIVE_INFINITY }
-
 /** The longest delay of a timer of Node. Node fires a timer with a longer delay at once. */
 const longestTimer = 2_147_483_647
 

@@ -10,7 +10,7 @@ import { effect, flag, Invalid, oneOf, text } from "./optionParsers.js"
 import { parseRequireAuth } from "./requireAuth.js"
 import { readInput, type ServerParts } from "./serverInput.js"
 import { hostTimeoutOf, sessionParameters } from "./sessionParameters.js"
-import { checkSsl } from "./sslOption.js"
+import { checkSsl } from "./sslCheck.js"
 import { tlsFilesOf, tlsParameters } from "./tlsParameters.js"
 
 /** Settings of a database that apply to all of its servers. */

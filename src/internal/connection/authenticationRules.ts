@@ -7,7 +7,7 @@
 import type { EventEmitter } from "node:events"
 import type { AuthMethod, ServerConfig } from "../../DatabaseConfig.js"
 import { isLocal } from "../config/localHost.js"
-import type { Destination } from "./preparedEndpoint.js"
+import type { Destination } from "./destination.js"
 
 /** The authentication methods, by the driver's names of the messages that request them. */
 const methods = new Map<string, AuthMethod>([

@@ -8,7 +8,7 @@ import { Exchange, ExchangeRequest } from "../protocol/exchange.js"
 import * as messages from "../protocol/frontendMessages.js"
 import type { Client } from "../protocol/pgDriver.js"
 import type { ProvidedCredentials } from "./credentials.js"
-import type { Destination } from "./preparedEndpoint.js"
+import type { Destination } from "./destination.js"
 import { startup } from "./startup.js"
 import type { BackendState } from "./watchdog.js"
 

@@ -10,8 +10,8 @@ import * as messages from "../protocol/frontendMessages.js"
 import type { Client } from "../protocol/pgDriver.js"
 import type { SearchPath } from "../sql/searchPath.js"
 import type { Login } from "./credentials.js"
+import type { Destination } from "./destination.js"
 import { lostError } from "./exchangeFailure.js"
-import type { Destination } from "./preparedEndpoint.js"
 import { type SecondSocket, secondSocket, sendCancel } from "./secondSocket.js"
 import type { RoleSettings } from "./writerRoleCheck.js"
 
@@ -186,6 +186,11 @@ export abstract class BaseConnection {
     const { processID, secretKey } = this.client
     if (processID === null || secretKey === null) return
     sendCancel(this.server, this.secondSocket, timeout, messages.encodeCancel(processID, secretKey), callback)
+  }
+
+  /** Gives the connection up as lost, because its server is dead or was replaced. */
+  giveUp(error: Error): void {
+    this.lose(error)
   }
 
   protected lose(error: Error): void {

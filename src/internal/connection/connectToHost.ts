@@ -5,7 +5,7 @@ import type { SessionConfig } from "../../DatabaseConfig.js"
 import type { ConnectFailure } from "./connectFailure.js"
 import { Connection, type Owner } from "./connection.js"
 import type { Login } from "./credentials.js"
-import type { Destination } from "./preparedEndpoint.js"
+import type { Destination } from "./destination.js"
 import { startup } from "./startup.js"
 
 /**

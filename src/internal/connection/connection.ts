@@ -12,6 +12,7 @@ import type { Notice } from "../protocol/pgDriver.js"
 import { noColumns } from "../protocol/rowDecoder.js"
 import { StatementCache } from "../protocol/statementCache.js"
 import type { Position, ServerRun } from "../sql/lsn.js"
+import { rollbackTimeout } from "../sql/timeouts.js"
 import type { OpenedSession } from "./baseConnection.js"
 import type { ConnectFailure } from "./connectFailure.js"
 import { ExchangeConnection } from "./exchangeConnection.js"
@@ -220,7 +221,7 @@ export class Connection extends ExchangeConnection {
    * connection is closed if the server does not answer in time.
    */
   undo(all: ReadonlyArray<messages.Step>, callback: OnExchange): void {
-    const cancelTimeout = clock.later(clock.rollbackTimeout.default, () => this.destroy("broken"))
+    const cancelTimeout = clock.later(rollbackTimeout.default, () => this.destroy("broken"))
     this.sendSteps(all, true, (failure, exchange) => {
       cancelTimeout()
       callback(failure, exchange)

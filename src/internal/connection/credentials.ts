@@ -8,7 +8,7 @@
  */
 import type { Secret } from "../protocol/secret.js"
 import type { ConnectFailure } from "./connectFailure.js"
-import type { Dial } from "./preparedEndpoint.js"
+import type { Dial } from "./destination.js"
 
 /** Credentials as a provider returns them. */
 export interface ProvidedCredentials {

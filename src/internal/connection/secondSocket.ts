@@ -9,7 +9,7 @@ import * as clock from "../concurrency/clock.js"
 import * as messages from "../protocol/frontendMessages.js"
 import type { SocketTarget } from "../protocol/socket.js"
 import { tlsOptions } from "../protocol/tlsOptions.js"
-import { addressOf, type Destination, type Dial } from "./preparedEndpoint.js"
+import { addressOf, type Destination, type Dial } from "./destination.js"
 
 /**
  * Target of a second socket: the server that the connection is on. It holds the address and not the

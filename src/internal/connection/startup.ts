@@ -14,7 +14,7 @@ import { settingsOf } from "../sql/timeouts.js"
 import { watchAuthentication } from "./authenticationRules.js"
 import type { ConnectFailure } from "./connectFailure.js"
 import type { ProvidedCredentials } from "./credentials.js"
-import { addressOf, type Destination, type Dial } from "./preparedEndpoint.js"
+import { addressOf, type Destination, type Dial } from "./destination.js"
 
 /** The largest number of notices of a login that are kept: a server may send any number. */
 const maxNotices = 20

@@ -4,7 +4,7 @@
 import type { CallSite } from "../observability/callSite.js"
 import type { DisplayedStatement } from "../protocol/inlinedText.js"
 import type { SearchPath } from "../sql/searchPath.js"
-import type { Destination } from "./preparedEndpoint.js"
+import type { Destination } from "./destination.js"
 
 /** Statement to send. */
 export interface Request {

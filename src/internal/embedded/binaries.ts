@@ -7,7 +7,7 @@ import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import { type Identity, run } from "./childProcess.js"
 import { copyBinaries } from "./copyBinaries.js"
-import { OperationFailed } from "./error.js"
+import { OperationFailed } from "./operationFailed.js"
 
 /** Paths of the programs of PostgreSQL. */
 export interface Binaries {

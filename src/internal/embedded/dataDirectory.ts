@@ -5,7 +5,8 @@ import * as path from "node:path"
 import * as Effect from "effect/Effect"
 import type { Binaries } from "./binaries.js"
 import { type CommandFailed, type Identity, run } from "./childProcess.js"
-import { OperationFailed } from "./error.js"
+import { OperationFailed } from "./operationFailed.js"
+import * as Files from "./safeFiles.js"
 import * as Folder from "./tempDirectory.js"
 
 /** Files, user and password that all servers of a cluster share. */
@@ -28,7 +29,7 @@ export const initialize = Effect.fnUntraced(function* (cluster: Cluster, data: s
   const pwfile = path.join(cluster.folder, "pwfile")
   yield* Folder.makeData(data, cluster.user)
   yield* Effect.acquireUseRelease(
-    Folder.create(pwfile, `${cluster.password}\n`, cluster.user),
+    Files.create(pwfile, `${cluster.password}\n`, cluster.user),
     () =>
       run(
         cluster.binaries.initdb,
@@ -52,9 +53,9 @@ export const initialize = Effect.fnUntraced(function* (cluster: Cluster, data: s
       ).pipe(Effect.mapError(initializeError("the data folder could not be created"))),
     // a failure is ignored: only the server's user can read the file, and it is removed with the
     // folder of the cluster
-    () => Effect.ignore(Folder.remove(pwfile))
+    () => Effect.ignore(Files.remove(pwfile))
   )
-  yield* Folder.append(path.join(data, "postgresql.conf"), configuration, cluster.user)
+  yield* Files.append(path.join(data, "postgresql.conf"), configuration, cluster.user)
 })
 
 /** Copies the data folder of a stopped server. */
@@ -69,6 +70,6 @@ export const copy = (cluster: Cluster, from: string, to: string) =>
 /** Makes a copied data folder that of a standby. `primary` is a connection string. */
 export const makeStandby = (cluster: Cluster, data: string, primary: string) =>
   Effect.zipRight(
-    Folder.append(path.join(data, "postgresql.auto.conf"), `primary_conninfo = '${primary}'\n`, cluster.user),
-    Folder.create(path.join(data, "standby.signal"), "", cluster.user)
+    Files.append(path.join(data, "postgresql.auto.conf"), `primary_conninfo = '${primary}'\n`, cluster.user),
+    Files.create(path.join(data, "standby.signal"), "", cluster.user)
   )

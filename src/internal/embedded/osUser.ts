@@ -3,7 +3,7 @@
  */
 import * as Effect from "effect/Effect"
 import { type Identity, run } from "./childProcess.js"
-import { OperationFailed } from "./error.js"
+import { OperationFailed } from "./operationFailed.js"
 
 const lookup = (name: string) =>
   Effect.all([run("id", ["-u", name], { cwd: "/" }), run("id", ["-g", name], { cwd: "/" })], {

@@ -1,61 +1,17 @@
 /**
- * The folder of a cluster, and operations that root can run safely on its files.
+ * The folder of a cluster, and the data folders in it.
  */
 import { randomBytes } from "node:crypto"
-import { constants, type Stats } from "node:fs"
+import type { Stats } from "node:fs"
 import * as fs from "node:fs/promises"
 import * as path from "node:path"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import type { Identity } from "./childProcess.js"
-import { OperationFailed } from "./error.js"
-import { guard } from "./watchdog.js"
-
-// Uninterruptible, because an interruption would not stop the promise, which could then write to
-// the folder while it is removed.
-const attempt = <A>(failed: string, run: () => Promise<A>): Effect.Effect<A, OperationFailed> =>
-  Effect.tryPromise({
-    try: run,
-    catch: (cause) =>
-      new OperationFailed({
-        operation: "initialize",
-        reason: `${failed}: ${cause instanceof Error ? cause.message : String(cause)}`,
-        logs: [],
-        cause
-      })
-  }).pipe(Effect.uninterruptible)
-
-// The server's user may replace a file of its own folder with a link before root writes the file.
-// So root opens files without following links, and writes and changes them by the handle.
-
-/** Writes a new file that only the server's user can read. Fails if the file exists. */
-export const create = (file: string, text: string, user: Identity | undefined) =>
-  attempt(`${file} could not be written`, async () => {
-    // O_EXCL follows no link, and fails if the file exists
-    const handle = await fs.open(file, constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL, 0o600)
-    try {
-      await handle.writeFile(text)
-      if (user !== undefined) await handle.chown(user.uid, user.gid)
-    } finally {
-      await handle.close()
-    }
-  })
-
-/** Appends to a file of the server's user. Fails for a link or a file of another user. */
-export const append = (file: string, text: string, user: Identity | undefined) =>
-  attempt(`${file} could not be written`, async () => {
-    // without O_NONBLOCK, opening a pipe would block
-    const flags = constants.O_WRONLY | constants.O_APPEND | constants.O_NOFOLLOW | constants.O_NONBLOCK
-    const handle = await fs.open(file, flags)
-    try {
-      const found = await handle.stat()
-      const isOwn = user === undefined || found.uid === user.uid
-      if (!found.isFile() || found.nlink > 1 || !isOwn) throw new Error("it is not a regular file of the server's user")
-      await handle.writeFile(text)
-    } finally {
-      await handle.close()
-    }
-  })
+import { type Identity, run } from "./childProcess.js"
+import type { OperationFailed } from "./operationFailed.js"
+import { toItsEnd, withRealClock } from "./realClock.js"
+import { attempt, exists } from "./safeFiles.js"
+import { emptyFunction, guard } from "./watchdog.js"
 
 /** Creates an empty folder for the data of a server, owned by its user. */
 export const makeData = (folder: string, user: Identity | undefined) =>
@@ -64,8 +20,32 @@ export const makeData = (folder: string, user: Identity | undefined) =>
     if (user !== undefined) await fs.chown(folder, user.uid, user.gid)
   })
 
-/** Removes a file, if it exists. */
-export const remove = (file: string) => attempt(`${file} could not be removed`, () => fs.rm(file, { force: true }))
+/** Returns the names in a folder. */
+export const list = (folder: string) => attempt(`${folder} could not be read`, () => fs.readdir(folder))
+
+/** Replaces the folder `to` by the folder `from`, and keeps the former folder as `old`. */
+export const replace = (from: string, to: string, old: string) =>
+  attempt(`${to} could not be replaced`, async () => {
+    await fs.rename(to, old)
+    await fs.rename(from, to)
+  })
+
+/**
+ * Removes the data folder of a server that has ended, if it exists. The server's user removes the
+ * files, because root would follow links. A failure is ignored: the folder is removed with that of
+ * the cluster.
+ */
+export const clear = (folder: string, user: Identity | undefined): Effect.Effect<void> =>
+  exists(folder).pipe(
+    Effect.filterOrFail((exists) => exists),
+    Effect.zipRight(run("/bin/sh", ["-c", `${emptyFunction}\nempty "$1"`, "effect-db", folder], { cwd: "/", user })),
+    Effect.zipRight(attempt(`${folder} could not be removed`, () => fs.rmdir(folder))),
+    // the server's user could put a pipe in the place of a file
+    Effect.timeout("10 seconds"),
+    Effect.ignore,
+    withRealClock,
+    toItsEnd
+  )
 
 /** Checks if a user can replace files of other users in a folder. */
 const isChangedBy = (user: Identity, { gid, mode, uid }: Stats): boolean => {

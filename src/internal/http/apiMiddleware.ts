@@ -20,13 +20,17 @@ import * as Scope from "effect/Scope"
 import { type DatabaseError, OptionsConflict } from "../../DatabaseError.js"
 import { RetryPolicy } from "../../RetryPolicy.js"
 import type { Restore } from "../edge/cancellable.js"
-import { slotOf } from "../transaction/ambientScopes.js"
 import { currentContext, type TransactionContext } from "../transaction/context.js"
-import { openUnit, type UnitHandle, type UnitPlan } from "../unitOfWork/handle.js"
+import { slotOf } from "../transaction/transactionSlot.js"
+import { openUnit, type UnitHandle, type UnitPlan } from "../unitOfWork/openUnit.js"
 import { invalidOfSettings } from "../unitOfWork/optionRules.js"
 import type { Unit } from "../unitOfWork/unit.js"
 import { joinableUnitOf } from "../unitOfWork/unitOf.js"
+import { type Attempt, answerRepeatedly, openRepeatable } from "./answerWithRetry.js"
 import { responseOf } from "./apiFailureResponse.js"
+import { makeReplayable } from "./replayableRequest.js"
+import { answerIt, answerOnce, endBeforeResponse, endBy, undo } from "./requestAttempt.js"
+import { settingsFor } from "./requestOptions.js"
 import {
   type ApiMiddlewareOptions,
   demandOf,
@@ -35,11 +39,7 @@ import {
   type RequestPlan,
   refuse,
   unitPlanFor
-} from "./middlewarePlan.js"
-import { makeReplayable } from "./replayableRequest.js"
-import { answerIt, answerOnce, endBeforeResponse, endBy, undo } from "./requestAttempt.js"
-import { settingsFor } from "./requestOptions.js"
-import { type Attempt, answerRepeatedly, openRepeatable } from "./retryRequest.js"
+} from "./requestPlan.js"
 import { Route } from "./routeContextTag.js"
 
 type Request = HttpServerRequest

@@ -9,7 +9,7 @@ import { TransactionConnection } from "@effect/sql/SqlClient"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as FiberRef from "effect/FiberRef"
-import { slotOf } from "../transaction/ambientScopes.js"
+import { slotOf } from "../transaction/transactionSlot.js"
 import type { Unit } from "../unitOfWork/unit.js"
 import { Route } from "./routeContextTag.js"
 

@@ -10,10 +10,14 @@ import * as RuntimeFlags from "effect/RuntimeFlags"
 import * as UnitOfWork from "../../UnitOfWork.js"
 import type { Restore } from "../edge/cancellable.js"
 import { currentContext } from "../transaction/context.js"
-import { runAsPart } from "../transaction/withTransaction.js"
-import { openUnit } from "../unitOfWork/handle.js"
+import { runAsPart } from "../transaction/runInTransaction.js"
+import { openUnit } from "../unitOfWork/openUnit.js"
 import { invalidOfSettings } from "../unitOfWork/optionRules.js"
 import { joinableUnitOf } from "../unitOfWork/unitOf.js"
+import { answerWithRetry } from "./answerWithRetry.js"
+import { answerIt, answerOnce } from "./requestAttempt.js"
+import { makeLabeler } from "./requestLabel.js"
+import { settingsFor } from "./requestOptions.js"
 import {
   demandOf,
   isRepeatable,
@@ -22,11 +26,7 @@ import {
   makePlan,
   refuse,
   unitPlanFor
-} from "./middlewarePlan.js"
-import { answerIt, answerOnce } from "./requestAttempt.js"
-import { makeLabeler } from "./requestLabel.js"
-import { settingsFor } from "./requestOptions.js"
-import { answerWithRetry } from "./retryRequest.js"
+} from "./requestPlan.js"
 
 /** Makes the middleware; throws `ConfigInvalid` if an option is invalid. */
 export const makeMiddleware = (

@@ -5,7 +5,7 @@
 import type * as Fiber from "effect/Fiber"
 import type * as Tracer from "effect/Tracer"
 import type { WorkLabel } from "../../Transaction.js"
-import type { Describe } from "../statement/workComment.js"
+import type { Describe } from "../statement/workLabel.js"
 
 /** Data of a request, for the comments behind its statements. */
 interface RequestDescription {

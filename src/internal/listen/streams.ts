@@ -22,16 +22,16 @@ import {
 import type { Notification } from "../../Notification.js"
 import { RetryPolicy } from "../../RetryPolicy.js"
 import type { Executor } from "../client/executor.js"
-import { requiresSessionMode } from "../client/requireSessionMode.js"
+import { requiresSessionMode } from "../client/requiresSessionMode.js"
 import * as clock from "../concurrency/clock.js"
 import type { ErrorLocation } from "../connection/statementFailure.js"
 import type { Invalidation } from "../pool/invalidation.js"
 import { checkChannel } from "../sql/notifyLimits.js"
+import { BufferedListener } from "./bufferedListener.js"
 import type { ListenerFailure } from "./failure.js"
-import { toConnectionError, toListenError } from "./listenError.js"
 import { ListenManager } from "./manager.js"
 import type { ListenEdge, RetryPauses } from "./outage.js"
-import { Subscriber } from "./subscriber.js"
+import { toConnectionError, toListenError } from "./toListenError.js"
 
 /** The default number of messages that may wait for a consumer. */
 const defaultBufferSize = 4096
@@ -78,7 +78,11 @@ const pausesOf =
   }
 
 /** Adds a listener, and retries by the policy for up to `acquireTimeout`, as for a statement. */
-const join = (executor: Executor, manager: ListenManager, listener: Subscriber): Effect.Effect<void, ListenError> =>
+const join = (
+  executor: Executor,
+  manager: ListenManager,
+  listener: BufferedListener
+): Effect.Effect<void, ListenError> =>
   Effect.suspend(() => {
     const { name: database, pool, writer } = executor.config
     const deadline = executor.retry.deadline()
@@ -104,7 +108,7 @@ const join = (executor: Executor, manager: ListenManager, listener: Subscriber):
 const notificationsOf = (
   executor: Executor,
   manager: ListenManager,
-  listener: Subscriber
+  listener: BufferedListener
 ): Stream.Stream<Notification, ListenError> => {
   const pull: Effect.Effect<Chunk.Chunk<Notification>, Option.Option<ListenError>> = Effect.suspend(() => {
     if (listener.state === "joining") {
@@ -138,7 +142,10 @@ export const makeListen = (executor: Executor): Effect.Effect<Listen, never, Sco
       messageOf: (failure) => toConnectionError(location, failure).message
     }
     const manager = yield* Effect.acquireRelease(
-      Effect.sync(() => new ListenManager(config, executor.topology.writer.credentials, observer, edge)),
+      Effect.sync(() => {
+        const { writer, writerSearch } = executor.topology
+        return new ListenManager(config, writer.credentials, writerSearch, observer, edge)
+      }),
       (manager) => Effect.async<void>((resume) => manager.close(config.shutdownTimeout, () => resume(Effect.void)))
     )
     const listen = (channel: string, bufferSize: number, toleratesGaps: boolean) =>
@@ -147,7 +154,7 @@ export const makeListen = (executor: Executor): Effect.Effect<Listen, never, Sco
         const invalid = checkChannel(channel)
         if (invalid !== undefined) return Stream.fail(new NotificationInvalid({ database: config.name, ...invalid }))
         const toError = (failure: ListenerFailure) => toListenError(location, channel, failure)
-        return notificationsOf(executor, manager, new Subscriber(channel, bufferSize, toleratesGaps, toError))
+        return notificationsOf(executor, manager, new BufferedListener(channel, bufferSize, toleratesGaps, toError))
       })
     return {
       invalidate: (which) => manager.invalidate(which),

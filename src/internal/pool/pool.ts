@@ -19,15 +19,15 @@ import type { Caller, OnCheckout } from "./caller.js"
 import { sheddingPause } from "./connectBackoff.js"
 import { ConnectionOpener } from "./connectionOpener.js"
 import { Connections } from "./connections.js"
+import { RunningTasks } from "./connectionTasks.js"
 import { PoolEvents } from "./events.js"
 import type { Invalidation } from "./invalidation.js"
 import { type LeakDetection, makeLeakDetection } from "./leakDetection.js"
 import { LoadShedding } from "./loadShedding.js"
-import { makeMetrics, type PoolOptions } from "./poolOptions.js"
+import { makeMetrics, type PoolDependencies } from "./poolDependencies.js"
 import type { PoolState } from "./poolState.js"
 import { poolStats } from "./poolStats.js"
 import { closedFailure, exhausted, rejectionOf } from "./rejection.js"
-import { ConnectionTasks } from "./sessionTasks.js"
 import { shutDown } from "./shutDown.js"
 import { Validation } from "./validation.js"
 import { Waiter, WaitQueue } from "./waitQueue.js"
@@ -39,7 +39,7 @@ export class Pool implements PoolState {
   readonly location: ErrorLocation
   readonly connections: Connections
   readonly waiters: WaitQueue<OnCheckout>
-  readonly tasks = new ConnectionTasks()
+  readonly tasks = new RunningTasks()
   readonly validation: Validation
   readonly leakDetection: LeakDetection | undefined
   readonly events: PoolEvents
@@ -48,7 +48,7 @@ export class Pool implements PoolState {
   /** Called when the last connection is closed; set while the pool is closing or closed. */
   private onEmpty: (() => void) | undefined
 
-  constructor(readonly options: PoolOptions) {
+  constructor(readonly options: PoolDependencies) {
     const { credentials, database, observer, outageWaiters, pool, server, session, tasks } = options
     this.location = { database, server: server.name }
     this.metrics = makeMetrics(options)
@@ -242,6 +242,7 @@ export class Pool implements PoolState {
     this.connections.suspectAll()
     this.connections.remove(connection)
     this.events.lost(connection, error)
+    this.options.locator?.doubt(connection.server.name)
     if (this.connections.openCount === 0) this.waiters.suspendSheddingUntil(clock.now() + sheddingPause)
   }
 
@@ -264,6 +265,21 @@ export class Pool implements PoolState {
     const matches = this.connections.invalidate(mode, before, processId)
     this.events.invalidated(mode, matches)
     return matches
+  }
+
+  /**
+   * Retires the connections to all hosts but one, after that host has become the writer. With an
+   * error, the connections in use are given up at once.
+   */
+  retireOtherHosts(host: string, error: Error | undefined): void {
+    this.connections.retireOtherHosts(host, error)
+    this.opener.restart()
+  }
+
+  /** Gives up all connections to a host that does not answer, those in use included. */
+  giveUpHost(host: string, error: Error): void {
+    this.connections.giveUpHost(host, error)
+    this.opener.restart()
   }
 
   /**

@@ -3,20 +3,20 @@
 import type { ErrorLocation } from "../connection/statementFailure.js"
 import type { OnCheckout } from "./caller.js"
 import type { Connections } from "./connections.js"
+import type { RunningTasks } from "./connectionTasks.js"
 import type { PoolEvents } from "./events.js"
 import type { LeakDetection } from "./leakDetection.js"
-import type { PoolOptions } from "./poolOptions.js"
-import type { ConnectionTasks } from "./sessionTasks.js"
+import type { PoolDependencies } from "./poolDependencies.js"
 import type { Validation } from "./validation.js"
 import type { WaitQueue } from "./waitQueue.js"
 
 /** State of a pool. */
 export interface PoolState {
-  readonly options: PoolOptions
+  readonly options: PoolDependencies
   readonly location: ErrorLocation
   readonly connections: Connections
   readonly waiters: WaitQueue<OnCheckout>
-  readonly tasks: ConnectionTasks
+  readonly tasks: RunningTasks
   readonly validation: Validation
   /** The open checkouts, if a setting needs them. */
   readonly leakDetection: LeakDetection | undefined

@@ -7,7 +7,7 @@ import type { Caller } from "./caller.js"
 import type { ConnectionOpener } from "./connectionOpener.js"
 import { exhaustedFailure } from "./exhaustedFailure.js"
 import type { Checkout } from "./leakDetection.js"
-import { maxTotal } from "./poolOptions.js"
+import { maxTotal } from "./poolDependencies.js"
 import type { PoolState } from "./poolState.js"
 import { poolStats } from "./poolStats.js"
 

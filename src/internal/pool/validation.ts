@@ -4,12 +4,12 @@ import type { PoolConfig, SessionConfig } from "../../DatabaseConfig.js"
 import * as clock from "../concurrency/clock.js"
 import type { Connection } from "../connection/connection.js"
 import type { Connections } from "./connections.js"
-import type { ConnectionTasks, SessionTask } from "./sessionTasks.js"
+import type { ConnectionTask, RunningTasks } from "./connectionTasks.js"
 
 /** The longest timeout of a ping, in ms. */
 const maxPingTimeout = 1000
 
-const ping: SessionTask = (connection, callback) => {
+const ping: ConnectionTask = (connection, callback) => {
   connection.ping((failure) => callback(failure?.error))
   return () => {}
 }
@@ -33,10 +33,10 @@ export class Validation {
 
   constructor(
     private readonly connections: Connections,
-    private readonly tasks: ConnectionTasks,
+    private readonly tasks: RunningTasks,
     private readonly config: PoolConfig,
     session: SessionConfig,
-    private readonly onCheckout: SessionTask | undefined
+    private readonly onCheckout: ConnectionTask | undefined
   ) {
     // a pooler answers only when it has a free connection to the server, which may take longer
     this.pingTimeout =

@@ -10,11 +10,10 @@ import type * as Layer from "effect/Layer"
 import * as ManagedRuntime from "effect/ManagedRuntime"
 import * as Stream from "effect/Stream"
 import { type Session, withSession } from "../../Consistency.js"
-import { type ConfigInvalid, DatabaseClosed, isDatabaseError, refine } from "../../DatabaseError.js"
+import { type ConfigInvalid, DatabaseClosed, isDatabaseError, refine, toProblem } from "../../DatabaseError.js"
 import type * as Tenant from "../../Tenant.js"
 import * as UnitOfWork from "../../UnitOfWork.js"
 import { aBoolean, invalidOption, type OptionRules } from "../config/optionRules.js"
-import { problemOf } from "../http/problemDetails.js"
 import { invalidRequestOption } from "../http/requestOptions.js"
 import { SessionTokens } from "../http/sessionCookie.js"
 import { trace } from "../observability/callSite.js"
@@ -172,7 +171,7 @@ export const makeRuntime = <R, E, const D extends { readonly [name: string]: Uni
           // the handler answers, because the databases may be open at a later request
           (error) => {
             if (!isDatabaseError(error)) throw error
-            return Effect.runPromise(Effect.as(Effect.logError(error.message), refusalResponse(problemOf(error))))
+            return Effect.runPromise(Effect.as(Effect.logError(error.message), refusalResponse(toProblem(error))))
           }
         )
       }

@@ -9,10 +9,10 @@ import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import { withSession } from "../../Consistency.js"
-import { isDatabaseError } from "../../DatabaseError.js"
+import { isDatabaseError, type Problem, toProblem } from "../../DatabaseError.js"
 import * as UnitOfWork from "../../UnitOfWork.js"
 import { anObject, type OptionRules } from "../config/optionRules.js"
-import { notStored, type Problem, problemOf, problemType } from "../http/problemDetails.js"
+import { notStored, problemType } from "../http/problemJson.js"
 import { makeLabeler, pathOf } from "../http/requestLabel.js"
 import { outcomeByStatus, type RequestOptions, requestOptions, settingsFor } from "../http/requestOptions.js"
 import { headerOf, type SessionTokenOptions, type SessionTokens, sessionOf } from "../http/sessionCookie.js"
@@ -142,7 +142,7 @@ export const inUnit = (
             Effect.sync(() =>
               response.replace({ status: problem.status, type: problemType, body: JSON.stringify(problem) })
             )
-          if (isDatabaseError(error)) return Effect.zipRight(Effect.logError(error.message), instead(problemOf(error)))
+          if (isDatabaseError(error)) return Effect.zipRight(Effect.logError(error.message), instead(toProblem(error)))
           // the kept answer would report work that was undone
           if (answered) return Effect.zipRight(Effect.logError(cause), instead(notStored))
           return Effect.sync(() => {

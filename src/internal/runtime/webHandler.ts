@@ -6,11 +6,11 @@ import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import { withSession } from "../../Consistency.js"
-import { isDatabaseError } from "../../DatabaseError.js"
+import { isDatabaseError, type Problem, toProblem } from "../../DatabaseError.js"
 import * as UnitOfWork from "../../UnitOfWork.js"
 import { anObject, aRetry, aText, type OptionRules } from "../config/optionRules.js"
-import { isKeepable } from "../http/canKeepRequest.js"
-import { notStored, type Problem, problemOf, problemType } from "../http/problemDetails.js"
+import { isKeepable } from "../http/isKeepable.js"
+import { notStored, problemType } from "../http/problemJson.js"
 import { makeLabeler } from "../http/requestLabel.js"
 import { outcomeByStatus, type RequestOptions, requestOptions, settingsFor } from "../http/requestOptions.js"
 import {
@@ -20,7 +20,7 @@ import {
   type SessionTokens,
   sessionOf
 } from "../http/sessionCookie.js"
-import type { Describe } from "../statement/workComment.js"
+import type { Describe } from "../statement/workLabel.js"
 import { runDescribed } from "../unitOfWork/runUnit.js"
 import { runPlain } from "./asyncContext.js"
 
@@ -106,7 +106,7 @@ const answerInUnit = (
       if (answered === undefined || Cause.isInterruptedOnly(cause)) return Effect.failCause(cause)
       drop()
       return isDatabaseError(error)
-        ? Effect.as(Effect.logError(error.message), refusalResponse(problemOf(error)))
+        ? Effect.as(Effect.logError(error.message), refusalResponse(toProblem(error)))
         : Effect.as(Effect.logError(cause), refusalResponse(notStored))
     })
   })

@@ -1,5 +1,6 @@
 /**
- * Timeouts that the server enforces, as settings of a session or of one transaction.
+ * Timeouts that the server enforces, as settings of a session or of one transaction, and those of a
+ * ROLLBACK, which the library enforces.
  */
 
 /** Timeouts in ms. If one is missing, the server's own setting applies. */
@@ -34,3 +35,9 @@ export const settingsOf = (timeouts: Timeouts): ReadonlyArray<readonly [name: st
 /** Returns the timeouts as commands that set them for one transaction. */
 export const setLocal = (timeouts: Timeouts): ReadonlyArray<string> =>
   settingsOf(timeouts).map(([name, millis]) => `SET LOCAL ${name} = ${millis}`)
+
+/**
+ * Timeouts of a ROLLBACK, in ms: the default, a shorter one for an interrupted caller, which waits
+ * for the ROLLBACK, and infinity if another timeout applies.
+ */
+export const rollbackTimeout = { default: 750, interrupted: 400, unbounded: Number.POSITIVE_INFINITY }

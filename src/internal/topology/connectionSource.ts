@@ -6,7 +6,7 @@
 import type { Connection } from "../connection/connection.js"
 import type { SourceFailure } from "../connection/plainFailure.js"
 import type { Caller } from "../pool/caller.js"
-import type { PoolOptions } from "../pool/poolOptions.js"
+import type { PoolDependencies } from "../pool/poolDependencies.js"
 
 /** Callback that receives a connection or a failure, once, unless the checkout was cancelled. */
 export type OnCheckout = (failure: SourceFailure | undefined, connection: Connection | undefined) => void
@@ -14,7 +14,7 @@ export type OnCheckout = (failure: SourceFailure | undefined, connection: Connec
 /** Source of connections, with the checkout and checkin of a pool. */
 export interface ConnectionSource {
   /** The options of the pool that has assigned the connection, after a checkout. */
-  readonly options: PoolOptions
+  readonly options: PoolDependencies
   readonly checkout: (
     deadline: number,
     holding: ReadonlyArray<Connection>,

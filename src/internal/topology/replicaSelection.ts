@@ -8,17 +8,12 @@ import type { Session, Token } from "../../Consistency.js"
 import * as clock from "../concurrency/clock.js"
 import type { Connection } from "../connection/connection.js"
 import type { CheckoutFailure, PlainFailure } from "../connection/plainFailure.js"
-import {
-  type Freshness,
-  judgeFreshness,
-  positionTimeout,
-  queryPosition,
-  queryPositionWithin,
-  TokenRecorder
-} from "../consistency/walPosition.js"
+import { type Freshness, judgeFreshness } from "../consistency/freshness.js"
+import { TokenRecorder } from "../consistency/tokenRecorder.js"
+import { positionTimeout, queryPosition, queryPositionWithin } from "../consistency/walPosition.js"
 import type { Caller } from "../pool/caller.js"
 import type { Pool } from "../pool/pool.js"
-import type { PoolOptions } from "../pool/poolOptions.js"
+import type { PoolDependencies } from "../pool/poolDependencies.js"
 import type { ConnectionSource, OnCheckout } from "./connectionSource.js"
 import type { Server } from "./topology.js"
 
@@ -92,7 +87,7 @@ export class ReplicaSelection implements ConnectionSource {
     this.pool = candidates.primary.reads
   }
 
-  get options(): PoolOptions {
+  get options(): PoolDependencies {
     return this.pool.options
   }
 

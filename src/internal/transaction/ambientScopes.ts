@@ -1,13 +1,10 @@
 /**
- * The schema scopes and the causal session of a fiber, in its context and in the transaction slot.
- *
- * `SqlResolver` passes on only the slot, so the slot has both as well. Its values are never older
- * than those of the context.
+ * The schema scopes of a fiber, such as those of its tenant, in its context and in the transaction
+ * slot. Those of the slot are never older than those of the context.
  */
 import { TransactionConnection } from "@effect/sql/SqlClient"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
-import { CurrentSession, type Session } from "../../Consistency.js"
 import { SchemaInvalid } from "../../DatabaseError.js"
 import type { Request } from "../connection/connection.js"
 import { CurrentScopes } from "../edge/currentSchemaScopes.js"
@@ -18,45 +15,14 @@ import { contextOf, ScopedContext, type TransactionContext } from "./context.js"
  * Returns the scopes of a context, if it has any. For a statement without scopes, this look-up is
  * the only cost.
  */
-const scopesIn = (context: Context.Context<never>, ambient: TransactionContext | undefined): SchemaScopes | undefined =>
-  ambient?.scopes ?? context.unsafeMap.get(CurrentScopes.key)
+export const scopesIn = (
+  context: Context.Context<never>,
+  ambient: TransactionContext | undefined
+): SchemaScopes | undefined => ambient?.scopes ?? context.unsafeMap.get(CurrentScopes.key)
 
 /** Returns the scopes of a context, if it has any. */
 export const scopesOf = (context: Context.Context<never>): SchemaScopes | undefined =>
   scopesIn(context, contextOf(context))
-
-/** Returns the causal session of a context, if it is in one. */
-export const causalSessionOf = (
-  context: Context.Context<never>,
-  ambient: TransactionContext | undefined
-): Session | undefined => ambient?.session ?? context.unsafeMap.get(CurrentSession.key)
-
-/**
- * Returns the value of the slot for a transaction context that is put into `context`, with the
- * scopes and session of `context`.
- */
-export const slotOf = (context: Context.Context<never>, ambient: TransactionContext): TransactionContext["slot"] => {
-  const around = contextOf(context)
-  const scopes = scopesIn(context, around)
-  const session = causalSessionOf(context, around)
-  const hasBoth =
-    (scopes === undefined || scopes === ambient.scopes) && (session === undefined || session === ambient.session)
-  return hasBoth ? ambient.slot : new ScopedContext(ambient, scopes, session).slot
-}
-
-/** Returns a context without transactions and units of work, but with the same scopes and session. */
-export const withoutSlot = <R>(context: Context.Context<R>): Context.Context<R> => {
-  // the casts: the keys that are read and removed here are no part of R
-  const plain = context as Context.Context<never>
-  const outside = Context.omit(TransactionConnection)(context) as Context.Context<R>
-  const ambient = contextOf(plain)
-  const scopes = scopesIn(plain, ambient)
-  const session = ambient?.session
-  const scoped = scopes === undefined ? outside : Context.add(outside, CurrentScopes, scopes)
-  return session === undefined || session === plain.unsafeMap.get(CurrentSession.key)
-    ? scoped
-    : Context.add(scoped, CurrentSession, session)
-}
 
 /** Returns a context with changed schema scopes. */
 export const withChange = <R>(context: Context.Context<R>, change: ScopeChange): Context.Context<R> => {

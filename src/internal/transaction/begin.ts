@@ -3,7 +3,7 @@
  */
 import type { Access, Isolation } from "../../Transaction.js"
 import { setLocal } from "../sql/timeouts.js"
-import { labelSql } from "../statement/workComment.js"
+import { labelSql } from "../statement/workLabel.js"
 import type { PlainOptions } from "./plainOptions.js"
 
 const isolations: ReadonlyArray<Isolation> = ["read committed", "repeatable read", "serializable"]

@@ -6,8 +6,8 @@ import type { Reactivity } from "@effect/experimental/Reactivity"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
-import { withoutSlot } from "./ambientScopes.js"
 import { currentContext } from "./context.js"
+import { withoutSlot } from "./transactionSlot.js"
 
 type Service = Reactivity.Service
 type Keys = Parameters<Service["unsafeInvalidate"]>[0]

@@ -6,7 +6,7 @@
 import type * as Fiber from "effect/Fiber"
 import type { WorkLabel } from "../../Transaction.js"
 import type { CallSite } from "../observability/callSite.js"
-import type { Describe } from "../statement/workComment.js"
+import type { Describe } from "../statement/workLabel.js"
 import { TransactionContext } from "./context.js"
 import type { UndoneReason } from "./level.js"
 import type { Transaction } from "./transaction.js"

@@ -13,9 +13,9 @@ import type { Connection } from "../connection/connection.js"
 import type { PlainFailure, StatementFailure } from "../connection/plainFailure.js"
 import * as wire from "../protocol/frontendMessages.js"
 import type { ConnectionHolder } from "./connectionHolder.js"
-import type { NestedGate } from "./nestedGate.js"
 import type { LevelSettings } from "./pendingBegin.js"
 import { makeSavepoint, type Savepoint } from "./savepoint.js"
+import type { SiblingTurn } from "./siblingTurn.js"
 
 /** Outcome of a level, or `open` before it has one. */
 export type LevelState = "open" | "committed" | "rolledBack" | "failed" | "unknown"
@@ -53,8 +53,8 @@ export class Level {
   interrupted: Interrupted | undefined = undefined
   /** The first part of the level that ended in rollback, so that the level cannot be kept. */
   undone: UndoneReason | undefined = undefined
-  /** The gate that a level of a nested part passes before its first statement. */
-  gate: NestedGate | undefined = undefined
+  /** The turn that a level of a nested part takes before its first statement. */
+  turn: SiblingTurn | undefined = undefined
   /** True after the end of the level was requested: no statement may begin any more. */
   isEnding = false
   /** True if the level has work that remains when a nested level is undone. */

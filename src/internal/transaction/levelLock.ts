@@ -7,8 +7,8 @@ import * as clock from "../concurrency/clock.js"
 import type { Connection } from "../connection/connection.js"
 import type { StatementFailure } from "../connection/plainFailure.js"
 import type { Level } from "./level.js"
-import type { NestedGate } from "./nestedGate.js"
 import { PendingBegin } from "./pendingBegin.js"
+import type { SiblingTurn } from "./siblingTurn.js"
 
 /**
  * Callback of an acquired level, with its connection and the levels that begin with the statement,
@@ -64,7 +64,7 @@ export const acquireLevel = (level: Level, acquired: OnAcquired, nested?: Level)
       leave()
       fail(failure)
     }
-    leave = level.gate === undefined ? goAbove() : passGate(level, level.gate, goAbove, fail)
+    leave = level.turn === undefined ? goAbove() : takeTurn(level, level.turn, goAbove, fail)
     leaveAbove = () => {
       leave()
       releaseUnused(level)
@@ -133,21 +133,21 @@ const checkOut = (level: Level, acquired: OnAcquired): (() => void) =>
  * Waits up to `busyTimeout` for the turn of the nested part of a level among its siblings, then
  * calls `goOn`. The returned function gives up.
  */
-const passGate = (
+const takeTurn = (
   level: Level,
-  gate: NestedGate,
+  turn: SiblingTurn,
   goOn: () => () => void,
   refuse: (failure: StatementFailure) => void
 ): (() => void) => {
   let giveUp = nothing
   let stop = nothing
-  let isPassed = false
-  const leave = gate.enter(() => {
-    isPassed = true
+  let isTaken = false
+  const leave = turn.take(() => {
+    isTaken = true
     stop()
     giveUp = goOn()
   })
-  if (isPassed) return giveUp
+  if (isTaken) return giveUp
   stop = watchEnd(level, (failure) => {
     leave()
     stop()

@@ -2,6 +2,7 @@
  * The end of a level that is undone.
  */
 import * as clock from "../concurrency/clock.js"
+import { rollbackTimeout } from "../sql/timeouts.js"
 import type { Level } from "./level.js"
 
 const nothing = () => {}
@@ -13,7 +14,7 @@ const nothing = () => {}
 export const rollbackLevel = (
   level: Level,
   done: () => void,
-  timeout: keyof typeof clock.rollbackTimeout = "default"
+  timeout: keyof typeof rollbackTimeout = "default"
 ): void => {
   const { connectionHolder } = level
   level.isEnding = true
@@ -39,7 +40,7 @@ export const rollbackLevel = (
   // a statement that was not sent yet may wait for long, for example for the turn of its part, and
   // must not be sent any more
   level.cancelBegin?.({ _tag: "TransactionEnded", ...connectionHolder.location })
-  stop = clock.later(clock.rollbackTimeout[timeout], () => {
+  stop = clock.later(rollbackTimeout[timeout], () => {
     // the statement or nested level that holds the lock loses its connection
     connectionHolder.abort("ROLLBACK was not possible in time", level.interrupted)
     finish()
@@ -88,7 +89,7 @@ export const revert = (level: Level, outermost: Level, done: () => void): void =
  */
 const outermostToUndo = (part: Level): Level => {
   let level = part
-  if (part.gate === undefined) return level
+  if (part.turn === undefined) return level
   while (level.parent !== undefined && !level.parent.hasOwnWork) level = level.parent
   return level
 }

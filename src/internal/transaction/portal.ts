@@ -5,6 +5,7 @@
 import * as clock from "../concurrency/clock.js"
 import type { Connection, Exchange, Request } from "../connection/connection.js"
 import type { StatementFailure } from "../connection/plainFailure.js"
+import { rollbackTimeout } from "../sql/timeouts.js"
 import type { OnStatement } from "../statement/autocommit.js"
 import type { Level } from "./level.js"
 import { exchangeIn } from "./levelExchange.js"
@@ -68,7 +69,7 @@ export class Portal {
   close(isOver: boolean, done: () => void): void {
     const { level, name, request } = this
     let sentOn: Connection | undefined
-    const stop = clock.later(clock.rollbackTimeout[isOver ? "interrupted" : "default"], () => {
+    const stop = clock.later(rollbackTimeout[isOver ? "interrupted" : "default"], () => {
       if (sentOn === undefined) leave()
       else if (isOver) sentOn.destroy("broken")
       done()

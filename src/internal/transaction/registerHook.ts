@@ -8,11 +8,11 @@ import type * as Fiber from "effect/Fiber"
 import type { Role } from "../../Topology.js"
 import type { Options, WorkLabel } from "../../Transaction.js"
 import { runReported } from "./afterHooks.js"
-import { slotOf, withoutSlot } from "./ambientScopes.js"
 import { currentContext, type TransactionContext } from "./context.js"
 import type { Hook, RegisteredHook } from "./hook.js"
 import type { LevelState } from "./level.js"
 import type { Origin, Transaction } from "./transaction.js"
+import { slotOf, withoutSlot } from "./transactionSlot.js"
 
 /** Origin that begins transactions. */
 export interface TransactionFactory extends Origin {

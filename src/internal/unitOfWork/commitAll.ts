@@ -23,8 +23,8 @@ import type { TransactionContext } from "../transaction/context.js"
 import { rolledBackAtCommit } from "../transaction/levelFailure.js"
 import { rollbackNested } from "../transaction/levelRollback.js"
 import type { Transaction } from "../transaction/transaction.js"
+import type { CommitOptions } from "./commitOptions.js"
 import { inCommitOrder } from "./commitOrder.js"
-import type { CompletionOptions } from "./completionOptions.js"
 import type { Unit } from "./unit.js"
 
 /**
@@ -174,7 +174,7 @@ export interface CommitGroup {
  */
 export const finish = (
   { beginAll, close, context, isEarly, otherEnd, unit }: CommitGroup,
-  { checked, leavesForks, order }: CompletionOptions,
+  { checked, leavesForks, order }: CommitOptions,
   restore: Restore | undefined
 ): Effect.Effect<void, TransactionError> =>
   Effect.suspend(() => {

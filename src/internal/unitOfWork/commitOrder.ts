@@ -4,7 +4,7 @@
  */
 import { isSavepoint } from "../transaction/completion.js"
 import type { Transaction } from "../transaction/transaction.js"
-import type { Order } from "./completionOptions.js"
+import type { Order } from "./commitOptions.js"
 
 /**
  * Returns the transactions in the order in which they are committed. Savepoints are last, because

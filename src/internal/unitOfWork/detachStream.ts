@@ -5,7 +5,7 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import { withoutSlot } from "../transaction/ambientScopes.js"
+import { withoutSlot } from "../transaction/transactionSlot.js"
 
 /** Returns a stream that runs in the context of this effect, but outside of its unit of work. */
 export const detachStream = <A, E, R>(self: Stream.Stream<A, E, R>): Effect.Effect<Stream.Stream<A, E>, never, R> =>

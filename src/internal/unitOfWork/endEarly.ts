@@ -78,7 +78,7 @@ const endSelected = (
         return now instanceof PropagationRefused ? selected : now
       }
       return Effect.tap(
-        finish({ unit, context, beginAll, isEarly: true, otherEnd, close }, unit.completion, restore),
+        finish({ unit, context, beginAll, isEarly: true, otherEnd, close }, unit.commitOptions, restore),
         () => Effect.sync(() => unit.stored(true))
       )
     })

@@ -7,37 +7,37 @@
 import type * as Fiber from "effect/Fiber"
 import type { Role } from "../../Topology.js"
 import type { Settings } from "../../Transaction.js"
-import type { Describe } from "../statement/workComment.js"
+import type { Describe } from "../statement/workLabel.js"
 import type { Demanded, Retry, TransactionContext } from "../transaction/context.js"
 import { passedOn } from "../transaction/hook.js"
 import type { PartName } from "../transaction/joinedPart.js"
-import { NestedGate } from "../transaction/nestedGate.js"
 import { inMillis } from "../transaction/plainOptions.js"
 import { mergeSettings } from "../transaction/settingsByDatabase.js"
+import { SiblingTurn } from "../transaction/siblingTurn.js"
 import { nest, type Origin, type Transaction } from "../transaction/transaction.js"
-import type { CompletionOptions, Order } from "./completionOptions.js"
+import type { CommitOptions, Order } from "./commitOptions.js"
+import type { Begin, HooksOfDatabase } from "./hooksBeforeBegin.js"
 import { Unit } from "./unit.js"
 import { joinableUnitOf, unitOf } from "./unitOf.js"
-import type { Begin, HooksOfDatabase } from "./waitingHooks.js"
 
 /**
  * Nested part of a unit or transaction. It takes turns with its siblings, and ends with savepoints
  * where a transaction is around it.
  */
 export class NestedUnit extends Unit {
-  private readonly gate: NestedGate
+  private readonly turn: SiblingTurn
   /** The hooks without a transaction that are passed to the unit around at the end of the part. */
   private heldHooks: ReadonlyArray<readonly [Origin, HooksOfDatabase]> = []
 
   constructor(
     private readonly fiber: Fiber.RuntimeFiber<unknown, unknown>,
     private readonly outside: TransactionContext,
-    completion: CompletionOptions,
+    commitOptions: CommitOptions,
     describe: Describe | undefined,
     name: PartName
   ) {
-    super(outside, undefined, undefined, completion, describe, name)
-    this.gate = new NestedGate(outside.siblingLock)
+    super(outside, undefined, undefined, commitOptions, describe, name)
+    this.turn = new SiblingTurn(outside.siblingLock)
   }
 
   override get isNested(): boolean {
@@ -78,9 +78,9 @@ export class NestedUnit extends Unit {
     return mergeSettings(own, { access, isolation })
   }
 
-  override demandCompletion(order: Order | undefined, checked: boolean | undefined): Demanded {
+  override demandCommitOptions(order: Order | undefined, checked: boolean | undefined): Demanded {
     const unit = unitOf(this.outside)
-    return unit === undefined ? super.demandCompletion(order, checked) : unit.demandCompletion(order, checked)
+    return unit === undefined ? super.demandCommitOptions(order, checked) : unit.demandCommitOptions(order, checked)
   }
 
   /**
@@ -89,7 +89,7 @@ export class NestedUnit extends Unit {
    * and runs the hooks itself.
    */
   holdHooks(): void {
-    this.heldHooks = [...this.heldHooks, ...this.takeWaiting((origin) => this.outside.takesHooks(origin))]
+    this.heldHooks = [...this.heldHooks, ...this.takeHooksBeforeBegin((origin) => this.outside.takesHooks(origin))]
   }
 
   /**
@@ -114,7 +114,7 @@ export class NestedUnit extends Unit {
 
   /** Ends the turn of the part, so that the next part of the same unit can run. */
   leave(): void {
-    this.gate.leave()
+    this.turn.end()
   }
 
   private nestIn(around: Transaction): Transaction {
@@ -122,7 +122,7 @@ export class NestedUnit extends Unit {
     const { applicationName, lockTimeout, statementTimeout } = super.settingsFor(around.origin.database)
     const own = mergeSettings({}, { label, applicationName, lockTimeout, statementTimeout })
     const nested = nest(around.origin, around, "writer", around, inMillis(own))
-    nested.level.gate = this.gate
+    nested.level.turn = this.turn
     nested.span = around.origin.span(this.fiber, label, this.outside)
     this.add(nested)
     return nested

@@ -6,9 +6,9 @@ import * as Exit from "effect/Exit"
 import type * as Schedule from "effect/Schedule"
 import type { DatabaseError } from "../../DatabaseError.js"
 import type { Settings, WorkLabel } from "../../Transaction.js"
-import type { Describe } from "../statement/workComment.js"
+import type { Describe } from "../statement/workLabel.js"
 import { mergeSettings, type SettingsByDatabase } from "../transaction/settingsByDatabase.js"
-import type { EndOptions } from "./completionOptions.js"
+import type { EndOptions } from "./commitOptions.js"
 
 /** End of a unit. */
 export type Outcome = "commit" | "rollback"

@@ -9,19 +9,19 @@ import * as Exit from "effect/Exit"
 import * as FiberRef from "effect/FiberRef"
 import { OptionsConflict, type TransactionError } from "../../DatabaseError.js"
 import { type CallSite, callSiteOfPart } from "../observability/callSite.js"
-import type { Describe } from "../statement/workComment.js"
-import { slotOf } from "../transaction/ambientScopes.js"
+import type { Describe } from "../statement/workLabel.js"
 import { currentContext, type TransactionContext } from "../transaction/context.js"
 import type { PartName } from "../transaction/joinedPart.js"
 import { retryRefused } from "../transaction/propagation.js"
+import { runAsPart } from "../transaction/runInTransaction.js"
 import type { SettingsByDatabase } from "../transaction/settingsByDatabase.js"
-import { runAsPart } from "../transaction/withTransaction.js"
-import { completionOptions, type EndOptions, orderOf } from "./completionOptions.js"
-import { nestedHandle, openUnit, type UnitHandle, type UnitPlan } from "./handle.js"
+import { slotOf } from "../transaction/transactionSlot.js"
+import { commitOptionsOf, type EndOptions, orderOf } from "./commitOptions.js"
 import { NestedUnit } from "./nested.js"
+import { nestedHandle, openUnit, type UnitHandle, type UnitPlan } from "./openUnit.js"
 import { invalidOfNested, invalidOfSettings, invalidOfUnit } from "./optionRules.js"
 import { decide, describeWork, type NestedOptions, settingsByDatabase, type UnitOptions } from "./options.js"
-import { retryUnit } from "./retry.js"
+import { retryUnit } from "./retryUnit.js"
 import type { Unit } from "./unit.js"
 import { joinableUnitOf, unitOf } from "./unitOf.js"
 
@@ -87,8 +87,8 @@ export const runNested = <A, E, R>(
     if (context === undefined) return runInNewUnit(self, context, true, options, describeWork(options), site)
     // all savepoints are checked first: if one failed after another was released, a part of the
     // work would stay
-    const completion = { ...(unitOf(context)?.completion ?? completionOptions({})), checked: true }
-    const unit = new NestedUnit(fiber, context, completion, describeWork(options), { label, site })
+    const commitOptions = { ...(unitOf(context)?.commitOptions ?? commitOptionsOf({})), checked: true }
+    const unit = new NestedUnit(fiber, context, commitOptions, describeWork(options), { label, site })
     return runIn(self, nestedHandle(unit), options)
   })
 }
@@ -105,7 +105,7 @@ export const demandOfUnit = (
 ): OptionsConflict | undefined => {
   const takeSettings = settings === undefined ? undefined : context.demand(settings, true)
   if (takeSettings instanceof OptionsConflict) return takeSettings
-  const takeEnd = unit.demandCompletion(order === undefined ? undefined : orderOf(order), checkFirst)
+  const takeEnd = unit.demandCommitOptions(order === undefined ? undefined : orderOf(order), checkFirst)
   if (takeEnd instanceof OptionsConflict) return takeEnd
   if (retry !== false && !context.takeRetry(undefined, retry)) return retryRefused(unit.begun[0]?.origin.database ?? "")
   takeSettings?.()
@@ -176,7 +176,7 @@ const runInNewUnit = <A, E, R>(
     around,
     joins,
     settings,
-    completion: completionOptions(options, isRequest),
+    commitOptions: commitOptionsOf(options, isRequest),
     describe,
     name: { label: options.work?.label, site }
   }

@@ -7,13 +7,13 @@ import type * as Fiber from "effect/Fiber"
 import { OptionsConflict, type TransactionBusy } from "../../DatabaseError.js"
 import type { Settings, WorkLabel } from "../../Transaction.js"
 import { FifoLock } from "../concurrency/fifoLock.js"
-import type { Describe } from "../statement/workComment.js"
+import type { Describe } from "../statement/workLabel.js"
 import type { Demanded, Retry, TransactionContext } from "../transaction/context.js"
 import { JoinedPart, type PartName } from "../transaction/joinedPart.js"
 import { raiseIsolation } from "../transaction/propagation.js"
 import { type SettingsByDatabase, settingsOf } from "../transaction/settingsByDatabase.js"
 import type { Transaction } from "../transaction/transaction.js"
-import { type CompletionOptions, conflictOfCompletion, type Order, raiseCompletion } from "./completionOptions.js"
+import { type CommitOptions, conflictOfCommit, type Order, raiseCommitOptions } from "./commitOptions.js"
 import { type End, EndsUnderWay } from "./endsUnderWay.js"
 import { conflictOfBegun, conflictOfSettings, raiseAll } from "./requiredSettings.js"
 import { UnitTransactions } from "./unitTransactions.js"
@@ -39,7 +39,7 @@ export class Unit extends UnitTransactions {
     parent: TransactionContext | undefined,
     behind: TransactionContext | undefined,
     private settings: SettingsByDatabase | undefined,
-    public completion: CompletionOptions,
+    public commitOptions: CommitOptions,
     private readonly describe: Describe | undefined,
     protected readonly name: PartName | undefined
   ) {
@@ -163,16 +163,16 @@ export class Unit extends UnitTransactions {
   }
 
   /**
-   * Checks the completion options that a part requires. Returns the conflict, or a function that
+   * Checks the commit options that a part requires. Returns the conflict, or a function that
    * applies them, as {@link demand}.
    */
-  demandCompletion(order: Order | undefined, checked: boolean | undefined): Demanded {
-    const { completion } = this
-    const conflict = conflictOfCompletion(completion, order, checked)
+  demandCommitOptions(order: Order | undefined, checked: boolean | undefined): Demanded {
+    const { commitOptions } = this
+    const conflict = conflictOfCommit(commitOptions, order, checked)
     if (conflict !== undefined)
       return new OptionsConflict({ database: this.begun[0]?.origin.database ?? "", server: "", ...conflict })
     return () => {
-      this.completion = raiseCompletion(completion, order, checked)
+      this.commitOptions = raiseCommitOptions(commitOptions, order, checked)
     }
   }
 

@@ -2,7 +2,7 @@
  * Look-ups of the unit of work that a transaction context is in.
  */
 import type { TransactionContext } from "../transaction/context.js"
-import { OutsideContext } from "../transaction/transactionContexts.js"
+import { OutsideContext } from "../transaction/outsideContext.js"
 import { Unit } from "./unit.js"
 
 /** Returns the innermost unit of work of a context. */

@@ -10,8 +10,8 @@ import { type ReadAffinity, TransactionContext } from "../transaction/context.js
 import type { Hook } from "../transaction/hook.js"
 import { rollbackLevel } from "../transaction/levelRollback.js"
 import type { Origin, Transaction } from "../transaction/transaction.js"
+import { type Begin, HooksBeforeBegin, type HooksOfDatabase } from "./hooksBeforeBegin.js"
 import { mayBeStored } from "./mayBeStored.js"
-import { type Begin, type HooksOfDatabase, WaitingHooks } from "./waitingHooks.js"
 
 const none: ReadonlyArray<never> = []
 
@@ -19,7 +19,7 @@ const none: ReadonlyArray<never> = []
 export abstract class UnitTransactions extends TransactionContext {
   // created with their first entries, because many requests use no database
   private transactions: Map<Origin, Transaction> | undefined = undefined
-  private waiting: WaitingHooks | undefined = undefined
+  private hooksBeforeBegin: HooksBeforeBegin | undefined = undefined
   private affinities: Map<Origin, ReadAffinity> | undefined = undefined
   private ended = false
   /**
@@ -96,9 +96,9 @@ export abstract class UnitTransactions extends TransactionContext {
     }
     this.transactions ??= new Map()
     this.transactions.set(origin, transaction)
-    const waiting = this.waiting?.of(origin)
+    const waiting = this.hooksBeforeBegin?.of(origin)
     if (waiting === undefined) return
-    this.waiting?.remove(origin)
+    this.hooksBeforeBegin?.remove(origin)
     for (const hook of waiting.hooks) transaction.addHook(hook)
   }
 
@@ -116,12 +116,14 @@ export abstract class UnitTransactions extends TransactionContext {
    * Removes the hooks without a transaction on the databases that `isMeant` selects, and returns
    * them.
    */
-  protected takeWaiting(isMeant: (origin: Origin) => boolean): ReadonlyArray<readonly [Origin, HooksOfDatabase]> {
-    const { waiting } = this
+  protected takeHooksBeforeBegin(
+    isMeant: (origin: Origin) => boolean
+  ): ReadonlyArray<readonly [Origin, HooksOfDatabase]> {
+    const { hooksBeforeBegin: waiting } = this
     if (waiting === undefined) return none
     const all = waiting.list().filter(([origin]) => isMeant(origin))
     for (const [origin] of all) waiting.remove(origin)
-    if (waiting.isEmpty) this.waiting = undefined
+    if (waiting.isEmpty) this.hooksBeforeBegin = undefined
     return all
   }
 
@@ -141,8 +143,8 @@ export abstract class UnitTransactions extends TransactionContext {
       return true
     }
     if (!this.isNested && super.addHook(origin, hook, begin)) return true
-    this.waiting ??= new WaitingHooks()
-    this.waiting.add(origin, hook, begin)
+    this.hooksBeforeBegin ??= new HooksBeforeBegin()
+    this.hooksBeforeBegin.add(origin, hook, begin)
     return true
   }
 
@@ -168,7 +170,8 @@ export abstract class UnitTransactions extends TransactionContext {
    * they have begun.
    */
   beginAll(): ReadonlyArray<Transaction> {
-    if (this.waiting !== undefined) for (const [origin, { begin }] of this.waiting.list()) this.open(origin, begin)
+    if (this.hooksBeforeBegin !== undefined)
+      for (const [origin, { begin }] of this.hooksBeforeBegin.list()) this.open(origin, begin)
     return this.begun
   }
 
@@ -179,7 +182,7 @@ export abstract class UnitTransactions extends TransactionContext {
 
   /** Returns the unit's transaction on a database. If it has nothing but hooks, this begins it. */
   beginOwn(origin: Origin): Transaction | undefined {
-    const waiting = this.waiting?.of(origin)
+    const waiting = this.hooksBeforeBegin?.of(origin)
     return this.transactions?.get(origin) ?? (waiting === undefined ? undefined : this.open(origin, waiting.begin))
   }
 
@@ -217,7 +220,7 @@ export abstract class UnitTransactions extends TransactionContext {
 
   /** True if no transaction has begun, and no hook waits for one. */
   protected get isUnused(): boolean {
-    return this.transactions === undefined && this.waiting === undefined
+    return this.transactions === undefined && this.hooksBeforeBegin === undefined
   }
 
   /** True if all work so far is undone. */

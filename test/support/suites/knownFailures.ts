@@ -1,6 +1,6 @@
 /**
- * The failures of plain clients, as functions of a client: `plainClient.test.ts` asserts the result
- * of the plain client in each, `knownFailures.test.ts` that of effect-db. The numbers are those of
+ * The known failures of `@effect/sql-pg`, as functions of a client. `plainClient.test.ts` asserts
+ * the result for its client, `knownFailures.test.ts` that for effect-db. The numbers are those of
  * the table in `examples/guides/sql-pg.md`.
  */
 
@@ -27,13 +27,13 @@ import { type Message, makeProxy, type Proxy, sends } from "../proxy.js"
 import type { Role } from "../roles.js"
 import { freshDatabase, query } from "../server.js"
 
-/** A database of a scenario, with its address. */
+/** The database of a scenario, with its URL. */
 export interface Place {
   readonly name: string
   readonly writer: Redacted.Redacted<string>
 }
 
-/** A new database with the tables of the scenarios. */
+/** Creates a database with the tables of the scenarios. */
 export const freshTables = Effect.tap(freshDatabase, ({ writer }) =>
   query(
     writer,
@@ -48,15 +48,15 @@ export const stored = ({ writer }: Place): Effect.Effect<ReadonlyArray<string>> 
     rows.map(({ name }) => name)
   )
 
-/** Ends a backend from outside, and waits until it is gone. */
+/** Terminates a backend from another session, and waits until it is gone. */
 const kill = ({ writer }: Place, pid: number): Effect.Effect<void> =>
   Effect.asVoid(query(writer, "SELECT pg_terminate_backend($1, 10000)", [pid]))
 
 const soon = Schedule.intersect(Schedule.spaced("5 millis"), Schedule.recurs(2000))
 
 /**
- * Returns the exit of an effect when `bound` is over, if it has one. It is not interrupted then,
- * because the interruption may take long itself.
+ * Waits up to `bound` for the exit of an effect, and returns it if there is one. Otherwise the
+ * effect is not interrupted, because the interruption itself may take long.
  */
 const within = <A, E, R>(
   bound: Duration.DurationInput,
@@ -64,7 +64,7 @@ const within = <A, E, R>(
 ): Effect.Effect<Option.Option<Exit.Exit<A, E>>, never, R> =>
   Effect.flatMap(Effect.forkDaemon(self), (fiber) => withRealClock(Effect.timeoutOption(Fiber.await(fiber), bound)))
 
-/** Waits until the server runs a statement with these words. */
+/** Waits until the server runs a statement that contains these words. */
 const running = ({ name, writer }: Place, words: string) =>
   query(writer, "SELECT 1 FROM pg_stat_activity WHERE datname = $1 AND state = 'active' AND query LIKE $2", [
     name,
@@ -72,7 +72,8 @@ const running = ({ name, writer }: Place, words: string) =>
   ]).pipe(Effect.repeat({ schedule: soon, until: (rows) => rows.length === 1 }), withRealClock)
 
 /**
- * Runs an effect while a transaction holds a connection, which is the only one in these scenarios.
+ * Runs an effect while a transaction holds a connection. The pools of these scenarios have no other
+ * connection.
  */
 const whileHeld = <A, E, R>(sql: PgClient, self: Effect.Effect<A, E, R>) =>
   Effect.gen(function* () {
@@ -115,12 +116,12 @@ export const transactionOfAnother = (a: PgClient, b: PgClient) =>
   )
 
 /**
- * 3. Runs a transaction whose COMMIT the server refuses: its row refers to one that is not there.
+ * 3. Runs a transaction whose COMMIT the server refuses, because its row refers to a missing row.
  */
 export const commitRefused = (sql: PgClient) =>
   sql.withTransaction(Effect.zipRight(insert(sql, "x"), sql`INSERT INTO part ${sql.insert({ item: "missing" })}`))
 
-/** 4. Ends the backend of a transaction, between two statements. */
+/** 4. Terminates the backend of a transaction between two statements. */
 export const backendKilled = (sql: PgClient, place: Place) =>
   sql.withTransaction(
     Effect.gen(function* () {
@@ -130,7 +131,7 @@ export const backendKilled = (sql: PgClient, place: Place) =>
     })
   )
 
-/** 5. Runs a transaction of one statement; its connection is cut when BEGIN is sent. */
+/** 5. Runs a transaction of one statement. The test cuts the connection when BEGIN is sent. */
 export const oneInsert = (sql: PgClient) => sql.withTransaction(insert(sql, "x"))
 
 /** 6. Runs a statement that fails, ignores its failure, and commits. */
@@ -143,8 +144,8 @@ export const failureIgnored = (sql: PgClient) =>
   )
 
 /**
- * 7. Runs two nested transactions at once in one: the first keeps its row, the second fails.
- * Returns their exits.
+ * 7. Runs two nested transactions at once in one transaction: the first inserts a row, the second
+ * fails. Returns their exits.
  */
 export const siblings = (sql: PgClient) =>
   sql.withTransaction(
@@ -158,8 +159,8 @@ export const siblings = (sql: PgClient) =>
   )
 
 /**
- * 8. Runs 200 nested transactions one after the other; returns the number of locked transaction ids
- * then.
+ * 8. Runs 200 nested transactions one after the other; returns how many transaction ids are locked
+ * after that.
  */
 export const manyNested = (sql: PgClient) =>
   sql.withTransaction(
@@ -175,8 +176,8 @@ export const manyNested = (sql: PgClient) =>
   )
 
 /**
- * 9. Runs a transaction with 300 ms while the only connection is in use. Returns its exit a second
- * after that.
+ * 9. Runs a transaction with a timeout of 300 ms while the only connection is in use. Returns its
+ * exit, if it ends within a second after that.
  */
 export const fullPool = (sql: PgClient) =>
   whileHeld(
@@ -185,8 +186,8 @@ export const fullPool = (sql: PgClient) =>
   )
 
 /**
- * 10. Lets a fiber outlive its transaction and insert while another one is open on that connection,
- * which then fails.
+ * 10. Lets a fiber outlive its transaction, and insert a row while the next transaction is open on
+ * the same connection. That transaction then fails. Returns the exit of the fiber.
  */
 export const daemon = (sql: PgClient) =>
   Effect.gen(function* () {
@@ -212,8 +213,8 @@ export const daemon = (sql: PgClient) =>
   })
 
 /**
- * 11. Interrupts a statement that ends by itself, while its cancel is delayed on the network for
- * more than 5 s; it arrives when another fiber's statement runs. Returns the exit of that one. With
+ * 11. Interrupts a statement that ends by itself. The network delays the cancel request for more
+ * than 5 s, until another fiber's statement runs. Returns the exit of that statement. Needs
  * `TestClock`.
  */
 export const lateCancel = (sql: PgClient, place: Place, proxy: Proxy, isCancel: (message: Message) => boolean) =>
@@ -231,7 +232,10 @@ export const lateCancel = (sql: PgClient, place: Place, proxy: Proxy, isCancel: 
     return yield* Fiber.await(other)
   })
 
-/** 12. Interrupts a statement on the only connection. Returns its exit a second later. */
+/**
+ * 12. Interrupts a statement on the only connection. Returns the exit of the interruption, if it
+ * ends within a second.
+ */
 export const interruptInFullPool = (sql: PgClient, place: Place) =>
   Effect.gen(function* () {
     const slow = yield* Effect.fork(sql`SELECT pg_sleep(60), 'slow'`)
@@ -240,8 +244,8 @@ export const interruptInFullPool = (sql: PgClient, place: Place) =>
   })
 
 /**
- * 13. Interrupts a wait for the only connection, which then comes free. Returns the exit of the
- * next statement a second later.
+ * 13. Interrupts a wait for the only connection, which is then returned to the pool. Returns the
+ * exit of the next statement, if it ends within a second.
  */
 const givesUpWaiting = (sql: PgClient, waits: Effect.Effect<unknown, SqlError>) =>
   Effect.gen(function* () {
@@ -249,7 +253,7 @@ const givesUpWaiting = (sql: PgClient, waits: Effect.Effect<unknown, SqlError>) 
       sql,
       Effect.gen(function* () {
         const waiting = yield* Effect.fork(waits)
-        // it asks for a connection as soon as it runs
+        // the fiber requests a connection as soon as it runs
         yield* Effect.yieldNow()
         yield* Fiber.interrupt(waiting)
       })
@@ -262,7 +266,8 @@ export const streamGivesUp = (sql: PgClient) => givesUpWaiting(sql, Stream.runDr
 export const reserveGivesUp = (sql: PgClient) => givesUpWaiting(sql, Effect.scoped(sql.reserve))
 
 /**
- * 14. Ends the backend in the middle of a stream. Returns the exit of the stream a second later.
+ * 14. Terminates the backend in the middle of a stream. Returns the exit of the stream, if it ends
+ * within a second.
  */
 export const backendDiesInStream = (sql: PgClient, place: Place) =>
   Effect.gen(function* () {
@@ -277,8 +282,8 @@ export const backendDiesInStream = (sql: PgClient, place: Place) =>
   })
 
 /**
- * 15. Runs a statement for each row of a stream, all in one transaction; the rows are more than are
- * fetched at once.
+ * 15. Runs a statement for each row of a stream, in the same transaction. The stream has more rows
+ * than are fetched at once.
  */
 export const queryInStream = (sql: PgClient) =>
   sql.withTransaction(
@@ -288,8 +293,8 @@ export const queryInStream = (sql: PgClient) =>
   )
 
 /**
- * 16. Silences a connection under a statement, which has 300 ms. Returns the exit of the next
- * statement, which has a second.
+ * 16. Freezes a connection when it sends a statement with a timeout of 300 ms. Returns the exit of
+ * the next statement, which has a timeout of a second.
  */
 export const halfOpen = (sql: PgClient, proxy: Proxy) =>
   Effect.gen(function* () {
@@ -299,8 +304,8 @@ export const halfOpen = (sql: PgClient, proxy: Proxy) =>
   })
 
 /**
- * 17. Silences a connection inside of a transaction, which has 300 ms. Returns its exit a second
- * after that.
+ * 17. Freezes a connection inside of a transaction with a timeout of 300 ms. Returns the exit of the
+ * transaction, if it ends within a second after that.
  */
 export const halfOpenTransaction = (sql: PgClient, proxy: Proxy) =>
   Effect.gen(function* () {
@@ -319,13 +324,13 @@ const listen = (sql: PgClient, channel: string) =>
     return { heard, fiber }
   })
 
-/** Waits until a listener has received a payload; `again` runs each time. */
+/** Runs `again` until a listener has received a payload. */
 const until = (heard: ReadonlyArray<string>, payload: string, again: Effect.Effect<unknown> = Effect.void) =>
   Effect.repeat(again, { schedule: soon, until: () => heard.includes(payload) })
 
 /**
- * 18. Returns the notifications of NOTIFY outside of a transaction, inside of one, and inside of
- * one that is rolled back.
+ * 18. Notifies outside of a transaction, inside of one, and inside of one that is rolled back;
+ * returns what a listener receives.
  */
 export const notifications = (sql: PgClient, place: Place) =>
   Effect.gen(function* () {
@@ -349,8 +354,8 @@ export const notifications = (sql: PgClient, place: Place) =>
   }).pipe(Effect.scoped)
 
 /**
- * 19. Kills the backend of the listener of `news`, and then sends messages until one arrives, or
- * for a second. Returns the received messages, and the exit of the listener, if it has ended.
+ * 19. Terminates the backend of the listener of `news`, and notifies it until a payload arrives, or
+ * for a second. Returns the payloads, and the exit of the listener if it has ended.
  */
 export const listenerKilled = <E, R>(listening: Stream.Stream<string, E, R>, place: Place) =>
   Effect.gen(function* () {
@@ -376,8 +381,8 @@ export const listenerKilled = <E, R>(listening: Stream.Stream<string, E, R>, pla
   }).pipe(Effect.scoped)
 
 /**
- * 20. Starts two listeners of a channel and stops one of them; returns the messages that the other
- * still receives.
+ * 20. Starts two listeners of a channel, and stops one of them; returns the payloads that the other
+ * one then receives.
  */
 export const oneListenerStops = (sql: PgClient, place: Place) =>
   Effect.gen(function* () {
@@ -385,7 +390,7 @@ export const oneListenerStops = (sql: PgClient, place: Place) =>
       query(place.writer, "SELECT pg_notify('news', $1), pg_notify('other', $1)", [payload])
     const stays = yield* listen(sql, "news")
     const stops = yield* listen(sql, "news")
-    // it listens on the same connection, so the other listeners have received its messages before
+    // a third listener on the same connection: what it receives, the others have received before
     const witness = yield* listen(sql, "other")
     for (const { heard } of [stays, stops, witness]) yield* until(heard, "ready", say("ready"))
     yield* Fiber.interrupt(stops.fiber)
@@ -396,8 +401,8 @@ export const oneListenerStops = (sql: PgClient, place: Place) =>
   }).pipe(Effect.scoped)
 
 /**
- * 21. Ends the idle connection of a program that then goes on; returns the exit of the program. See
- * `idleClient.ts`.
+ * 21. Terminates the idle connection of a program that then uses its client again; returns the end
+ * of the program. See `idleClient.ts`.
  */
 export const idleConnectionEnded = (which: "plain" | "effect-db") =>
   Effect.gen(function* () {
@@ -410,8 +415,8 @@ export const idleConnectionEnded = (which: "plain" | "effect-db") =>
   }).pipe(Effect.scoped)
 
 /**
- * 22. Opens a client of a server that accepts and never answers. Returns its exit an hour of
- * `TestClock` and a second later.
+ * 22. Opens a client of a server that accepts connections and never answers. Returns the exit of
+ * the opening, if it ends within an hour of `TestClock` and a second.
  */
 export const silentServer = <A, E>(open: (url: Redacted.Redacted<string>) => Effect.Effect<A, E, Scope.Scope>) =>
   Effect.gen(function* () {
@@ -424,7 +429,7 @@ export const silentServer = <A, E>(open: (url: Redacted.Redacted<string>) => Eff
     return yield* within("1 second", Fiber.join(opening))
   })
 
-/** 23. Leaves a connection idle for a moment. Returns the connections before and after. */
+/** 23. Leaves a connection idle for 0.2 s. Returns the process ids before and after. */
 export const idleForAMoment = (sql: PgClient, place: Place) =>
   Effect.gen(function* () {
     const before = yield* where(sql)
@@ -434,8 +439,8 @@ export const idleForAMoment = (sql: PgClient, place: Place) =>
   })
 
 /**
- * 27. Interrupts a statement while another one runs beside it; returns those of the two that go on,
- * as the server sees it.
+ * 27. Interrupts one of two statements that run at the same time; returns the names of those that
+ * still run on the server.
  */
 export const interruptedBehindPooler = (sql: PgClient, place: Place) =>
   Effect.gen(function* () {
@@ -454,7 +459,7 @@ export const interruptedBehindPooler = (sql: PgClient, place: Place) =>
     const interrupted = yield* Effect.forkScoped(sql`SELECT pg_sleep(25) AS interrupted`)
     yield* until(["bystander", "interrupted"])
     yield* Fiber.interrupt(interrupted)
-    // a cancelled statement may take a moment to end; one that was not cancelled sleeps on
+    // a cancelled statement may take a moment to end; a statement that was not cancelled goes on
     yield* Effect.repeat(running, {
       schedule: Schedule.intersect(Schedule.spaced("5 millis"), Schedule.recurs(100)),
       until: (names) => !names.includes("interrupted")
@@ -462,7 +467,7 @@ export const interruptedBehindPooler = (sql: PgClient, place: Place) =>
     return yield* running
   })
 
-/** 28. Returns the settings of the transaction in which it runs. */
+/** 28. Returns settings of the current transaction. */
 export const settings = (sql: PgClient) =>
   Effect.map(
     sql<{ setting: string }>`SELECT current_setting(name) AS setting FROM unnest(ARRAY[
@@ -472,7 +477,8 @@ export const settings = (sql: PgClient) =>
   )
 
 /**
- * 29. Changes a role's password while a connection is in use; the next statement needs another one.
+ * 29. Changes a role's password while a connection is reserved, and runs a statement, which needs a
+ * new connection.
  */
 export const passwordChanges = (sql: PgClient, role: Role) =>
   Effect.scoped(Effect.zipRight(sql.reserve, Effect.zipRight(role.rotate, where(sql))))
@@ -483,8 +489,8 @@ const migrations = {
 }
 
 /**
- * 25. Migrates a new database in several sessions at once: `held` of them have seen that nothing is
- * there before the first creates anything.
+ * 25. Migrates a new database in several sessions at once. `held` of them have found the database
+ * empty before the first one creates a table.
  */
 export const migrateAtOnce = <E>(
   { writer }: Place,
@@ -516,8 +522,8 @@ export const migrateAtOnce = <E>(
   })
 
 /**
- * 26. Adds a migration with a lower id than those that were applied. Returns its result, and if it
- * was applied.
+ * 26. Adds a migration with a lower id than those that were applied. Returns the exit of that run,
+ * and if the migration was applied.
  */
 export const lowerIdLater = <A, E>({ writer }: Place, migrate: (loader: Migrator.Loader) => Effect.Effect<A, E>) =>
   Effect.gen(function* () {
@@ -528,8 +534,8 @@ export const lowerIdLater = <A, E>({ writer }: Place, migrate: (loader: Migrator
   })
 
 /**
- * 31. Returns a reserved connection to the pool in an open transaction; the next caller, with a
- * transaction of its own, commits.
+ * 31. Returns a reserved connection to the pool in an open transaction. The next caller reads the
+ * rows, and then commits a transaction of its own. Returns the rows that it has read.
  */
 export const leftOpen = (sql: PgClient) =>
   Effect.gen(function* () {

@@ -1,10 +1,9 @@
 /**
- * The promises of a pool, whichever way it is opened: one test for each sentence on pools in the
- * promises of SQLAlchemy and HikariCP. A promise without a meaning for a way is not among its
- * tests.
+ * The guarantees of a pool, for each way to open it: one test for each guarantee that SQLAlchemy and
+ * HikariCP document. A guarantee that has no meaning for a way has no test there.
  *
- * They are several suites, so that several files can run them side by side. An order selects among
- * idle connections: tests that do not depend on it run with one of the two.
+ * There are several suites, so that several files can run them in parallel. The order, lifo or
+ * fifo, selects among idle connections; suites that do not depend on it run with one order.
  */
 import * as Effect from "effect/Effect"
 import { describe } from "vitest"
@@ -37,7 +36,7 @@ const routes: ReadonlyArray<Route> = [
     : [])
 ]
 
-/** Runs a suite on every route to a server, or on those only that lead to sessions. */
+/** Runs a suite on each route to a server, or only on the routes with sessions. */
 export const pooling = (
   strategy: Way["strategy"],
   order: Way["order"],
@@ -50,17 +49,17 @@ export const pooling = (
   }
 }
 
-/** Adds the tests of the checkout of idle connections. */
+/** Adds the tests of connections, idle and in use: lifetime, validation and invalidation. */
 export const idle = (way: Way): void => {
   life(way)
   validation(way)
-  // the rest examines sessions
+  // the others depend on the identity of sessions
   if (!way.route.hasSessions) return
   invalidation(way)
   use(way)
 }
 
-/** Adds the tests of the number of connections and of the wait for them. */
+/** Adds the tests of callers: the number of connections, and the wait for one. */
 export const callers = (way: Way): void => {
   limits(way)
   waiting(way)
@@ -71,7 +70,10 @@ export const callers = (way: Way): void => {
   if (way.strategy === "pooled") strategies(way)
 }
 
-/** Adds the tests of the work on connections, at the end, too. It is for sessions. */
+/**
+ * Adds the tests of `onConnect`, `onCheckout` and `resetOnReturn`, and of the close of a pool. These
+ * tests need a route with sessions.
+ */
 export const upkeep = (way: Way): void => {
   sessions(way)
   closing(way)

@@ -1,4 +1,4 @@
-/** Requests that are batched in transactions: the 30th of the known failures. */
+/** Requests that are batched in transactions, which is number 30 of the known failures. */
 import * as SqlResolver from "@effect/sql/SqlResolver"
 import type { PgClient } from "@effect/sql-pg/PgClient"
 import { assert } from "@effect/vitest"
@@ -9,8 +9,8 @@ import * as Schema from "effect/Schema"
 import { type Place, stored, where } from "./knownFailures.js"
 
 /**
- * 30. Runs two transactions at once that insert three rows each, and read them one by one, batched
- * by one resolver.
+ * 30. Runs two transactions at once. Each inserts three rows, and reads them by three requests that
+ * one resolver batches.
  */
 export const batches = (sql: PgClient) =>
   Effect.gen(function* () {
@@ -44,7 +44,7 @@ export const batches = (sql: PgClient) =>
     return { transactions, statements }
   })
 
-/** Checks that the requests of each transaction were one statement in it. */
+/** Checks that the requests of each transaction were one statement, in its own session. */
 export const batchesKeptApart = (
   { statements, transactions }: Effect.Effect.Success<ReturnType<typeof batches>>,
   place: Place

@@ -1,4 +1,4 @@
-/** The promises of a request with a unit of work, over real HTTP, whatever serves it. */
+/** The guarantees of a request with a unit of work, over HTTP, for each framework that serves it. */
 import { assert, layer } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import type * as Layer from "effect/Layer"
@@ -10,29 +10,30 @@ import { atOnce, come, idle, listOf, noted, post, problem, stored, textOf } from
 import { hearing, tell } from "./requests/messages.js"
 import { Site, tenantHeader } from "./requests/site.js"
 
-/** A row of the table: the name of the test, its handler, its status, and the stored rows. */
+/** The tests of one request: the name, the handler, the status, and the rows that are stored. */
 const simple: ReadonlyArray<readonly [name: string, handler: string, status: number, rows: ReadonlyArray<string>]> = [
-  ["a plain insert is stored", "insert", 200, ["insert"]],
+  ["an insert in a request is stored", "insert", 200, ["insert"]],
   ...[200, 201, 204, 301, 304, 399].map(
-    (status) => [`status ${status} is committed`, `status-${status}`, status, [`status-${status}`]] as const
+    (status) => [`a response with status ${status} commits`, `status-${status}`, status, [`status-${status}`]] as const
   ),
   ...[400, 404, 500, 503].map(
-    (status) => [`status ${status}, set by the handler, is rolled back`, `status-${status}`, status, []] as const
+    (status) =>
+      [`a response with status ${status} from the handler rolls back`, `status-${status}`, status, []] as const
   ),
-  ["an exception is rolled back", "throws", 500, []],
-  ["what was committed early stays when more work and a 500 follow", "early-commit", 500, ["early-commit: kept"]],
-  ["what was rolled back early is gone, with status 200", "early-rollback", 200, []],
-  ["independent work stays when the request fails", "independent", 500, ["independent: kept"]],
+  ["a handler that throws makes a 500 and rolls back", "throws", 500, []],
+  ["an early commit stays when more work and a 500 follow", "early-commit", 500, ["early-commit: kept"]],
+  ["an early rollback stays undone when a 200 follows", "early-rollback", 200, []],
+  ["independent work stays when its request fails", "independent", 500, ["independent: kept"]],
   [
-    "two atomic blocks with earlier work open nest, and a failed one that is caught undoes itself alone",
+    "a nested transaction that fails and is caught undoes its own work alone",
     "nested",
     200,
     ["nested: before", "nested: one", "nested: two"]
   ],
-  ["a hook that refuses is an error, in all databases", "veto", 500, []]
+  ["a hook that throws before the commit makes a 500 and rolls back", "veto", 500, []]
 ]
 
-/** Runs the suite against one way to serve. */
+/** Runs the suite against one framework. */
 export const requests = (name: string, site: Layer.Layer<Site>): void => {
   describe(name, () => {
     layer(site, { excludeTestServices: true, timeout: "30 seconds" })((it) => {
@@ -56,7 +57,7 @@ export const requests = (name: string, site: Layer.Layer<Site>): void => {
         })
       )
 
-      it.scoped("two first uses that race share one transaction", () =>
+      it.scoped("two concurrent first uses of a database share one transaction", () =>
         Effect.gen(function* () {
           const [one, other] = yield* listOf(yield* post("/checked/race"))
           assert.isNumber(one)
@@ -66,7 +67,7 @@ export const requests = (name: string, site: Layer.Layer<Site>): void => {
       )
 
       it.scoped(
-        "requests that are written at once, on one connection, are answered in order, each by its own end",
+        "requests that are written at once on one connection are answered in order, each by its own outcome",
         () =>
           Effect.gen(function* () {
             const handlers = ["early-rollback", "throws", "where", "orphan-stream", "race", "orphan-text", "where"]
@@ -77,7 +78,7 @@ export const requests = (name: string, site: Layer.Layer<Site>): void => {
           })
       )
 
-      it.scoped("a refused commit of the second of two databases is an error, and nothing is stored", () =>
+      it.scoped("a check that fails on the second of two databases makes a 500, and nothing is stored", () =>
         Effect.gen(function* () {
           const response = yield* post("/checked/two")
           assert.strictEqual(response.status, 500)
@@ -89,7 +90,7 @@ export const requests = (name: string, site: Layer.Layer<Site>): void => {
         })
       )
 
-      it.scoped("a commit of the second of two databases that fails late is an error that says so, never 2xx", () =>
+      it.scoped("a COMMIT that fails on the second of two databases makes a 500 that says so", () =>
         Effect.gen(function* () {
           const response = yield* post("/unchecked/two")
           assert.strictEqual(response.status, 500)
@@ -103,7 +104,7 @@ export const requests = (name: string, site: Layer.Layer<Site>): void => {
 
       for (const kind of ["empty", "text", "stream"]) {
         it.scoped(
-          `a commit that fails when the response was written, ${kind}, is never 2xx, and nothing of it is sent`,
+          `a commit that fails after the handler has responded makes a 500 without its response (${kind})`,
           () =>
             Effect.gen(function* () {
               const response = yield* post(`/checked/orphan-${kind}`)
@@ -118,10 +119,10 @@ export const requests = (name: string, site: Layer.Layer<Site>): void => {
 
       for (const [handler, doing, left] of [
         ["hang", "its handler waits", ["idle"]],
-        // kept if the server confirms the cancel in time, else closed
+        // the connection is kept if the server confirms the cancel in time, and else closed
         ["sleep", "its statement runs", ["idle", ""]]
       ] as const) {
-        it.scoped(`a client that disconnects while ${doing} has its request rolled back at once`, () =>
+        it.scoped(`a client that disconnects while ${doing} has its request rolled back`, () =>
           Effect.gen(function* () {
             const { writer } = yield* Site
             const leave = yield* come(handler)
@@ -129,7 +130,7 @@ export const requests = (name: string, site: Layer.Layer<Site>): void => {
             yield* leave
             yield* idle
             assert.deepStrictEqual(yield* stored(handler), [])
-            // the server reports it, too
+            // on the server the transaction has ended as well
             yield* query<{ state: string }>(writer, "SELECT state FROM pg_stat_activity WHERE pid = $1", [pid]).pipe(
               Effect.map((rows) => rows.map(({ state }) => state)),
               Effect.repeat({ schedule: soon, until: (states) => left.some((state) => state === states.join()) })
@@ -152,11 +153,11 @@ export const requests = (name: string, site: Layer.Layer<Site>): void => {
         })
       )
 
-      it.scoped("a body that is streamed after the end has a connection of its own, or TransactionEnded", () =>
+      it.scoped("a body that is streamed after the end gets TransactionEnded, and independent work is stored", () =>
         Effect.gen(function* () {
           const response = yield* post("/checked/stream")
           assert.strictEqual(response.status, 200)
-          // it is not sent before the commit
+          // the response is not sent before the commit
           assert.deepStrictEqual(yield* stored("stream"), ["stream: in time"])
           yield* idle
           tell("stream: started")
@@ -166,7 +167,7 @@ export const requests = (name: string, site: Layer.Layer<Site>): void => {
         })
       )
 
-      it.scoped("a task in the background after the end has a connection of its own, or TransactionEnded", () =>
+      it.scoped("a background task after the end gets TransactionEnded, and independent work is stored", () =>
         Effect.gen(function* () {
           const response = yield* post("/checked/background")
           assert.strictEqual(response.status, 202)
@@ -179,7 +180,7 @@ export const requests = (name: string, site: Layer.Layer<Site>): void => {
         })
       )
 
-      it.scoped("a callback before the commit may open another database", () =>
+      it.scoped("a hook before the commit may be the first to use another database", () =>
         Effect.gen(function* () {
           assert.strictEqual((yield* post("/checked/hook")).status, 200)
           assert.deepStrictEqual(yield* stored("hook"), ["hook"])
@@ -189,7 +190,7 @@ export const requests = (name: string, site: Layer.Layer<Site>): void => {
         })
       )
 
-      it.scoped("reads are the replica's until the request has written, and then see what it wrote", () =>
+      it.scoped("reads go to the replica until the request has written, and then see its writes", () =>
         Effect.gen(function* () {
           assert.deepStrictEqual(yield* listOf(yield* post("/checked/readers")), [
             { standby: true, n: 0 },
@@ -199,7 +200,7 @@ export const requests = (name: string, site: Layer.Layer<Site>): void => {
         })
       )
 
-      it.scoped("a request's writes are seen by the next request that demands it, from the primary", () =>
+      it.scoped("a request with strong consistency reads the writes of the request before, from the primary", () =>
         Effect.gen(function* () {
           assert.strictEqual((yield* post("/checked/wrote")).status, 201)
           assert.deepStrictEqual(yield* listOf(yield* post("/checked/again")), [{ standby: false, n: 1 }, true])
@@ -208,7 +209,7 @@ export const requests = (name: string, site: Layer.Layer<Site>): void => {
       )
 
       it.scoped(
-        "a statement's own schema precedes the request's, which the next on the same connection does not have",
+        "the schema in a statement precedes that of its request, and the next request on the connection has neither",
         () =>
           Effect.gen(function* () {
             const { writer } = yield* Site
@@ -266,7 +267,7 @@ export const requests = (name: string, site: Layer.Layer<Site>): void => {
           })
         )
 
-        it.scoped(`a body that is streamed after the end is its tenant's (${part})`, () =>
+        it.scoped(`a body that is streamed after the end uses the schema of its tenant (${part})`, () =>
           Effect.gen(function* () {
             const answer = yield* post(`/${part}/tenant-stream`, { [tenantHeader]: "tenant" })
             assert.strictEqual(yield* textOf(answer), "tenant\ntenant\n")
@@ -275,7 +276,7 @@ export const requests = (name: string, site: Layer.Layer<Site>): void => {
           })
         )
 
-        it.scoped(`an impossible tenant is refused, and never taken for none (${part})`, () =>
+        it.scoped(`an empty tenant is refused, and not taken for no tenant (${part})`, () =>
           Effect.gen(function* () {
             const answer = yield* post(`/${part}/no-tenant`, { [tenantHeader]: "" })
             assert.strictEqual(yield* textOf(answer), "SchemaInvalid")

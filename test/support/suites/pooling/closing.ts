@@ -1,5 +1,6 @@
 /**
- * The close of a pool: connections in use get their time, nothing new begins, and nothing is left.
+ * The close of a pool: work may end within `shutdownTimeout`, new callers are refused, and no
+ * connection is left.
  */
 import { SqlClient } from "@effect/sql/SqlClient"
 import { assert, it } from "@effect/vitest"
@@ -23,19 +24,19 @@ const took = <A, E, R>(self: Effect.Effect<A, E, R>) =>
     return Effect.map(self, () => performance.now() - start)
   })
 
-/** Waits until no client is connected any more; the network may take a moment to report that. */
-const isEmpty = (wire: Proxy) =>
+/** Waits until no client is connected; the proxy may notice a close a moment later. */
+const isEmpty = (network: Proxy) =>
   eventually(
-    Effect.sync(() => wire.connections),
+    Effect.sync(() => network.connections),
     (n) => n === 0
   )
 
 export const closing = (way: Way): void => {
   const one = { maxConnections: 1, startup: "lazy" } as const
 
-  it.scopedLive("connections in use at the close get their time, and later callers fail with DatabaseClosed", () =>
+  it.scopedLive("work that is under way at the close may end, and later callers fail with DatabaseClosed", () =>
     Effect.gen(function* () {
-      const { close, context, wire } = yield* openToClose(way, { maxConnections: 2, shutdownTimeout: "20 seconds" })
+      const { close, context, network } = yield* openToClose(way, { maxConnections: 2, shutdownTimeout: "20 seconds" })
       yield* Effect.gen(function* () {
         const letGo = yield* Deferred.make<void>()
         const arrived = yield* Deferred.make<void>()
@@ -56,14 +57,14 @@ export const closing = (way: Way): void => {
         yield* Fiber.join(work)
         yield* Fiber.join(closed)
         assert.deepStrictEqual(yield* stored, ["first", "last"])
-        yield* isEmpty(wire)
+        yield* isEmpty(network)
       }).pipe(Effect.provide(context))
     })
   )
 
-  it.scopedLive("work that takes longer than shutdownTimeout is cut: Disconnected, undone", () =>
+  it.scopedLive("work that takes longer than shutdownTimeout fails with Disconnected, undone", () =>
     Effect.gen(function* () {
-      const { close, context, wire } = yield* openToClose(way, { maxConnections: 3, shutdownTimeout: "50 millis" })
+      const { close, context, network } = yield* openToClose(way, { maxConnections: 3, shutdownTimeout: "50 millis" })
       yield* Effect.gen(function* () {
         const sql = yield* Db.writer
         const count = way.strategy === "pooled" ? 3 : 1
@@ -79,14 +80,14 @@ export const closing = (way: Way): void => {
         yield* later.open
         for (const { outcome } of yield* Fiber.joinAll(fibers)) assert.strictEqual(outcome, "undone")
         assert.deepStrictEqual(yield* stored, [])
-        yield* isEmpty(wire)
+        yield* isEmpty(network)
       }).pipe(Effect.provide(context), Effect.provide(once))
     })
   )
 
-  it.scopedLive("a network that is silent does not delay the close", () =>
+  it.scopedLive("a close on a silent network takes less than 3 seconds", () =>
     Effect.gen(function* () {
-      const { close, context, wire } = yield* openToClose(way, { maxConnections: 3, shutdownTimeout: "50 millis" })
+      const { close, context, network } = yield* openToClose(way, { maxConnections: 3, shutdownTimeout: "50 millis" })
       yield* Effect.gen(function* () {
         const idle = way.strategy === "pooled" ? yield* hold : undefined
         const work = yield* Effect.fork(
@@ -94,14 +95,14 @@ export const closing = (way: Way): void => {
         )
         yield* settled({ active: idle === undefined ? 1 : 2, connecting: 0 })
         if (idle !== undefined) yield* idle.release
-        yield* wire.freeze
+        yield* network.freeze
         assert.isBelow(yield* took(close), 3000)
         yield* Fiber.interrupt(work)
       }).pipe(Effect.provide(context))
     })
   )
 
-  it.scopedLive("waiters at the close fail at once", () =>
+  it.scopedLive("waiters fail at the close before the connection in use is checked in", () =>
     Effect.gen(function* () {
       const { close, context } = yield* openToClose(way, { ...one, shutdownTimeout: "20 seconds" })
       yield* Effect.gen(function* () {
@@ -116,27 +117,27 @@ export const closing = (way: Way): void => {
     })
   )
 
-  it.scopedLive("a connect that is under way is given up at the close", () =>
+  it.scopedLive("a close does not wait for a connect that is under way, and its waiter fails with DatabaseClosed", () =>
     Effect.gen(function* () {
-      const { close, context, wire } = yield* openToClose(way, { ...one, connectTimeout: "20 seconds" })
+      const { close, context, network } = yield* openToClose(way, { ...one, connectTimeout: "20 seconds" })
       yield* Effect.gen(function* () {
-        const asked = yield* wire.when(connects, "freeze")
+        const asked = yield* network.when(connects, "freeze")
         const waiter = yield* Effect.fork(taggedFailure("DatabaseClosed", pid))
         yield* asked
         assert.isBelow(yield* took(close), 3000)
         yield* Fiber.join(waiter)
-        yield* isEmpty(wire)
+        yield* isEmpty(network)
       }).pipe(Effect.provide(context))
     })
   )
 
   for (const task of ["onConnect", "onCheckout", "resetOnReturn"] as const) {
-    it.scopedLive(`the close does not wait for ${task}, which is stopped`, () => {
+    it.scopedLive(`the close does not wait for ${task}, which is interrupted`, () => {
       const arrived = Effect.unsafeMakeLatch(false)
       const stopped = Effect.unsafeMakeLatch(false)
       const slow = Effect.onInterrupt(Effect.zipRight(arrived.open, Effect.never), () => stopped.open)
       return Effect.gen(function* () {
-        const { close, context, wire } = yield* openToClose(way, {
+        const { close, context, network } = yield* openToClose(way, {
           ...one,
           [task]: slow,
           connectTimeout: "20 seconds",
@@ -148,7 +149,7 @@ export const closing = (way: Way): void => {
           assert.isBelow(yield* took(close), 3000)
           yield* stopped.await
           yield* Fiber.join(waiter)
-          yield* isEmpty(wire)
+          yield* isEmpty(network)
         }).pipe(Effect.provide(context))
       })
     })
@@ -177,22 +178,22 @@ export const closing = (way: Way): void => {
     )
   }
 
-  it.scopedLive("nothing is opened after the close", () =>
+  it.scopedLive("no connection is opened after the close", () =>
     Effect.gen(function* () {
-      const { close, context, wire } = yield* openToClose(way, { maxConnections: 1, minConnections: 1 })
+      const { close, context, network } = yield* openToClose(way, { maxConnections: 1, minConnections: 1 })
       yield* Effect.gen(function* () {
         const { writer } = yield* Place
         yield* settled({ idle: 1 })
-        yield* wire.refuse
-        yield* wire.cut
-        // it is being tried again
+        yield* network.refuse
+        yield* network.cut
+        // the pool keeps trying to open its minConnections
         yield* eventually(figures, ({ lastConnectFailure }) => lastConnectFailure !== undefined)
         yield* close
-        yield* wire.accept
-        const { accepted } = wire
-        // longer than it would wait for the next attempt, one of the first
+        yield* network.accept
+        const { accepted } = network
+        // longer than the pause before the next attempt, at most 250 ms while no connection is open
         yield* query(writer, "SELECT pg_sleep(0.6)")
-        assert.strictEqual(wire.accepted, accepted)
+        assert.strictEqual(network.accepted, accepted)
       }).pipe(Effect.provide(context))
     })
   )

@@ -6,7 +6,7 @@ import * as Fiber from "effect/Fiber"
 import { Db, Place, pid } from "../../databases.js"
 import { query } from "../../server.js"
 
-/** The processes that the server has for the database, without that of this query. */
+/** The process ids of the client sessions on the database, without that of this query. */
 export const processes = Effect.flatMap(Place, ({ name, writer }) =>
   Effect.map(
     query<{ pid: number }>(
@@ -19,25 +19,25 @@ export const processes = Effect.flatMap(Place, ({ name, writer }) =>
   )
 )
 
-/** Ends a process of the server, and waits until it is gone. */
+/** Terminates a backend, and waits until it is gone. */
 export const kill = (process: number) =>
   Effect.flatMap(Place, ({ writer }) => query(writer, "SELECT pg_terminate_backend($1, 10000)", [process]))
 
 /** A holder of a connection. */
 export interface Holder {
   readonly pid: number
-  /** Returns the connection to the pool, and waits until it is there. */
+  /** Ends the transaction, and returns its exit when the connection is checked in. */
   readonly release: Effect.Effect<Exit.Exit<unknown, unknown>>
 }
 
-/** Holds a connection in a transaction until it is released. */
+/** Begins a transaction, which holds a connection until `release`. */
 export const hold: Effect.Effect<Holder, never, Db> = Effect.gen(function* () {
   const held = yield* Deferred.make<number>()
   const letGo = yield* Deferred.make<void>()
   const fiber = yield* pid.pipe(
     Effect.tap((process) => Deferred.succeed(held, process)),
     Effect.zipRight(Deferred.await(letGo)),
-    // another statement, so that it is noticed if the connection is no more
+    // another statement, which fails if the connection is lost
     Effect.zipRight(pid),
     Db.withTransaction(),
     Effect.tapErrorCause((cause) => Deferred.die(held, cause)),
@@ -49,12 +49,12 @@ export const hold: Effect.Effect<Holder, never, Db> = Effect.gen(function* () {
   }
 })
 
-/** Holds so many connections at once, so that there are as many. */
+/** Holds `count` connections at the same time. */
 export const holdAll = (count: number) => Effect.all(Array.from({ length: count }, () => hold))
 
 /**
- * Opens so many connections and leaves them idle; returns their processes in the order of their
- * check-in.
+ * Opens `count` connections and leaves them idle; returns their process ids in the order of the
+ * check-ins.
  */
 export const warmUp = (count: number) =>
   Effect.gen(function* () {

@@ -1,4 +1,4 @@
-/** The observations of a pool. */
+/** The observations that a pool makes of its connections. */
 import { SqlClient } from "@effect/sql/SqlClient"
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -12,18 +12,18 @@ import { taggedFailure } from "../../failures.js"
 import { sends } from "../../proxy.js"
 import { hold, kill, warmUp } from "./connections.js"
 import { only, settled, told, watch } from "./observations.js"
-import { halfOpen, once, open, openOverWire, type Way, Wire } from "./way.js"
+import { halfOpen, Network, once, open, openOverNetwork, type Way } from "./way.js"
 
 /**
- * Closes a connection for each reason, in a pool of at most one idle connection; the other ends are
- * tested there.
+ * Returns effects that make a pool with `maxConnections: 1` close a connection, by the reason of
+ * the close. The other reasons have tests of their own.
  */
 const ends = (
   way: Way
 ): Partial<
   Record<
     Observation.CloseReason,
-    { readonly options?: Partial<Database.Options>; readonly act: Effect.Effect<unknown, unknown, Db | Wire> }
+    { readonly options?: Partial<Database.Options>; readonly act: Effect.Effect<unknown, unknown, Db | Network> }
   >
 > => {
   let refuses = false
@@ -33,10 +33,10 @@ const ends = (
     cancelled: {
       act: Effect.gen(function* () {
         const sql = yield* Db.writer
-        // one that the server has confirmed is no reason to close
-        const wire = yield* Wire
-        yield* wire.when(({ type }) => type === "cancel", "freeze", 2)
-        const sent = yield* wire.when(sends("pg_sleep"), "pass")
+        // a cancel that the server has confirmed would be no reason to close
+        const network = yield* Network
+        yield* network.when(({ type }) => type === "cancel", "freeze", 2)
+        const sent = yield* network.when(sends("pg_sleep"), "pass")
         const fiber = yield* Effect.fork(sql`SELECT pg_sleep(1000)`)
         yield* sent
         yield* Fiber.interrupt(fiber)
@@ -109,7 +109,7 @@ export const events = (way: Way): void => {
           `checkin ${process}`,
           `reset ${process}`
         ]
-        // the duration of the server's close is its own affair
+        // a close is reported when it is complete, which may be at any later time
         const isEnd = (word: string) => word.startsWith("close")
         assert.deepStrictEqual(
           words.filter((word) => !isEnd(word)),
@@ -122,7 +122,7 @@ export const events = (way: Way): void => {
       }).pipe(Effect.provide(open(way, { ...one, resetOnReturn: Effect.asVoid(SqlClient) })))
   )
 
-  it.scopedLive("durations are reported: of a connect, of a wait and of a checkout", () =>
+  it.scopedLive("the durations of a connect, of a wait and of a checkout are reported", () =>
     Effect.gen(function* () {
       const facts = yield* watch
       const holder = yield* hold
@@ -160,34 +160,34 @@ export const events = (way: Way): void => {
 
   it.scopedLive("a failure to connect and a failed checkout are reported", () =>
     Effect.gen(function* () {
-      const wire = yield* Wire
+      const network = yield* Network
       const facts = yield* watch
-      yield* wire.refuse
+      yield* network.refuse
       yield* taggedFailure("ConnectFailed", insert("a"))
       const [failed] = yield* told(facts, "ConnectFailed")
       assert.strictEqual(failed?.reason, "unreachable")
-      yield* wire.accept
+      yield* network.accept
       const holder = yield* hold
       yield* taggedFailure("PoolExhausted", insert("b"))
       const [exhausted] = yield* told(facts, "Exhausted")
       assert.strictEqual(exhausted?.reason, "timeout")
       assert.isAtLeast(exhausted?.waitedMillis ?? 0, 300)
       yield* holder.release
-    }).pipe(Effect.provide([openOverWire(way, { ...one, acquireTimeout: "300 millis" }), once]))
+    }).pipe(Effect.provide([openOverNetwork(way, { ...one, acquireTimeout: "300 millis" }), once]))
   )
 
   for (const [reason, { act, options }] of Object.entries(ends(way))) {
-    it.scopedLive(`a connection is closed and the reason reported: ${reason}`, () =>
+    it.scopedLive(`the close of a connection is reported with its reason: ${reason}`, () =>
       Effect.gen(function* () {
         const facts = yield* watch
         yield* act
         const [closed] = yield* told(facts, "Closed")
         assert.strictEqual(closed?.reason, reason)
-      }).pipe(Effect.provide([openOverWire(way, { ...one, ...options }), once]))
+      }).pipe(Effect.provide([openOverNetwork(way, { ...one, ...options }), once]))
     )
   }
 
-  it.scopedLive("a connection is closed and the reason reported: shutdown", () =>
+  it.scopedLive("the close of a connection is reported with its reason: shutdown", () =>
     Effect.gen(function* () {
       const scope = yield* Scope.make()
       const context = yield* Layer.buildWithScope(open(way, one), scope)

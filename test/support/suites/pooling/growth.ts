@@ -4,13 +4,13 @@ import * as Effect from "effect/Effect"
 import { Db, stored } from "../../databases.js"
 import { hold } from "./connections.js"
 import { figures, settled } from "./observations.js"
-import { openOverWire, type Way, Wire } from "./way.js"
+import { Network, openOverNetwork, type Way } from "./way.js"
 
 export const growth = (way: Way): void => {
-  it.scopedLive("ten callers at once on an empty pool are all served, though a connect takes long", () =>
+  it.scopedLive("ten callers at once on an empty pool are all served although a connect takes long", () =>
     Effect.gen(function* () {
-      const wire = yield* Wire
-      yield* wire.delay(50)
+      const network = yield* Network
+      yield* network.delay(50)
       const sql = yield* Db.writer
       yield* Effect.forEach(
         Array.from({ length: 10 }),
@@ -18,15 +18,15 @@ export const growth = (way: Way): void => {
         { concurrency: "unbounded" }
       )
       assert.lengthOf(yield* stored, 10)
-      assert.isAtMost(wire.accepted, 10)
-      assert.strictEqual((yield* figures).connecting + (yield* figures).total, wire.connections)
-    }).pipe(Effect.provide(openOverWire(way, { startup: "lazy" })))
+      assert.isAtMost(network.accepted, 10)
+      assert.strictEqual((yield* figures).connecting + (yield* figures).total, network.connections)
+    }).pipe(Effect.provide(openOverNetwork(way, { startup: "lazy" })))
   )
 
-  it.scopedLive("a pool whose connections are all in long use is at its maximum within moments", () =>
+  it.scopedLive("a pool grows to its maximum within 3 seconds while callers hold all connections", () =>
     Effect.gen(function* () {
-      const wire = yield* Wire
-      yield* wire.delay(10)
+      const network = yield* Network
+      yield* network.delay(10)
       const start = performance.now()
       const holders = yield* Effect.all(
         Array.from({ length: 20 }, () => hold),
@@ -35,6 +35,6 @@ export const growth = (way: Way): void => {
       assert.isBelow(performance.now() - start, 3000)
       yield* settled({ total: 20, active: 20 })
       for (const { release } of holders) yield* release
-    }).pipe(Effect.provide(openOverWire(way, { maxConnections: 20, startup: "lazy" })))
+    }).pipe(Effect.provide(openOverNetwork(way, { maxConnections: 20, startup: "lazy" })))
   )
 }

@@ -1,4 +1,4 @@
-/** Connections that are not to be used any more: at their next checkout, or now. */
+/** The invalidation of connections: soft, from the next checkout on, or hard, at once. */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -10,11 +10,11 @@ import { sends } from "../../proxy.js"
 import { query } from "../../server.js"
 import { hold, processes, warmUp } from "./connections.js"
 import { figures, only, settled, told, watch } from "./observations.js"
-import { connects, once, open, openOverWire, type Way, Wire } from "./way.js"
+import { connects, Network, once, open, openOverNetwork, type Way } from "./way.js"
 
 const sleep = Effect.flatMap(Db.writer, (sql) => sql`SELECT pg_sleep(1000)`)
 
-/** Waits until the server is at a statement. */
+/** Waits until the server runs a statement with this text. */
 const isRunning = (text: string) =>
   Effect.flatMap(Place, ({ name, writer }) =>
     eventually(
@@ -47,7 +47,7 @@ export const invalidation = (way: Way): void => {
     }).pipe(Effect.provide(open(way, { maxConnections: 1 })))
   )
 
-  it.scopedLive("a soft invalidation lets work go on, and its connection is closed when it is checked in", () =>
+  it.scopedLive("a soft invalidation lets work go on, and the connection is closed at check-in", () =>
     Effect.gen(function* () {
       const facts = yield* watch
       const holder = yield* hold
@@ -109,7 +109,7 @@ export const invalidation = (way: Way): void => {
     )
   }
 
-  it.scopedLive("a hard invalidation that cancels a COMMIT undoes its transaction, which is not unknown", () =>
+  it.scopedLive("a hard invalidation that cancels a COMMIT fails it with Disconnected, undone", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       yield* query(
@@ -126,10 +126,10 @@ export const invalidation = (way: Way): void => {
     }).pipe(Effect.provide([open(way, { maxConnections: 1, startup: "lazy" }), once]))
   )
 
-  it.scopedLive("a hard invalidation fails a statement that gets no answer within a second, in doubt", () =>
+  it.scopedLive("a hard invalidation fails a statement without an answer within 2 seconds, in doubt", () =>
     Effect.gen(function* () {
-      const wire = yield* Wire
-      const sent = yield* wire.when(sends("INSERT"), "freeze")
+      const network = yield* Network
+      const sent = yield* network.when(sends("INSERT"), "freeze")
       const fiber = yield* Effect.fork(taggedFailure("Disconnected", insert("a")))
       yield* sent
       const start = performance.now()
@@ -137,7 +137,7 @@ export const invalidation = (way: Way): void => {
       assert.strictEqual((yield* Fiber.join(fiber)).outcome, "inDoubt")
       assert.isBelow(performance.now() - start, 2000)
       yield* insert("b")
-    }).pipe(Effect.provide([openOverWire(way, { maxConnections: 1 }), once]))
+    }).pipe(Effect.provide([openOverNetwork(way, { maxConnections: 1 }), once]))
   )
 
   if (isPooled) {
@@ -159,7 +159,7 @@ export const invalidation = (way: Way): void => {
         }).pipe(Effect.provide(open(way, { maxConnections: 2, startup: "lazy" })))
       )
 
-      it.scopedLive(`a ${mode} invalidation of all connections that are older than a moment leaves the others`, () =>
+      it.scopedLive(`a ${mode} invalidation of the connections older than half a second leaves the younger ones`, () =>
         Effect.gen(function* () {
           const { writer } = yield* Place
           const older = yield* hold
@@ -186,40 +186,40 @@ export const invalidation = (way: Way): void => {
   }
 
   for (const mode of modes) {
-    it.scopedLive(`a ${mode} invalidation excludes a connection that was being opened meanwhile`, () =>
+    it.scopedLive(`a ${mode} invalidation replaces a connection that is being opened, and no caller fails`, () =>
       Effect.gen(function* () {
-        const wire = yield* Wire
+        const network = yield* Network
         const facts = yield* watch
-        const asked = yield* wire.when(connects, "freeze")
+        const asked = yield* network.when(connects, "freeze")
         const fiber = yield* Effect.fork(pid)
         yield* asked
         assert.strictEqual(yield* Db.invalidate({ mode }), 0)
-        yield* wire.thaw
+        yield* network.thaw
         const served = yield* Fiber.join(fiber)
         const [closed] = yield* told(facts, "Closed")
         assert.strictEqual(closed?.reason, "invalidated")
         assert.notStrictEqual(closed?.processId, served)
         assert.lengthOf(only(facts, "Connected"), 2)
-      }).pipe(Effect.provide([openOverWire(way, { maxConnections: 1, startup: "lazy" }), once]))
+      }).pipe(Effect.provide([openOverNetwork(way, { maxConnections: 1, startup: "lazy" }), once]))
     )
 
     it.scopedLive(`a ${mode} invalidation replaces a connection under validation, and its caller gets another`, () =>
       Effect.gen(function* () {
-        const wire = yield* Wire
+        const network = yield* Network
         const facts = yield* watch
         const first = yield* pid
-        const asked = yield* wire.when(({ from }) => from === "client", "freeze")
+        const asked = yield* network.when(({ from }) => from === "client", "freeze")
         const fiber = yield* Effect.fork(pid)
         yield* asked
         assert.strictEqual(yield* Db.invalidate({ mode }), 1)
-        yield* wire.thaw
+        yield* network.thaw
         assert.notStrictEqual(yield* Fiber.join(fiber), first)
         assert.strictEqual((yield* told(facts, "Closed"))[0]?.reason, "invalidated")
-      }).pipe(Effect.provide([openOverWire(way, { maxConnections: 1, validateAfterIdle: 0 }), once]))
+      }).pipe(Effect.provide([openOverNetwork(way, { maxConnections: 1, validateAfterIdle: 0 }), once]))
     )
 
     for (const task of ["onConnect", "onCheckout", "resetOnReturn"] as const) {
-      it.scopedLive(`a ${mode} invalidation ends the use of a connection in ${task}, and no caller fails`, () => {
+      it.scopedLive(`a ${mode} invalidation replaces a connection during ${task}, and no caller fails`, () => {
         const latch = Effect.unsafeMakeLatch(true)
         const arrived = Effect.unsafeMakeLatch(false)
         return Effect.gen(function* () {

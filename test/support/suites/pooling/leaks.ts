@@ -1,4 +1,4 @@
-/** Connections that are held for too long: their holders, and the call sites. */
+/** The report of connections that are held for too long, with fiber and call site. */
 import { assert, it } from "@effect/vitest"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -15,16 +15,16 @@ import { taggedFailure } from "../../failures.js"
 import { sends } from "../../proxy.js"
 import { hold } from "./connections.js"
 import { only, settled, told, watch } from "./observations.js"
-import { open, openOverWire, type Way, Wire } from "./way.js"
+import { Network, open, openOverNetwork, type Way } from "./way.js"
 
-/** The line that this is called in. */
+/** Returns the line of this file in which it is called. */
 const line = (): number => Number(/leaks\.ts:(\d+)/.exec(new Error().stack?.split("\n")[2] ?? "")?.[1])
 
 const slow = "SELECT pg_sleep(1000)"
-// more than is fetched at once, so that the rest is to come
+// more rows than are fetched at once, so that the stream needs its connection
 const many = "SELECT * FROM generate_series(1, 1000)"
 
-/** Ways to hold a connection, with the line of this file that the report names. */
+/** Ways to hold a connection, with the line of this file that the report must name. */
 const holders: ReadonlyArray<{
   readonly name: string
   readonly line: number
@@ -103,7 +103,7 @@ export const leaks = (way: Way): void => {
         for (const words of [`fiber ${leaked?.fiber}`, leaked?.location, `connection ${leaked?.processId}`, `"app"`]) {
           assert.include(warnings[0], words)
         }
-        // others come and go, and it is not reported twice
+        // other checkouts follow, and the leak is not reported again
         if (way.strategy === "pooled") for (let i = 0; i < 50; i++) yield* pid
         assert.lengthOf(
           only(facts, "Leaked").filter(({ processId }) => processId === leaked?.processId),
@@ -114,7 +114,7 @@ export const leaks = (way: Way): void => {
     })
   }
 
-  it.scopedLive("a leak is reported with the span if the call site is unknown", () =>
+  it.scopedLive("a leak whose call site is unknown is reported with the name of the span", () =>
     Effect.gen(function* () {
       const facts = yield* watch
       const sql = yield* Db.writer
@@ -127,7 +127,7 @@ export const leaks = (way: Way): void => {
     }).pipe(Effect.provide(open(way, { leakThreshold, startup: "lazy" })))
   )
 
-  it.scopedLive("a leak of statements under a tracer is reported with their call site as well", () =>
+  it.scopedLive("a leak of a statement under a tracer is reported with the call site", () =>
     Effect.gen(function* () {
       const facts = yield* watch
       const sql = yield* Db.writer
@@ -158,7 +158,7 @@ export const leaks = (way: Way): void => {
       assert.isEmpty(others)
       yield* holder.release
       yield* Fiber.join(waiter)
-      // on a busy machine a connection may be held for too long, and is reported; a timer may be a
+      // on a busy machine some may be held for too long, and are reported rightly; a timer may be a
       // millisecond early
       let late = 0
       for (let i = 0; i < 50; i++) {
@@ -167,27 +167,27 @@ export const leaks = (way: Way): void => {
       }
       const known = only(facts, "Leaked").length
       assert.isAtMost(known, 1 + late)
-      // the same connection, held for too long by another
+      // another caller holds the same connection for too long
       const again = yield* hold
       assert.strictEqual((yield* told(facts, "Leaked", known + 1))[known]?.processId, again.pid)
       yield* again.release
     }).pipe(Effect.provide(open(way, { leakThreshold, maxConnections: 1, startup: "lazy" })))
   )
 
-  it.scopedLive("a connection that was given up is no leak, however long its close takes", () =>
+  it.scopedLive("a connection whose statement was interrupted is no leak while it is being closed", () =>
     Effect.gen(function* () {
       const facts = yield* watch
-      const wire = yield* Wire
-      const sent = yield* wire.when(sends(slow), "freeze")
+      const network = yield* Network
+      const sent = yield* network.when(sends(slow), "freeze")
       const fiber = yield* Effect.fork(Effect.flatMap(Db.writer, (sql) => sql.unsafe(slow)))
       yield* sent
-      // no pool cancels it, either
-      yield* wire.freeze
+      // the cancel request gets no answer either
+      yield* network.freeze
       yield* Fiber.interrupt(fiber)
       const [closed] = yield* told(facts, "Closed")
       assert.strictEqual(closed?.reason, "cancelled")
       assert.isEmpty(only(facts, "Leaked"))
-    }).pipe(Effect.provide(openOverWire(way, { leakThreshold: "500 millis", startup: "lazy" })))
+    }).pipe(Effect.provide(openOverNetwork(way, { leakThreshold: "500 millis", startup: "lazy" })))
   )
 
   it.scopedLive("no call site is recorded without leakThreshold", () =>

@@ -11,15 +11,15 @@ import { eventually } from "../../eventually.js"
 import { query, terminateBackends } from "../../server.js"
 import { hold, holdAll, processes, warmUp } from "./connections.js"
 import { figures, only, settled, told, watch } from "./observations.js"
-import { open, openOverWire, type Way, Wire } from "./way.js"
+import { Network, open, openOverNetwork, type Way } from "./way.js"
 
-/** Waits on the server for some time. */
+/** Waits for some time, by a statement in another session. */
 const pass = (millis: number) =>
   Effect.flatMap(Place, ({ writer }) => query(writer, "SELECT pg_sleep($1)", [millis / 1000]))
 
 /**
- * Returns the timer that the kernel has for a socket between two ports of this machine; 2 is that
- * of TCP keepalive.
+ * Returns the kind of timer that the kernel runs for a socket between two ports of this machine; 2
+ * is the timer of TCP keepalive.
  */
 const timer = (local: number, remote: number): number | undefined => {
   const port = (address: string | undefined) => Number.parseInt(address?.split(":")[1] ?? "", 16)
@@ -60,7 +60,7 @@ export const life = (way: Way): void => {
     }).pipe(Effect.provide(open(way, { maxConnections: 1, maxLifetime: "60 millis", idleTimeout: Duration.infinity })))
   )
 
-  it.scopedLive("a connection that grows too old in use is closed when it is checked in, not before", () =>
+  it.scopedLive("a connection that grows too old during a checkout is closed at check-in, not before", () =>
     Effect.gen(function* () {
       const facts = yield* watch
       const holder = yield* hold
@@ -73,7 +73,7 @@ export const life = (way: Way): void => {
   )
 
   if (isPooled) {
-    it.scopedLive("connections made together do not end together: up to 2.5 % of their time is taken off", () =>
+    it.scopedLive("connections that open together retire at different times, up to 2.5 % before maxLifetime", () =>
       Effect.gen(function* () {
         const pool = (yield* Db).executor.topology.writer.writes
         const deadline = performance.now() + 10_000
@@ -127,7 +127,7 @@ export const life = (way: Way): void => {
       const facts = yield* watch
       const first = yield* pid
       const { writer } = yield* Place
-      // a pool whose connections are closed after 30 ms is the clock
+      // the clock is another pool, whose idle connections are closed after 30 ms
       yield* Effect.gen(function* () {
         for (let i = 0; i < 3; i++) {
           yield* Effect.flatMap(Audit.writer, (sql) => sql`SELECT 1`)
@@ -141,7 +141,7 @@ export const life = (way: Way): void => {
 
   const min = isPooled ? 3 : 1
 
-  it.scopedLive("minConnections are open before the first caller comes, and stay though they are idle", () =>
+  it.scopedLive("minConnections are open before the first caller comes, and stay open although they are idle", () =>
     Effect.gen(function* () {
       yield* settled({ total: min, idle: min })
       const facts = yield* watch
@@ -174,16 +174,16 @@ export const life = (way: Way): void => {
 
   it.scopedLive("minConnections are opened again after an outage", () =>
     Effect.gen(function* () {
-      const wire = yield* Wire
+      const network = yield* Network
       const facts = yield* watch
       yield* settled({ idle: min })
-      yield* wire.refuse
-      yield* wire.cut
+      yield* network.refuse
+      yield* network.cut
       yield* told(facts, "ConnectFailed", 2)
       assert.strictEqual((yield* figures).total, 0)
-      yield* wire.accept
+      yield* network.accept
       yield* settled({ total: min, idle: min, lastConnectFailure: undefined })
-    }).pipe(Effect.provide(openOverWire(way, { minConnections: min })))
+    }).pipe(Effect.provide(openOverNetwork(way, { minConnections: min })))
   )
 
   it.scopedLive("minConnections are opened again when their lifetime has ended", () =>

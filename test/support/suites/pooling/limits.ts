@@ -7,11 +7,11 @@ import { eventually } from "../../eventually.js"
 import { taggedFailure } from "../../failures.js"
 import { hold, holdAll, processes } from "./connections.js"
 import { figures, settled, told, watch } from "./observations.js"
-import { connects, once, open, openOverWire, type Way, Wire } from "./way.js"
+import { connects, Network, once, open, openOverNetwork, type Way } from "./way.js"
 
 export const limits = (way: Way): void => {
   const { hasSessions } = way.route
-  // a second connect can begin while the first one hangs
+  // timeouts that are long enough for a second connect to begin while the first one hangs
   const patient = {
     maxConnections: 2,
     acquireTimeout: "8 seconds",
@@ -21,7 +21,7 @@ export const limits = (way: Way): void => {
 
   if (way.strategy === "pooled") {
     it.scopedLive(
-      "a pool has at most maxConnections and maxOverflow connections, and the overflow is closed on return",
+      "a pool has at most maxConnections plus maxOverflow connections, and closes the overflow at check-in",
       () =>
         Effect.gen(function* () {
           const holders = yield* holdAll(15)
@@ -41,7 +41,7 @@ export const limits = (way: Way): void => {
         }).pipe(Effect.provide(open(way, { maxConnections: 5, maxOverflow: 10 })))
     )
 
-    it.scopedLive("the overflow of a pool is not closed as long as a caller waits for it", () =>
+    it.scopedLive("a connection of the overflow is not closed at check-in while a caller waits", () =>
       Effect.gen(function* () {
         const facts = yield* watch
         const [first, second] = yield* Effect.all([hold, hold])
@@ -55,58 +55,58 @@ export const limits = (way: Way): void => {
       }).pipe(Effect.provide(open(way, { maxConnections: 1, maxOverflow: 1 })))
     )
 
-    it.scopedLive("a connect that hangs does not delay the others, within the overflow", () =>
+    it.scopedLive("a connect that hangs delays no caller as long as the overflow allows another connect", () =>
       Effect.gen(function* () {
-        const wire = yield* Wire
-        yield* wire.when(connects, "freeze")
+        const network = yield* Network
+        yield* network.when(connects, "freeze")
         const fibers = yield* Effect.forEach(["a", "b"], (name) => Effect.fork(insert(name)))
         yield* Fiber.joinAll(fibers)
         assert.deepStrictEqual(yield* stored, ["a", "b"])
         assert.strictEqual((yield* figures).connecting, 1)
       }).pipe(
         Effect.provide(
-          openOverWire(way, { maxConnections: 1, maxOverflow: 1, connectTimeout: "20 seconds", startup: "lazy" })
+          openOverNetwork(way, { maxConnections: 1, maxOverflow: 1, connectTimeout: "20 seconds", startup: "lazy" })
         )
       )
     )
 
-    it.scopedLive("a single caller whose connect hangs gets another one beside it", () =>
+    it.scopedLive("a single caller whose connect hangs gets a second connect", () =>
       Effect.gen(function* () {
-        const wire = yield* Wire
-        yield* wire.when(connects, "freeze")
+        const network = yield* Network
+        yield* network.when(connects, "freeze")
         yield* insert("a")
         assert.deepStrictEqual(yield* stored, ["a"])
         assert.strictEqual((yield* figures).connecting, 1)
-      }).pipe(Effect.provide([openOverWire(way, patient), once]))
+      }).pipe(Effect.provide([openOverNetwork(way, patient), once]))
     )
 
-    it.scopedLive("no caller inherits a hanging connect from a caller that gave up", () =>
+    it.scopedLive("a caller does not have to wait for the hanging connect of a caller that gave up", () =>
       Effect.gen(function* () {
-        const wire = yield* Wire
-        const asked = yield* wire.when(connects, "freeze")
+        const network = yield* Network
+        const asked = yield* network.when(connects, "freeze")
         const first = yield* Effect.fork(insert("nobody"))
         yield* asked
         yield* Fiber.interrupt(first)
         yield* insert("next")
         assert.deepStrictEqual(yield* stored, ["next"])
-      }).pipe(Effect.provide([openOverWire(way, patient), once]))
+      }).pipe(Effect.provide([openOverNetwork(way, patient), once]))
     )
 
-    it.scopedLive("a server that lets every connect hang does not receive more and more of them", () =>
+    it.scopedLive("a single caller begins only two connects at a server that lets each of them hang", () =>
       Effect.gen(function* () {
-        const wire = yield* Wire
-        yield* wire.freeze
+        const network = yield* Network
+        yield* network.freeze
         yield* taggedFailure("PoolExhausted", insert("a"))
-        assert.strictEqual(wire.accepted, 2)
+        assert.strictEqual(network.accepted, 2)
       }).pipe(
         Effect.provide([
-          openOverWire(way, { acquireTimeout: "1500 millis", connectTimeout: "20 seconds", startup: "lazy" }),
+          openOverNetwork(way, { acquireTimeout: "1500 millis", connectTimeout: "20 seconds", startup: "lazy" }),
           once
         ])
       )
     )
   } else {
-    it.scopedLive("all callers take turns on the one connection", () =>
+    it.scopedLive("all callers of the strategy single take turns on one connection", () =>
       Effect.gen(function* () {
         const facts = yield* watch
         const first = yield* pid
@@ -122,32 +122,32 @@ export const limits = (way: Way): void => {
     )
   }
 
-  it.scopedLive("a failed connect frees its slot", () =>
+  it.scopedLive("a failed connect makes room for another one", () =>
     Effect.gen(function* () {
-      const wire = yield* Wire
-      yield* wire.refuse
+      const network = yield* Network
+      yield* network.refuse
       for (const name of ["a", "b", "c"]) {
         const error = yield* taggedFailure("ConnectFailed", insert(name))
         assert.strictEqual(error.reason, "unreachable")
       }
       const { active, connecting, total, waiting } = yield* figures
       assert.deepStrictEqual([total, active, connecting, waiting], [0, 0, 0, 0])
-      yield* wire.accept
+      yield* network.accept
       yield* insert("d")
       assert.deepStrictEqual(yield* stored, ["d"])
-    }).pipe(Effect.provide([openOverWire(way, { maxConnections: 1, startup: "lazy" }), once]))
+    }).pipe(Effect.provide([openOverNetwork(way, { maxConnections: 1, startup: "lazy" }), once]))
   )
 
-  it.scopedLive("a connect that takes too long is ConnectFailed, unresponsive, and frees its slot", () =>
+  it.scopedLive("a connect that takes too long is ConnectFailed, unresponsive, and makes room for another one", () =>
     Effect.gen(function* () {
-      const wire = yield* Wire
-      yield* wire.when(connects, "freeze")
+      const network = yield* Network
+      yield* network.when(connects, "freeze")
       const error = yield* taggedFailure("ConnectFailed", insert("a"))
       assert.strictEqual(error.reason, "unresponsive")
       yield* insert("b")
       assert.deepStrictEqual(yield* stored, ["b"])
     }).pipe(
-      Effect.provide([openOverWire(way, { maxConnections: 1, connectTimeout: "1 second", startup: "lazy" }), once])
+      Effect.provide([openOverNetwork(way, { maxConnections: 1, connectTimeout: "1 second", startup: "lazy" }), once])
     )
   )
 }

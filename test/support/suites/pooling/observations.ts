@@ -13,11 +13,11 @@ const noFigures = {
 /** The figures of the writer's pool. */
 export const figures = Effect.map(Db.status, ({ servers }) => servers[0]?.writes ?? noFigures)
 
-/** Waits until the pool's figures are these. */
+/** Waits until the figures of the writer's pool are the expected ones. */
 export const settled = (expected: Partial<Database.Status["servers"][number]["reads"]>) =>
   eventually(figures, (seen) => Object.entries(expected).every(([key, value]) => Reflect.get(seen, key) === value))
 
-/** Records the observations from now on. */
+/** Records all later observations of `Db`. */
 export const watch = Effect.gen(function* () {
   const facts: Array<Observation.Observation> = []
   let isWatching = false
@@ -46,7 +46,7 @@ export const only = <Tag extends Observation.Observation["_tag"]>(
   tag: Tag
 ): ReadonlyArray<Fact<Tag>> => facts.filter((fact): fact is Fact<Tag> => fact._tag === tag)
 
-/** Waits until a kind was observed that often. */
+/** Waits until observations of one kind were made `times` times, and returns them. */
 export const told = <Tag extends Observation.Observation["_tag"]>(
   facts: ReadonlyArray<Observation.Observation>,
   tag: Tag,

@@ -1,4 +1,4 @@
-/** The work on a session when its connection is made, checked out and checked in. */
+/** The tasks on a session when its connection is opened, checked out and checked in. */
 import { SqlClient } from "@effect/sql/SqlClient"
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -13,11 +13,11 @@ import { sends } from "../../proxy.js"
 import { inThisDatabase, query } from "../../server.js"
 import { kill, processes, warmUp } from "./connections.js"
 import { figures, only, settled, told, watch } from "./observations.js"
-import { once, open, openOverWire, type Way, Wire } from "./way.js"
+import { Network, once, open, openOverNetwork, type Way } from "./way.js"
 
 const run = (text: string) => Effect.flatMap(SqlClient, (sql) => sql.unsafe(text))
 
-/** Reads one value of the server on the pool's connection. */
+/** Reads a value from the server through the pool. */
 const ask = (text: string) =>
   Effect.flatMap(Db.writer, (sql) =>
     Effect.map(sql.unsafe<{ value: unknown }>(`SELECT ${text} AS value`).unprepared, (rows) => rows[0]?.value)
@@ -31,7 +31,7 @@ class Refused extends Error {
   override readonly message = "not this one"
 }
 
-/** Creates an `onCheckout` that refuses the next connection after `isDue` is set. */
+/** Creates an `onCheckout` that refuses one connection after `isDue` was set. */
 const refusesOnce = () => {
   const next = { isDue: false }
   const onCheckout = Effect.suspend(() => {
@@ -45,7 +45,7 @@ const refusesOnce = () => {
 export const sessions = (way: Way): void => {
   const one = { maxConnections: 1 }
 
-  it.scopedLive("a transaction that was left open by hand is rolled back, and its connection is closed", () =>
+  it.scopedLive("a transaction that a reserved connection leaves open is rolled back, and the connection closed", () =>
     Effect.gen(function* () {
       const facts = yield* watch
       const sql = yield* Db.writer
@@ -78,14 +78,14 @@ export const sessions = (way: Way): void => {
       yield* sql`SELECT pg_advisory_lock(42)`
       assert.strictEqual(yield* count(`pg_locks WHERE locktype = 'advisory' AND objid = 42 AND ${inThisDatabase}`), 0)
       assert.strictEqual(yield* count("pg_prepared_statements"), 0)
-      // the connection's own record of its prepared statements went with them
+      // the library's record of the prepared statements is reset as well
       assert.deepStrictEqual(yield* select(2), [{ n: 2 }])
       assert.deepStrictEqual(yield* select(3), [{ n: 3 }])
       assert.strictEqual(yield* pid, first)
     }).pipe(Effect.provide(open(way, { ...one, resetOnReturn: "discardAll" })))
   )
 
-  it.scopedLive("discardAll keeps what onConnect has set", () =>
+  it.scopedLive("discardAll keeps the settings of onConnect", () =>
     Effect.gen(function* () {
       assert.strictEqual(yield* setting("search_path"), "special")
       const sql = yield* Db.writer
@@ -96,7 +96,7 @@ export const sessions = (way: Way): void => {
     )
   )
 
-  it.scopedLive("an effect can reset a session", () =>
+  it.scopedLive("an effect as resetOnReturn resets a session", () =>
     Effect.gen(function* () {
       const facts = yield* watch
       const sql = yield* Db.writer
@@ -141,22 +141,22 @@ export const sessions = (way: Way): void => {
     )
   }
 
-  it.scopedLive("a discardAll that gets no answer closes the connection, within connectTimeout", () =>
+  it.scopedLive("a connection whose discardAll gets no answer is replaced", () =>
     Effect.gen(function* () {
-      const wire = yield* Wire
-      yield* wire.when(sends("DISCARD ALL"), "freeze")
+      const network = yield* Network
+      yield* network.when(sends("DISCARD ALL"), "freeze")
       yield* insert("a")
       yield* insert("b")
       assert.deepStrictEqual(yield* stored, ["a", "b"])
     }).pipe(
       Effect.provide(
-        openOverWire(way, { ...one, resetOnReturn: "discardAll", connectTimeout: "300 millis", startup: "lazy" })
+        openOverNetwork(way, { ...one, resetOnReturn: "discardAll", connectTimeout: "300 millis", startup: "lazy" })
       )
     )
   )
 
   if (way.strategy === "pooled") {
-    it.scopedLive("a reset that takes long delays no caller while another connection is idle", () => {
+    it.scopedLive("a reset that takes long delays no caller as long as another connection is idle", () => {
       const latch = Effect.unsafeMakeLatch(true)
       return Effect.gen(function* () {
         yield* warmUp(2)
@@ -182,7 +182,7 @@ export const sessions = (way: Way): void => {
     })
   }
 
-  it.scopedLive("onConnect prepares each new connection, once, before it is used", () =>
+  it.scopedLive("onConnect runs once on each new connection, before its first use", () =>
     Effect.gen(function* () {
       assert.strictEqual(yield* setting("search_path"), "special")
       assert.strictEqual(yield* setting("search_path"), "special")
@@ -203,9 +203,9 @@ export const sessions = (way: Way): void => {
     ["leaves a transaction open", run("BEGIN"), "in a transaction"]
   ]
   for (const [what, onConnect, words] of refusals) {
-    it.scopedLive(`an onConnect that ${what} is ConnectFailed, setup, with the reason, for all waiters`, () =>
+    it.scopedLive(`an onConnect that ${what} fails all waiters with ConnectFailed, setup, and the reason`, () =>
       Effect.gen(function* () {
-        const wire = yield* Wire
+        const network = yield* Network
         const errors = yield* Effect.all([taggedFailure("ConnectFailed", pid), taggedFailure("ConnectFailed", pid)], {
           concurrency: "unbounded"
         })
@@ -214,13 +214,13 @@ export const sessions = (way: Way): void => {
           assert.include(error.message, words)
         }
         yield* settled({ total: 0, active: 0, connecting: 0, waiting: 0 })
-        // it is a few attempts and not an endless number of them; a cancel request is a connect, too
-        assert.isBelow(wire.accepted, 8)
-      }).pipe(Effect.provide(openOverWire(way, { onConnect, connectTimeout: "300 millis", startup: "lazy" })))
+        // the number of attempts is limited; a cancel request connects, too
+        assert.isBelow(network.accepted, 8)
+      }).pipe(Effect.provide(openOverNetwork(way, { onConnect, connectTimeout: "300 millis", startup: "lazy" })))
     )
   }
 
-  it.scopedLive("a start at which onConnect fails reports that", () =>
+  it.scopedLive("a database whose onConnect fails does not open, and reports that", () =>
     Effect.gen(function* () {
       const error = yield* taggedFailure(
         "ConnectFailed",
@@ -237,16 +237,18 @@ export const sessions = (way: Way): void => {
     }).pipe(Effect.provide(fresh({ startup: "lazy" })))
   )
 
-  it.scopedLive("a connection that is lost in onConnect is a failed connect, and the next one is tried", () =>
+  it.scopedLive("a connection that is lost in onConnect counts as a failed connect, and the next one is tried", () =>
     Effect.gen(function* () {
-      const wire = yield* Wire
-      yield* wire.when(sends("SET search_path"), "cut")
+      const network = yield* Network
+      yield* network.when(sends("SET search_path"), "cut")
       assert.strictEqual(yield* setting("search_path"), "special")
-    }).pipe(Effect.provide(openOverWire(way, { ...one, onConnect: run("SET search_path = special"), startup: "lazy" })))
+    }).pipe(
+      Effect.provide(openOverNetwork(way, { ...one, onConnect: run("SET search_path = special"), startup: "lazy" }))
+    )
   )
 
   if (way.route.hasSessions) {
-    it.scopedLive("a connection that is lost while onConnect waits for something else is a failed connect", () => {
+    it.scopedLive("a connection that is lost while onConnect runs no statement counts as a failed connect", () => {
       const latch = Effect.unsafeMakeLatch(false)
       return Effect.gen(function* () {
         const waiter = yield* Effect.fork(taggedFailure("ConnectFailed", pid))
@@ -264,7 +266,7 @@ export const sessions = (way: Way): void => {
     })
   }
 
-  it.scopedLive("onCheckout sees each connection before its caller does, on that connection", () => {
+  it.scopedLive("onCheckout runs on each connection before the caller gets it", () => {
     const seen: Array<unknown> = []
     const onCheckout = Effect.tap(run("SELECT pg_backend_pid() AS pid"), ([row]) => Effect.sync(() => seen.push(row)))
     return Effect.gen(function* () {
@@ -294,7 +296,7 @@ export const sessions = (way: Way): void => {
     }).pipe(Effect.provide(open(way, { ...one, onCheckout })))
   })
 
-  it.scopedLive("an onCheckout that refuses a connection that was kept warm costs no caller its checkout", () => {
+  it.scopedLive("a caller whose onCheckout refuses a connection of minConnections gets another one", () => {
     const { next, onCheckout } = refusesOnce()
     return Effect.gen(function* () {
       const facts = yield* watch
@@ -302,29 +304,29 @@ export const sessions = (way: Way): void => {
       yield* Db.invalidate({ mode: "hard" })
       yield* told(facts, "Connected")
       yield* settled({ idle: 1 })
-      // that one has never been used
+      // the idle connection was never checked out
       next.isDue = true
       assert.isAbove(yield* pid, 0)
       assert.isFalse(next.isDue)
     }).pipe(Effect.provide([open(way, { ...one, minConnections: 1, onCheckout }), once]))
   })
 
-  it.scopedLive("an onCheckout that also refuses new connections is ConnectFailed, setup, and no endless loop", () => {
+  it.scopedLive("an onCheckout that also refuses new connections is ConnectFailed, setup, after a few attempts", () => {
     let refuses = false
     const onCheckout = Effect.suspend(() => (refuses ? Effect.fail(new Refused()) : Effect.void))
     return Effect.gen(function* () {
-      const wire = yield* Wire
+      const network = yield* Network
       yield* pid
       refuses = true
       const error = yield* taggedFailure("ConnectFailed", pid)
       assert.strictEqual(error.reason, "setup")
       assert.instanceOf(error.cause, Refused)
-      assert.isBelow(wire.accepted, 6)
+      assert.isBelow(network.accepted, 6)
       yield* settled({ total: 0, waiting: 0 })
-    }).pipe(Effect.provide(openOverWire(way, { ...one, onCheckout })))
+    }).pipe(Effect.provide(openOverNetwork(way, { ...one, onCheckout })))
   })
 
-  it.scopedLive("an onCheckout that never ends is bounded by connectTimeout", () =>
+  it.scopedLive("an onCheckout that never ends is ConnectFailed, setup, after connectTimeout", () =>
     Effect.gen(function* () {
       const error = yield* taggedFailure("ConnectFailed", pid)
       assert.strictEqual(error.reason, "setup")
@@ -334,7 +336,7 @@ export const sessions = (way: Way): void => {
     )
   )
 
-  it.scopedLive("a task that outlives its time with a session does not use it any more", () => {
+  it.scopedLive("a fiber that outlives its task on a session cannot use the session any more", () => {
     const latch = Effect.unsafeMakeLatch(false)
     const late = Effect.zipRight(latch.await, Effect.exit(run("INSERT INTO item (name) VALUES ('late')")))
     let fiber: Fiber.RuntimeFiber<Exit.Exit<unknown, unknown>> | undefined
@@ -346,7 +348,7 @@ export const sessions = (way: Way): void => {
         Effect.gen(function* () {
           yield* insert("ours")
           yield* latch.open
-          const exit = fiber === undefined ? assert.fail("it was not done") : yield* Fiber.join(fiber)
+          const exit = fiber === undefined ? assert.fail("onConnect has not run") : yield* Fiber.join(fiber)
           yield* taggedFailure("TransactionEnded", exit)
         })
       )
@@ -354,7 +356,7 @@ export const sessions = (way: Way): void => {
     }).pipe(Effect.provide(open(way, { ...one, onConnect, startup: "lazy" })))
   })
 
-  it.scopedLive("tasks on a session are independent of the transaction inside of which they run", () =>
+  it.scopedLive("a task on a session is independent of the transaction of the caller", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       yield* Effect.scoped(

@@ -1,4 +1,4 @@
-/** Pools that keep no connection, or let only one be used. */
+/** The strategies of a pool that keep no connection, or allow only one. */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -8,12 +8,12 @@ import { eventually } from "../../eventually.js"
 import { taggedFailure } from "../../failures.js"
 import { hold, holdAll, processes } from "./connections.js"
 import { figures, settled, told, watch } from "./observations.js"
-import { once, open, openOverWire, type Way, Wire } from "./way.js"
+import { Network, once, open, openOverNetwork, type Way } from "./way.js"
 
 export const strategies = (way: Way): void => {
   const none = { strategy: "none" } as const
 
-  it.scopedLive("the strategy none gives each checkout a connection of its own, which is closed after it", () =>
+  it.scopedLive("the strategy none opens a connection for each checkout, and closes it at check-in", () =>
     Effect.gen(function* () {
       const facts = yield* watch
       const all = [yield* pid, yield* pid, yield* Db.withTransaction(Effect.zipRight(pid, pid))]
@@ -28,7 +28,7 @@ export const strategies = (way: Way): void => {
     }).pipe(Effect.provide(open(way, { ...none, startup: "lazy" })))
   )
 
-  it.scopedLive("the strategy none lets no caller wait for another's connection, up to maxConnections", () =>
+  it.scopedLive("the strategy none opens up to maxConnections at once, and opens a new one for a waiter", () =>
     Effect.gen(function* () {
       const holders = yield* holdAll(4)
       assert.strictEqual(new Set(holders.map((holder) => holder.pid)).size, 4)
@@ -43,21 +43,21 @@ export const strategies = (way: Way): void => {
     }).pipe(Effect.provide(open(way, { ...none, maxConnections: 4 })))
   )
 
-  it.scopedLive("the strategy none closes a connection that arrives after its waiter gave up", () =>
+  it.scopedLive("the strategy none closes a connection that opens after its waiter has given up", () =>
     Effect.gen(function* () {
-      const wire = yield* Wire
+      const network = yield* Network
       const facts = yield* watch
-      const asked = yield* wire.when(({ type }) => type === "startup", "freeze")
+      const asked = yield* network.when(({ type }) => type === "startup", "freeze")
       const fiber = yield* Effect.fork(insert("nobody"))
       yield* asked
       yield* Fiber.interrupt(fiber)
-      yield* wire.thaw
+      yield* network.thaw
       assert.strictEqual((yield* told(facts, "Closed"))[0]?.reason, "excess")
       assert.deepStrictEqual(yield* stored, [])
-    }).pipe(Effect.provide(openOverWire(way, { ...none, startup: "lazy" })))
+    }).pipe(Effect.provide(openOverNetwork(way, { ...none, startup: "lazy" })))
   )
 
-  it.scopedLive("the strategy single fails work that holds the connection and waits for it for ever", () =>
+  it.scopedLive("the strategy single fails work that holds the connection and requests another one", () =>
     Effect.gen(function* () {
       const error = yield* taggedFailure(
         "PoolSelfDeadlock",
@@ -76,7 +76,7 @@ export const strategies = (way: Way): void => {
       const holder = yield* hold
       const first = yield* Effect.fork(Effect.exit(nested("a")))
       yield* settled({ active: 2, waiting: 1 })
-      // another caller that waits and holds nothing is no reason to give up
+      // a waiter that holds no connection does not make it a deadlock
       const patient = yield* Effect.fork(pid)
       yield* settled({ waiting: 2 })
       yield* holder.release
@@ -108,22 +108,24 @@ export const strategies = (way: Way): void => {
     }).pipe(Effect.provide([open(way, { strategy: "assertSingle", maxConnections: 1 }), once]))
   )
 
-  it.scopedLive("the strategy assertSingle counts a caller that waits for the connect as the first", () =>
+  it.scopedLive("the strategy assertSingle fails a second checkout while the first one waits for its connect", () =>
     Effect.gen(function* () {
-      const wire = yield* Wire
-      const asked = yield* wire.when(({ type }) => type === "startup", "freeze")
+      const network = yield* Network
+      const asked = yield* network.when(({ type }) => type === "startup", "freeze")
       const first = yield* Effect.fork(insert("a"))
       yield* asked
       const error = yield* taggedFailure("PoolExhausted", pid)
       assert.strictEqual(error.reason, "single")
       assert.include(error.message, "databases.ts")
-      yield* wire.thaw
+      yield* network.thaw
       yield* Fiber.join(first)
       assert.deepStrictEqual(yield* stored, ["a"])
-    }).pipe(Effect.provide([openOverWire(way, { strategy: "assertSingle", maxConnections: 1, startup: "lazy" }), once]))
+    }).pipe(
+      Effect.provide([openOverNetwork(way, { strategy: "assertSingle", maxConnections: 1, startup: "lazy" }), once])
+    )
   )
 
-  it.scopedLive("the strategy assertSingle accepts one checkout after the other, also inside one transaction", () =>
+  it.scopedLive("the strategy assertSingle accepts successive checkouts, and fibers that share a transaction", () =>
     Effect.gen(function* () {
       const first = yield* pid
       const [second, third] = yield* Db.withTransaction(Effect.all([pid, Db.withTransaction(pid)], { concurrency: 2 }))
@@ -134,7 +136,7 @@ export const strategies = (way: Way): void => {
   it.scopedLive("the strategy assertSingle does not count the check of a server at the start as a checkout", () =>
     Effect.gen(function* () {
       const reader = yield* Db.reader
-      // the start goes on while the reader is checked
+      // the reader may still be under its check when the database is open
       assert.deepStrictEqual(yield* reader`SELECT 1 AS n`, [{ n: 1 }])
     }).pipe(Effect.provide([fresh({ strategy: "assertSingle" }), once]))
   )

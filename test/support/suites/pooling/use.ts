@@ -1,4 +1,4 @@
-/** Connections in use: the events that end them, and their exclusiveness. */
+/** Connections in use: the events that close them, and their use by one task at a time. */
 import { assert, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
@@ -16,7 +16,7 @@ import { figures, only, settled, told, watch } from "./observations.js"
 import { once, open, type Way } from "./way.js"
 
 export const use = (way: Way): void => {
-  it.scopedLive("ordinary errors keep the connection", () =>
+  it.scopedLive("an error of a statement does not close its connection", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const first = yield* pid
@@ -31,13 +31,13 @@ export const use = (way: Way): void => {
     }).pipe(Effect.provide(open(way, { maxConnections: 1 })))
   )
 
-  it.scopedLive("a session that no longer takes writes is a connection of the wrong role, and is evicted", () =>
+  it.scopedLive("a connection whose session has become read-only is evicted as one of the wrong role", () =>
     Effect.gen(function* () {
       const facts = yield* watch
       const sql = yield* Db.writer
       const first = yield* pid
-      // as the sessions of a server that was made read-only while they were open: the next answer
-      // reports it
+      // as in sessions that were open when the server was made read-only: the server reports the
+      // change with its next answer
       yield* sql`SET default_transaction_read_only = on`
       yield* insert("a")
       yield* insert("b")
@@ -46,14 +46,14 @@ export const use = (way: Way): void => {
         (yield* told(facts, "Closed")).map(({ processId, reason }) => [processId, reason]),
         [[first, "wrongRole"]]
       )
-      // a caller that requests a transaction without writes gets one
+      // a transaction that is read-only on request does not evict its connection
       const second = yield* pid
       yield* taggedFailure("ReadOnlyViolation", Db.withTransaction(insert("c"), { access: "read only" }))
       assert.strictEqual(yield* pid, second)
     }).pipe(Effect.provide([open(way, { maxConnections: 1 }), once]))
   )
 
-  it.scopedLive("a standby that is taken for a primary is a connection of the wrong role, which serves no caller", () =>
+  it.scopedLive("a standby in the place of the primary is ConnectFailed, wrongRole, and serves no caller", () =>
     Effect.gen(function* () {
       const { reader } = yield* Place
       yield* Effect.gen(function* () {
@@ -65,7 +65,7 @@ export const use = (way: Way): void => {
     }).pipe(Effect.provide([open(way), once]))
   )
 
-  it.scopedLive("a disconnect inside a transaction fails it until its end, and then the same handle works again", () =>
+  it.scopedLive("a disconnect inside a transaction fails it until its end, and then the same client works again", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const outcome = yield* Effect.exit(
@@ -89,7 +89,7 @@ export const use = (way: Way): void => {
     }).pipe(Effect.provide(open(way, { maxConnections: 1 })))
   )
 
-  it.scopedLive("an interruption costs a session no connection, and none of those beside it", () =>
+  it.scopedLive("the interruption of a statement closes neither its connection nor any other", () =>
     Effect.gen(function* () {
       const facts = yield* watch
       const sql = yield* Db.writer
@@ -117,17 +117,14 @@ export const use = (way: Way): void => {
   )
 
   it.scopedLive(
-    "a connection is never used by two tasks: 200 fibers, with failures, interruptions and killed connections",
+    "no two of 200 fibers use a connection at the same time, with interruptions and killed connections",
     () =>
       Effect.gen(function* () {
         const sql = yield* Db.writer
         const busy = new Map<number, number>()
         const wrong: Array<string> = []
         let done = 0
-        /**
-         * Runs a task that checks that its session has its own mark, for as long as the transaction
-         * lasts.
-         */
+        /** Runs a transaction that checks that its session has the mark of this task all along. */
         const task = (id: number, random: () => number) =>
           Db.withTransaction(
             Effect.gen(function* () {
@@ -183,8 +180,7 @@ export const use = (way: Way): void => {
         yield* settled({ active: 0, waiting: 0 })
         assert.isAtMost((yield* figures).total, way.strategy === "pooled" ? 8 : 1)
       }).pipe(
-        // a connection that was killed is one statement less; a statement that was never sent is
-        // retried
+        // without load shedding, which may refuse callers on a busy machine
         Effect.provide(open(way, { maxConnections: 8, queueTarget: "1 hour" }))
       ),
     60_000

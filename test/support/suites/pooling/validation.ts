@@ -1,4 +1,4 @@
-/** The validation of idle connections: its time, and the effects of a missing answer. */
+/** The validation of idle connections: when it happens, and what a missing answer causes. */
 import { assert, it } from "@effect/vitest"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -10,24 +10,24 @@ import { eventually } from "../../eventually.js"
 import { query, terminateBackends } from "../../server.js"
 import { warmUp } from "./connections.js"
 import { figures, only, settled, told, watch } from "./observations.js"
-import { halfOpen, open, openOverWire, type Way, Wire } from "./way.js"
+import { halfOpen, Network, open, openOverNetwork, type Way } from "./way.js"
 
 export const validation = (way: Way): void => {
   const count = way.strategy === "pooled" ? 3 : 1
   const { hasSessions } = way.route
-  // a pooler may take as long as a connect for a validation: it answers when it has a server free
+  // a validation may take a pooler up to connectTimeout, because it needs a free server connection
   const patient = { startup: "lazy", validateAfterIdle: 0, connectTimeout: "1 second" } as const
 
   /** Returns the number of round trips of an effect. */
   const roundTrips = <A, E, R>(self: Effect.Effect<A, E, R>) =>
     Effect.gen(function* () {
-      const wire = yield* Wire
-      const before = wire.roundTrips
+      const network = yield* Network
+      const before = network.roundTrips
       yield* self
-      return wire.roundTrips - before
+      return network.roundTrips - before
     })
 
-  it.scopedLive("a connection is validated only when it was idle for longer than validateAfterIdle", () =>
+  it.scopedLive("a connection is validated only if it was idle for longer than validateAfterIdle", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       yield* pid
@@ -36,27 +36,30 @@ export const validation = (way: Way): void => {
       assert.strictEqual(yield* roundTrips(pid), 2)
       // the statement itself validated the connection
       assert.strictEqual(yield* roundTrips(pid), 1)
-    }).pipe(Effect.provide(openOverWire(way, { validateAfterIdle: "100 millis" })))
+    }).pipe(Effect.provide(openOverNetwork(way, { validateAfterIdle: "100 millis" })))
   )
 
   it.scopedLive("a new connection is not validated", () =>
     Effect.gen(function* () {
-      // behind a pooler, the proof of the role is a round trip of its own
+      // behind a pooler, the check of the role is a round trip of its own
       assert.strictEqual(yield* roundTrips(pid), hasSessions ? 1 : 2)
-    }).pipe(Effect.provide(openOverWire(way, { validateAfterIdle: 0, startup: "lazy" })))
+    }).pipe(Effect.provide(openOverNetwork(way, { validateAfterIdle: 0, startup: "lazy" })))
   )
 
   it.scopedLive("validateAfterIdle 0 validates at each checkout, and infinity never", () =>
     Effect.gen(function* () {
       const twice = Effect.zipRight(pid, roundTrips(pid))
-      assert.strictEqual(yield* Effect.provide(twice, openOverWire(way, { validateAfterIdle: 0 })), 2)
-      assert.strictEqual(yield* Effect.provide(twice, openOverWire(way, { validateAfterIdle: Duration.infinity })), 1)
+      assert.strictEqual(yield* Effect.provide(twice, openOverNetwork(way, { validateAfterIdle: 0 })), 2)
+      assert.strictEqual(
+        yield* Effect.provide(twice, openOverNetwork(way, { validateAfterIdle: Duration.infinity })),
+        1
+      )
     })
   )
 
   if (hasSessions) {
     it.scopedLive(
-      "a connection that was silent for long during a checkout is validated before the next waiter gets it",
+      "a connection that was unused for long during a checkout is validated before the next waiter gets it",
       () =>
         Effect.gen(function* () {
           const { writer } = yield* Place
@@ -69,10 +72,10 @@ export const validation = (way: Way): void => {
           yield* query(writer, "SELECT pg_sleep(0.11)")
           const trips = yield* roundTrips(Effect.zipRight(Scope.close(scope, Exit.void), Fiber.join(waiter)))
           assert.strictEqual(trips, 2)
-        }).pipe(Effect.provide(openOverWire(way, { maxConnections: 1, validateAfterIdle: "100 millis" })))
+        }).pipe(Effect.provide(openOverNetwork(way, { maxConnections: 1, validateAfterIdle: "100 millis" })))
     )
 
-    it.scopedLive(`${count} killed idle connections give ${count} new connects and no failure`, () =>
+    it.scopedLive(`idle connections that the server has ended are replaced without a failure (${count})`, () =>
       Effect.gen(function* () {
         const { name } = yield* Place
         const facts = yield* watch
@@ -87,7 +90,7 @@ export const validation = (way: Way): void => {
     )
   }
 
-  it.scopedLive(`${count} half-open idle connections are replaced at once, without a failure`, () =>
+  it.scopedLive(`half-open idle connections are replaced within 2 seconds, without a failure (${count})`, () =>
     Effect.gen(function* () {
       const facts = yield* watch
       yield* warmUp(count)
@@ -100,7 +103,7 @@ export const validation = (way: Way): void => {
       assert.lengthOf(yield* stored, count)
       for (const { reason } of yield* told(facts, "Closed", count)) assert.strictEqual(reason, "invalid")
       assert.isEmpty(only(facts, "ConnectFailed"))
-    }).pipe(Effect.provide(openOverWire(way, { ...patient, maxConnections: count })))
+    }).pipe(Effect.provide(openOverNetwork(way, { ...patient, maxConnections: count })))
   )
 
   if (way.strategy === "pooled") {
@@ -117,7 +120,7 @@ export const validation = (way: Way): void => {
           assert.lengthOf(yield* told(facts, "Closed", 6), 6)
           assert.lengthOf(only(facts, "Connected"), 7)
           assert.strictEqual((yield* eventually(figures, ({ total }) => total === 1)).idle, 1)
-        }).pipe(Effect.provide(openOverWire(way, { ...patient, maxConnections: 6 })))
+        }).pipe(Effect.provide(openOverNetwork(way, { ...patient, maxConnections: 6 })))
     )
   }
 }

@@ -1,4 +1,4 @@
-/** The waiters for a connection: their order, their deadline, and their failure. */
+/** The waiters for a connection: their order, timeout and failure. */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -9,17 +9,17 @@ import { eventually } from "../../eventually.js"
 import { taggedFailure } from "../../failures.js"
 import { hold, kill, warmUp } from "./connections.js"
 import { figures, only, settled, watch } from "./observations.js"
-import { connects, once, open, openOverWire, type Way, Wire } from "./way.js"
+import { connects, Network, once, open, openOverNetwork, type Way } from "./way.js"
 
-/** The phases in which a caller waits that has requested a connection. */
+/** Returns the phases in which a caller may wait after it has requested a connection. */
 const phases = (): ReadonlyArray<{
   readonly name: string
   readonly options: Partial<Database.Options>
   /**
-   * Makes the next caller wait; the effect inside waits until it does, and returns the effect that
-   * ends the wait.
+   * Makes the next caller wait in this phase. The effect inside returns when a caller is waiting;
+   * its result is the effect that ends the wait.
    */
-  readonly stop: Effect.Effect<Effect.Effect<Effect.Effect<unknown>>, never, Db | Wire>
+  readonly stop: Effect.Effect<Effect.Effect<Effect.Effect<unknown>>, never, Db | Network>
 }> => {
   const gate = () => {
     const latch = Effect.unsafeMakeLatch(true)
@@ -45,16 +45,16 @@ const phases = (): ReadonlyArray<{
       name: "for a connect",
       options: { startup: "lazy" },
       stop: Effect.gen(function* () {
-        const wire = yield* Wire
-        return Effect.as(yield* wire.when(connects, "freeze"), wire.thaw)
+        const network = yield* Network
+        return Effect.as(yield* network.when(connects, "freeze"), network.thaw)
       })
     },
     {
       name: "for a validation",
       options: { validateAfterIdle: 0 },
       stop: Effect.gen(function* () {
-        const wire = yield* Wire
-        return Effect.as(yield* wire.when(({ from }) => from === "client", "freeze"), wire.thaw)
+        const network = yield* Network
+        return Effect.as(yield* network.when(({ from }) => from === "client", "freeze"), network.thaw)
       })
     },
     { name: "for onConnect", options: { startup: "lazy", onConnect: connect.task }, stop: connect.close },
@@ -89,7 +89,7 @@ export const waiting = (way: Way): void => {
     }).pipe(Effect.provide(open(way, { maxConnections: 1 })))
   )
 
-  it.scopedLive("a waiter is served when the connection that it waits for is invalidated", () =>
+  it.scopedLive("a waiter is served when the only connection is invalidated", () =>
     Effect.gen(function* () {
       const holder = yield* hold
       const waiter = yield* Effect.fork(pid)
@@ -102,7 +102,7 @@ export const waiting = (way: Way): void => {
   )
 
   if (way.route.hasSessions) {
-    it.scopedLive("a waiter is served when the server ends the connection that it waits for", () =>
+    it.scopedLive("a waiter is served when the server ends the only connection", () =>
       Effect.gen(function* () {
         const holder = yield* hold
         const waiter = yield* Effect.fork(pid)
@@ -114,34 +114,34 @@ export const waiting = (way: Way): void => {
     )
   }
 
-  it.scopedLive("a waiter is served when the connect for the waiter before it fails", () =>
+  it.scopedLive("a waiter is served after the connect for the waiter before it has failed", () =>
     Effect.gen(function* () {
-      const wire = yield* Wire
-      const asked = yield* wire.when(connects, "freeze")
+      const network = yield* Network
+      const asked = yield* network.when(connects, "freeze")
       const first = yield* Effect.fork(taggedFailure("ConnectFailed", insert("first")))
       yield* asked
       const second = yield* Effect.fork(insert("second"))
       yield* settled({ waiting: 2 })
-      yield* wire.cut
+      yield* network.cut
       yield* Fiber.join(first)
       yield* Fiber.join(second)
       assert.deepStrictEqual(yield* stored, ["second"])
-    }).pipe(Effect.provide([openOverWire(way, { maxConnections: 1, startup: "lazy" }), once]))
+    }).pipe(Effect.provide([openOverNetwork(way, { maxConnections: 1, startup: "lazy" }), once]))
   )
 
-  it.scopedLive("a caller that came after a connect was begun does not fail with it", () =>
+  it.scopedLive("a caller that came after the begin of a connect does not fail with that connect", () =>
     Effect.gen(function* () {
-      const wire = yield* Wire
-      const asked = yield* wire.when(connects, "freeze")
+      const network = yield* Network
+      const asked = yield* network.when(connects, "freeze")
       const first = yield* Effect.fork(insert("first"))
       yield* asked
       yield* Fiber.interrupt(first)
       const second = yield* Effect.fork(insert("second"))
       yield* settled({ waiting: 1 })
-      yield* wire.cut
+      yield* network.cut
       yield* Fiber.join(second)
       assert.deepStrictEqual(yield* stored, ["second"])
-    }).pipe(Effect.provide([openOverWire(way, { maxConnections: 1, startup: "lazy" }), once]))
+    }).pipe(Effect.provide([openOverNetwork(way, { maxConnections: 1, startup: "lazy" }), once]))
   )
 
   it.scopedLive("no caller times out early", () =>
@@ -178,25 +178,25 @@ export const waiting = (way: Way): void => {
 
   it.scopedLive("a timeout reports how the last connect failed", () =>
     Effect.gen(function* () {
-      const wire = yield* Wire
-      yield* wire.refuse
+      const network = yield* Network
+      yield* network.refuse
       const { cause } = yield* taggedFailure("ConnectFailed", pid)
-      yield* wire.accept
-      yield* wire.freeze
+      yield* network.accept
+      yield* network.freeze
       const error = yield* taggedFailure("PoolExhausted", pid)
       assert.strictEqual(error.lastConnectFailure, cause instanceof Error ? cause.message : undefined)
       assert.include(error.message, `the last connect failed: ${error.lastConnectFailure}`)
-      // nothing is open, so holding connections for less time would not help
+      // no connection is open, so the advice is not to hold connections for less time
       assert.include(error.message, "the server may not be answering")
     }).pipe(
-      Effect.provide([openOverWire(way, { maxConnections: 1, acquireTimeout: "50 millis", startup: "lazy" }), once])
+      Effect.provide([openOverNetwork(way, { maxConnections: 1, acquireTimeout: "50 millis", startup: "lazy" }), once])
     )
   )
 
   it.scopedLive("a timeout reports how many connects are under way, and for how long", () =>
     Effect.gen(function* () {
-      const wire = yield* Wire
-      yield* wire.freeze
+      const network = yield* Network
+      yield* network.freeze
       const { connecting, message, waitedMillis: waited } = yield* taggedFailure("PoolExhausted", pid)
       assert.strictEqual(connecting?.count, 1)
       assert.closeTo(connecting?.longestMillis ?? 0, waited, 50)
@@ -207,7 +207,7 @@ export const waiting = (way: Way): void => {
       assert.strictEqual((yield* figures).connecting, 1)
     }).pipe(
       Effect.provide([
-        openOverWire(way, {
+        openOverNetwork(way, {
           maxConnections: 1,
           acquireTimeout: "50 millis",
           connectTimeout: "20 seconds",
@@ -218,10 +218,10 @@ export const waiting = (way: Way): void => {
     )
   )
 
-  it.scopedLive("every caller fails in time when every connect hangs and there may be no more of them", () =>
+  it.scopedLive("every caller times out after acquireTimeout while all permitted connects hang", () =>
     Effect.gen(function* () {
-      const wire = yield* Wire
-      yield* wire.freeze
+      const network = yield* Network
+      yield* network.freeze
       const fibers = yield* Effect.forEach(Array.from({ length: 20 }), () =>
         Effect.fork(taggedFailure("PoolExhausted", pid))
       )
@@ -233,7 +233,7 @@ export const waiting = (way: Way): void => {
       }
     }).pipe(
       Effect.provide([
-        openOverWire(way, {
+        openOverNetwork(way, {
           maxConnections: 4,
           acquireTimeout: "800 millis",
           connectTimeout: "20 seconds",
@@ -244,7 +244,7 @@ export const waiting = (way: Way): void => {
     )
   )
 
-  it.scopedLive("a timeout reports the longest checkout, if that is recorded", () =>
+  it.scopedLive("a timeout reports the longest checkout if checkouts are recorded", () =>
     Effect.gen(function* () {
       const holder = yield* hold
       const { message, longestCheckout } = yield* taggedFailure("PoolExhausted", pid)
@@ -258,7 +258,7 @@ export const waiting = (way: Way): void => {
 
   for (const phase of phases()) {
     if (phase.name === "in the queue" || phase.name === "for a connect") continue
-    it.scopedLive(`work for a waiter that left while it waited ${phase.name} counts as in use, and ends in time`, () =>
+    it.scopedLive(`a connection whose waiter left while waiting ${phase.name} counts as active until it is free`, () =>
       Effect.gen(function* () {
         const stopped = yield* phase.stop
         const waiter = yield* Effect.fork(insert("nobody"))
@@ -267,8 +267,8 @@ export const waiting = (way: Way): void => {
         const before = performance.now()
         const { active, idle, total, waiting } = yield* figures
         assert.deepStrictEqual({ active, idle, total, waiting }, { active: 1, idle: 0, total: 1, waiting: 0 })
-        // the next waiter waits for that, because there may be no other connection; then the same
-        // runs for it
+        // the next caller waits for that connection, because no other one is allowed; then the same
+        // work runs for this caller
         const next = yield* Effect.fork(Effect.exit(insert("next")))
         let most = 0
         const look = Effect.map(figures, (seen) => {
@@ -286,24 +286,27 @@ export const waiting = (way: Way): void => {
         }
         assert.deepStrictEqual(yield* stored, ["next"])
       }).pipe(
-        Effect.provide([openOverWire(way, { maxConnections: 1, connectTimeout: "1 second", ...phase.options }), once])
+        Effect.provide([
+          openOverNetwork(way, { maxConnections: 1, connectTimeout: "1 second", ...phase.options }),
+          once
+        ])
       )
     )
   }
 
   if (way.strategy === "pooled") {
-    it.scopedLive("work for a waiter that left delays no caller while another connection is idle", () => {
+    it.scopedLive("a connection whose waiter left during onCheckout delays no caller while another one is idle", () => {
       const arrived = Effect.unsafeMakeLatch(false)
-      let isFirst = false
+      let hangsNext = false
       const onCheckout = Effect.suspend(() => {
-        const hangs = isFirst
-        isFirst = false
+        const hangs = hangsNext
+        hangsNext = false
         return hangs ? Effect.zipRight(arrived.open, Effect.never) : Effect.void
       })
       return Effect.gen(function* () {
         yield* warmUp(2)
         yield* settled({ idle: 2 })
-        isFirst = true
+        hangsNext = true
         const waiter = yield* Effect.fork(insert("nobody"))
         yield* arrived.await
         yield* Fiber.interrupt(waiter)
@@ -316,7 +319,7 @@ export const waiting = (way: Way): void => {
     })
   }
 
-  // the next caller has that long, too, for a login, which through a pooler is two
+  // the next caller needs a login in this time, and through a pooler two
   const acquireTimeout = way.route.hasSessions ? "250 millis" : "500 millis"
 
   for (const how of ["interrupted", "timed out"] as const) {
@@ -340,7 +343,7 @@ export const waiting = (way: Way): void => {
           )
         }).pipe(
           Effect.provide([
-            openOverWire(way, {
+            openOverNetwork(way, {
               maxConnections: 1,
               ...phase.options,
               ...(how === "timed out" ? { acquireTimeout } : {})

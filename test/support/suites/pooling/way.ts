@@ -1,4 +1,4 @@
-/** The ways in which the tests of a pool open it, and the network between it and its server. */
+/** The ways in which the tests open a pool, and the network between the pool and its server. */
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -13,12 +13,12 @@ import { type Message, makeProxy, type Proxy } from "../../proxy.js"
 export interface Route {
   readonly name: string
   /**
-   * True if a connection is a session of the server; otherwise its settings, locks and process ids
-   * are those of the client before.
+   * True if a connection has one session of the server for all of its life. Behind a pooler each
+   * transaction may have another session.
    */
   readonly hasSessions: boolean
   readonly options: Partial<Database.Options>
-  /** The URL to be used instead of the server's own. */
+  /** Returns the URL by which this route reaches the server of a URL. */
   readonly via: (url: Redacted.Redacted<string>) => Effect.Effect<Redacted.Redacted<string>, never, Scope.Scope>
 }
 
@@ -29,12 +29,12 @@ export interface Way {
   readonly route: Route
 }
 
-/** The network between a database and its server. */
-export class Wire extends Context.Tag("test/Wire")<Wire, Proxy>() {}
+/** The network between a database and its server: a proxy. */
+export class Network extends Context.Tag("test/Network")<Network, Proxy>() {}
 
 type Options = Partial<Database.Options>
 
-/** Returns the options of a way: with one connection for all there is no number of them. */
+/** Returns the options of a way; the strategy `single` has no number of connections. */
 const merge = ({ order, route, strategy }: Way, { maxConnections, maxOverflow, ...rest }: Options): Options => ({
   order,
   strategy,
@@ -43,7 +43,7 @@ const merge = ({ order, route, strategy }: Way, { maxConnections, maxOverflow, .
   ...rest
 })
 
-/** Opens a new database as `Db` in that way. */
+/** Opens a new database as `Db` in a way. */
 export const open = (way: Way, options: Options = {}): Layer.Layer<Db | Place> =>
   Layer.unwrapScoped(
     Effect.gen(function* () {
@@ -54,15 +54,15 @@ export const open = (way: Way, options: Options = {}): Layer.Layer<Db | Place> =
   ).pipe(Layer.orDie)
 
 /** Opens a new database as `Db` over a network that the test controls. */
-export const openOverWire = (way: Way, options: Options = {}): Layer.Layer<Db | Place | Wire> =>
+export const openOverNetwork = (way: Way, options: Options = {}): Layer.Layer<Db | Place | Network> =>
   Layer.unwrapScoped(
     Effect.gen(function* () {
       const place = yield* freshTable
-      const wire = yield* makeProxy(yield* way.route.via(place.writer))
+      const network = yield* makeProxy(yield* way.route.via(place.writer))
       return Layer.mergeAll(
-        Db.layer({ writer: wire.url, ...merge(way, options) }),
+        Db.layer({ writer: network.url, ...merge(way, options) }),
         Layer.succeed(Place, place),
-        Layer.succeed(Wire, wire)
+        Layer.succeed(Network, network)
       )
     })
   ).pipe(Layer.orDie)
@@ -74,24 +74,23 @@ export const openOverWire = (way: Way, options: Options = {}): Layer.Layer<Db | 
 export const openToClose = (way: Way, options: Options = {}) =>
   Effect.gen(function* () {
     const place = yield* freshTable
-    const wire = yield* makeProxy(yield* way.route.via(place.writer))
+    const network = yield* makeProxy(yield* way.route.via(place.writer))
     const scope = yield* Effect.acquireRelease(Scope.make(), (scope) => Scope.close(scope, Exit.void))
-    const database = yield* Layer.buildWithScope(Db.layer({ writer: wire.url, ...merge(way, options) }), scope)
-    const context = database.pipe(Context.add(Place, place), Context.add(Wire, wire))
-    return { context, wire, close: Scope.close(scope, Exit.void) }
+    const database = yield* Layer.buildWithScope(Db.layer({ writer: network.url, ...merge(way, options) }), scope)
+    const context = database.pipe(Context.add(Place, place), Context.add(Network, network))
+    return { context, network, close: Scope.close(scope, Exit.void) }
   })
 
-/** Disables retries, so that the failure is that of the pool. */
+/** Disables retries, so that the failures of the pool reach the test. */
 export const once = RetryPolicy.layer(RetryPolicy.never)
 
 /** Matches the request for a new connection. */
 export const connects = ({ type }: Message): boolean => type === "startup"
 
 /**
- * Makes the current connections half-open from their next message on, without a notice; new ones
- * are not affected.
+ * Makes the current connections half-open from their next message on; new ones work.
  */
-export const halfOpen = Effect.flatMap(Wire, (wire) => {
-  const last = wire.accepted
-  return wire.when(({ connection }) => connection <= last, "freeze", Number.POSITIVE_INFINITY)
+export const halfOpen = Effect.flatMap(Network, (network) => {
+  const last = network.accepted
+  return network.when(({ connection }) => connection <= last, "freeze", Number.POSITIVE_INFINITY)
 })

@@ -1,4 +1,4 @@
-/** The client of a site, with access to the rows that its requests have left. */
+/** An HTTP client of a site, and the rows that its requests have stored. */
 import * as http from "node:http"
 import * as net from "node:net"
 import * as Effect from "effect/Effect"
@@ -7,7 +7,7 @@ import { idle as returned } from "../../databases.js"
 import { query } from "../../server.js"
 import { Site } from "./site.js"
 
-/** The content type of the answer when a commit has failed. */
+/** The content type of the answer to a request whose commit has failed. */
 export const problem = "application/problem+json"
 
 export const post = (path: string, headers: Readonly<Record<string, string>> = {}) =>
@@ -25,7 +25,7 @@ export const listOf = (response: Response) =>
     return Array.isArray(list) ? list : []
   })
 
-/** Returns the rows that a handler has left, as another session sees them. */
+/** Returns the rows that a handler has stored, as another session sees them. */
 export const stored = (handler: string) =>
   Effect.flatMap(Site, ({ writer }) =>
     Effect.map(
@@ -36,19 +36,19 @@ export const stored = (handler: string) =>
 
 export const noted = Effect.flatMap(Site, ({ run }) => run(Effect.orDie(events)))
 
-/** Waits until nothing is checked out any more. */
+/** Waits until no connection of the handlers is checked out. */
 export const idle = Effect.flatMap(Site, ({ run }) => run(returned))
 
-/** An answer. */
+/** An answer that was received in full. */
 interface Answered {
   readonly status: number | undefined
   readonly headers: http.IncomingHttpHeaders
   readonly body: Buffer
-  /** True if its connection had served another request before. */
+  /** True if the connection had served another request before. */
   readonly reused: boolean
 }
 
-/** Sends a request by hand, for features that `fetch` handles by itself. */
+/** Sends a request by `node:http`, for features that `fetch` hides. */
 export const send = (
   options: http.RequestOptions,
   prepare: (request: http.ClientRequest) => void = (request) => request.end()
@@ -77,7 +77,7 @@ export const send = (
     )
   )
 
-/** Sends a request whose answer is not awaited; the effect inside disconnects. */
+/** Sends a request without waiting for the answer; the effect inside disconnects. */
 export const come = (handler: string): Effect.Effect<Effect.Effect<void>, never, Site> =>
   Effect.map(Site, ({ port }) => {
     const request = http.request({ host: "127.0.0.1", port, method: "POST", path: `/checked/${handler}` })
@@ -87,8 +87,8 @@ export const come = (handler: string): Effect.Effect<Effect.Effect<void>, never,
   })
 
 /**
- * Writes several requests on one connection, none of which waits for an answer, and returns the
- * statuses of the answers.
+ * Writes several requests on one connection without waiting for answers; returns the statuses of
+ * the answers.
  */
 export const atOnce = (paths: ReadonlyArray<string>): Effect.Effect<ReadonlyArray<number>, never, Site> =>
   Effect.flatMap(Site, ({ port }) =>

@@ -34,7 +34,7 @@ const failed = (self: Effect.Effect<unknown, unknown, Db>) =>
     onSuccess: () => "no failure"
   })
 
-/** Returns a body with its context, as a program would provide it. */
+/** Returns a response with a streamed body, which has the context of its handler. */
 const streamed = (self: Stream.Stream<string, unknown, Db>) =>
   Effect.map(Effect.context<Db>(), (context) =>
     HttpServerResponse.stream(Stream.encodeText(Stream.provideContext(self, context)))
@@ -145,7 +145,7 @@ export const handlers: Readonly<
     const before = yield* schemaOf("writer")
     yield* insert("tenants")
     yield* sql`INSERT INTO ${sql("public.item")} ${sql.insert({ name: `tenants: of ${before}` })}`
-    // all that run at a time have written by now, and none has committed
+    // the three concurrent requests have inserted by now, and none has committed
     yield* Effect.promise(() => meet("tenants", 3))
     const reader = yield* Db.reader
     const [row] = yield* reader<{ n: number }>`SELECT count(*)::int AS n FROM item WHERE name = 'tenants'`

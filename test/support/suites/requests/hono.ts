@@ -1,4 +1,4 @@
-/** A middleware for Hono: what comes after it is one unit of work. */
+/** A middleware for Hono, which makes the handlers after it one unit of work. */
 import type { DatabaseRuntime } from "effect-db"
 import type { MiddlewareHandler } from "hono"
 import type { Runtime } from "./plain.js"
@@ -12,7 +12,7 @@ export const inUnit =
     }, options)
     const answer = await handle(c.req.raw)
     if (answer === c.res) return
-    // else it would inherit the headers of the response that it replaces
+    // otherwise the answer would inherit the headers of the response that it replaces
     c.res = undefined
     c.res = answer
   }

@@ -1,14 +1,14 @@
-/** Node's server, and the part of a framework that answers. */
+/** The start, the port and the close of a Node server. */
 import type * as http from "node:http"
 import type { Listening } from "./site.js"
 
-/** The port of a server that listens. */
+/** Returns the port of a server that listens. */
 export const portOf = (server: Pick<http.Server, "address">): number => {
   const address = server.address()
   return typeof address === "object" && address !== null ? address.port : 0
 }
 
-/** Waits until it listens. Its connections are closed with it, whatever they wait for. */
+/** Waits until a server listens. `close` also closes its connections, with a request or not. */
 export const listening = (server: http.Server): Promise<Listening> =>
   new Promise((resolve, reject) => {
     server.once("error", reject)

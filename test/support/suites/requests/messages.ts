@@ -1,4 +1,4 @@
-/** The messages between a test and the handlers of a server in its own process, by name. */
+/** Messages by name, between a test and the handlers of a server in the same process. */
 import * as Effect from "effect/Effect"
 
 interface Letter {
@@ -29,7 +29,7 @@ export const hear = (name: string): Promise<unknown> => letter(name).arrived
 
 const meetings = new Map<string, Array<() => void>>()
 
-/** Waits until so many callers are here; then another meeting may begin. */
+/** Waits until `count` calls with this name wait, and then lets all of them continue. */
 export const meet = (name: string, count: number): Promise<void> =>
   new Promise((resolve) => {
     const here = [...(meetings.get(name) ?? []), resolve]

@@ -1,12 +1,12 @@
 /**
- * The handlers of Express, Fastify and Hono, as plain code; each writes rows that begin with its
- * own name.
+ * The handlers of Express, Fastify and Hono, in plain code. The rows that a handler inserts begin
+ * with its name.
  */
 import { Consistency, type DatabaseRuntime } from "effect-db"
 import type { Audit, Db } from "../../databases.js"
 import { hear, meet, tell } from "./messages.js"
 
-/** Open databases, as plain code has them. */
+/** A runtime with both databases. */
 export type Runtime = DatabaseRuntime.DatabaseRuntime<{ db: typeof Db; audit: typeof Audit }, Db | Audit>
 
 /** An answer of a handler. */
@@ -15,7 +15,7 @@ interface Answer {
   readonly body?: string | AsyncIterable<string> | undefined
 }
 
-/** One handler for each route. */
+/** The handlers, by the last segment of their paths. */
 export type Handlers = Readonly<Record<string, () => Promise<Answer>>>
 
 /** The statuses with which handlers answer. */
@@ -197,7 +197,7 @@ export const makeHandlers = ({ databases: { audit, db } }: Runtime): Handlers =>
       const before = await schema("writer")
       await add("tenants")
       await db.writer`INSERT INTO ${db.writer("public.item")} ${db.writer.insert({ name: `tenants: of ${before}` })}`
-      // all that run at a time have written by now, and none has committed
+      // the three concurrent requests have inserted by now, and none has committed
       await meet("tenants", 3)
       const [row] = await db.reader<{ n: number }>`SELECT count(*)::int AS n FROM item WHERE name = 'tenants'`
       const seen = [

@@ -1,4 +1,4 @@
-/** A server that listens, with its databases. */
+/** An HTTP server that a test sends requests to, and its databases. */
 import { HttpServer } from "@effect/platform"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
@@ -16,18 +16,18 @@ export class Site extends Context.Tag("test/Site")<
   {
     /** The port on which it listens. */
     readonly port: number
-    /** Runs an effect on the databases that its handlers use. */
+    /** Runs an effect on the open databases of the handlers. */
     readonly run: <A, E>(self: Effect.Effect<A, E, Db | Audit>) => Effect.Effect<A, E>
-    /** The database, without a proxy. */
+    /** The URL of the primary, without a proxy. */
     readonly writer: Redacted.Redacted<string>
     /** The proxy through which the handlers reach the primary. */
     readonly front: Proxy
-    /** Another proxy of the primary. */
+    /** Another proxy in front of the primary. */
     readonly other: Proxy
   }
 >() {}
 
-/** A framework's server, and the effect that stops it. */
+/** The port of a framework's server, and the function that closes the server. */
 export interface Listening {
   readonly port: number
   readonly close: () => Promise<void>
@@ -39,17 +39,14 @@ export interface Listening {
 export const parts: ReadonlyArray<{
   readonly prefix: `/${string}`
   readonly checkFirst: boolean
-  /**
-   * The place at which the tenant of a request is set by its header: around the unit of work, or
-   * inside of it.
-   */
+  /** Sets the tenant of a request, from its header, around the unit of work or inside of it. */
   readonly tenants: "around" | "inside"
 }> = [
   { prefix: "/checked", checkFirst: true, tenants: "around" },
   { prefix: "/unchecked", checkFirst: false, tenants: "inside" }
 ]
 
-/** The header with the tenant of a request; without it, there is none. */
+/** The header with the tenant of a request. A request without it has no tenant. */
 export const tenantHeader = "x-tenant"
 
 /** Serves `POST <prefix>/<name>` for each of the parts and each handler. */
@@ -82,7 +79,6 @@ export const plainSite = (serve: Serve): Layer.Layer<Site> =>
         Effect.promise(() => serve(runtime, makeHandlers(runtime))),
         ({ close }) => Effect.promise(close)
       )
-      // the databases of the handlers refuse the statements of the handlers
       return {
         ...rest,
         port,
@@ -91,7 +87,7 @@ export const plainSite = (serve: Serve): Layer.Layer<Site> =>
     })
   )
 
-// `runPromise` rejects with nothing but what the effect fails with, or dies of
+// `runPromise` rejects only with the failure or the defect of the effect
 const unsafeE = (error: unknown) => error as never
 
 /** Creates a site with the Effect server. */

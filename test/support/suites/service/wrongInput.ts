@@ -8,7 +8,7 @@ import { Service, send, todo } from "../../service.js"
 export const wrongInput = (it: Vitest.MethodsNonLive<EmbeddedPostgres | Service, true>): void => {
   describe("wrong input", () => {
     const cases: ReadonlyArray<readonly [string, string, string, unknown, string]> = [
-      ["no title", "POST", "/todos", {}, "title: is missing"],
+      ["a todo without a title", "POST", "/todos", {}, "title: is missing"],
       ["a title of another type", "POST", "/todos", { title: 1 }, "title: expected a text"],
       ["an empty title", "POST", "/todos", { title: " " }, "title: it is empty"],
       [
@@ -19,14 +19,14 @@ export const wrongInput = (it: Vitest.MethodsNonLive<EmbeddedPostgres | Service,
         "title: it is longer than 200 characters"
       ],
       [
-        "NUL",
+        "a title with NUL",
         "POST",
         "/todos",
         { title: "a\0b" },
         "title: it contains NUL or half a character, which PostgreSQL cannot store"
       ],
       [
-        "half a character",
+        "a title with half a character",
         "POST",
         "/todos",
         { title: "\ud800" },
@@ -48,21 +48,21 @@ export const wrongInput = (it: Vitest.MethodsNonLive<EmbeddedPostgres | Service,
         "id: expected 1 to 64 letters, digits, - or _"
       ],
       [
-        "several things",
+        "a todo with two wrong fields",
         "POST",
         "/todos",
         { id: "", title: 1 },
         "id: expected 1 to 64 letters, digits, - or _; title: expected a text"
       ],
       [
-        "a list",
+        "a todo that is a list",
         "POST",
         "/todos",
         [],
         'the request: expected JSON (content-type: application/json) such as {"title":"Buy milk"}'
       ],
       [
-        "nothing at all",
+        "a request without a body",
         "POST",
         "/todos",
         undefined,
@@ -75,12 +75,12 @@ export const wrongInput = (it: Vitest.MethodsNonLive<EmbeddedPostgres | Service,
         [],
         'the request: expected JSON (content-type: application/json) such as {"done":true}'
       ],
-      ["nothing to change", "PATCH", "/todos/a", {}, "the request: there is nothing to change: give title or done"],
-      ["done as a word", "PATCH", "/todos/a", { done: "yes" }, "done: expected true or false"],
-      ["an id that is none", "DELETE", "/todos/a%20b", undefined, "id: expected 1 to 64 letters, digits, - or _"],
-      ["a filter that is none", "GET", "/todos?done=maybe", undefined, "done: expected true or false"],
-      ["a filter that is there twice", "GET", "/todos?done=true&done=true", undefined, "done: expected true or false"],
-      ["page zero", "GET", "/records?page=0", undefined, "page: expected a whole number from 1 to 1000000"],
+      ["an empty change", "PATCH", "/todos/a", {}, "the request: there is nothing to change: give title or done"],
+      ["a change of done to a word", "PATCH", "/todos/a", { done: "yes" }, "done: expected true or false"],
+      ["an invalid id", "DELETE", "/todos/a%20b", undefined, "id: expected 1 to 64 letters, digits, - or _"],
+      ["a filter with an unknown value", "GET", "/todos?done=maybe", undefined, "done: expected true or false"],
+      ["a filter that is given twice", "GET", "/todos?done=true&done=true", undefined, "done: expected true or false"],
+      ["page 0", "GET", "/records?page=0", undefined, "page: expected a whole number from 1 to 1000000"],
       [
         "a page that is no number",
         "GET",
@@ -97,7 +97,7 @@ export const wrongInput = (it: Vitest.MethodsNonLive<EmbeddedPostgres | Service,
         "search: it is longer than 100 characters"
       ],
       [
-        "an unknown parameter",
+        "a search with an unknown parameter",
         "GET",
         "/records?serach=x",
         undefined,
@@ -105,7 +105,7 @@ export const wrongInput = (it: Vitest.MethodsNonLive<EmbeddedPostgres | Service,
       ]
     ]
     for (const [name, method, path, body, message] of cases) {
-      it.effect(name, () =>
+      it.effect(`${name} is 400, and the answer says why`, () =>
         Effect.gen(function* () {
           expect(yield* send(method, path, body)).toMatchObject({ status: 400, body: { message } })
         })
@@ -130,9 +130,9 @@ export const wrongInput = (it: Vitest.MethodsNonLive<EmbeddedPostgres | Service,
       ["a form without a boundary", "multipart/form-data"],
       ["a form that is not in parts", "multipart/form-data; boundary=x"],
       ["a form in parts", "multipart/form-data; boundary=x", "--x--"],
-      ["a type that is none", "nonsense"]
+      ["nonsense", "nonsense"]
     ] as const) {
-      it.effect(`a body of the type ${name} is 4xx with the reason`, () =>
+      it.effect(`a body whose type is ${name} is 400 or 415, and the answer has a message`, () =>
         Effect.gen(function* () {
           const { body, status } = yield* send("POST", "/todos", undefined, {
             body: text,
@@ -144,7 +144,7 @@ export const wrongInput = (it: Vitest.MethodsNonLive<EmbeddedPostgres | Service,
       )
     }
 
-    it.effect("a body that is far too long is 413", () =>
+    it.effect("a body of more than 1 MB is 413", () =>
       Effect.gen(function* () {
         expect(yield* send("POST", "/todos", { title: "x".repeat(1_000_000) })).toMatchObject({ status: 413 })
       })
@@ -154,9 +154,7 @@ export const wrongInput = (it: Vitest.MethodsNonLive<EmbeddedPostgres | Service,
       const json = { "content-type": "application/json" }
       const agent = new Http1.Agent({ keepAlive: true, maxSockets: 1 })
 
-      /**
-       * Sends a body in pieces, without its length, until all of it is sent, whatever the answer.
-       */
+      /** Sends a body in pieces, without its length; all pieces are sent, whatever the answer. */
       const inPieces = (pieces: ReadonlyArray<string>, path = "/todos", method = "POST") =>
         Effect.flatMap(Service, ({ url }) =>
           Effect.async<{ readonly status: number | undefined; readonly body: unknown; readonly port: number }>(
@@ -178,7 +176,7 @@ export const wrongInput = (it: Vitest.MethodsNonLive<EmbeddedPostgres | Service,
           )
         )
 
-      it.effect("a body of unknown length that is far too long is 413 in JSON, on a connection that is kept", () =>
+      it.effect("a body of unknown length that is too long is 413 in JSON, and its connection is kept", () =>
         Effect.gen(function* () {
           const long = ['{"title":"', ...Array.from({ length: 40 }, () => "x".repeat(100_000)), '"}']
           const refused = yield* inPieces(long)
@@ -193,7 +191,7 @@ export const wrongInput = (it: Vitest.MethodsNonLive<EmbeddedPostgres | Service,
         })
       )
 
-      it.effect("a body of unknown length is read up to the limit, and no further", () =>
+      it.effect("a body of unknown length is accepted up to the limit of 1,000,000 bytes, and refused beyond it", () =>
         Effect.gen(function* () {
           const of = (bytes: number) => [`{"title":"a"}${" ".repeat(bytes - 13)}`]
           expect(yield* inPieces(of(1_000_000))).toMatchObject({ status: 201 })

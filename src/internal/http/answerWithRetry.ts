@@ -17,11 +17,12 @@ import type * as Schedule from "effect/Schedule"
 import type { DatabaseError } from "../../DatabaseError.js"
 import { type Policy, RetryPolicy } from "../../RetryPolicy.js"
 import type { Restore } from "../edge/cancellable.js"
-import { openUnit, type UnitHandle, type UnitPlan } from "../unitOfWork/handle.js"
-import { replayableUnit, retryTransaction } from "../unitOfWork/retry.js"
-import type { RequestPlan } from "./middlewarePlan.js"
+import { openUnit, type UnitHandle, type UnitPlan } from "../unitOfWork/openUnit.js"
+import { replayableUnit } from "../unitOfWork/retryUnit.js"
+import { retryWork } from "../unitOfWork/retryWork.js"
 import { makeReplayable } from "./replayableRequest.js"
 import { answerIt, answerOnce, type Unstored } from "./requestAttempt.js"
+import type { RequestPlan } from "./requestPlan.js"
 
 type Request = HttpServerRequest
 type Response = HttpServerResponse
@@ -54,7 +55,7 @@ export const answerRepeatedly = <E, R>(
     })
   }
   const transactions = () => handle?.unit.begun ?? []
-  const last = retryTransaction(restore, Effect.uninterruptible(next), reasonFor, transactions, retry, policy)
+  const last = retryWork(restore, Effect.uninterruptible(next), reasonFor, transactions, retry, policy)
   // uninterruptible, so that a failure is handled and logged even if the client has disconnected
   return Effect.uninterruptible(Effect.catchAll(last, answerIt))
 }

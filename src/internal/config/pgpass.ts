@@ -1,6 +1,6 @@
 /**
- * Password files of libpq: lines `host:port:database:user:password`, in which `*` matches any
- * value.
+ * Password files of libpq, such as `.pgpass`: lines `host:port:database:user:password`, in which
+ * `*` matches any value.
  */
 
 /** Connection that needs a password from the file. */

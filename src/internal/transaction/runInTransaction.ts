@@ -9,13 +9,14 @@ import * as Exit from "effect/Exit"
 import * as FiberRef from "effect/FiberRef"
 import * as Tracer from "effect/Tracer"
 import type { TransactionError } from "../../DatabaseError.js"
-import type { Describe } from "../statement/workComment.js"
-import { slotOf } from "./ambientScopes.js"
+import type { Describe } from "../statement/workLabel.js"
 import { commitAndRunHooks, rollback, runBeforeCommitHooks } from "./completion.js"
 import { currentContext, type TransactionContext } from "./context.js"
 import { JoinedPart, PartContext, type PartName } from "./joinedPart.js"
+import { OpenContext } from "./openContext.js"
+import { OutsideContext } from "./outsideContext.js"
 import type { Origin, Transaction } from "./transaction.js"
-import { OpenContext, OutsideContext } from "./transactionContexts.js"
+import { slotOf } from "./transactionSlot.js"
 
 /**
  * Runs an effect in a transaction, and commits it after a success or rolls it back after a failure.

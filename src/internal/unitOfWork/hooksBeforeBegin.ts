@@ -1,6 +1,6 @@
 /**
- * The hooks of a unit of work that wait for a transaction. A hook begins no transaction itself,
- * because later reads would have to join it.
+ * The hooks of a unit of work on databases where it has not begun a transaction yet. A hook begins
+ * no transaction itself, because later reads would have to join it.
  */
 import type { Options } from "../../Transaction.js"
 import type { Hook } from "../transaction/hook.js"
@@ -15,8 +15,8 @@ export interface HooksOfDatabase {
   readonly hooks: Array<Hook>
 }
 
-/** Waiting hooks of one unit, by database. */
-export class WaitingHooks {
+/** Hooks of one unit that wait for a transaction, by database. */
+export class HooksBeforeBegin {
   private readonly all = new Map<Origin, HooksOfDatabase>()
 
   get isEmpty(): boolean {

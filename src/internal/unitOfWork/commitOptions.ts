@@ -1,6 +1,6 @@
 /**
- * The options of the completion of a unit of work: the order of its commits, and the check before
- * the first of them.
+ * The options of the commit of a unit of work: the order in which its transactions are committed,
+ * and the check before the first COMMIT.
  */
 
 /**
@@ -9,8 +9,8 @@
  */
 export type Order = "safest" | "touched" | ReadonlyArray<string>
 
-/** Options of the completion of a group of transactions. */
-export interface CompletionOptions {
+/** Options of the commit of a group of transactions. */
+export interface CommitOptions {
   readonly order: Order
   /** True if each server checks its deferred constraints before the first COMMIT. */
   readonly checked: boolean
@@ -32,18 +32,18 @@ export const orderOf = (order: NonNullable<EndOptions["order"]>): Order =>
   typeof order === "string" ? order : order.map((_) => _.databaseName)
 
 /**
- * Returns the completion options of a unit. The defaults are the order `safest` and a check before
+ * Returns the commit options of a unit. The defaults are the order `safest` and a check before
  * the first COMMIT. The unit of a request does not wait for forks.
  */
-export const completionOptions = ({ checkFirst, order }: EndOptions, isRequest = false): CompletionOptions => ({
+export const commitOptionsOf = ({ checkFirst, order }: EndOptions, isRequest = false): CommitOptions => ({
   order: orderOf(order ?? "safest"),
   checked: checkFirst ?? true,
   leavesForks: isRequest
 })
 
 /** Returns the conflict of a unit's options with those that a part requires, if there is one. */
-export const conflictOfCompletion = (
-  own: CompletionOptions,
+export const conflictOfCommit = (
+  own: CommitOptions,
   order: Order | undefined,
   checked: boolean | undefined
 ): { readonly option: string; readonly outer: string; readonly inner: string } | undefined => {
@@ -52,9 +52,9 @@ export const conflictOfCompletion = (
   return checked === false && own.checked ? { option: "checkFirst", outer: "true", inner: "false" } : undefined
 }
 
-/** Returns the completion options of a unit after it has taken those of a part. */
-export const raiseCompletion = (
-  own: CompletionOptions,
+/** Returns the commit options of a unit after it has taken those of a part. */
+export const raiseCommitOptions = (
+  own: CommitOptions,
   order: Order | undefined,
   checked: boolean | undefined
-): CompletionOptions => ({ ...own, order: order ?? own.order, checked: checked ?? own.checked })
+): CommitOptions => ({ ...own, order: order ?? own.order, checked: checked ?? own.checked })

@@ -1,5 +1,6 @@
 /**
- * The plan of a middleware: its options, and all values that are the same for each request.
+ * The plan by which a middleware runs requests: its options, the values that are the same for each
+ * request, and the decisions about one request.
  */
 
 import type { HttpServerRequest } from "@effect/platform/HttpServerRequest"
@@ -11,13 +12,13 @@ import type { ConfigInvalid, DatabaseError, OptionsConflict } from "../../Databa
 import type * as UnitOfWork from "../../UnitOfWork.js"
 import { aFunction, aRetry, type OptionRules } from "../config/optionRules.js"
 import type { TransactionContext } from "../transaction/context.js"
-import { completionOptions } from "../unitOfWork/completionOptions.js"
-import type { UnitPlan } from "../unitOfWork/handle.js"
+import { type CommitOptions, commitOptionsOf } from "../unitOfWork/commitOptions.js"
+import type { UnitPlan } from "../unitOfWork/openUnit.js"
 import { settingsByDatabase } from "../unitOfWork/options.js"
 import { demandAround, demandOfUnit } from "../unitOfWork/runUnit.js"
 import type { Unit } from "../unitOfWork/unit.js"
-import { isKeepable } from "./canKeepRequest.js"
 import { describeRequest } from "./describeRequest.js"
+import { isKeepable } from "./isKeepable.js"
 import { problemResponse } from "./problemResponse.js"
 import { makeLabeler } from "./requestLabel.js"
 import { invalidRequestOption, outcomeByStatus, type RequestOptions, requestOptions } from "./requestOptions.js"
@@ -43,7 +44,7 @@ export interface RequestPlan {
   readonly outcome: (response: Response) => UnitOfWork.Outcome
   readonly onCommitFailed: (error: DatabaseError) => Response
   readonly describe: ReturnType<typeof describeRequest>
-  readonly completion: ReturnType<typeof completionOptions>
+  readonly commitOptions: CommitOptions
   /** The settings, if they are the same for each request. */
   readonly settings: ReturnType<typeof settingsByDatabase>
 }
@@ -67,14 +68,14 @@ export const makePlan = (options: MiddlewareOptions): RequestPlan => {
     outcome,
     onCommitFailed,
     describe: describeRequest(options.requestId),
-    completion: completionOptions(options, true),
+    commitOptions: commitOptionsOf(options, true),
     settings: typeof transaction === "function" ? undefined : settingsByDatabase({ databases, transaction })
   }
 }
 
 /** Makes the plan of the unit of a request. */
 export const unitPlanFor = (
-  { completion, describe, options, settings }: RequestPlan,
+  { commitOptions, describe, options, settings }: RequestPlan,
   request: Request,
   around: TransactionContext | undefined,
   transaction: UnitOfWork.UnitSettings | undefined
@@ -82,7 +83,7 @@ export const unitPlanFor = (
   around,
   joins: true,
   settings: settings ?? settingsByDatabase({ databases: options.databases, transaction }),
-  completion,
+  commitOptions,
   describe: makeLabeler(request, describe, options)
 })
 

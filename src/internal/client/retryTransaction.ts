@@ -10,7 +10,7 @@ import { RetryPolicy } from "../../RetryPolicy.js"
 import type { Retry } from "../transaction/context.js"
 import type { Origin, Transaction } from "../transaction/transaction.js"
 import { mayBeStored } from "../unitOfWork/mayBeStored.js"
-import { reasonOf, replayable, retryTransaction } from "../unitOfWork/retry.js"
+import { reasonOf, replayable, retryWork } from "../unitOfWork/retryWork.js"
 
 const none: ReadonlyArray<never> = []
 
@@ -18,7 +18,7 @@ const none: ReadonlyArray<never> = []
  * Runs a transaction, and repeats it by `retry` while it is certainly undone and another attempt
  * may succeed.
  */
-export const runWithRetry = <A, E, R>(
+export const retryTransaction = <A, E, R>(
   own: Origin,
   fiber: Fiber.RuntimeFiber<unknown, unknown>,
   begin: () => Transaction,
@@ -38,7 +38,5 @@ export const runWithRetry = <A, E, R>(
       : replayable(reasonOf(transaction.failures, exit.cause), originOf, exit.cause)
   const policy = Context.get(fiber.currentContext, RetryPolicy)
   const transactions = () => (transaction === undefined ? none : [transaction])
-  return Effect.uninterruptibleMask((restore) =>
-    retryTransaction(restore, next, reasonFor, transactions, retry, policy)
-  )
+  return Effect.uninterruptibleMask((restore) => retryWork(restore, next, reasonFor, transactions, retry, policy))
 }

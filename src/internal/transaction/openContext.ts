@@ -1,10 +1,9 @@
 /**
- * Contexts in which one database has a transaction of its own, or none on purpose.
+ * The transaction context inside of an open transaction.
  */
 import * as Effect from "effect/Effect"
 import { OptionsConflict } from "../../DatabaseError.js"
 import type { Role } from "../../Topology.js"
-import type { Options } from "../../Transaction.js"
 import { FifoLock } from "../concurrency/fifoLock.js"
 import type { Connection } from "../connection/connection.js"
 import { type Demanded, type Retry, TransactionContext } from "./context.js"
@@ -96,55 +95,5 @@ export class OpenContext extends TransactionContext {
 
   override around(origin: Origin): Transaction | undefined {
     return this.own.origin === origin ? this.own : super.around(origin)
-  }
-}
-
-/** Context in which one database has no transaction, and no unit of work begins one. */
-export class OutsideContext extends TransactionContext {
-  constructor(
-    parent: TransactionContext | undefined,
-    private readonly origin: Origin
-  ) {
-    super(parent, origin.database)
-  }
-
-  override find(origin: Origin): Transaction | "none" | undefined {
-    return origin === this.origin ? "none" : super.find(origin)
-  }
-
-  override enlist(origin: Origin, kind: Role): Transaction | "none" | undefined {
-    return origin === this.origin ? "none" : super.enlist(origin, kind)
-  }
-
-  override get transaction(): Transaction | undefined {
-    const around = super.transaction
-    return around?.origin === this.origin ? undefined : around
-  }
-
-  override whenStored(action: () => void): boolean {
-    // the action may belong to work that is stored already, or to work of the transactions around,
-    // so it runs now, and again after those
-    super.whenStored(action)
-    return false
-  }
-
-  override open(origin: Origin, begin: (options: Options) => Transaction): Transaction | undefined {
-    return origin === this.origin ? undefined : super.open(origin, begin)
-  }
-
-  override addHook(origin: Origin, hook: Hook, begin: (options: Options) => Transaction): boolean {
-    return origin !== this.origin && super.addHook(origin, hook, begin)
-  }
-
-  override takesHooks(origin: Origin): boolean {
-    return origin !== this.origin && super.takesHooks(origin)
-  }
-
-  override demand(settings: SettingsByDatabase, joins: boolean): Demanded {
-    return super.demand(withoutDatabase(settings, this.origin.database), joins)
-  }
-
-  override hasOpen(database: string): boolean {
-    return database !== this.origin.database && super.hasOpen(database)
   }
 }

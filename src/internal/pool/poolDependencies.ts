@@ -1,20 +1,21 @@
-/** The options of a pool. */
+/** The dependencies of a pool: the settings of its database, and the objects that it works with. */
 
 import type { PoolConfig, ServerConfig, SessionConfig } from "../../DatabaseConfig.js"
 import type { Observer } from "../../Observation.js"
+import type { HostLocator } from "../connection/connect.js"
 import type { CredentialSource } from "../connection/credentials.js"
 import type { MakePoolMetrics, PoolMetrics } from "../observability/poolMetrics.js"
+import type { ConnectionTasks } from "./connectionTasks.js"
 import type { OutageWaiters } from "./outageWaiters.js"
-import type { SessionTasks } from "./sessionTasks.js"
 
-/** The options of a pool. */
-export interface PoolOptions {
+/** Dependencies of a pool. */
+export interface PoolDependencies {
   readonly database: string
   readonly server: ServerConfig
   readonly pool: PoolConfig
   readonly session: SessionConfig
   readonly credentials: CredentialSource
-  readonly tasks: SessionTasks
+  readonly tasks: ConnectionTasks
   /** True if the sessions refuse writes. */
   readonly readOnly: boolean
   readonly observer: Observer
@@ -22,6 +23,8 @@ export interface PoolOptions {
   readonly makeMetrics: MakePoolMetrics
   /** @internal The callers of the database that wait while a server is away. */
   readonly outageWaiters: OutageWaiters
+  /** Locates the host to connect to, if the server has several hosts and a role. */
+  readonly locator?: HostLocator | undefined
   /** Called after each successful or failed connect. */
   readonly onHealth?: ((healthy: boolean, message: string) => void) | undefined
 }
@@ -29,8 +32,8 @@ export interface PoolOptions {
 /** Returns the limit for the number of open connections, overflow included. */
 export const maxTotal = ({ maxConnections, maxOverflow }: PoolConfig): number => maxConnections + maxOverflow
 
-/** Makes the metrics of a pool with these options. */
-export const makeMetrics = ({ database, makeMetrics, pool, readOnly, server }: PoolOptions): PoolMetrics =>
+/** Makes the metrics of a pool with these dependencies. */
+export const makeMetrics = ({ database, makeMetrics, pool, readOnly, server }: PoolDependencies): PoolMetrics =>
   makeMetrics({
     database,
     purpose: readOnly ? "reads" : "writes",

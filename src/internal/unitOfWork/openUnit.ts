@@ -1,19 +1,19 @@
 /**
- * The handle of an open unit of work: it ends the unit, once, with the outcome that its caller
+ * An open unit of work, and the handle that ends it, once, with the outcome that its caller
  * decides.
  */
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type { TransactionError } from "../../DatabaseError.js"
 import type { Restore } from "../edge/cancellable.js"
-import type { Describe } from "../statement/workComment.js"
+import type { Describe } from "../statement/workLabel.js"
 import { rollbackAll } from "../transaction/completion.js"
 import type { TransactionContext } from "../transaction/context.js"
 import type { PartName } from "../transaction/joinedPart.js"
 import type { SettingsByDatabase } from "../transaction/settingsByDatabase.js"
 import type { Transaction } from "../transaction/transaction.js"
 import { finish } from "./commitAll.js"
-import type { CompletionOptions } from "./completionOptions.js"
+import type { CommitOptions } from "./commitOptions.js"
 import type { NestedUnit } from "./nested.js"
 import type { Outcome } from "./options.js"
 import { Unit } from "./unit.js"
@@ -37,7 +37,7 @@ export interface UnitPlan {
   /** True if it sees the transactions that are open around it. */
   readonly joins: boolean
   readonly settings: SettingsByDatabase | undefined
-  readonly completion: CompletionOptions
+  readonly commitOptions: CommitOptions
   readonly describe: Describe | undefined
   /** The name of the unit as a part of the transactions that are open around it. */
   readonly name?: PartName | undefined
@@ -46,8 +46,10 @@ export interface UnitPlan {
 /**
  * Opens a unit of work. Nothing is sent, and no connection checked out, before its first statement.
  */
-export const openUnit = ({ around, completion, describe, joins, name, settings }: UnitPlan): UnitHandle =>
-  new OpenUnit(new Unit(joins ? around : undefined, joins ? undefined : around, settings, completion, describe, name))
+export const openUnit = ({ around, commitOptions, describe, joins, name, settings }: UnitPlan): UnitHandle =>
+  new OpenUnit(
+    new Unit(joins ? around : undefined, joins ? undefined : around, settings, commitOptions, describe, name)
+  )
 
 /**
  * Returns the handle of a nested part, which passes its hooks to the unit or transaction around it.
@@ -98,7 +100,7 @@ class OpenUnit implements UnitHandle {
       if (outcome === "commit") {
         const committed = finish(
           { unit, context: unit, beginAll: () => unit.beginAll(), isEarly: false, otherEnd, close },
-          unit.completion,
+          unit.commitOptions,
           restore
         )
         // a hook may defer an action, too

@@ -1,9 +1,7 @@
 /**
- * The problem details of requests that could not be stored.
+ * The parts that all responses with problem details share.
  */
 import type { Problem } from "../../DatabaseError.js"
-
-export { type Problem, toProblem as problemOf } from "../../DatabaseError.js"
 
 /** The content type of problem details. */
 export const problemType = "application/problem+json"

@@ -1,5 +1,5 @@
 /**
- * A listener of a channel, with the notifications that wait for its consumer.
+ * A listener of a channel that keeps notifications in a buffer until its consumer takes them.
  */
 import * as Effect from "effect/Effect"
 import type { ListenError } from "../../DatabaseError.js"
@@ -9,8 +9,8 @@ import type { Listener, ListenerState } from "./listeners.js"
 
 const nothing = () => {}
 
-/** Listener with notifications for an effect that consumes them. */
-export class Subscriber implements Listener {
+/** Listener with a buffer, for an effect that consumes the notifications. */
+export class BufferedListener implements Listener {
   state: ListenerState = "joining"
   /** Called once per attempt to join, with the error if it has failed. */
   onJoined: (error: ListenError | undefined) => void = nothing

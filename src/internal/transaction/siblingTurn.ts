@@ -1,14 +1,15 @@
 /**
- * The turn of a nested part among concurrent ones. A part takes its turn with its first statement
- * and has it until its end, on all databases: with a turn for each database, two parts could wait
- * for each other.
+ * The turn of a nested part among its siblings. A part takes its turn with its first statement and
+ * has it until its end, on all databases: with a turn for each database, two parts could wait for
+ * each other.
  */
 import type { FifoLock } from "../concurrency/fifoLock.js"
 
 const nothing = () => {}
 
-export class NestedGate {
-  private isInside = false
+/** Turn of one nested part. */
+export class SiblingTurn {
+  private isTaken = false
   private leaveQueue: (() => void) | undefined = undefined
   private readonly waiting = new Set<() => void>()
 
@@ -18,14 +19,14 @@ export class NestedGate {
    * Calls `start` when the part has its turn, at once if it has it already. The returned function
    * stops waiting.
    */
-  enter(start: () => void): () => void {
-    if (this.isInside) {
+  take(start: () => void): () => void {
+    if (this.isTaken) {
       start()
       return nothing
     }
     this.waiting.add(start)
     this.leaveQueue ??= this.siblingLock.acquire(() => {
-      this.isInside = true
+      this.isTaken = true
       for (const next of this.waiting) next()
       this.waiting.clear()
     })
@@ -35,9 +36,9 @@ export class NestedGate {
   }
 
   /** Ends the turn of the part, or stops waiting for it. */
-  leave(): void {
-    if (this.isInside) this.siblingLock.release()
+  end(): void {
+    if (this.isTaken) this.siblingLock.release()
     else this.leaveQueue?.()
-    this.isInside = false
+    this.isTaken = false
   }
 }

@@ -1,5 +1,5 @@
 /**
- * The fields that are added to the errors of statements after they were built.
+ * Annotations of the errors of statements: fields that are added after the errors were built.
  */
 import { SqlError } from "@effect/sql/SqlError"
 import * as Predicate from "effect/Predicate"

@@ -1,23 +1,21 @@
 /**
- * Retries of whole transactions and units of work: they run again if all of the work is undone, and
- * another attempt may succeed.
+ * The attempts of work that ends as a whole, a transaction or a unit of work: it runs again if all
+ * of it is undone, and another attempt may succeed.
  */
 import * as Cause from "effect/Cause"
-import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import * as Exit from "effect/Exit"
 import * as Schedule from "effect/Schedule"
 import { type DatabaseError, fromUnknown, type Retried } from "../../DatabaseError.js"
 import { Observation } from "../../Observation.js"
-import { isReplayable, type Policy, RetryPolicy } from "../../RetryPolicy.js"
+import { isReplayable, type Policy } from "../../RetryPolicy.js"
 import type { StatementFailure } from "../connection/plainFailure.js"
+import { setRetried } from "../edge/annotateError.js"
 import type { Restore } from "../edge/cancellable.js"
 import { toDatabaseError } from "../edge/databaseError.js"
-import { setRetried } from "../edge/errorFields.js"
 import type { Retry } from "../transaction/context.js"
 import type { Origin, Transaction } from "../transaction/transaction.js"
-import type { Unit } from "./unit.js"
 
 /**
  * Returns the failure after which another attempt of the work may succeed, if there is one. It is
@@ -56,13 +54,6 @@ export const replayable = (
   const found = error._tag === "ConnectFailed" ? undefined : origin(error.database)
   return found === undefined ? undefined : { error, origin: found, cause }
 }
-
-/**
- * Returns the failure after which a unit runs again, if another attempt may succeed and nothing of
- * the unit is stored.
- */
-export const replayableUnit = (unit: Unit, reason: unknown, cause: Cause.Cause<unknown>): Replayable | undefined =>
-  unit.hasCommitted || !isReplayable(reason) ? undefined : replayable(reason, (name) => unit.origin(name), cause)
 
 /**
  * Checks if servers have executed all statements of an attempt, also if its own code has failed.
@@ -127,7 +118,7 @@ class Attempts {
  * It must run in an uninterruptible region, because an interruptible handler would lose the
  * failures beside an interruption. `restore` is for the work and the pauses.
  */
-export const retryTransaction = <A, E, R>(
+export const retryWork = <A, E, R>(
   restore: Restore,
   once: Effect.Effect<A, E, R>,
   reasonFor: (exit: Exit.Exit<A, E>) => Replayable | undefined,
@@ -163,43 +154,4 @@ export const retryTransaction = <A, E, R>(
       const attempt = Effect.flatMap(Effect.exit(restore(once)), continueAfter)
       return first === undefined ? attempt : continueAfter(first)
     })
-  })
-
-/** An open unit of work, as its retries use it. */
-interface Opened {
-  readonly unit: Unit
-  readonly isRolledBack: boolean
-}
-
-/**
- * Runs each attempt in a new unit, as {@link retryTransaction}; `failed` is the first attempt, if
- * it has failed already.
- */
-export const retryUnit = <O extends Opened, A, E, R>(
-  restore: Restore,
-  open: () => O,
-  once: (opened: O) => Effect.Effect<A, E, R>,
-  retry: Retry,
-  failed?: { readonly opened: O; readonly cause: Cause.Cause<E> }
-): Effect.Effect<A, E, R> =>
-  Effect.withFiberRuntime((fiber) => {
-    const policy = Context.get(fiber.currentContext, RetryPolicy)
-    let opened = failed?.opened
-    let attempt = failed === undefined ? 0 : 1
-    const next = Effect.suspend(() => {
-      opened = open()
-      opened.unit.attempt = ++attempt
-      return once(opened)
-    })
-    const reasonFor = (exit: Exit.Exit<A, E>): Replayable | undefined => {
-      if (opened === undefined) return undefined
-      const { isRolledBack, unit } = opened
-      const cause = Exit.isFailure(exit) ? exit.cause : Cause.empty
-      // the function `outcome` of the options may have rolled back a success
-      return Exit.isFailure(exit) || isRolledBack
-        ? replayableUnit(unit, reasonOf(unit.failures, cause), cause)
-        : undefined
-    }
-    const first = failed === undefined ? undefined : Exit.failCause(failed.cause)
-    return retryTransaction(restore, next, reasonFor, () => opened?.unit.begun ?? [], retry, policy, first)
   })

@@ -1,6 +1,6 @@
 /**
- * One host of a server, prepared for a connect: its certificates, keys and password are read from
- * their files.
+ * The destination of a connect: one host of a server, with the certificates, keys and password that
+ * are read from their files.
  */
 
 import type * as Net from "node:net"
@@ -9,12 +9,12 @@ import type { Endpoint, ServerConfig, TlsFiles } from "../../DatabaseConfig.js"
 import { type ConnectReason, isMissingFile } from "../../SqlState.js"
 import * as clock from "../concurrency/clock.js"
 import { isSocket } from "../config/localHost.js"
-import { findPassword } from "../config/passfile.js"
+import { findPassword } from "../config/pgpass.js"
 import { Secret } from "../protocol/secret.js"
 import type { SocketTarget } from "../protocol/socket.js"
 import type { ConnectFailure } from "./connectFailure.js"
 import type { Login } from "./credentials.js"
-import { PasswordFileError } from "./passwordFileSetting.js"
+import { PasswordFileError } from "./passwordFile.js"
 import { isLasting, readTextFile } from "./textFile.js"
 
 /** Function that opens a stream of the program; the returned function cancels. */

@@ -11,21 +11,22 @@ import type { Connection } from "../connection/connection.js"
  * pool closes the connection. The returned function stops the task, and is called after a failure,
  * a timeout or a close of the connection.
  */
-export type SessionTask = (connection: Connection, callback: (failure: Error | undefined) => void) => () => void
+export type ConnectionTask = (connection: Connection, callback: (failure: Error | undefined) => void) => () => void
 
 /** The tasks that the options define for points of a connection's life. */
-export interface SessionTasks {
+export interface ConnectionTasks {
   /** Runs before a new connection is checked out for the first time. */
-  readonly onConnect?: SessionTask | undefined
+  readonly onConnect?: ConnectionTask | undefined
   /** Runs before each checkout. */
-  readonly onCheckout?: SessionTask | undefined
+  readonly onCheckout?: ConnectionTask | undefined
   /** Runs after each checkin. */
-  readonly onReturn?: SessionTask | undefined
+  readonly onReturn?: ConnectionTask | undefined
 }
 
 const nothing = () => {}
 
-export class ConnectionTasks {
+/** Tasks that are running on the connections of a pool. */
+export class RunningTasks {
   /** The functions that end the running tasks, by connection. */
   private readonly pending = new Map<Connection, (failure: Error) => void>()
 
@@ -34,7 +35,7 @@ export class ConnectionTasks {
    * if the connection is closed meanwhile.
    */
   run(
-    task: SessionTask,
+    task: ConnectionTask,
     connection: Connection,
     timeout: number,
     callback: (failure: Error | undefined) => void
