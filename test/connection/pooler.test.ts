@@ -10,7 +10,7 @@ import { behindBouncer, freshPooled, hasBouncer, makeBouncer, pooled } from "../
 import { active, Db, freshTable, insert, Place, soon, stored } from "../support/databases.js"
 import { taggedFailure } from "../support/failures.js"
 import { behindPooler, refusal, settings } from "../support/pooler.js"
-import { makeProxy } from "../support/proxy.js"
+import { answers, makeProxy, sends } from "../support/proxy.js"
 import { freshDatabase, query } from "../support/server.js"
 import * as KnownFailures from "../support/suites/knownFailures.js"
 import { batches, batchesKeptApart } from "../support/suites/requestBatches.js"
@@ -49,6 +49,26 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
         })
     )
 
+    it.scopedLive("a COMMIT that loses its connection to the pooler is resolved through the pooler", () =>
+      Effect.gen(function* () {
+        const place = yield* freshTable
+        const proxy = yield* makeProxy((pooled(place.name) ?? place).writer)
+        yield* Effect.gen(function* () {
+          for (let n = 0; n < 10; n++) {
+            yield* proxy.when(answers("COMMIT"), "cut")
+            yield* Db.withTransaction(insert(`${n} a`))
+            yield* proxy.when(sends("COMMIT"), "cut")
+            const error = yield* taggedFailure("Disconnected", Db.withTransaction(insert(`${n} undone`)))
+            assert.strictEqual(error.outcome, "undone")
+            yield* proxy.when(sends("COMMIT"), "cut")
+            yield* Db.withTransaction(insert(`${n} b`), { retry: true })
+          }
+        }).pipe(Effect.provide(Db.layer({ writer: proxy.url, mode: "transactionPooler" })))
+        const expected = Array.from({ length: 10 }, (_, n) => [`${n} a`, `${n} b`]).flat()
+        assert.deepStrictEqual(yield* Effect.provideService(stored, Place, place), expected)
+      })
+    )
+
     it.scopedLive(
       "a COMMIT in a causal session reads the log position in the same round trip, and later reads go to the primary",
       () =>
@@ -64,7 +84,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
           yield* Effect.gen(function* () {
             const sql = yield* Db.writer
             // a new connection checks the role of its server first
-            yield* sql`SELECT 1`
+            yield* Db.withTransaction(sql`SELECT pg_current_xact_id()`)
             const before = proxy.roundTrips
             yield* Db.withTransaction(Effect.zipRight(insert("a"), insert("b")))
             assert.strictEqual(proxy.roundTrips - before, 3)
