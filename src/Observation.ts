@@ -124,7 +124,7 @@ export type Observation = Data.TaggedEnum<{
   Exhausted: {
     readonly database: string
     readonly server: string
-    readonly reason: "timeout" | "shed" | "single" | "outage"
+    readonly reason: "timeout" | "shed" | "single" | "outage" | "paused"
     readonly waitedMillis: number
   }
   /** A connection has been held for longer than `leakThreshold`. */

@@ -25,11 +25,11 @@ const urlOf = (servers: ReadonlyArray<Pick<EmbeddedPostgres.EmbeddedPostgres.Ser
 const nameOf = ({ host, port }: EmbeddedPostgres.EmbeddedPostgres.Server): string => `${host}:${port}`
 
 const cluster = Effect.gen(function* () {
-  const { awaitReplicas, primary, replicas } = yield* EmbeddedPostgres.make({ directory, replicas: 1 })
+  const { awaitReplicas, primary, replicas, switchOver } = yield* EmbeddedPostgres.make({ directory, replicas: 1 })
   const replica = replicas[0] ?? assert.fail("no replica")
   yield* query(primary.url(), "CREATE TABLE item (n int PRIMARY KEY)")
   yield* awaitReplicas
-  return { primary, replica, writer: urlOf([primary, replica]) }
+  return { primary, replica, switchOver, writer: urlOf([primary, replica]) }
 })
 
 const insert = (n: number) => Effect.flatMap(Db.writer, (sql) => sql`INSERT INTO item VALUES (${n})`)
@@ -130,6 +130,32 @@ describe("a writer on several hosts", () => {
         assert.deepStrictEqual(yield* reserved, [{ port: replica.port }])
         assert.deepStrictEqual(yield* numbers(primary), [1])
       }).pipe(Effect.provide(Db.layer({ writer, monitorInterval: "50 millis" })))
+    })
+  )
+
+  it.scopedLive("no caller fails during a planned switch-over with pause, and each write is stored once", () =>
+    Effect.gen(function* () {
+      const { primary, replica, switchOver, writer } = yield* cluster
+      yield* Effect.gen(function* () {
+        const writing = yield* Effect.fork(
+          Effect.forEach(
+            Array.from({ length: 300 }, (_, n) => n),
+            (n) => Db.withTransaction(insert(n)),
+            { concurrency: 5, discard: true }
+          )
+        )
+        yield* eventually(numbers(primary), (stored) => stored.length > 50)
+        assert.strictEqual(yield* Db.pause({ drain: "1 minute" }), 0)
+        const before = yield* numbers(primary)
+        assert.isBelow(before.length, 300)
+        yield* switchOver(replica)
+        yield* Db.resume
+        yield* Fiber.join(writing)
+        assert.deepStrictEqual(
+          yield* numbers(replica),
+          Array.from({ length: 300 }, (_, n) => n)
+        )
+      }).pipe(Effect.provide(Db.layer({ writer })))
     })
   )
 

@@ -94,7 +94,7 @@ export class ConnectionOpener {
     const connecting = this.pendingConnects.size
     const room = maxTotal(options.pool) - connections.all.size - connecting
     // evaluated for each waiter, so a full pool returns early
-    if (room <= 0) return { waiting, wanted: 0, room, active: 0, pending: 0, isEmpty: false }
+    if (room <= 0 || this.pool.isPaused) return { waiting, wanted: 0, room, active: 0, pending: 0, isEmpty: false }
     const { openCount } = connections
     const active = openCount - connections.idle.length
     const pending = this.initializingCount + connecting - this.pendingConnects.lateCount

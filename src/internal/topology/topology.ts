@@ -140,6 +140,38 @@ export class Topology {
     }))
   }
 
+  /**
+   * Holds checkouts back, and calls back with the number of connections that are still in use when
+   * there are none, or after `timeout` ms. The returned function cancels the wait.
+   */
+  pause(timeout: number, callback: (inUse: number) => void): () => void {
+    const pools = this.servers.flatMap((server) => server.pools)
+    const inUse = () => pools.reduce((sum, pool) => sum + pool.stats.active, 0)
+    let isOver = false
+    const end = () => {
+      isOver = true
+      clock.clear(timer)
+    }
+    const check = () => {
+      if (isOver || inUse() > 0) return
+      end()
+      callback(0)
+    }
+    const timer = clock.timer(timeout, () => {
+      end()
+      callback(inUse())
+    })
+    // after the checkin that has called it
+    for (const pool of pools) pool.pause(() => queueMicrotask(check))
+    queueMicrotask(check)
+    return end
+  }
+
+  /** Serves the callers that were held back. */
+  resume(): void {
+    for (const server of this.servers) for (const pool of server.pools) pool.resume()
+  }
+
   /** Closes all pools; `callback` is called when all sockets are closed. */
   close(timeout: number, callback: () => void): void {
     const pools = this.servers.flatMap((server) => server.pools)
