@@ -157,8 +157,8 @@ export type Observation = Data.TaggedEnum<{
     readonly from: string | undefined
     /** The host that is the writer. */
     readonly to: string
-    /** The timeline of the writer; each promotion begins a new one. */
-    readonly timeline: number
+    /** The timeline of the writer; each promotion begins a new one. `undefined` if it is not known. */
+    readonly timeline: number | undefined
     /** The time since the former writer became doubtful. */
     readonly tookMillis: number
   }

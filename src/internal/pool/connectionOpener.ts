@@ -44,7 +44,8 @@ export class ConnectionOpener {
 
   /** Checks if callers wait for an unavailable server, because no connection to it is left. */
   get isInOutage(): boolean {
-    return this.backoff.isAway && this.pool.connections.openCount === 0
+    const isAway = this.backoff.isAway || this.pool.options.locator?.isSearching === true
+    return isAway && this.pool.connections.openCount === 0
   }
 
   /** Opens connections for the waiters and for `minConnections`. */

@@ -18,7 +18,7 @@ import type { PoolMetrics } from "../observability/poolMetrics.js"
 import type { Caller, OnCheckout } from "./caller.js"
 import { sheddingPause } from "./connectBackoff.js"
 import { ConnectionOpener } from "./connectionOpener.js"
-import { Connections } from "./connections.js"
+import { Connections, type HostActivity } from "./connections.js"
 import { RunningTasks } from "./connectionTasks.js"
 import { PoolEvents } from "./events.js"
 import type { Invalidation } from "./invalidation.js"
@@ -298,6 +298,12 @@ export class Pool implements PoolState {
   retireOtherHosts(host: string, error: Error | undefined): void {
     this.connections.retireOtherHosts(host, error)
     this.opener.restart()
+  }
+
+  /** Returns the activity of the connections to a host, and of the connects to it. */
+  activityOf(host: string): HostActivity {
+    const activity = this.connections.activityOf(host)
+    return { ...activity, waitsSince: Math.min(activity.waitsSince, this.opener.pendingConnects.oldestStart) }
   }
 
   /** Gives up all connections to a host that does not answer, those in use included. */

@@ -9,6 +9,7 @@ import * as clock from "../concurrency/clock.js"
 import type { HostLocator } from "../connection/connect.js"
 import type { CredentialSource } from "../connection/credentials.js"
 import type { MakePoolMetrics } from "../observability/poolMetrics.js"
+import type { HostActivity } from "../pool/connections.js"
 import type { ConnectionTasks } from "../pool/connectionTasks.js"
 import { OutageWaiters } from "../pool/outageWaiters.js"
 import { Pool } from "../pool/pool.js"
@@ -108,18 +109,19 @@ export class Topology {
       onChange: (change, tookMillis, error) => {
         observer.observe({ _tag: "WriterChanged", database, ...change, tookMillis })
         for (const pool of this.writer.pools) pool.retireOtherHosts(change.to, error)
-        this.writerMonitor?.onChanged()
+        // the first writer of a database is no change
+        if (change.from !== undefined) this.writerMonitor?.onChanged()
       },
       onFailed: (server, { error, reason }) =>
         observer.observe({ _tag: "ConnectFailed", database, server, reason, message: error.message }),
+      hasHeard: (host, since) => this.activityOf(host).heardAt > since,
       onSilent: (host, error) => {
         for (const pool of this.writer.pools) pool.giveUpHost(host, error)
       },
       onSearch: () => this.writerMonitor?.start()
     })
     if (this.writerSearch !== undefined && config.monitor.isOn) {
-      const silenceOf = (host: string) => Math.max(...this.writer.pools.map((pool) => pool.connections.silenceOf(host)))
-      this.writerMonitor = new WriterMonitor(this.writerSearch, config.monitor, silenceOf)
+      this.writerMonitor = new WriterMonitor(this.writerSearch, config.monitor, (host) => this.activityOf(host))
     }
     this.writer = make(config.writer, "writer", source, this.writerSearch)
     this.readers = config.readers.map((server) => make(server, "reader", credentials(server)))
@@ -127,6 +129,16 @@ export class Topology {
 
   get servers(): ReadonlyArray<Server> {
     return [this.writer, ...this.readers]
+  }
+
+  /** Returns the activity of all pools of the writer on a host. */
+  private activityOf(host: string): HostActivity {
+    const all = this.writer.pools.map((pool) => pool.activityOf(host))
+    return {
+      heardAt: Math.max(...all.map(({ heardAt }) => heardAt)),
+      waitsSince: Math.min(...all.map(({ waitsSince }) => waitsSince)),
+      bytes: all.reduce((sum, { bytes }) => sum + bytes, 0)
+    }
   }
 
   get status(): ReadonlyArray<ServerStatus> {
