@@ -9,7 +9,8 @@ import * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
 import { Consistency, type Copy, DatabaseError } from "effect-db"
 import { copy, copyFailure, endless, given, one, textOf, writer } from "../support/copying.js"
-import { active, Db, fresh, look, Place, pid, soon, stored } from "../support/databases.js"
+import { active, Db, fresh, look, Place, pid, stored } from "../support/databases.js"
+import { eventually } from "../support/eventually.js"
 import { failure } from "../support/failures.js"
 import { randoms } from "../support/random.js"
 import { query, terminateBackends } from "../support/server.js"
@@ -328,17 +329,14 @@ describe("copyFrom", () => {
           const copying = yield* Effect.fork(copy(rows))
           yield* look<{ n: number }>(
             "SELECT count(*)::int AS n FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'"
-          ).pipe(Effect.repeat({ schedule: soon, until: ([row]) => row?.n === 1 }))
+          ).pipe(eventually(([row]) => row?.n === 1))
           // the buffers of the network are soon full
           let before = -1
           yield* look("SELECT 1").pipe(
-            Effect.repeat({
-              schedule: soon,
-              until: () => {
-                const isStill = read === before
-                before = read
-                return isStill && read > 0
-              }
+            eventually(() => {
+              const isStill = read === before
+              before = read
+              return isStill && read > 0
             })
           )
           expect(read * 10_000).toBeLessThan(50_000_000)
@@ -374,7 +372,7 @@ describe("copyFrom", () => {
                 url,
                 "SELECT 1 FROM pg_stat_activity WHERE datname = $1 AND wait_event_type = 'Lock' AND query LIKE 'COPY%'",
                 [name]
-              ).pipe(Effect.repeat({ schedule: soon, until: (rows) => rows.length === 1 }))
+              ).pipe(eventually((rows) => rows.length === 1))
               yield* Fiber.interrupt(copying)
               return yield* pid
             })

@@ -11,7 +11,8 @@ import * as Stream from "effect/Stream"
 import * as Tracer from "effect/Tracer"
 import { Consistency, Database, DatabaseError, EmbeddedPostgres, RetryPolicy, Router, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
-import { Audit, active, Db, fresh, insert, Place, soon, stored } from "../support/databases.js"
+import { Audit, active, Db, fresh, insert, Place, stored } from "../support/databases.js"
+import { eventually } from "../support/eventually.js"
 import { freshDatabase, query, terminateBackends } from "../support/server.js"
 
 const where = Effect.flatMap(Db.reader, (sql) =>
@@ -278,7 +279,7 @@ describe("Database", () => {
             const refused = yield* reader`CREATE TABLE no (n int)`.pipe(DatabaseError.refine, Effect.flip)
             assert.strictEqual(refused._tag, "ReadOnlyViolation")
             yield* two.start
-            yield* Effect.repeat(where, { schedule: soon, until: (_) => _?.port === two.port })
+            yield* eventually(where, (_) => _?.port === two.port)
           }
         }).pipe(Effect.provide(onCluster({ readerRetryDelay: "50 millis" })))
     )

@@ -10,8 +10,9 @@ import { type Database, DatabaseError } from "effect-db"
 import * as EmbeddedPostgres from "effect-db/EmbeddedPostgres"
 import { describe } from "vitest"
 import { startChild } from "../support/child.js"
-import { active, Db, soon } from "../support/databases.js"
+import { active, Db } from "../support/databases.js"
 import { directory } from "../support/directory.js"
+import { eventually, until } from "../support/eventually.js"
 import { type Message, makeProxy, sends } from "../support/proxy.js"
 import { freshDatabase, query } from "../support/server.js"
 import { makeTlsServer } from "../support/tls.js"
@@ -32,7 +33,7 @@ const running = (url: Redacted.Redacted<string>, count: number) => {
     ),
     ([row]) => row?.n
   )
-  return Effect.zipRight(Effect.repeat(look, { schedule: soon, until: (n) => n === count }), look)
+  return eventually(look, (n) => n === count)
 }
 
 /**
@@ -85,7 +86,7 @@ describe("a cancel", () => {
         yield* server.set("ssl", "off")
         const accepted = proxy.accepted
         yield* Fiber.interrupt(second)
-        yield* Effect.repeat(Effect.void, { schedule: soon, until: () => proxy.connections === 0 })
+        yield* until(() => proxy.connections === 0)
         assert.strictEqual(proxy.connections, 0)
         // there are two attempts to cancel, and TLS is requested and refused in each
         assert.strictEqual(proxy.accepted, accepted + 2)
@@ -114,7 +115,7 @@ describe("a cancel", () => {
       const fiber = yield* Effect.fork(Effect.provide(long, context))
       assert.strictEqual(yield* running(writer, 1), 1)
       yield* Fiber.interrupt(fiber)
-      yield* Effect.repeat(Effect.void, { schedule: soon, until: () => gate.clients.length + gate.refused === 2 })
+      yield* until(() => gate.clients.length + gate.refused === 2)
       assert.deepStrictEqual(gate.clients, [
         { name: "client", first: "startup" },
         { name: "client", first: "cancel" }
@@ -146,7 +147,7 @@ describe("a cancel", () => {
         const fibers = yield* Effect.forEach(Array.from({ length: 100 }), () => Effect.fork(long))
         // queried through the last connection
         const count = sql<{ n: number }>`SELECT count(*)::int AS n FROM pg_stat_activity WHERE query LIKE '%AS long'`
-        yield* Effect.repeat(count, { schedule: soon, until: ([row]) => row?.n === 100 })
+        yield* eventually(count, ([row]) => row?.n === 100)
         const refused = yield* Effect.flip(Effect.sandbox(query(url, "SELECT 1")))
         assert.include(Cause.pretty(refused), "too many clients")
 
@@ -157,7 +158,7 @@ describe("a cancel", () => {
         // the pool keeps its connections, so the server has none left for another client
         const busy = sql<{ n: number }>`SELECT count(*)::int AS n FROM pg_stat_activity
           WHERE state = 'active' AND query LIKE '%AS long'`
-        yield* Effect.repeat(busy, { schedule: soon, until: ([row]) => row?.n === 0 })
+        yield* eventually(busy, ([row]) => row?.n === 0)
         assert.deepStrictEqual(yield* busy, [{ n: 0 }])
       }).pipe(Effect.provide(context))
     })

@@ -8,7 +8,8 @@ import * as Layer from "effect/Layer"
 import * as Stream from "effect/Stream"
 import { type Database, DatabaseError } from "effect-db"
 import { describe } from "vitest"
-import { active, Db, fresh, insert, Place, soon, stored } from "../support/databases.js"
+import { active, Db, fresh, insert, Place, stored } from "../support/databases.js"
+import { eventually } from "../support/eventually.js"
 import { freshDatabase, query } from "../support/server.js"
 import { listenOnPort } from "../support/tcp.js"
 
@@ -312,7 +313,7 @@ describe("Connection", () => {
                 .find((words) => words[1]?.endsWith(hex(ports?.client)) && words[2]?.endsWith(hex(ports?.server)))
             )
             // until all sent data is acknowledged, the timer is that of retransmission
-            yield* Effect.repeat(entry, { schedule: soon, until: (words) => /^0[02]:/.test(words?.[5] ?? "") })
+            yield* eventually(entry, (words) => /^0[02]:/.test(words?.[5] ?? ""))
             const [kind, ticks] = (yield* entry)?.[5]?.split(":") ?? []
             return kind === "02" ? Math.ceil(Number.parseInt(ticks ?? "", 16) / 100) : 0
           }).pipe(Effect.provide(Db.layer({ writer, ...options })))

@@ -8,7 +8,8 @@ import * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
 import { type Database, DatabaseError } from "effect-db"
 import Pg from "pg"
-import { Db, soon } from "../support/databases.js"
+import { Db } from "../support/databases.js"
+import { eventually } from "../support/eventually.js"
 import { makeProxy, sends } from "../support/proxy.js"
 import { freshRole, loggedIn } from "../support/roles.js"
 import { freshDatabase, inThisDatabase, query } from "../support/server.js"
@@ -240,7 +241,7 @@ describe("types by name", () => {
         const waits = `SELECT FROM pg_locks
           WHERE ${inThisDatabase} AND relation = 'pg_catalog.pg_namespace'::regclass AND NOT granted`
         const look = Effect.promise(() => other.query(waits))
-        yield* Effect.repeat(look, { schedule: soon, until: ({ rowCount }) => rowCount !== 0 })
+        yield* eventually(look, ({ rowCount }) => rowCount !== 0)
         yield* Db.invalidate({ mode: "hard" })
         yield* cancelled
         const error = yield* Fiber.join(inserting)

@@ -27,7 +27,8 @@ import {
   within
 } from "../support/causalSites.js"
 import { Cluster, cluster, pause, replica, resume } from "../support/cluster.js"
-import { Db, soon } from "../support/databases.js"
+import { Db } from "../support/databases.js"
+import { eventually } from "../support/eventually.js"
 import { query } from "../support/server.js"
 import { listening, portOf } from "../support/suites/requests/listen.js"
 
@@ -425,7 +426,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("read your 
         primary.url("app"),
         "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = $1 AND NOT granted",
         [id]
-      ).pipe(Effect.repeat({ schedule: soon, until: (rows) => rows.length === 1 }))
+      ).pipe(eventually((rows) => rows.length === 1))
       yield* Fiber.interrupt(asking)
       yield* Deferred.await(gone)
       yield* Effect.promise(() => holder.query("SELECT pg_advisory_unlock($1)", [id]))

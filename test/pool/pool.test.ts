@@ -9,7 +9,8 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import { DatabaseError, RetryPolicy } from "effect-db"
 import { describe } from "vitest"
-import { active, Db, fresh, insert, Place, pid, soon, stored } from "../support/databases.js"
+import { active, Db, fresh, insert, Place, pid, stored } from "../support/databases.js"
+import { eventually } from "../support/eventually.js"
 import { makeProxy } from "../support/proxy.js"
 import { freshDatabase, query } from "../support/server.js"
 
@@ -81,7 +82,7 @@ describe("Pool", () => {
       const sql = yield* Db.writer
       const release = yield* holder
       const fiber = yield* Effect.fork(Effect.scoped(sql.reserve))
-      yield* Effect.repeat(writes, { schedule: soon, until: (_) => _.waiting === 1 })
+      yield* eventually(writes, (_) => _.waiting === 1)
       yield* Fiber.interrupt(fiber)
       yield* release
       yield* insert("next")
@@ -159,9 +160,9 @@ describe("Pool", () => {
       const error = yield* Db.withTransaction(
         Effect.gen(function* () {
           yield* insert("x")
-          yield* Effect.repeat(
+          yield* eventually(
             query(writer, "SELECT 1 FROM pg_stat_activity WHERE datname = $1 AND state LIKE 'idle in%'", [name]),
-            { schedule: soon, until: (rows) => rows.length === 0 }
+            (rows) => rows.length === 0
           )
           yield* insert("y")
         })

@@ -13,7 +13,7 @@ import { DatabaseError, EmbeddedPostgres, RetryPolicy, TestDatabase, UnitOfWork 
 import { describe } from "vitest"
 import { behind } from "../support/behind.js"
 import { type Bouncer, behindBouncer, hasBouncer, makeBouncer } from "../support/bouncer.js"
-import { Db, freshTable, insert, Place, soon, stored } from "../support/databases.js"
+import { Db, freshTable, insert, Place, stored } from "../support/databases.js"
 import { directory } from "../support/directory.js"
 import { eventually, until } from "../support/eventually.js"
 import { failure } from "../support/failures.js"
@@ -208,10 +208,10 @@ describe("a server that becomes read-only while it is used", () => {
         ).pipe(
           Effect.zipRight(query(url, "SELECT pg_reload_conf()")),
           Effect.zipRight(
-            Effect.repeat(query(url, "SHOW default_transaction_read_only"), {
-              schedule: soon,
-              until: ([row]) => row?.default_transaction_read_only === (is ? "on" : "off")
-            })
+            eventually(
+              query(url, "SHOW default_transaction_read_only"),
+              ([row]) => row?.default_transaction_read_only === (is ? "on" : "off")
+            )
           ),
           Effect.asVoid
         )

@@ -8,7 +8,8 @@ import * as Stream from "effect/Stream"
 import { Database, DatabaseError, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
 import { auditBehindProxy, both, event, events } from "../support/audit.js"
-import { Audit, active, Db, fresh, insert, Place, soon, stored } from "../support/databases.js"
+import { Audit, active, Db, fresh, insert, Place, stored } from "../support/databases.js"
+import { eventually } from "../support/eventually.js"
 import { observed } from "../support/observed.js"
 import { answers, makeProxy, sends } from "../support/proxy.js"
 import { freshDatabase, query } from "../support/server.js"
@@ -177,7 +178,7 @@ describe("the end of a unit on several databases", () => {
         yield* second.cut
         // the cut reaches the server at the same time as the client
         const others = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        yield* Effect.repeat(query(audited, others), { schedule: soon, until: (rows) => rows.length === 0 })
+        yield* eventually(query(audited, others), (rows) => rows.length === 0)
         yield* third.thaw
         return yield* Fiber.join(unit)
       }).pipe(Effect.provide([Audit.layer({ writer: second.url }), Third.layer({ writer: third.url })]))
