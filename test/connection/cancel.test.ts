@@ -1,4 +1,7 @@
 /** Cancel requests: how they reach the server, and the statements for which they are sent. */
+import * as Net from "node:net"
+import * as path from "node:path"
+import { pipeline } from "node:stream"
 import { assert, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
@@ -12,6 +15,7 @@ import { describe } from "vitest"
 import { startChild } from "../support/child.js"
 import { active, Db } from "../support/databases.js"
 import { directory } from "../support/directory.js"
+import { emptyFolder } from "../support/embedded.js"
 import { eventually, until } from "../support/eventually.js"
 import { type Message, makeProxy, sends } from "../support/proxy.js"
 import { freshDatabase, query } from "../support/server.js"
@@ -92,6 +96,8 @@ describe("a cancel", () => {
         assert.strictEqual(proxy.accepted, accepted + 2)
         assert.deepStrictEqual(types(ofLast()), ["ssl", "tls"])
         assert.strictEqual(ofLast()[1]?.bytes.toString("latin1"), "N")
+        assert.notInclude(types(messages), "cancel")
+        assert.strictEqual(yield* running(server.url, 1), 1)
       }).pipe(Effect.provide(context))
     })
   )
@@ -127,12 +133,27 @@ describe("a cancel", () => {
   it.scopedLive("a cancel uses the Unix socket if the session does", () =>
     Effect.gen(function* () {
       const { password, port, sockets, url, username } = yield* makeTlsServer
-      const context = yield* open({ writer: { host: sockets, port, database: "postgres", username, password } })
+      // a server listens on its TCP port too, so only a socket of the test shows that a cancel has used it
+      const folder = yield* emptyFolder
+      const socket = `.s.PGSQL.${port}`
+      let accepted = 0
+      const relay = Net.createServer((client) => {
+        accepted++
+        const server = Net.connect(path.join(sockets, socket))
+        pipeline(client, server, client, () => {})
+      })
+      yield* Effect.acquireRelease(
+        Effect.async<void>((resume) => void relay.listen(path.join(folder, socket), () => resume(Effect.void))),
+        () => Effect.sync(() => relay.close())
+      )
+      const context = yield* open({ writer: { host: folder, port, database: "postgres", username, password } })
       yield* Effect.gen(function* () {
         const fiber = yield* Effect.fork(long)
         assert.strictEqual(yield* running(url, 1), 1)
+        assert.strictEqual(accepted, 1)
         yield* Fiber.interrupt(fiber)
         assert.strictEqual(yield* running(url, 0), 0)
+        assert.strictEqual(accepted, 2)
       }).pipe(Effect.provide(context))
     })
   )

@@ -258,7 +258,7 @@ describe("credentials from a provider", () => {
       provider.answer = Effect.onInterrupt(Effect.never, () => Deferred.succeed(stopped, undefined))
       yield* Effect.scoped(
         Effect.gen(function* () {
-          const { sql } = yield* open({ writer, credentials: provider.credentials, connectTimeout: "1 minute" })
+          const { sql } = yield* open({ writer, credentials: provider.credentials, connectTimeout: "1 hour" })
           const fiber = yield* Effect.fork(sql`SELECT 1`)
           yield* eventually(
             Effect.sync(() => provider.asked),

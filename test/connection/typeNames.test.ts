@@ -88,7 +88,7 @@ describe("types by name", () => {
     })
   )
 
-  it.scopedLive("type names are looked up once per server", () =>
+  it.scopedLive("type names are looked up once per server, whatever the number of its connections", () =>
     Effect.gen(function* () {
       const { layer, reader, proxy } = yield* open()
       const replica = yield* makeProxy(reader)
@@ -101,8 +101,15 @@ describe("types by name", () => {
       yield* Effect.gen(function* () {
         assert.strictEqual(yield* trips(proxy, statement), 2)
         assert.strictEqual(yield* trips(proxy, statement), 1)
-        // BEGIN with the statement, and COMMIT, without a lookup
-        assert.strictEqual(yield* trips(proxy, Db.independent(Db.withTransaction(statement))), 2)
+        const connections = proxy.accepted
+        yield* Db.withTransaction(
+          Effect.gen(function* () {
+            yield* statement
+            // BEGIN with the statement, and COMMIT, on a new connection without a lookup
+            assert.strictEqual(yield* trips(proxy, Db.independent(Db.withTransaction(statement))), 2)
+          })
+        )
+        assert.strictEqual(proxy.accepted, connections + 1)
       }).pipe(Effect.provide(layer))
       const reads = Effect.flatMap(Db.reader, (sql) => sql.unsafe(read).unprepared)
       yield* Effect.gen(function* () {

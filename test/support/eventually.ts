@@ -4,8 +4,8 @@ import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import * as Schedule from "effect/Schedule"
 
-/** The schedule of polls: for 10 s at least. A loop without pauses would delay the condition. */
-const polls = Schedule.intersect(Schedule.spaced("2 millis"), Schedule.recurs(5000))
+/** The schedule of polls: for 30 s. A loop without pauses would delay the condition. */
+const polls = Schedule.intersect(Schedule.spaced("2 millis"), Schedule.recurUpTo("30 seconds"))
 
 /** Repeats an effect until its result meets a condition; fails the test if it never does. */
 export const eventually: {
