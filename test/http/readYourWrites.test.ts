@@ -8,6 +8,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import { Consistency, DatabaseError, RequestTransaction } from "effect-db"
 import express from "express"
@@ -178,6 +179,8 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("read your 
           assert.isFalse((yield* read("hasty", id, kept(sent))).there)
           // the read waits for a replica, so its session was accepted
           const waiting = yield* Effect.fork(read("patient", id, kept(sent)))
+          for (let i = 0; i < 5; i++) assert.isFalse((yield* read("patient", id)).there)
+          assert.isTrue(Option.isNone(yield* Fiber.poll(waiting)))
           yield* Effect.forEach((yield* Cluster).replicas, resume)
           assert.isTrue((yield* Fiber.join(waiting)).there)
         })

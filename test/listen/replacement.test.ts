@@ -141,7 +141,7 @@ describe("Notification", () => {
 
     it.scopedLive("a connection whose credentials have changed during its connect is replaced without a gap", () =>
       Effect.gen(function* () {
-        const { b, listen, proxy, rotate, usedBy } = yield* given()
+        const { b, listen, proxy, rotate, usedBy, writer } = yield* given()
         const loggedIn = yield* proxy.when(({ from, type }) => from === "server" && type === "Z", "freeze")
         const news = yield* listen("news")
         yield* loggedIn
@@ -149,7 +149,9 @@ describe("Notification", () => {
         yield* proxy.thaw
         yield* count(news, 1)
         yield* usedBy(b.name)
-        assert.deepStrictEqual(says(news.heard), ["listening"])
+        yield* say(writer, "news", "after")
+        yield* count(news, 2)
+        assert.deepStrictEqual(says(news.heard), ["listening", "after"])
       })
     )
 
