@@ -1,4 +1,4 @@
-import { describe, expect, it } from "@effect/vitest"
+import { assert, describe, expect, it } from "@effect/vitest"
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
@@ -6,6 +6,7 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
+import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
 import { Consistency, type Copy, DatabaseError } from "effect-db"
 import { copy, copyFailure, endless, given, one, textOf, writer } from "../support/copying.js"
@@ -391,8 +392,12 @@ describe("copyFrom", () => {
       const rows = Stream.map(Stream.range(1, 30_000), (n) => [`n${n}`, n])
       yield* copy(rows, { onProgress: (progress) => Effect.sync(() => void seen.push(progress)) })
       expect(seen.length).toBeGreaterThan(3)
-      expect(seen.at(-1)).toEqual({ rows: 30_000, bytes: expect.any(Number) })
-      expect(seen).toEqual([...seen].sort((a, b) => a.rows - b.rows))
+      const bytes = Array.from({ length: 30_000 }, (_, i) => `n${i + 1}\t${i + 1}\n`).join("").length
+      expect(seen.at(-1)).toEqual({ rows: 30_000, bytes })
+      for (const key of ["rows", "bytes"] as const) {
+        const all = seen.map((progress) => progress[key])
+        expect(all).toEqual([...new Set(all)].sort((a, b) => a - b))
+      }
     }).pipe(Effect.provide(fresh()))
   )
 
@@ -451,8 +456,13 @@ describe("copyFrom", () => {
   it.scopedLive("copyFrom records a token in its causal session", () =>
     Effect.gen(function* () {
       const session = Consistency.makeSession()
+      const [before] = yield* look<{ lsn: string }>("SELECT pg_current_wal_insert_lsn()::text AS lsn")
       yield* copy(given(["a", 1])).pipe(Consistency.withSession(session))
-      expect(session.known.get("app")).toBeInstanceOf(Consistency.Token)
+      const token = session.known.get("app")
+      assert(token instanceof Consistency.Token)
+      // the position is behind that of the rows
+      const { lsn } = yield* Schema.encode(Consistency.Token)(token)
+      expect(yield* look(`SELECT '${lsn}'::pg_lsn > '${before?.lsn}' AS is_later`)).toEqual([{ is_later: true }])
     }).pipe(Effect.provide(fresh()))
   )
 
@@ -463,8 +473,14 @@ describe("copyFrom", () => {
       const rows = given({ firstColumn: 1, secondColumn: 2 }, { firstColumn: 3, secondColumn: "x" })
       const error = yield* copyFailure(sql.copyFrom("oddName", ["firstColumn", "secondColumn"], rows))
       expect(error).toMatchObject({ table: "oddName", line: 2, column: "secondColumn" })
+      const good = given({ firstColumn: 1, secondColumn: 2 })
+      expect(yield* sql.copyFrom("oddName", ["firstColumn", "secondColumn"], good)).toBe(1)
       const plain = sql.withoutTransforms()
-      expect(yield* plain.copyFrom("odd_name", ["first_column"], given({ first_column: 1 }))).toBe(1)
+      expect(yield* plain.copyFrom("odd_name", ["first_column"], given({ first_column: 3 }))).toBe(1)
+      expect(yield* look("SELECT * FROM odd_name ORDER BY 1")).toEqual([
+        { first_column: 1, second_column: 2 },
+        { first_column: 3, second_column: null }
+      ])
     }).pipe(
       Effect.provide(
         fresh({

@@ -147,6 +147,7 @@ describe("schema scopes", () => {
         either._tag === "Left" ? (either.left as { _tag: string })._tag : either.right
       )
       const real = yield* tag
+      assert.strictEqual(real, "SchemaInvalid")
       assert.deepStrictEqual(yield* Effect.provide(tag, TestDatabase.layer(Db)), real)
     }).pipe(Effect.provide(fresh()))
   )

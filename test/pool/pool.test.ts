@@ -55,10 +55,10 @@ describe("Pool", () => {
     })
   )
 
-  it.scopedLive("the statements of a reserved connection share its session, and it returns to the pool", () =>
+  it.scopedLive("a reserved connection is exclusive, and returns to the pool", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
-      const rows = yield* Effect.scoped(
+      const { one, other, two } = yield* Effect.scoped(
         Effect.gen(function* () {
           const connection = yield* sql.reserve
           assert.strictEqual(yield* active, 1)
@@ -69,12 +69,15 @@ describe("Pool", () => {
             ],
             { concurrency: 2 }
           )
-          return [a[0].pid, b[0]?.[0]]
+          const other = yield* Effect.fork(pid)
+          yield* eventually(writes, (_) => _.waiting === 1)
+          return { one: a[0].pid, two: b[0]?.[0], other }
         })
       )
-      assert.strictEqual(rows[0], rows[1])
+      assert.strictEqual(one, two)
+      assert.strictEqual(yield* Fiber.join(other), one)
       assert.strictEqual(yield* active, 0)
-    }).pipe(Effect.provide(fresh()))
+    }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
   )
 
   it.scopedLive("an interrupted waiter for a reserved connection leaks nothing", () =>
