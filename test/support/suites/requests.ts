@@ -45,6 +45,7 @@ export const requests = (name: string, site: Layer.Layer<Site>): void => {
             yield* textOf(response)
             assert.strictEqual(response.status, status)
             assert.deepStrictEqual(yield* stored(handler), rows)
+            if (rows.length === 0) assert.notInclude(yield* noted, handler)
             yield* idle
           })
         )
