@@ -64,7 +64,7 @@ const reasonOf = (error: DatabaseError.DatabaseError) => (error._tag === "Connec
 describe("start-up", () => {
   it.scopedLive("a wrong password, user, database, host or port fails with ConnectFailed and the reason", () =>
     Effect.gen(function* () {
-      const { name, writer } = yield* freshDatabase
+      const { writer } = yield* freshDatabase
       const port = yield* closedPort
       const { host } = new URL(Redacted.value(writer))
       const cases = [
@@ -109,7 +109,6 @@ describe("start-up", () => {
         assert.strictEqual(reasonOf(error), reason)
         assert.include(error.message, `database "app" at ${server}`)
       }
-      assert.isNotEmpty(name)
     })
   )
 
