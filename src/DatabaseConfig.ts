@@ -341,7 +341,11 @@ export interface SessionOptions {
  * @category models
  */
 export interface DatabaseOptions extends PoolOptions, SessionOptions {
-  /** The primary. */
+  /**
+   * The primary. With several hosts, it is the host that accepts writes: all of them are probed at
+   * once, and again when a connection is lost. A former primary, which is on an older timeline, is
+   * not used.
+   */
   readonly writer: ServerInput
   /**
    * The replicas. Without one, readers use the primary, read-only.
@@ -406,6 +410,26 @@ export interface DatabaseOptions extends PoolOptions, SessionOptions {
    * @default "5 seconds"
    */
   readonly readerRetryDelay?: Duration.DurationInput | undefined
+  /**
+   * True if a writer with several hosts is monitored, each host on a connection of its own. Without a
+   * monitor, the successor of a writer is found after a connection is lost.
+   *
+   * @default true
+   */
+  readonly monitor?: boolean | undefined
+  /**
+   * The interval of the monitor, above 0. For 30 seconds after a change of the writer it is 100 ms.
+   *
+   * @default "5 seconds"
+   */
+  readonly monitorInterval?: Duration.DurationInput | undefined
+  /**
+   * The time after which a writer that answers neither callers nor its monitor is given up, with the
+   * connections in use; finite and above 0. A shorter time also gives up a server that is only slow.
+   *
+   * @default "1 second"
+   */
+  readonly detectionTime?: Duration.DurationInput | undefined
   /**
    * The interval of heartbeats on the listening connection, above 0; infinity means never.
    *
@@ -562,6 +586,22 @@ export interface SessionConfig {
 }
 
 /**
+ * Options of the monitor of a writer with defaults; times in milliseconds.
+ *
+ * @see {@link DatabaseOptions} for the meaning of each field
+ * @since 0.3.0
+ * @category models
+ */
+export interface MonitorConfig {
+  /** True if a writer with several hosts is monitored. */
+  readonly isOn: boolean
+  /** The interval of the monitor. */
+  readonly interval: number
+  /** The time after which a silent writer is given up. */
+  readonly detectionTime: number
+}
+
+/**
  * Settings of a database, checked and complete; times in milliseconds.
  *
  * @see {@link make}, which returns it
@@ -586,6 +626,8 @@ export interface DatabaseConfig {
   readonly shutdownTimeout: number
   /** The time for which a failed reader takes no part in routing. */
   readonly readerRetryDelay: number
+  /** The options of the monitor of a writer with several hosts. */
+  readonly monitor: MonitorConfig
   /** The lowest level of logged observations. */
   readonly echo: LogLevel.LogLevel
   /** The interval of heartbeats on the listening connection; infinity without heartbeats. */
@@ -642,6 +684,9 @@ const known: KnownNames<DatabaseOptions> = {
   shutdownTimeout: true,
   keepAlive: true,
   readerRetryDelay: true,
+  monitor: true,
+  monitorInterval: true,
+  detectionTime: true,
   listenHeartbeat: true,
   preparedStatements: true,
   maxRowBytes: true,
@@ -784,6 +829,14 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
     startup: oneOf("startup", options.startup, "verify", "lazy"),
     shutdownTimeout: finite("shutdownTimeout", duration("shutdownTimeout", options.shutdownTimeout, "5 seconds")),
     readerRetryDelay: duration("readerRetryDelay", options.readerRetryDelay, "5 seconds"),
+    monitor: {
+      isOn: boolean("monitor", options.monitor ?? true),
+      interval: positive("monitorInterval", duration("monitorInterval", options.monitorInterval, "5 seconds")),
+      detectionTime: positive(
+        "detectionTime",
+        finite("detectionTime", duration("detectionTime", options.detectionTime, "1 second"))
+      )
+    },
     echo: echo(options.echo),
     listenHeartbeat: positive("listenHeartbeat", duration("listenHeartbeat", options.listenHeartbeat, "30 seconds")),
     options: {

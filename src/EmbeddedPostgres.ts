@@ -23,7 +23,6 @@ import * as Redacted from "effect/Redacted"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
 import * as Sql from "./internal/embedded/adminSession.js"
-import * as Replication from "./internal/embedded/awaitReplicas.js"
 import * as Binaries from "./internal/embedded/binaries.js"
 import * as DataFolder from "./internal/embedded/dataDirectory.js"
 import { OperationFailed } from "./internal/embedded/operationFailed.js"
@@ -31,7 +30,10 @@ import { checkOptions, misconfigured } from "./internal/embedded/optionCheck.js"
 import * as OsUser from "./internal/embedded/osUser.js"
 import * as Settings from "./internal/embedded/postgresqlConf.js"
 import { withRealClock } from "./internal/embedded/realClock.js"
+import * as Replication from "./internal/embedded/replication.js"
 import * as Server from "./internal/embedded/server.js"
+import * as Standby from "./internal/embedded/standby.js"
+import * as Synchronous from "./internal/embedded/synchronous.js"
 import * as Folder from "./internal/embedded/tempDirectory.js"
 import * as Backends from "./internal/embedded/terminateBackends.js"
 
@@ -71,6 +73,15 @@ export class EmbeddedPostgresError extends Schema.TaggedError<EmbeddedPostgresEr
       "freeze",
       "thaw",
       "promote",
+      "follow",
+      "delayReplay",
+      "pauseReplay",
+      "resumeReplay",
+      "cutReplication",
+      "restoreReplication",
+      "currentPrimary",
+      "switchOver",
+      "setSynchronous",
       "createDatabase",
       "dropDatabase",
       "awaitReplicas",
@@ -131,6 +142,14 @@ export declare namespace EmbeddedPostgres {
      * @default {} (the defaults for tests)
      */
     readonly settings?: Readonly<Record<string, string | number | boolean>> | undefined
+    /**
+     * The number of standbys that a commit waits for, at most `replicas`. `setSynchronous` changes it.
+     *
+     * @default 0
+     * @see {@link EmbeddedPostgres.Service} for `setSynchronous`
+     * @since 0.3.0
+     */
+    readonly synchronous?: number | undefined
     /**
      * The port of the primary.
      *
@@ -197,10 +216,69 @@ export declare namespace EmbeddedPostgres {
     /** Resumes a frozen server. Has no effect on a server that is not frozen. */
     readonly thaw: Effect.Effect<void, EmbeddedPostgresError>
     /**
-     * Makes the replica an independent primary, and waits until it accepts writes. Other replicas do
-     * not follow it.
+     * Makes the replica an independent primary, and waits until it accepts writes. Other servers
+     * follow it after `follow`; `switchOver` does all of it.
      */
     readonly promote: Effect.Effect<void, EmbeddedPostgresError>
+    /**
+     * Makes this server a standby of a primary of the same cluster, and waits until it streams. A
+     * delay, a pause and a cut of its replication end.
+     *
+     * A running standby keeps its data and its connections. So does the data of a primary that was
+     * stopped, by `stop` before the promotion of the other. Any other server, and one with commits
+     * that the given primary does not have, is stopped, and its data are replaced by a copy of that
+     * primary's. If the effect fails or is interrupted, the server may be stopped.
+     *
+     * Fails if the given server is this one, not of the cluster, not running or a standby.
+     *
+     * @see {@link EmbeddedPostgres.Service} for `switchOver`, which loses no commits
+     * @since 0.3.0
+     */
+    readonly follow: (primary: Server) => Effect.Effect<void, EmbeddedPostgresError>
+    /**
+     * Delays the replay on a standby: a commit is visible when its time on the primary was that long
+     * ago. A delay of 0 ends it. The limit is 24 days; a plain number is in milliseconds.
+     *
+     * Fails if the server is a primary or not running, or if the delay is not valid.
+     *
+     * @see `pauseReplay` for a delay without an end
+     * @since 0.3.0
+     */
+    readonly delayReplay: (delay: Duration.DurationInput) => Effect.Effect<void, EmbeddedPostgresError>
+    /**
+     * Stops the replay on a standby, which goes on to receive WAL. Ends when nothing is replayed any
+     * more. A promotion ends the pause. Fails if the server is a primary or not running.
+     *
+     * @see `delayReplay` for a delay by time, `cutReplication` for a standby that receives nothing
+     * @since 0.3.0
+     */
+    readonly pauseReplay: Effect.Effect<void, EmbeddedPostgresError>
+    /**
+     * Ends a pause of the replay. Has no effect on a standby without a pause. Fails if the server is a
+     * primary or not running.
+     *
+     * @see `pauseReplay`
+     * @since 0.3.0
+     */
+    readonly resumeReplay: Effect.Effect<void, EmbeddedPostgresError>
+    /**
+     * Disconnects a standby from its primary, until `restoreReplication` or `follow`. What it has
+     * received is replayed. Fails if the server is a primary or not running.
+     *
+     * @see `pauseReplay` for a standby that receives WAL and does not replay it
+     * @since 0.3.0
+     */
+    readonly cutReplication: Effect.Effect<void, EmbeddedPostgresError>
+    /**
+     * Connects a standby again after `cutReplication`, and waits until it streams. It does not wait if
+     * the primary is not running, or if the replay is paused or delayed, which keeps a standby from a
+     * connection. Has no effect on a standby that was not cut. Fails if the server is a primary or not
+     * running.
+     *
+     * @see `cutReplication`
+     * @since 0.3.0
+     */
+    readonly restoreReplication: Effect.Effect<void, EmbeddedPostgresError>
     /** The last lines of the server's log, at most 200. */
     readonly logs: Effect.Effect<ReadonlyArray<string>>
   }
@@ -221,19 +299,52 @@ export declare namespace EmbeddedPostgres {
     readonly password: Redacted.Redacted<string>
     /** The server that is the primary at the start. */
     readonly primary: Server
-    /** The standbys, in the order of their names. */
+    /** The servers that are standbys at the start, in the order of their names. */
     readonly replicas: ReadonlyArray<Server>
-    /** Creates a database on the primary, with any name of 1 to 63 bytes. */
+    /**
+     * Asks the servers which of them is the primary now. Among several primaries it is the one with
+     * the highest timeline, which is that of the latest promotion. Servers that are stopped or frozen
+     * are left out. Fails if there is no primary, or two with the same timeline.
+     *
+     * @see `primary` for the server that is the primary at the start
+     * @since 0.3.0
+     */
+    readonly currentPrimary: Effect.Effect<Server, EmbeddedPostgresError>
+    /**
+     * Makes a standby the primary without a loss of commits: waits until it has received all of them,
+     * stops the current primary, promotes the standby, and makes the former primary and its other
+     * standbys follow it.
+     *
+     * Fails, with the current primary running, if the standby is not running, is a primary, or does
+     * not stream from the current primary, or if one of the servers is frozen. An interruption after
+     * the stop of the primary may leave standbys that follow no server.
+     *
+     * @see {@link EmbeddedPostgres.Server} for `promote` and `follow`, the steps of a failover
+     * @since 0.3.0
+     */
+    readonly switchOver: (to: Server) => Effect.Effect<void, EmbeddedPostgresError>
+    /**
+     * Sets the number of standbys that a commit waits for, on all servers. 0 ends the wait of running
+     * commits, too. The operations of this service do not wait.
+     *
+     * Fails if the number is not from 0 to the number of replicas, or if a server is frozen.
+     *
+     * @see {@link EmbeddedPostgres.Options} for the option `synchronous`
+     * @since 0.3.0
+     */
+    readonly setSynchronous: (standbys: number) => Effect.Effect<void, EmbeddedPostgresError>
+    /** Creates a database on the current primary, with any name of 1 to 63 bytes. */
     readonly createDatabase: (name: string) => Effect.Effect<void, EmbeddedPostgresError>
-    /** Drops a database on the primary, and closes its connections. */
+    /** Drops a database on the current primary, and closes its connections. */
     readonly dropDatabase: (name: string) => Effect.Effect<void, EmbeddedPostgresError>
-    /** Returns the options of a database's layer: the primary's URL and the replicas' URLs. */
+    /** Returns the options of a database's layer: the URLs of `primary` and of `replicas`. */
     readonly settings: (database: string) => {
       readonly writer: Redacted.Redacted<string>
       readonly readers: ReadonlyArray<Redacted.Redacted<string>>
     }
     /**
-     * Waits until every running replica has replayed all commits of the primary before the call.
+     * Waits until every running standby of the current primary has replayed all of its commits before
+     * the call.
      */
     readonly awaitReplicas: Effect.Effect<void, EmbeddedPostgresError>
     /**
@@ -252,20 +363,55 @@ const published = <A, R>(self: Effect.Effect<A, OperationFailed, R>): Effect.Eff
       new EmbeddedPostgresError({ operation, server, reason, logs: [...logs], cause })
   )
 
-const publicServer = (server: Server.Server): EmbeddedPostgres.Server => ({
-  name: server.name,
-  host: server.host,
-  port: server.port,
-  url: server.url,
-  isRunning: server.isRunning,
-  start: published(server.start),
-  stop: published(server.stop),
-  kill: published(server.kill),
-  freeze: published(server.freeze),
-  thaw: published(server.thaw),
-  promote: published(server.promote),
-  logs: server.logs
-})
+/** Converts the servers of a cluster to their public objects and back. */
+const directory = (replication: ReturnType<typeof Replication.make>) => {
+  const known = new Map<Server.Server, EmbeddedPostgres.Server>()
+
+  /** Returns the server of a public object. A program may pass one of another cluster. */
+  const serverOf = (
+    operation: "follow" | "switchOver",
+    given: EmbeddedPostgres.Server
+  ): Effect.Effect<Server.Server, OperationFailed> =>
+    Effect.suspend(() => {
+      for (const [server, made] of known) if (made === given) return Effect.succeed(server)
+      const reason = "the given server is not one of this cluster: choose one of its servers"
+      return Effect.fail(new OperationFailed({ operation, reason, logs: [] }))
+    })
+
+  const make = (server: Server.Server): EmbeddedPostgres.Server => ({
+    name: server.name,
+    host: server.host,
+    port: server.port,
+    url: server.url,
+    isRunning: server.isRunning,
+    start: published(server.start),
+    stop: published(server.stop),
+    kill: published(server.kill),
+    freeze: published(server.freeze),
+    thaw: published(server.thaw),
+    promote: published(server.promote),
+    follow: (primary) =>
+      serverOf("follow", primary).pipe(
+        Effect.flatMap((source) => replication.follow(server, source)),
+        published
+      ),
+    delayReplay: (delay) => published(Standby.delayReplay(server, delay)),
+    pauseReplay: published(Standby.pauseReplay(server)),
+    resumeReplay: published(Standby.resumeReplay(server)),
+    cutReplication: published(replication.cutReplication(server)),
+    restoreReplication: published(replication.restoreReplication(server)),
+    logs: server.logs
+  })
+
+  /** Returns the public object of a server, always the same one. */
+  const publicOf = (server: Server.Server): EmbeddedPostgres.Server => {
+    const made = known.get(server) ?? make(server)
+    known.set(server, made)
+    return made
+  }
+
+  return { serverOf, publicOf }
+}
 
 /** Quotes the name of a database, or fails if it is not valid. */
 const quotedName = (
@@ -286,17 +432,23 @@ const configuration = (options: EmbeddedPostgres.Options) =>
   Effect.gen(function* () {
     yield* checkOptions(options)
     const replicas = options.replicas ?? 0
+    const synchronous = options.synchronous ?? 0
+    if (!Synchronous.isValid(synchronous, replicas)) {
+      return yield* misconfigured(
+        `synchronous is ${synchronous}: expected a whole number from 0 to the number of replicas, ${replicas}`
+      )
+    }
     const databases = yield* Effect.forEach(options.databases ?? [], (name) => quotedName("configure", name))
     const text = yield* Either.mapLeft(
       Settings.render({ ...Settings.defaults(replicas), ...options.settings }),
       (name) => misconfigured(`${JSON.stringify(name)} is not a valid setting, or its value is not valid`)
     )
-    return { replicas, port: options.port, databases, text }
+    return { replicas, synchronous, port: options.port, databases, text }
   })
 
 const start = (options: EmbeddedPostgres.Options) =>
   Effect.gen(function* () {
-    const { databases, port, replicas: count, text } = yield* configuration(options)
+    const { databases, port, replicas: count, synchronous, text } = yield* configuration(options)
     const startTimeout = options.startTimeout ?? "30 seconds"
     const native = yield* Binaries.locate([import.meta.url, path.join(process.cwd(), "index.js")])
     const user = yield* OsUser.unprivilegedUser
@@ -325,44 +477,55 @@ const start = (options: EmbeddedPostgres.Options) =>
         ),
       { concurrency: "unbounded" }
     )
-    const execute = (operation: "createDatabase" | "dropDatabase", statements: ReadonlyArray<string>) =>
-      primary.session(operation, (query) => Effect.forEach(statements, (sql) => query(sql), { discard: true }))
-    const awaitReplicas = withRealClock(Replication.awaitReplicas(primary, replicas))
+    const replication = Replication.make(cluster, primary, replicas)
+    const executeOn = (
+      server: Server.Server,
+      operation: "createDatabase" | "dropDatabase",
+      statements: ReadonlyArray<string>
+    ) => server.session(operation, (query) => Effect.forEach(statements, (sql) => query(sql), { discard: true }))
+    const execute = (operation: "createDatabase" | "dropDatabase", sql: string) =>
+      Effect.flatMap(replication.currentPrimary(operation), (server) => executeOn(server, operation, [sql]))
 
     const create = databases.map((name) => `CREATE DATABASE ${name}`)
     yield* Effect.all(
       [
         Effect.zipRight(
           primary.ready,
-          Effect.when(execute("createDatabase", create), () => create.length > 0)
+          Effect.when(executeOn(primary, "createDatabase", create), () => create.length > 0)
         ),
         ...replicas.map((replica) => replica.ready)
       ],
       { concurrency: "unbounded", discard: true }
     )
-    yield* awaitReplicas
+    yield* replication.awaitReplicas
+    // commits wait only from now on, when the standbys are there
+    if (synchronous > 0) yield* replication.setSynchronous(synchronous)
 
+    const { publicOf, serverOf } = directory(replication)
     const service: EmbeddedPostgres.Service = {
       directory: folder,
       username: "postgres",
       password: Redacted.make(password),
-      primary: publicServer(primary),
-      replicas: replicas.map(publicServer),
+      primary: publicOf(primary),
+      replicas: replicas.map(publicOf),
+      currentPrimary: published(Effect.map(replication.currentPrimary("currentPrimary"), publicOf)),
+      switchOver: (to) => serverOf("switchOver", to).pipe(Effect.flatMap(replication.switchOver), published),
+      setSynchronous: (standbys) => published(replication.setSynchronous(standbys)),
       createDatabase: (name) =>
         quotedName("createDatabase", name).pipe(
-          Effect.flatMap((id) => execute("createDatabase", [`CREATE DATABASE ${id}`])),
+          Effect.flatMap((id) => execute("createDatabase", `CREATE DATABASE ${id}`)),
           published
         ),
       dropDatabase: (name) =>
         quotedName("dropDatabase", name).pipe(
-          Effect.flatMap((id) => execute("dropDatabase", [`DROP DATABASE ${id} WITH (FORCE)`])),
+          Effect.flatMap((id) => execute("dropDatabase", `DROP DATABASE ${id} WITH (FORCE)`)),
           published
         ),
       settings: (database) => ({
         writer: primary.url(database),
         readers: replicas.map((replica) => replica.url(database))
       }),
-      awaitReplicas: published(awaitReplicas),
+      awaitReplicas: published(withRealClock(replication.awaitReplicas)),
       terminateBackends: (database) =>
         published(withRealClock(Backends.terminateBackends([primary, ...replicas], database)))
     }

@@ -147,6 +147,21 @@ export type Observation = Data.TaggedEnum<{
   }
   /** New credentials are in use: connections made with older credentials are replaced. */
   CredentialsRotated: { readonly database: string; readonly server: string; readonly generation: number }
+  /**
+   * Another host has become the writer. `from` is `undefined` if no writer was known before. The
+   * connections to `from` are closed.
+   */
+  WriterChanged: {
+    readonly database: string
+    /** The host that was the writer. */
+    readonly from: string | undefined
+    /** The host that is the writer. */
+    readonly to: string
+    /** The timeline of the writer; each promotion begins a new one. */
+    readonly timeline: number
+    /** The time since the former writer became doubtful. */
+    readonly tookMillis: number
+  }
   /** A server was marked down: reads are routed to others. */
   MarkedDown: { readonly database: string; readonly server: string; readonly message: string }
   /** A server was marked up, and serves reads again. */

@@ -21,8 +21,8 @@ import { type Database, sandbox } from "./Database.js"
  * checked, notifications are not sent, and the values of `SET LOCAL` remain.
  *
  * - An interrupted statement is undone, and so is the program's transaction around it, if there is
- *   one. If the server does not confirm the cancel within a second, or behind a pooler, the sandbox
- *   ends.
+ *   one. The sandbox ends if the server does not confirm the cancel within a second; behind a pooler
+ *   it always ends.
  * - A statement that would end the sandbox, such as COMMIT, fails with `QueryFailed`. On a
  *   reserved connection BEGIN, COMMIT and ROLLBACK act on a savepoint, and other statements wait
  *   while it is open.

@@ -25,7 +25,7 @@ pooled=()
 if [ -n "$soak" ]; then
   export EFFECT_DB_CHAOS=full
   if [ $# -eq 0 ]; then
-    files=(test/{chaos/storm,pool/outage,chaos/outage,chaos/requests,chaos/consistency,protocol/frames}.test.ts)
+    files=(test/{chaos/storm,chaos/failover,pool/outage,chaos/outage,chaos/requests,chaos/consistency,protocol/frames}.test.ts)
   fi
 elif [ $# -eq 0 ]; then
   for file in client/{database,copy,copyFrom,copyTo,migrations,readers,tenant,tenantNames,tenantSessions} config/connectionString \
@@ -153,6 +153,7 @@ dynamic_shared_memory_type = mmap
 max_connections = 300
 max_prepared_transactions = 20
 fsync = off
+autovacuum = off
 timezone = UTC
 END
 primary=$(start primary)

@@ -9,9 +9,7 @@ const revive = (server: EmbeddedPostgres.EmbeddedPostgres.Server) =>
     yield* Effect.logInfo(`the embedded ${server.name} runs again`)
   }).pipe(
     Effect.forever,
-    Effect.catchAll(({ message }) =>
-      Effect.logError(`${message}\n  it stays down: stop the service and start it again`)
-    )
+    Effect.catchAll(({ message }) => Effect.logError(`${message}\n  the server stays down: restart the service`))
   )
 
 /** Restarts the embedded servers if they end while the service runs, for example because the system was out of memory. */

@@ -269,7 +269,7 @@ describe("copyFrom", () => {
       expect(yield* refusal(["b"])).toEqual([2, undefined, expect.stringContaining("it has 1 values for 2 columns")])
       expect(yield* refusal(["-", 1], { null: "-" })).toEqual([2, "name", expect.stringContaining("stands for NULL")])
       // a program without types passes anything
-      expect(yield* refusal(7 as never)).toEqual([2, undefined, expect.stringContaining("it is a number, no row")])
+      expect(yield* refusal(7 as never)).toEqual([2, undefined, expect.stringContaining("it is a number, not a row")])
       expect(yield* stored).toEqual([])
     }).pipe(Effect.provide(fresh()))
   )

@@ -83,7 +83,7 @@ describe("sql.insert", () => {
   )
 
   it.scopedLive(
-    "insert refuses no rows, several rows without columns and a null row, and the transaction goes on",
+    "insert refuses an empty list, several rows without columns and a null row, and the transaction goes on",
     () =>
       Effect.gen(function* () {
         const sql = yield* table(columns)
@@ -300,7 +300,7 @@ describe("sql.json", () => {
     )
   )
 
-  it.scopedLive("json refuses a value that has no JSON with a failure, not a defect", () =>
+  it.scopedLive("json fails, without a defect, for a value that JSON cannot represent", () =>
     Effect.gen(function* () {
       const sql = yield* table("data jsonb")
       const circle: Record<string, unknown> = {}

@@ -86,6 +86,24 @@ describe("a reserved reader on the primary", () => {
     )
   }
 
+  it.scopedLive("a reader, reserved or not, ends no prepared transaction", () =>
+    Effect.gen(function* () {
+      const { name, writer } = yield* Place
+      yield* query(writer, schema)
+      const id = `${name}_prepared`
+      yield* query(writer, `BEGIN; ${write}; PREPARE TRANSACTION '${id}'`)
+      yield* Effect.addFinalizer(() => query(writer, `ROLLBACK PREPARED '${id}'`))
+      const sql = yield* Db.reader
+      const plain = (text: string) => DatabaseError.refine(sql.unsafe(text))
+      for (const execute of [yield* reserved, plain]) {
+        for (const end of ["COMMIT", "ROLLBACK"]) {
+          assert.include((yield* Effect.flip(execute(`${end} PREPARED '${id}'`))).message, "transaction")
+        }
+      }
+      assert.deepStrictEqual(yield* stored, [])
+    }).pipe(Effect.scoped, Effect.provide(fresh({ readers: [] })))
+  )
+
   it.scopedLive("a reserved reader has transactions, savepoints, settings, procedures and prepared statements", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place

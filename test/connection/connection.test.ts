@@ -270,7 +270,7 @@ describe("Connection", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("rows are arrays by the simple protocol as well", () =>
+  it.scopedLive("values returns rows as arrays also if the statement is sent by the simple protocol", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       assert.deepStrictEqual(yield* sql`SELECT 1, 'a;b'`.values, [[1, "a;b"]])
@@ -278,7 +278,7 @@ describe("Connection", () => {
   )
 
   it.scopedLive(
-    "a DO block cannot make a reader of the primary a writer, and a read with a stale plan is prepared again",
+    "a reader that uses the primary cannot write in a DO block, and its read with a stale plan is prepared again",
     () =>
       Effect.gen(function* () {
         const { writer } = yield* Place

@@ -146,9 +146,10 @@ describe("a server with several hosts", () => {
   it.scopedLive("a connect fails with wrongRole and names each host if none has the role", () =>
     Effect.gen(function* () {
       const { at, replica } = yield* servers
-      const error = yield* failure({ writer: at([replica, replica]), connectTimeout: "2 seconds" })
+      const other = replica.replace("127.0.0.1", "localhost")
+      const error = yield* failure({ writer: at([replica, other]), connectTimeout: "2 seconds" })
       assert.strictEqual(error._tag === "ConnectFailed" && error.reason, "wrongRole")
-      assert.include(error.message, `${replica}: it is a standby; ${replica}: it is a standby`)
+      for (const host of [replica, other]) assert.include(error.message, `${host}: it is a standby`)
     })
   )
 
@@ -160,12 +161,14 @@ describe("a server with several hosts", () => {
     })
   )
 
-  it.scopedLive("no further host is tried after a wrong password", () =>
+  it.scopedLive("a wrong password fails the start at once, although a host that is away might accept it", () =>
     Effect.gen(function* () {
       const { at, primary } = yield* servers
-      const error = yield* failure({ writer: at([primary, yield* closed], "", "postgres:wrong") })
+      const writer = at([primary, yield* closed], "", "postgres:wrong")
+      // the search would end with the timeout of the test
+      const error = yield* failure({ writer, connectTimeout: "10 minutes" })
       assert.strictEqual(error._tag === "ConnectFailed" && error.reason, "authentication")
-      assert.notInclude(error.message, "ECONNREFUSED")
+      assert.include(error.message, `${primary}: password authentication failed`)
     })
   )
 

@@ -62,7 +62,7 @@ describe("types by name", () => {
     })
   )
 
-  it.scopedLive("the first statement is parsed, also as a stream, in a transaction and as several commands", () =>
+  it.scopedLive("columns of the first statement are parsed, also in a stream, a transaction or several commands", () =>
     Effect.gen(function* () {
       const first = <A>(use: Effect.Effect<A, unknown, Db>) =>
         Effect.flatMap(open(), ({ layer }) => Effect.provide(use, layer))
@@ -144,7 +144,7 @@ describe("types by name", () => {
     })
   )
 
-  it.scopedLive("a type name with a schema is that type alone, and built-in types can have parsers", () =>
+  it.scopedLive("a type name with a schema matches that type only, and built-in types can have parsers", () =>
     Effect.gen(function* () {
       const { layer } = yield* open({
         types: { ...types, "other.mood": (text: string) => `${text}!`, int8: BigInt, numeric: Number }

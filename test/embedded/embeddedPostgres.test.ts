@@ -1,3 +1,4 @@
+import * as fs from "node:fs"
 import * as path from "node:path"
 import { describe, expect, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
@@ -267,6 +268,16 @@ describe("an embedded server", () => {
         concurrency: "unbounded"
       })
       expect(yield* query(primary.url(), "SELECT 1 AS n")).toEqual([{ n: 1 }])
+    })
+  )
+
+  it.scopedLive("a server has ended when its interrupted stop returns", () =>
+    Effect.gen(function* () {
+      const { directory, primary } = yield* make()
+      const stopping = yield* Effect.fork(primary.stop)
+      yield* eventually("the shutdown", () => !fs.existsSync(path.join(directory, "primary", "postmaster.pid")))
+      yield* Fiber.interrupt(stopping)
+      expect(yield* primary.isRunning).toBe(false)
     })
   )
 

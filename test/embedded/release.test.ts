@@ -12,17 +12,16 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as MarkedProcesses from "../../src/internal/embedded/markedProcesses.js"
 import { compiled } from "../support/compiledTree.js"
-import { emptyFolder, emptyFolderIn, eventually, isAlive, isRoot, make, pidsOf } from "../support/embedded.js"
-
-/** Returns the segments of shared memory that these processes have made. */
-const segmentsOf = (pids: ReadonlyArray<number>): ReadonlyArray<string> =>
-  process.platform === "linux"
-    ? fs
-        .readFileSync("/proc/sysvipc/shm", "utf8")
-        .split("\n")
-        .slice(1)
-        .filter((line) => pids.includes(Number(line.trim().split(/\s+/)[4])))
-    : []
+import {
+  emptyFolder,
+  emptyFolderIn,
+  eventually,
+  isAlive,
+  isRoot,
+  make,
+  pidsOf,
+  segmentsOf
+} from "../support/embedded.js"
 
 /** Returns the folders of the clusters in `directory`. */
 const foldersIn = (directory: string) => fs.readdirSync(directory).map((name) => path.join(directory, name))

@@ -64,7 +64,7 @@ const within = HttpApi.make("bank").add(endpoints.middleware(RequestTransaction.
 const collision = "DO $$ BEGIN RAISE EXCEPTION 'collision' USING ERRCODE = 'serialization_failure'; END $$"
 const session = HttpApiSecurity.apiKey({ in: "cookie", key: "session" })
 
-/** Creates the handlers, and a record of their runs. */
+/** Creates the handlers, and a record of the runs of `collide` and `cookie`. */
 const bank = (api: typeof around) => {
   const runs: Array<string> = []
   const add = (name: string) => Effect.orDie(Effect.asVoid(insert(name)))
@@ -178,7 +178,7 @@ for (const [place, serve] of Object.entries(ways)) {
       }).pipe(Effect.provide(servers))
     )
 
-    it.scopedLive("a unit of work calls its option outcome with the response to a declared error", () =>
+    it.scopedLive("the option outcome of a unit of work receives the response to a declared error", () =>
       Effect.gen(function* () {
         const seen: Array<readonly [number, string]> = []
         const { served } = serve({
@@ -268,7 +268,7 @@ for (const [place, serve] of Object.entries(ways)) {
       )
     }
 
-    it.scopedLive("a unit of work answers a defect in its outcome with 500, also after a failed handler", () =>
+    it.scopedLive("a unit of work answers with 500 if its option outcome throws after a failed handler", () =>
       Effect.gen(function* () {
         const { served } = serve({
           outcome: () => {

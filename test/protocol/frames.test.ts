@@ -212,7 +212,7 @@ describe("a malformed answer", () => {
 })
 
 /** The number of conversations; the 10,000 of `EFFECT_DB_CHAOS=full` take some minutes. */
-const conversations = process.env.EFFECT_DB_CHAOS === "full" ? 10_000 : 2000
+const conversations = process.env.EFFECT_DB_CHAOS === "full" ? 10_000 : 1000
 
 describe("a fuzzed server", () => {
   it.scopedLive(

@@ -281,7 +281,7 @@ describe("an embedded server that is killed from outside", () => {
       const data = path.join(folder, cluster, "replica-1")
       fs.rmSync(path.join(data, "global"), { recursive: true })
       killPostmaster(data)
-      yield* service.line(/it stays down: stop the service and start it again/)
+      yield* service.line(/the server stays down: restart the service/)
       yield* service.signal("SIGINT")
       const { code, stderr } = yield* service.ended
       expect(stderr).toMatch(/^warn: the embedded replica-1 has ended.*\nerror: EmbeddedPostgres start \(replica-1\)/)

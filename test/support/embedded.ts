@@ -45,9 +45,49 @@ export const pidsOf = (server: EmbeddedPostgres.Server, directory: string) =>
     ]
   )
 
+/** Returns the segments of shared memory that these processes have made. */
+export const segmentsOf = (pids: ReadonlyArray<number>): ReadonlyArray<string> =>
+  process.platform === "linux"
+    ? fs
+        .readFileSync("/proc/sysvipc/shm", "utf8")
+        .split("\n")
+        .slice(1)
+        .filter((line) => pids.includes(Number(line.trim().split(/\s+/)[4])))
+    : []
+
 /** Waits for a condition that no event reports; fails after 20 seconds. */
 export const eventually = (what: string, condition: () => boolean) =>
   Effect.sync(condition).pipe(
     Effect.repeat({ until: (met) => met, schedule: Schedule.spaced("10 millis") }),
     Effect.timeoutFail({ duration: "20 seconds", onTimeout: () => new Error(`never: ${what}`) })
   )
+
+/** A cluster with two replicas; a test that asks for one replica uses `one` alone. */
+export const cluster = (options: EmbeddedPostgres.Options = {}) =>
+  Effect.flatMap(make({ replicas: 2, ...options }), (postgres) => {
+    const [one, two = one] = postgres.replicas
+    return one === undefined || two === undefined
+      ? Effect.dieMessage("no replica")
+      : Effect.succeed({ postgres, primary: postgres.primary, one, two })
+  })
+
+/** Runs statements on a server. */
+export const execute = (server: EmbeddedPostgres.Server, sql: string) => Effect.asVoid(query(server.url(), sql))
+
+/** Returns the numbers in the table `t` of a server. */
+export const numbers = (server: EmbeddedPostgres.Server) =>
+  Effect.map(query<{ n: number }>(server.url(), "SELECT n FROM t ORDER BY n"), (rows) => rows.map(({ n }) => n))
+
+/** Checks if a server is a standby. */
+export const isStandby = (server: EmbeddedPostgres.Server) =>
+  Effect.map(query(server.url(), "SELECT pg_is_in_recovery() AS yes"), ([row]) => row?.yes)
+
+/** Returns the names of the standbys that a server streams to. */
+export const standbysOf = (server: EmbeddedPostgres.Server) =>
+  Effect.map(query(server.url(), "SELECT application_name AS name FROM pg_stat_replication ORDER BY 1"), (rows) =>
+    rows.map(({ name }) => name)
+  )
+
+/** Returns the process id of the postmaster. */
+export const postmasterOf = (server: EmbeddedPostgres.Server, directory: string) =>
+  Effect.map(pidsOf(server, directory), ([pid]) => pid)

@@ -27,7 +27,10 @@ const given = (options: Partial<Database.Options> = {}) =>
     return { proxy, context: Context.pick(Db)(context), insert, stored }
   })
 
-/** Longer than the bound of one second in the library, short enough to notice that it is missing. */
+/**
+ * Timeout of operations that the library bounds to one second: longer than that, but so short that
+ * a missing bound fails the test.
+ */
 const bound = "4 seconds"
 
 describe("the end of a transaction", () => {
@@ -46,7 +49,7 @@ describe("the end of a transaction", () => {
   )
 
   it.scopedLive(
-    "a connection lost before the answer to COMMIT fails as CommitOutcomeUnknown, is stored and not run again",
+    "a transaction whose answer to COMMIT is lost fails as CommitOutcomeUnknown, is stored and is not run again",
     () =>
       Effect.gen(function* () {
         const { context, insert, proxy, stored } = yield* given()
@@ -123,7 +126,7 @@ describe("the end of a transaction", () => {
     })
   )
 
-  it.scopedLive("a ROLLBACK that is never answered settles within its bound, with the first failure", () =>
+  it.scopedLive("a ROLLBACK that is never answered settles within its bound, with the failure that caused it", () =>
     Effect.gen(function* () {
       const { context, insert, proxy, stored } = yield* given({ maxConnections: 1 })
       yield* proxy.when(sends("ROLLBACK"), "freeze")
@@ -151,7 +154,7 @@ describe("the end of a transaction", () => {
     })
   )
 
-  it.scopedLive("a transaction of n statements takes n + 1 round trips, one of none 0, an autocommit statement 1", () =>
+  it.scopedLive("an empty transaction takes no round trip, one of n statements n + 1, an autocommit statement 1", () =>
     Effect.gen(function* () {
       const { context, insert, proxy } = yield* given()
       const trips = <A, E>(self: Effect.Effect<A, E, Db>) =>

@@ -20,7 +20,7 @@ const served = Layer.merge(NodeHttpServer.layerTest, fresh())
 
 const failing = Effect.zipRight(insert("half"), Effect.fail("x"))
 
-/** Returns the failure of the whole, with the part that it names. */
+/** Returns the `RolledBackAtCommit` with which the whole fails; it names the part. */
 const rolledBack = <A, E, R>(self: Effect.Effect<A, E, R>) =>
   Effect.map(Effect.flip(DatabaseError.refine(self)), (error) => {
     assert.isTrue(DatabaseError.isDatabaseError(error), String(error))
@@ -75,7 +75,7 @@ describe("a part that joins and ends in rollback", () => {
     })
   )
 
-  it.scopedLive("a part that rolls back and has begun nothing lets the whole go on", () =>
+  it.scopedLive("a part that rolls back before a transaction has begun lets the whole go on", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshTable
       const proxy = yield* makeProxy(writer)
@@ -168,7 +168,7 @@ describe("a part that joins and ends in rollback", () => {
     )
   }
 
-  it.scopedLive("a unit that joins a bare withTransaction and rolls back makes that fail", () =>
+  it.scopedLive("a unit that joins a bare withTransaction and rolls back makes the transaction fail", () =>
     Effect.gen(function* () {
       const error = yield* Effect.zipRight(insert("outer"), Effect.ignore(UnitOfWork.run(failing))).pipe(
         Db.withTransaction(),
@@ -195,7 +195,7 @@ describe("a part that joins and ends in rollback", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a failed part with a savepoint alone makes the unit fail only if that savepoint was kept", () =>
+  it.scopedLive("a failed part that wrote only in a savepoint fails the unit only if the savepoint was released", () =>
     Effect.gen(function* () {
       const undone = Effect.ignore(Db.withTransaction(Effect.zipRight(insert("gone"), Effect.fail("y"))))
       yield* UnitOfWork.run(
@@ -209,7 +209,7 @@ describe("a part that joins and ends in rollback", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a part over two databases undoes both, whatever the order of commits, also without checkFirst", () =>
+  it.scopedLive("a failed part on one of two databases undoes both, in any commit order, also without checkFirst", () =>
     Effect.gen(function* () {
       for (const order of [
         [Db, Audit],
@@ -243,7 +243,7 @@ describe("a part that joins and ends in rollback", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a part that rolls back runs afterRollback, and neither beforeCommit nor afterCommit", () =>
+  it.scopedLive("a unit whose part rolls back runs afterRollback, and neither beforeCommit nor afterCommit", () =>
     Effect.gen(function* () {
       const log: Array<string> = []
       const note = (text: string) => Effect.sync(() => void log.push(text))
@@ -290,7 +290,7 @@ describe("a part that joins and ends in rollback", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.live("a part of runtime.unitOfWork that throws and is caught makes the whole reject", () =>
+  it.live("a part in plain code that throws and is caught makes the whole reject", () =>
     Effect.scoped(
       Effect.gen(function* () {
         const { writer } = yield* freshTable
@@ -330,7 +330,7 @@ describe("a part that joins and ends in rollback", () => {
         return yield* HttpClient.post("/")
       })
 
-    it.scopedLive("a part that fails and is caught before a 200 is answered with 500", () =>
+    it.scopedLive("a request whose part fails and is caught gets a 500 instead of its 200", () =>
       Effect.gen(function* () {
         const response = yield* post(caught)
         assert.strictEqual(response.status, 500)
@@ -338,7 +338,7 @@ describe("a part that joins and ends in rollback", () => {
       }).pipe(Effect.provide(served))
     )
 
-    it.scopedLive("a part that fails and is caught is answered by onCommitFailed", () =>
+    it.scopedLive("a request whose part fails and is caught gets the response of onCommitFailed", () =>
       Effect.gen(function* () {
         const seen: Array<string> = []
         const onCommitFailed = (error: DatabaseError.DatabaseError) => {

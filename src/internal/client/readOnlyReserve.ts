@@ -12,9 +12,10 @@ import { autocommitGuard, runGuarded } from "../statement/autocommitSteps.js"
 
 /**
  * Matches the commands that control transactions. Outside of a transaction, the server refuses or
- * ignores all of them except BEGIN and START.
+ * ignores all of them except BEGIN and START. COMMIT PREPARED is none of them: it stores the work of
+ * another session, also in a read-only session, and the guard makes the server refuse it.
  */
-const control = /^(?:BEGIN|START|COMMIT|END|ROLLBACK|ABORT|SAVEPOINT|RELEASE)\b/
+const control = /^(?:BEGIN|START|COMMIT|END|ROLLBACK|ABORT|SAVEPOINT|RELEASE)\b(?! PREPARED)/
 
 /**
  * The command tags after which a new transaction may be open. COMMIT AND CHAIN has the tag COMMIT.
@@ -23,8 +24,7 @@ const begins = new Set(["BEGIN", "START", "COMMIT", "ROLLBACK"])
 
 /**
  * The steps that make a transaction read-only. A query is among them, because after its first query
- * a transaction cannot be made writable again. It is the first step, because the rows of the last
- * step would be read as those of the statement.
+ * a transaction cannot be made writable again.
  */
 const seal = [constantStep("SELECT 1"), constantStep("SET TRANSACTION READ ONLY")]
 

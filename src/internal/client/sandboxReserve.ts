@@ -1,7 +1,7 @@
 /**
  * A reserved connection in a sandbox, which has one connection for all statements. A transaction
- * that the program begins by hand is a savepoint of the sandbox. While it is open, other statements
- * of the sandbox wait for its end.
+ * that the program begins by hand is a savepoint of the sandbox. From its first statement to its
+ * end, other statements of the sandbox wait.
  */
 import { TransactionConnection } from "@effect/sql/SqlClient"
 import type { Connection as SqlConnection } from "@effect/sql/SqlConnection"
@@ -29,8 +29,8 @@ const commits = /^(?:COMMIT|END)(?: WORK| TRANSACTION)?$/
 const rollsBack = /^(?:ROLLBACK|ABORT)(?: WORK| TRANSACTION)?$/
 
 /**
- * Returns the exchange of a statement that is not sent. The cast: only the results of an exchange
- * are read.
+ * Makes an exchange for a statement that is not sent, as if the server had executed it. The cast:
+ * only the results of an exchange are read.
  */
 const answered = (command: string): Exchange =>
   ({ result: { command, rowCount: null, oid: null, rows: [], fields: [] }, results: [] }) as unknown as Exchange

@@ -9,7 +9,10 @@ import { collect, type Parameters } from "./parameterNames.js"
 const forms =
   "a URL like postgres://user:password@host:5432/database, or a keyword string like host=a dbname=app user=me"
 
-/** Reads a connection string as libpq does, but ignores white space around a URL. */
+/**
+ * Reads a connection string as libpq does, but ignores white space around a URL, and refuses some
+ * texts that libpq accepts, such as an empty one.
+ */
 export const parseConnectionString = (setting: string, text: string): Parameters => {
   // an error does not show the text, because any part of it may be a secret
   if (text === "") throw new Invalid(setting, "empty", forms)

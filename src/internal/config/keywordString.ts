@@ -27,7 +27,11 @@ export const parseKeywords = (setting: string, text: string): ReadonlyArray<Pair
     const name = take(keyword)?.[0] ?? ""
     take(space)
     if (text[at] !== "=") {
-      throw new Invalid(setting, "a keyword string with a keyword that has no value", "keyword=value, or 'in quotes'")
+      throw new Invalid(
+        setting,
+        "a keyword string with a keyword that has no value",
+        "keyword=value or keyword='value'"
+      )
     }
     at++
     take(space)

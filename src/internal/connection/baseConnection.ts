@@ -188,6 +188,11 @@ export abstract class BaseConnection {
     sendCancel(this.server, this.secondSocket, timeout, messages.encodeCancel(processID, secretKey), callback)
   }
 
+  /** Gives the connection up as lost, because its server is dead or was replaced. */
+  giveUp(error: Error): void {
+    this.lose(error)
+  }
+
   protected lose(error: Error): void {
     const isFirst = this.broken === undefined
     this.markBroken("broken")

@@ -3,14 +3,33 @@
  * the server refuses credentials of a provider, they are requested once more.
  */
 
-import type { ServerConfig, SessionConfig } from "../../DatabaseConfig.js"
+import type { Endpoint, ServerConfig, SessionConfig } from "../../DatabaseConfig.js"
 import * as clock from "../concurrency/clock.js"
+import { mayPass } from "./connectFailure.js"
 import type { ConnectFailure, Connection, Owner } from "./connection.js"
 import { connectToFirstHost } from "./connectToFirstHost.js"
 import type { CredentialSource, OnLogin } from "./credentials.js"
 
+/** Locator of the host that has the required role, for a server with several hosts. */
+export interface HostLocator {
+  /**
+   * Calls back with the host, or with a failure after `timeout` ms; in this call if the host is
+   * known. The returned function cancels.
+   */
+  readonly locate: (
+    timeout: number,
+    callback: (failure: ConnectFailure | undefined, host: Endpoint | undefined) => void
+  ) => () => void
+  /** Reports that a connect to a located host has failed, so that the next call searches for it. */
+  readonly doubt: (host: string) => void
+  /** Calls `onMoved` when another host has the role, until the returned function is called. */
+  readonly follow: (onMoved: (host: string, error: Error) => void) => () => void
+}
+
 export interface ConnectOptions {
   readonly server: ServerConfig
+  /** Without a locator, the hosts of the server are tried one after the other. */
+  readonly locator?: HostLocator | undefined
   readonly session: SessionConfig
   readonly credentials: CredentialSource
   readonly readOnly: boolean
@@ -27,7 +46,7 @@ export const connect = (
   owner: Owner,
   callback: (failure: ConnectFailure | undefined, connection: Connection | undefined) => void
 ): (() => void) => {
-  const { credentials, readOnly, server, session } = options
+  const { credentials, locator, readOnly, server, session } = options
   const destination = { ...server, dial: credentials.dial }
   const deadline = clock.now() + options.timeout
   let isCancelled = false
@@ -45,12 +64,33 @@ export const connect = (
       if (login === undefined) return callback(failure, undefined)
       // credentials from before a rotation are not tried
       if (login.generation < credentials.generation) return start(wasRefused)
-      const timeout = Math.max(1, deadline - clock.now())
-      const hostOptions = { timeout, readOnly, owner, credentials: login }
-      cancel = connectToFirstHost(destination, session, hostOptions, (failure, connection) => {
-        if (failure?.reason === "authentication" && credentials.isDynamic && !wasRefused) return start(true)
-        callback(failure, connection)
-      })
+      const attempt = (hosts: ReadonlyArray<Endpoint>, onFailure: (failure: ConnectFailure | undefined) => void) => {
+        const timeout = Math.max(1, deadline - clock.now())
+        const hostOptions = { timeout, readOnly, owner, credentials: login }
+        cancel = connectToFirstHost({ ...destination, hosts }, session, hostOptions, (failure, connection) => {
+          if (failure?.reason === "authentication" && credentials.isDynamic && !wasRefused) return start(true)
+          if (connection === undefined) onFailure(failure)
+          else callback(undefined, connection)
+        })
+      }
+      if (locator === undefined) return attempt(server.hosts, (failure) => callback(failure, undefined))
+      const locate = (failed: { readonly host: string; readonly failure: ConnectFailure | undefined } | undefined) => {
+        let isLocated = false
+        const cancelLocate = locator.locate(Math.max(1, deadline - clock.now()), (failure, host) => {
+          isLocated = true
+          if (host === undefined) return callback(failure, undefined)
+          // the search has found the same host again, so another attempt would fail in the same way
+          if (host.name === failed?.host) return callback(failed.failure, undefined)
+          attempt([host], (failure) => {
+            if (failure !== undefined && !mayPass(failure)) return callback(failure, undefined)
+            locator.doubt(host.name)
+            if (failed === undefined && clock.now() < deadline) locate({ host: host.name, failure })
+            else callback(failure, undefined)
+          })
+        })
+        if (!isLocated) cancel = cancelLocate
+      }
+      locate(undefined)
     }
     // the source may answer within this call; `onLogin` has then set `cancel` already
     let isAnswered = false

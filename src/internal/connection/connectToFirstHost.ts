@@ -7,6 +7,7 @@ import * as Net from "node:net"
 import type { Endpoint, SessionConfig } from "../../DatabaseConfig.js"
 import * as clock from "../concurrency/clock.js"
 import { isLocal } from "../config/localHost.js"
+import { combineFailures } from "./combineFailures.js"
 import { mayPass } from "./connectFailure.js"
 import type { ConnectFailure, Connection, Owner } from "./connection.js"
 import { connectToHost } from "./connectToHost.js"
@@ -185,30 +186,7 @@ class HostAttempts {
     if (this.fallback !== undefined && this.fallback.connection.broken === undefined) return this.take(this.fallback)
     this.fallback?.connection.destroy("invalid")
     this.isOver = true
-    this.callback(combine(this.failures), undefined)
-  }
-}
-
-/**
- * Combines the failures of all hosts. A permanent failure takes precedence. The failure of a host
- * that is down comes before the failure of a host with another role, because the host that is down
- * may have the required role.
- */
-const combine = (failures: ReadonlyArray<readonly [name: string, failure: ConnectFailure]>): ConnectFailure => {
-  const [only] = failures
-  if (only !== undefined && failures.length === 1) return only[1]
-  const all = failures.map(([, failure]) => failure)
-  const last = all.at(-1)
-  const decisive =
-    all.find((failure) => !mayPass(failure) && failure.reason !== "protocol") ??
-    all.find((failure) => mayPass(failure) && failure.reason !== "wrongRole") ??
-    all.find(mayPass) ??
-    last
-  const message = failures.map(([name, { error }]) => `${name}: ${error.message}`).join("; ")
-  return {
-    reason: decisive?.reason ?? "unreachable",
-    isPermanent: decisive?.isPermanent,
-    error: new Error(message, { cause: last?.error })
+    this.callback(combineFailures(this.failures), undefined)
   }
 }
 

@@ -96,6 +96,11 @@ export abstract class ExchangeConnection extends BaseConnection implements Cance
     return this.broken === undefined && !this.cancellation.isActive
   }
 
+  /** Returns the time at which the exchange in progress was sent, if there is one. */
+  get waitsSince(): number | undefined {
+    return this.exchange?.startedAt
+  }
+
   /** Sends a Sync alone. The answer proves that the server is alive. */
   ping(callback: OnExchange): void {
     const request = new ExchangeRequest(() => messages.syncOnly, callback)

@@ -52,7 +52,8 @@ export const withAdminSession = <A, E, R>(
         connectionTimeoutMillis: 5_000,
         stream: () => socket
       })
-      isolateDriver(client, { user: "postgres", options: "" })
+      // the commits of operations wait for no standby, which may be stopped
+      isolateDriver(client, { user: "postgres", options: "-c synchronous_commit=local" })
       // the running query reports the same error; without a listener, the event would end the
       // process
       client.on("error", () => {})
@@ -82,3 +83,6 @@ export const withAdminSession = <A, E, R>(
 
 /** Quotes a name as an identifier. */
 export const quoteIdentifier = (name: string): string => `"${name.replaceAll('"', '""')}"`
+
+/** Quotes a value without a backslash as a literal. */
+export const quoteLiteral = (value: string | number): string => `'${String(value).replaceAll("'", "''")}'`

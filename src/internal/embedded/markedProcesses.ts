@@ -10,7 +10,7 @@ import { execFileSync } from "node:child_process"
 import * as fs from "node:fs"
 import * as Effect from "effect/Effect"
 import { signal } from "./childProcess.js"
-import { withRealClock } from "./realClock.js"
+import { toItsEnd, withRealClock } from "./realClock.js"
 
 /** Returns the mark of a server: the end of the path of its data folder, and its `cluster_name`. */
 export const mark = (data: string): string => data.split("/").slice(-2).join("/")
@@ -110,5 +110,5 @@ export const kill = (postmaster: number, data: string): Effect.Effect<void> =>
     // the whole process group is killed, because a process may run a command
     for (const pid of pids) if (!signal(-pid, "SIGKILL")) signal(pid, "SIGKILL")
     // the wait has a limit, because the kernel may need long to end the killed processes
-    return awaitGone(pids).pipe(Effect.interruptible, Effect.timeout("5 seconds"), Effect.ignore, withRealClock)
+    return awaitGone(pids).pipe(Effect.timeout("5 seconds"), Effect.ignore, withRealClock, toItsEnd)
   })

@@ -3,6 +3,7 @@
  * error.
  */
 import * as Data from "effect/Data"
+import * as Effect from "effect/Effect"
 import type { EmbeddedPostgresError } from "../../EmbeddedPostgres.js"
 
 /** Name of an operation. */
@@ -16,3 +17,12 @@ export class OperationFailed extends Data.TaggedError("OperationFailed")<{
   readonly logs: ReadonlyArray<string>
   readonly cause?: unknown
 }> {}
+
+/** Gives failures of the steps of an operation the name of the operation. */
+export const inOperation =
+  (operation: Operation) =>
+  <A, R>(self: Effect.Effect<A, OperationFailed, R>): Effect.Effect<A, OperationFailed, R> =>
+    Effect.mapError(
+      self,
+      ({ cause, logs, reason, server }) => new OperationFailed({ operation, server, reason, logs, cause })
+    )

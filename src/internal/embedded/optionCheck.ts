@@ -29,6 +29,7 @@ const Options = Schema.Struct({
     Schema.Record({ key: Schema.String, value: Schema.Union(Schema.String, Schema.Number, Schema.Boolean) }),
     "strings, numbers and booleans by name"
   ),
+  synchronous: optional(Schema.NonNegativeInt, "a whole number from 0 to the number of replicas"),
   port: optional(Schema.Int.pipe(Schema.between(1, 65_535)), "a whole number from 1 to 65535"),
   startTimeout: optional(Schema.declare(isDuration), 'a finite duration above 0, such as "30 seconds"'),
   directory: optional(Schema.NonEmptyString, "the path of a folder")

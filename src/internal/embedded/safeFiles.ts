@@ -55,5 +55,32 @@ export const append = (file: string, text: string, user: Identity | undefined) =
     }
   })
 
+/** Checks if a file exists. */
+export const exists = (file: string) =>
+  Effect.promise(() =>
+    fs.lstat(file).then(
+      () => true,
+      () => false
+    )
+  )
+
+/**
+ * Reads a file, or its first `length` bytes. Returns `undefined` if the file cannot be read or is
+ * shorter.
+ */
+export const read = (file: string, length?: number) =>
+  attempt(`${file} could not be read`, async () => {
+    const handle = await fs.open(file, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK)
+    try {
+      const found = await handle.stat()
+      if (!found.isFile()) return undefined
+      const size = length ?? found.size
+      const { buffer, bytesRead } = await handle.read(Buffer.alloc(size), 0, size, 0)
+      return bytesRead === size ? buffer : undefined
+    } finally {
+      await handle.close()
+    }
+  }).pipe(Effect.orElseSucceed(() => undefined))
+
 /** Removes a file, if it exists. */
 export const remove = (file: string) => attempt(`${file} could not be removed`, () => fs.rm(file, { force: true }))

@@ -4,6 +4,7 @@
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
+import * as Schedule from "effect/Schedule"
 import * as Sql from "./adminSession.js"
 import { signal } from "./childProcess.js"
 import * as Processes from "./markedProcesses.js"
@@ -38,9 +39,11 @@ export const open = Effect.fnUntraced(function* (options: Instance.Options) {
         : Effect.succeed(process)
     })
 
+  /** Runs queries within the limit for an answer. `answer` completes "the server did not ..." in the failure. */
   const session = <A>(
     operation: Operation,
-    use: (query: Sql.Query) => Effect.Effect<A, Sql.SqlFailed | OperationFailed>
+    use: (query: Sql.Query) => Effect.Effect<A, Sql.SqlFailed | OperationFailed>,
+    answer = "answer"
   ): Effect.Effect<A, OperationFailed> =>
     running(operation).pipe(
       Effect.filterOrFail(
@@ -51,7 +54,7 @@ export const open = Effect.fnUntraced(function* (options: Instance.Options) {
       Effect.catchTag("SqlFailed", (failed) => Effect.fail(fail(operation, failed.reason, failed.cause))),
       Effect.timeoutFail({
         duration: options.startTimeout,
-        onTimeout: () => fail(operation, `the server did not answer within ${Duration.format(options.startTimeout)}`)
+        onTimeout: () => fail(operation, `the server did not ${answer} within ${Duration.format(options.startTimeout)}`)
       }),
       withRealClock
     )
@@ -119,8 +122,28 @@ export const open = Effect.fnUntraced(function* (options: Instance.Options) {
     })
   )
 
+  /** Repeats a query until its column `done` is true. */
+  const until = (operation: Operation, sql: string, params: ReadonlyArray<unknown>, answer?: string) =>
+    session(
+      operation,
+      (query) =>
+        query(sql, params).pipe(
+          Effect.repeat({ until: ([row]) => row?.done === true, schedule: Schedule.spaced("3 millis") })
+        ),
+      answer
+    ).pipe(Effect.asVoid)
+
+  const operations = { start, stop: Effect.uninterruptible(stop), kill: Effect.uninterruptible(kill) }
+
   return {
     name,
+    data,
+    refuse,
+    fail,
+    until,
+    /** Runs an effect that takes the place of an operation. Its own start and stop are the given ones. */
+    exclusively: <A, E>(use: (unlocked: typeof operations) => Effect.Effect<A, E>): Effect.Effect<A, E> =>
+      exclusive(Effect.suspend(() => use(operations))),
     host: "127.0.0.1",
     port,
     url,
@@ -128,9 +151,9 @@ export const open = Effect.fnUntraced(function* (options: Instance.Options) {
     session,
     logs: instance.logs,
     isRunning: Effect.sync(() => instance.running() !== undefined),
-    start: exclusive(start),
-    stop: exclusive(Effect.uninterruptible(stop)),
-    kill: exclusive(Effect.uninterruptible(kill)),
+    start: exclusive(operations.start),
+    stop: exclusive(operations.stop),
+    kill: exclusive(operations.kill),
     freeze: exclusive(Effect.uninterruptible(freeze)),
     thaw: exclusive(Effect.uninterruptible(thaw)),
     promote: exclusive(promote)

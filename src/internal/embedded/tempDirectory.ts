@@ -7,10 +7,11 @@ import * as fs from "node:fs/promises"
 import * as path from "node:path"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import type { Identity } from "./childProcess.js"
+import { type Identity, run } from "./childProcess.js"
 import type { OperationFailed } from "./operationFailed.js"
-import { attempt } from "./safeFiles.js"
-import { guard } from "./watchdog.js"
+import { toItsEnd, withRealClock } from "./realClock.js"
+import { attempt, exists } from "./safeFiles.js"
+import { emptyFunction, guard } from "./watchdog.js"
 
 /** Creates an empty folder for the data of a server, owned by its user. */
 export const makeData = (folder: string, user: Identity | undefined) =>
@@ -18,6 +19,33 @@ export const makeData = (folder: string, user: Identity | undefined) =>
     await fs.mkdir(folder, { mode: 0o700 })
     if (user !== undefined) await fs.chown(folder, user.uid, user.gid)
   })
+
+/** Returns the names in a folder. */
+export const list = (folder: string) => attempt(`${folder} could not be read`, () => fs.readdir(folder))
+
+/** Replaces the folder `to` by the folder `from`, and keeps the former folder as `old`. */
+export const replace = (from: string, to: string, old: string) =>
+  attempt(`${to} could not be replaced`, async () => {
+    await fs.rename(to, old)
+    await fs.rename(from, to)
+  })
+
+/**
+ * Removes the data folder of a server that has ended, if it exists. The server's user removes the
+ * files, because root would follow links. A failure is ignored: the folder is removed with that of
+ * the cluster.
+ */
+export const clear = (folder: string, user: Identity | undefined): Effect.Effect<void> =>
+  exists(folder).pipe(
+    Effect.filterOrFail((exists) => exists),
+    Effect.zipRight(run("/bin/sh", ["-c", `${emptyFunction}\nempty "$1"`, "effect-db", folder], { cwd: "/", user })),
+    Effect.zipRight(attempt(`${folder} could not be removed`, () => fs.rmdir(folder))),
+    // the server's user could put a pipe in the place of a file
+    Effect.timeout("10 seconds"),
+    Effect.ignore,
+    withRealClock,
+    toItsEnd
+  )
 
 /** Checks if a user can replace files of other users in a folder. */
 const isChangedBy = (user: Identity, { gid, mode, uid }: Stats): boolean => {

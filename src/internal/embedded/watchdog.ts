@@ -18,12 +18,27 @@ read -r _
 [ -d "$1" ] || exit 0
 `
 
+/**
+ * Shell function that empties the data folder of a server that has ended. The shared memory of a
+ * killed server is named in its pid file.
+ */
+export const emptyFunction = `
+empty() {
+  if [ -f "$1/postmaster.pid" ]; then
+    segment=$(sed -n '7s/^ *[0-9]* *//p' "$1/postmaster.pid" 2>/dev/null)
+    [ -z "$segment" ] || ipcrm -m "$segment" 2>/dev/null
+  fi
+  rm -rf "$1"/* 2>/dev/null
+  [ -z "$(ls -A "$1")" ] || { sleep 1; rm -rf "$1"/* "$1"/.[!.]*; }
+}
+`
+
 // Ends the processes of the cluster, then empties its data folders. The processes are found by the
 // name of the folder in their command lines (see markedProcesses.ts), so another process with a
 // recycled id is never signalled. Servers get QUIT, and are killed after about 5 seconds. Other
 // programs are killed at once: after another signal, initdb would remove the pid file, which names
 // the shared memory of its own server.
-const end = `
+const end = `${emptyFunction}
 marker=\${1##*/}
 members() {
   if [ -r /proc/self/cmdline ]; then
@@ -55,12 +70,7 @@ done
 send KILL
 for data in "$1"/*; do
   [ -d "$data" ] && [ -O "$data" ] && [ "\${data##*/}" != native ] || continue
-  if [ -f "$data/postmaster.pid" ]; then
-    segment=$(sed -n '7s/^ *[0-9]* *//p' "$data/postmaster.pid" 2>/dev/null)
-    [ -z "$segment" ] || ipcrm -m "$segment" 2>/dev/null
-  fi
-  rm -rf "$data"/* 2>/dev/null
-  [ -z "$(ls -A "$data")" ] || { sleep 1; rm -rf "$data"/* "$data"/.[!.]*; }
+  empty "$data"
 done
 `
 

@@ -5,6 +5,7 @@
 import type { DatabaseConfig } from "../../DatabaseConfig.js"
 import type { CloseReason, Observer } from "../../Observation.js"
 import * as clock from "../concurrency/clock.js"
+import type { HostLocator } from "../connection/connect.js"
 import type { Connection } from "../connection/connection.js"
 import type { CredentialSource } from "../connection/credentials.js"
 import { ListenConnection } from "./connection.js"
@@ -29,11 +30,12 @@ export abstract class ListenLifecycle {
   constructor(
     private readonly config: DatabaseConfig,
     credentials: CredentialSource,
+    locator: HostLocator | undefined,
     observer: Observer,
     private readonly edge: ListenEdge
   ) {
     this.reports = new ListenReports(observer, { database: config.name, server: config.writer.name }, edge.messageOf)
-    this.connector = new ListenConnector(config, credentials, (connection, error) => {
+    this.connector = new ListenConnector(config, credentials, locator, (connection, error) => {
       const listening = connectionOf(this.state)
       if (listening?.connection === connection) this.onLost(listening, error)
     })

@@ -4,7 +4,7 @@
 
 import type { DatabaseConfig } from "../../DatabaseConfig.js"
 import * as clock from "../concurrency/clock.js"
-import { connect } from "../connection/connect.js"
+import { connect, type HostLocator } from "../connection/connect.js"
 import type { Connection, Owner } from "../connection/connection.js"
 import type { CredentialSource } from "../connection/credentials.js"
 import { markForEviction } from "../pool/invalidation.js"
@@ -24,6 +24,7 @@ export class ListenConnector {
   constructor(
     private readonly config: DatabaseConfig,
     private readonly credentials: CredentialSource,
+    private readonly locator: HostLocator | undefined,
     onLost: (connection: Connection, error: Error) => void
   ) {
     this.owner = {
@@ -41,7 +42,8 @@ export class ListenConnector {
    */
   readonly connect: ConnectAnother = (callback) => {
     const { pool, session, writer: server } = this.config
-    const options = { server, session, credentials: this.credentials, readOnly: false, timeout: pool.connectTimeout }
+    const { credentials, locator } = this
+    const options = { server, session, credentials, locator, readOnly: false, timeout: pool.connectTimeout }
     const attempt = (isFirst: boolean): (() => void) => {
       const startedAt = clock.now()
       return connect(options, this.owner, (failure, connection) => {

@@ -2,13 +2,13 @@
  * The listening connection of a database: one for all channels, opened with the first listener,
  * closed with the last, and replaced when it is lost.
  *
- * Listeners are added and removed at once, and the connection sends LISTEN and UNLISTEN when it is
- * free. So no listener waits for another one, and the removal of a listener does not wait for the
- * network.
+ * Listeners are added and removed immediately, and the connection sends LISTEN and UNLISTEN when it
+ * is free. So `add` and `remove` wait neither for the network nor for other listeners.
  */
 
 import type { DatabaseConfig } from "../../DatabaseConfig.js"
 import type { Observer } from "../../Observation.js"
+import type { HostLocator } from "../connection/connect.js"
 import type { CredentialSource } from "../connection/credentials.js"
 import type { Invalidation } from "../pool/invalidation.js"
 import type { ListenConnection } from "./connection.js"
@@ -22,16 +22,32 @@ import { closed, connectionOf, outageOf } from "./state.js"
 
 /** Manager of the listening connection and its listeners. */
 export class ListenManager extends ListenLifecycle {
-  private readonly stopFollowingCredentials: () => void
+  private readonly stopFollowing: ReadonlyArray<() => void>
 
-  constructor(config: DatabaseConfig, credentials: CredentialSource, observer: Observer, edge: ListenEdge) {
-    super(config, credentials, observer, edge)
-    this.stopFollowingCredentials = credentials.follow(() => this.synchronize())
+  constructor(
+    config: DatabaseConfig,
+    credentials: CredentialSource,
+    locator: HostLocator | undefined,
+    observer: Observer,
+    edge: ListenEdge
+  ) {
+    super(config, credentials, locator, observer, edge)
+    const stopFollowingWriter = locator?.follow((host, error) => {
+      const listening = connectionOf(this.state)
+      // the former writer sends no notification of a write on the new one
+      if (listening !== undefined && listening.connection.server.name !== host) {
+        this.onLost(listening, error, "invalidated")
+      }
+    })
+    this.stopFollowing = [
+      credentials.follow(() => this.synchronize()),
+      ...(stopFollowingWriter === undefined ? [] : [stopFollowingWriter])
+    ]
   }
 
   /**
-   * Adds a listener. Its `onListening` is called when it receives messages, its `reject` if the
-   * attempt fails.
+   * Adds a listener. Its `onListening` is called as soon as the connection listens to its channel,
+   * its `reject` if the attempt fails.
    */
   add(listener: Listener): void {
     const { state } = this
@@ -72,7 +88,7 @@ export class ListenManager extends ListenLifecycle {
 
   /** Fails all listeners, and calls back when all sockets are closed. */
   close(timeout: number, callback: () => void): void {
-    this.stopFollowingCredentials()
+    for (const stop of this.stopFollowing) stop()
     this.cancelHandoverDelay?.()
     this.disconnect("shutdown")
     this.state = closed

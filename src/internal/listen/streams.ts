@@ -142,7 +142,10 @@ export const makeListen = (executor: Executor): Effect.Effect<Listen, never, Sco
       messageOf: (failure) => toConnectionError(location, failure).message
     }
     const manager = yield* Effect.acquireRelease(
-      Effect.sync(() => new ListenManager(config, executor.topology.writer.credentials, observer, edge)),
+      Effect.sync(() => {
+        const { writer, writerSearch } = executor.topology
+        return new ListenManager(config, writer.credentials, writerSearch, observer, edge)
+      }),
       (manager) => Effect.async<void>((resume) => manager.close(config.shutdownTimeout, () => resume(Effect.void)))
     )
     const listen = (channel: string, bufferSize: number, toleratesGaps: boolean) =>

@@ -69,6 +69,10 @@ const messageOf: (observation: Observation) => LogMessage = Observation.$match({
   ListenRestored: ({ attempts, tookMillis }) =>
     info(`listening again after ${ms(tookMillis)} and ${plural(attempts, "attempt")}`),
   ListenOverflowed: ({ channel }) => warning(`the buffer of a listener of "${channel}" is full: messages are dropped`),
+  WriterChanged: ({ from, timeline, to, tookMillis }) =>
+    warning(
+      `${to} is the writer on timeline ${timeline}${from === undefined ? "" : `, in place of ${from}, after ${ms(tookMillis)}`}`
+    ),
   MarkedDown: ({ message }) => warning(`the server is marked down: ${message}`),
   MarkedUp: () => info("the server is marked up"),
   Retried: ({ attempt, message, what }) => info(`${what} is retried after attempt ${attempt}: ${message}`),

@@ -28,14 +28,14 @@ export class ConnectionOpener {
     /** Called with each new connection that is ready for its first checkout. */
     private readonly onReady: (connection: Connection, now: number) => void
   ) {
-    const { credentials, pool: config, readOnly, server, session } = pool.options
+    const { credentials, locator, pool: config, readOnly, server, session } = pool.options
     this.growth = new Growth(
       () => this.demand,
       () => this.open(),
       config.strategy === "none"
     )
     this.pendingConnects = new PendingConnects(
-      { credentials, readOnly, server, session, timeout: config.connectTimeout },
+      { credentials, locator, readOnly, server, session, timeout: config.connectTimeout },
       owner,
       () => this.growth.expectedConnectTime,
       () => this.growth.openIfNeeded()
@@ -72,6 +72,12 @@ export class ConnectionOpener {
     if (broken === "broken") this.onFailed({ reason: "unreachable", error }, start)
     else if (broken === "wrongRole") this.onFailed({ reason: "wrongRole", error }, start)
     else if (broken !== "invalidated" && broken !== "shutdown") this.onFailed({ reason: "setup", error })
+  }
+
+  /** Cancels the connects in progress, which lead to the wrong host, and begins others. */
+  restart(): void {
+    this.pendingConnects.cancelAll()
+    this.openIfNeeded()
   }
 
   /** Cancels the connects in progress, and prevents further ones. */

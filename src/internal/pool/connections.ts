@@ -176,6 +176,43 @@ export class Connections {
   }
 
   /**
+   * Retires the connections to all hosts but one. Idle connections are closed now, those in use at
+   * their checkin, or now if there is an error: they are given up with it.
+   */
+  retireOtherHosts(host: string, error: Error | undefined): void {
+    for (const connection of [...this.all]) {
+      if (connection.server.name === host || connection.broken !== undefined) continue
+      connection.retireAt = Number.NEGATIVE_INFINITY
+      connection.retireAs = "wrongRole"
+      if (this.idle.includes(connection)) {
+        this.remove(connection)
+        connection.end("wrongRole")
+      } else if (error !== undefined) connection.giveUp(error)
+    }
+  }
+
+  /**
+   * Returns the time for which callers have waited for answers of a host while none arrived, in ms.
+   */
+  silenceOf(host: string): number {
+    let heardAt = Number.NEGATIVE_INFINITY
+    let waitsSince = Number.POSITIVE_INFINITY
+    for (const connection of this.all) {
+      if (connection.server.name !== host || connection.broken !== undefined) continue
+      heardAt = Math.max(heardAt, connection.lastAnswer)
+      waitsSince = Math.min(waitsSince, connection.waitsSince ?? Number.POSITIVE_INFINITY)
+    }
+    return Math.max(0, clock.now() - Math.max(heardAt, waitsSince))
+  }
+
+  /** Gives up all connections to a host that does not answer. */
+  giveUpHost(host: string, error: Error): void {
+    for (const connection of [...this.all]) {
+      if (connection.server.name === host && connection.broken === undefined) connection.giveUp(error)
+    }
+  }
+
+  /**
    * Retires the connections whose credentials are older than a generation. The retirements are
    * spread over time, and a connection in use is not closed before its checkin.
    */

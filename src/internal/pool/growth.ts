@@ -1,8 +1,7 @@
 /**
- * Growth of a pool: the decision when connections are opened for waiters. The first connection is
- * opened at once. While waiters are left, a check every few milliseconds opens twice as many as the
- * check before. A check opens none if the queue is likely to drain before a new connection would be
- * ready.
+ * Growth of a pool: decides when connections are opened for waiters. The first connection is opened
+ * at once. While waiters are left, a check every few milliseconds opens twice as many as the check
+ * before. A check opens none if the queue is likely to drain before a new connection would be ready.
  *
  * Without any connection the speed of the queue cannot be measured, so only a few connections are
  * opened until the first is ready.
@@ -57,7 +56,7 @@ export class Growth {
   private checkedAt = 0
   /** The moment since which there has always been a connection and a queue. */
   private queueSince = 0
-  /** True if there was no connection at the last check. */
+  /** True if there was no connection at the last check, and none has become ready since. */
   private wasEmpty = false
   /** The number of waiters that got a connection in the last {@link observedMillis}. */
   private servedCount = 0
@@ -137,8 +136,8 @@ export class Growth {
     this.observedMillis += now - this.checkedAt
     this.checkedAt = now
     if (this.observedMillis < this.connectTime * observationShare) return this.scheduleCheck()
-    // until one connect's time has been observed, each connection in use counts as about to be
-    // checked in; from then on only the measured speed counts
+    // until the queue has been observed for as long as a connect takes, each connection in use
+    // counts as about to be checked in; from then on only the measured speed counts
     const expected = this.observedMillis < this.connectTime ? this.servedCount + active : this.servedCount
     const drainMillis = expected === 0 ? Number.POSITIVE_INFINITY : (waiting / expected) * this.observedMillis
     if (this.observedMillis > 2 * this.connectTime) {

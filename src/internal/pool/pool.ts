@@ -242,6 +242,7 @@ export class Pool implements PoolState {
     this.connections.suspectAll()
     this.connections.remove(connection)
     this.events.lost(connection, error)
+    this.options.locator?.doubt(connection.server.name)
     if (this.connections.openCount === 0) this.waiters.suspendSheddingUntil(clock.now() + sheddingPause)
   }
 
@@ -264,6 +265,21 @@ export class Pool implements PoolState {
     const matches = this.connections.invalidate(mode, before, processId)
     this.events.invalidated(mode, matches)
     return matches
+  }
+
+  /**
+   * Retires the connections to all hosts but one, after that host has become the writer. With an
+   * error, the connections in use are given up at once.
+   */
+  retireOtherHosts(host: string, error: Error | undefined): void {
+    this.connections.retireOtherHosts(host, error)
+    this.opener.restart()
+  }
+
+  /** Gives up all connections to a host that does not answer, those in use included. */
+  giveUpHost(host: string, error: Error): void {
+    this.connections.giveUpHost(host, error)
+    this.opener.restart()
   }
 
   /**

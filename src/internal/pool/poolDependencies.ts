@@ -2,6 +2,7 @@
 
 import type { PoolConfig, ServerConfig, SessionConfig } from "../../DatabaseConfig.js"
 import type { Observer } from "../../Observation.js"
+import type { HostLocator } from "../connection/connect.js"
 import type { CredentialSource } from "../connection/credentials.js"
 import type { MakePoolMetrics, PoolMetrics } from "../observability/poolMetrics.js"
 import type { ConnectionTasks } from "./connectionTasks.js"
@@ -22,6 +23,8 @@ export interface PoolDependencies {
   readonly makeMetrics: MakePoolMetrics
   /** @internal The callers of the database that wait while a server is away. */
   readonly outageWaiters: OutageWaiters
+  /** Locates the host to connect to, if the server has several hosts and a role. */
+  readonly locator?: HostLocator | undefined
   /** Called after each successful or failed connect. */
   readonly onHealth?: ((healthy: boolean, message: string) => void) | undefined
 }

@@ -11,7 +11,7 @@ export interface LineFormat {
   readonly null?: string | undefined
   readonly quote?: string | undefined
   readonly escape?: string | undefined
-  /** The encoding of bytes; a text is always UTF-8. */
+  /** The encoding of the parts that are bytes. Rows, and parts that are text, are always UTF-8. */
   readonly encoding?: string | undefined
 }
 
@@ -147,7 +147,7 @@ export class RowWriter {
       return row
     }
     if (!isRecord(row))
-      throw new RowInvalid(rows, undefined, `it is ${row === null ? "null" : `a ${typeof row}`}, no row`)
+      throw new RowInvalid(rows, undefined, `it is ${row === null ? "null" : `a ${typeof row}`}, not a row`)
     if (columns.length === 0) throw new RowInvalid(rows, undefined, "an object needs the names of columns")
     return columns.map((column) => {
       if (column in row) return row[column]

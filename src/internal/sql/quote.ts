@@ -3,7 +3,10 @@
  */
 import { escapeIdentifier, escapeLiteral } from "../protocol/pgDriver.js"
 
-/** Quotes a name as an identifier. Does not check for a NUL, which is rejected earlier. */
+/**
+ * Quotes a name as an identifier. Does not check for a NUL, which is rejected before the statement
+ * is sent.
+ */
 export const quoteIdentifier = escapeIdentifier
 
 /** Quotes a text as a literal. */

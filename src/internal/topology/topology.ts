@@ -6,11 +6,15 @@ import type { DatabaseConfig, ServerConfig } from "../../DatabaseConfig.js"
 import type { Observer } from "../../Observation.js"
 import type { Role, ServerStatus } from "../../Topology.js"
 import * as clock from "../concurrency/clock.js"
+import type { HostLocator } from "../connection/connect.js"
 import type { CredentialSource } from "../connection/credentials.js"
 import type { MakePoolMetrics } from "../observability/poolMetrics.js"
 import type { ConnectionTasks } from "../pool/connectionTasks.js"
 import { OutageWaiters } from "../pool/outageWaiters.js"
 import { Pool } from "../pool/pool.js"
+import { makeWriterSearch } from "./makeWriterSearch.js"
+import { WriterMonitor } from "./writerMonitor.js"
+import type { WriterSearch } from "./writerSearch.js"
 
 /** Server of a database, with its pools. */
 export class Server {
@@ -29,12 +33,13 @@ export class Server {
     tasks: ConnectionTasks,
     private readonly observer: Observer,
     makeMetrics: MakePoolMetrics,
-    outageWaiters: OutageWaiters
+    outageWaiters: OutageWaiters,
+    locator: HostLocator | undefined
   ) {
     const { name: database } = config
     const pool = { ...config.pool, connectTimeout: server.connectTimeout }
     const session = { ...config.session, ...server.own }
-    const common = { database, server, session, credentials, tasks, observer, makeMetrics, outageWaiters }
+    const common = { database, server, session, credentials, tasks, observer, makeMetrics, outageWaiters, locator }
     this.writes = role === "writer" ? new Pool({ ...common, pool, readOnly: false }) : undefined
     this.reads = new Pool({
       ...common,
@@ -83,6 +88,9 @@ export class Topology {
   readonly writer: Server
   readonly readers: ReadonlyArray<Server>
   /** @internal */ readonly outageWaiters: OutageWaiters
+  /** The search for the writer, if it may be on several hosts. */
+  readonly writerSearch: WriterSearch | undefined
+  private readonly writerMonitor: WriterMonitor | undefined
 
   constructor(
     config: DatabaseConfig,
@@ -92,10 +100,29 @@ export class Topology {
     makeMetrics: MakePoolMetrics
   ) {
     this.outageWaiters = new OutageWaiters(config.pool.maxOutageWaiters)
-    const make = (server: ServerConfig, role: Role) =>
-      new Server(config, server, role, credentials(server), tasks, observer, makeMetrics, this.outageWaiters)
-    this.writer = make(config.writer, "writer")
-    this.readers = config.readers.map((server) => make(server, "reader"))
+    const make = (server: ServerConfig, role: Role, source: CredentialSource, locator?: HostLocator | undefined) =>
+      new Server(config, server, role, source, tasks, observer, makeMetrics, this.outageWaiters, locator)
+    const source = credentials(config.writer)
+    const database = config.name
+    this.writerSearch = makeWriterSearch(config, source, {
+      onChange: (change, tookMillis, error) => {
+        observer.observe({ _tag: "WriterChanged", database, ...change, tookMillis })
+        for (const pool of this.writer.pools) pool.retireOtherHosts(change.to, error)
+        this.writerMonitor?.onChanged()
+      },
+      onFailed: (server, { error, reason }) =>
+        observer.observe({ _tag: "ConnectFailed", database, server, reason, message: error.message }),
+      onSilent: (host, error) => {
+        for (const pool of this.writer.pools) pool.giveUpHost(host, error)
+      },
+      onSearch: () => this.writerMonitor?.start()
+    })
+    if (this.writerSearch !== undefined && config.monitor.isOn) {
+      const silenceOf = (host: string) => Math.max(...this.writer.pools.map((pool) => pool.connections.silenceOf(host)))
+      this.writerMonitor = new WriterMonitor(this.writerSearch, config.monitor, silenceOf)
+    }
+    this.writer = make(config.writer, "writer", source, this.writerSearch)
+    this.readers = config.readers.map((server) => make(server, "reader", credentials(server)))
   }
 
   get servers(): ReadonlyArray<Server> {
@@ -116,12 +143,14 @@ export class Topology {
   /** Closes all pools; `callback` is called when all sockets are closed. */
   close(timeout: number, callback: () => void): void {
     const pools = this.servers.flatMap((server) => server.pools)
-    let left = pools.length
-    for (const pool of pools) {
-      pool.close(timeout, () => {
-        left--
-        if (left === 0) callback()
-      })
+    let left = pools.length + 1
+    const onClosed = () => {
+      left--
+      if (left === 0) callback()
     }
+    for (const pool of pools) pool.close(timeout, onClosed)
+    this.writerMonitor?.stop()
+    if (this.writerSearch === undefined) onClosed()
+    else this.writerSearch.close(onClosed)
   }
 }

@@ -37,7 +37,7 @@ const transactionOptions: OptionRules<Options> = {
 
 const nestedOptions: OptionRules<NestedOptions<unknown, unknown>> = { outcome: aFunction, work: anObject }
 
-/** Checks if a value has the name of a database, as the class of a database has. */
+/** Checks if a value has a `databaseName`, like the class of a database. */
 const isDatabase = (given: unknown): boolean =>
   Predicate.hasProperty(given, "databaseName") && typeof given.databaseName === "string"
 

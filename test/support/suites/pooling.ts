@@ -49,7 +49,7 @@ export const pooling = (
   }
 }
 
-/** Adds the tests of the checkout of idle connections. */
+/** Adds the tests of connections, idle and in use: lifetime, validation and invalidation. */
 export const idle = (way: Way): void => {
   life(way)
   validation(way)
@@ -70,7 +70,10 @@ export const callers = (way: Way): void => {
   if (way.strategy === "pooled") strategies(way)
 }
 
-/** Adds the tests of the tasks on sessions and of the close. It needs a route with sessions. */
+/**
+ * Adds the tests of `onConnect`, `onCheckout` and `resetOnReturn`, and of the close of a pool. These
+ * tests need a route with sessions.
+ */
 export const upkeep = (way: Way): void => {
   sessions(way)
   closing(way)

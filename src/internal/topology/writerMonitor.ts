@@ -1,0 +1,77 @@
+/**
+ * The monitor of the hosts of a writer. It probes each host at an interval, so that a promotion is
+ * noticed without the loss of a connection, and the writer when callers wait for its answers.
+ */
+
+import type { MonitorConfig } from "../../DatabaseConfig.js"
+import * as clock from "../concurrency/clock.js"
+import type { SearchedHost, WriterSearch } from "./writerSearch.js"
+
+/** The interval after a change, in ms, and the time for which it holds. */
+const fast = { interval: 100, duration: 30_000 }
+
+/** The parts of the detection time: the silence before a probe, and the time for its answer. */
+const parts = { silence: 0.4, check: 0.1, answer: 0.5 }
+
+const nothing = () => {}
+
+/** Monitor of the hosts of one writer. It starts with the first search. */
+export class WriterMonitor {
+  private readonly cancels = new Map<string, () => void>()
+  private cancelCheck = nothing
+  private changedAt = Number.NEGATIVE_INFINITY
+  private isStarted = false
+
+  constructor(
+    private readonly search: WriterSearch,
+    private readonly config: MonitorConfig,
+    /** Returns the time for which callers have waited for a host that sends nothing, in ms. */
+    private readonly silenceOf: (host: string) => number
+  ) {}
+
+  start(): void {
+    if (this.isStarted) return
+    this.isStarted = true
+    for (const host of this.search.hosts) this.schedule(host)
+    this.check()
+  }
+
+  stop(): void {
+    for (const cancel of this.cancels.values()) cancel()
+    this.cancels.clear()
+    this.cancelCheck()
+  }
+
+  /** Shortens the interval for a while, because another change may follow. */
+  onChanged(): void {
+    this.changedAt = clock.now()
+    for (const host of this.search.hosts) this.schedule(host)
+  }
+
+  private schedule(host: SearchedHost): void {
+    const { name } = host.endpoint
+    this.cancels.get(name)?.()
+    const isFast = clock.now() - this.changedAt < fast.duration
+    const interval = isFast ? Math.min(fast.interval, this.config.interval) : this.config.interval
+    const cancel = clock.later(interval, () => {
+      host.probe.ask(this.config.detectionTime, (result) => {
+        this.search.handle(host, result)
+        // not after `stop`, and not if a change has begun a new interval
+        if (this.cancels.get(name) === cancel) this.schedule(host)
+      })
+    })
+    this.cancels.set(name, cancel)
+  }
+
+  /** Probes the writer if callers wait for it in silence, and checks that again and again. */
+  private check(): void {
+    const { detectionTime } = this.config
+    this.cancelCheck = clock.later(detectionTime * parts.check, () => {
+      const host = this.search.hosts.find(({ endpoint }) => endpoint.name === this.search.writer)
+      if (host !== undefined && this.silenceOf(host.endpoint.name) >= detectionTime * parts.silence) {
+        host.probe.ask(detectionTime * parts.answer, (result) => this.search.handle(host, result))
+      }
+      this.check()
+    })
+  }
+}

@@ -1,0 +1,221 @@
+/**
+ * The search for the writer among several hosts. All hosts are probed in parallel until one accepts
+ * writes, and all callers of the database wait for one search.
+ */
+
+import type { Endpoint } from "../../DatabaseConfig.js"
+import * as clock from "../concurrency/clock.js"
+import { combineFailures } from "../connection/combineFailures.js"
+import type { HostLocator } from "../connection/connect.js"
+import { type ConnectFailure, mayPass } from "../connection/connectFailure.js"
+import type { Probe, ProbeResult } from "./probe.js"
+import {
+  initial,
+  type NotWriter,
+  onDoubt,
+  onNoAnswer,
+  onReport,
+  type WriterChange,
+  type WriterState,
+  whyNotWriter
+} from "./writerState.js"
+
+/** Host among which the writer is searched. */
+export interface SearchedHost {
+  readonly endpoint: Endpoint
+  readonly probe: Probe
+}
+
+/** The pauses of one host between two probes of a search, in ms; each is twice the one before. */
+const pauses = { shortest: 100, longest: 1000 }
+
+/** Callbacks for the events of a search. */
+export interface SearchReports {
+  /**
+   * Called when another host has become the writer; with an error if the former writer is dead, or
+   * must not be written to any more.
+   */
+  readonly onChange: (change: WriterChange, tookMillis: number, error: Error | undefined) => void
+  /** Called when a host cannot be probed, unless it has failed for the same reason before. */
+  readonly onFailed: (host: string, failure: ConnectFailure) => void
+  /** Called when the writer does not answer on an open connection: the others will not be answered. */
+  readonly onSilent: (host: string, error: Error) => void
+  /** Called when a search begins. */
+  readonly onSearch: () => void
+}
+
+type OnLocated = Parameters<HostLocator["locate"]>[1]
+
+const reasons: Readonly<Record<NotWriter, string>> = {
+  standby: "it is a standby",
+  olderTimeline: "it is a former primary: another host has a later timeline",
+  otherCluster: "it is a server of another cluster: it has another system identifier",
+  unproved: "it does not report its timeline"
+}
+
+/** Search for the writer of one database. */
+export class WriterSearch implements HostLocator {
+  private state: WriterState = initial
+  private readonly waiters = new Set<OnLocated>()
+  /** The last failure of each host in the current search. */
+  private readonly failures = new Map<string, ConnectFailure>()
+  /** The timers of the hosts that pause between two probes. */
+  private readonly pauses = new Map<string, clock.Timer>()
+  /** Set while a search is running: the time of its start. */
+  private searchedSince: number | undefined
+  private isClosed = false
+  private readonly followers = new Set<(host: string, error: Error) => void>()
+
+  constructor(
+    readonly hosts: ReadonlyArray<SearchedHost>,
+    /** The timeout of one probe, in ms. */
+    private readonly probeTimeout: number,
+    private readonly reports: SearchReports
+  ) {}
+
+  /** Returns the name of the host that is the writer, if it is known. */
+  get writer(): string | undefined {
+    return this.state._tag === "Known" ? this.state.host : undefined
+  }
+
+  locate(timeout: number, callback: OnLocated): () => void {
+    const found = this.located
+    if (found !== undefined) {
+      callback(undefined, found)
+      return () => {}
+    }
+    const end: OnLocated = (failure, host) => {
+      clock.clear(timer)
+      this.waiters.delete(end)
+      callback(failure, host)
+    }
+    const timer = clock.timer(timeout, () => end(this.failure(timeout), undefined))
+    this.waiters.add(end)
+    this.search()
+    return () => {
+      clock.clear(timer)
+      this.waiters.delete(end)
+    }
+  }
+
+  doubt(host: string): void {
+    this.state = onDoubt(this.state, host)
+    if (this.state._tag === "Known" && this.state.isDoubted) this.search()
+  }
+
+  follow(onMoved: (host: string, error: Error) => void): () => void {
+    this.followers.add(onMoved)
+    return () => {
+      this.followers.delete(onMoved)
+    }
+  }
+
+  /** Handles the result of a probe, of the search itself or of a monitor. */
+  handle({ endpoint: { name } }: SearchedHost, result: ProbeResult): void {
+    if (this.isClosed) return
+    if (result._tag === "Failed") {
+      const { failure } = result
+      const isNews = failure.reason !== "wrongRole" && failure.reason !== this.failures.get(name)?.reason
+      this.failures.set(name, failure)
+      if (isNews) this.reports.onFailed(name, failure)
+      if (result.isSilent && this.writer === name) this.reports.onSilent(name, failure.error)
+      const wasKnown = this.state._tag === "Known"
+      this.state = onNoAnswer(this.state, name)
+      if (wasKnown && this.state._tag === "Searching") this.search()
+    } else {
+      const reason = whyNotWriter(result.report, this.state.highest)
+      if (reason === undefined) this.failures.delete(name)
+      else this.failures.set(name, { reason: "wrongRole", error: new Error(reasons[reason]) })
+      const [state, change] = onReport(this.state, name, result.report)
+      const isLost = this.state._tag === "Known" && state._tag === "Searching"
+      this.state = state
+      if (change !== undefined) this.report(change)
+      if (isLost) this.search()
+    }
+    this.settle()
+  }
+
+  /** Ends the search, whose waiters are cancelled by their pools, and closes the probes. */
+  close(callback: () => void): void {
+    this.isClosed = true
+    this.stop()
+    let left = this.hosts.length
+    for (const { probe } of this.hosts)
+      probe.close(() => {
+        left--
+        if (left === 0) callback()
+      })
+  }
+
+  private report(change: WriterChange): void {
+    const { from, timeline, to } = change
+    const took = this.searchedSince === undefined ? 0 : clock.now() - this.searchedSince
+    const failure = from === undefined ? undefined : this.failures.get(from)
+    const isDemoted = failure?.reason === "wrongRole" && failure.error.message !== reasons.olderTimeline
+    const error = new Error(`${to} has become the writer, on timeline ${timeline}`)
+    this.reports.onChange(change, took, isDemoted ? undefined : error)
+    for (const follower of this.followers) follower(to, error)
+  }
+
+  /** Returns the endpoint of the writer, unless it is doubtful. */
+  private get located(): Endpoint | undefined {
+    const { state } = this
+    if (state._tag !== "Known" || state.isDoubted) return undefined
+    return this.hosts.find(({ endpoint }) => endpoint.name === state.host)?.endpoint
+  }
+
+  private search(): void {
+    if (this.searchedSince !== undefined || this.isClosed) return
+    this.searchedSince = clock.now()
+    this.failures.clear()
+    this.reports.onSearch()
+    for (const host of this.hosts) this.probe(host, pauses.shortest)
+  }
+
+  private probe(host: SearchedHost, pause: number): void {
+    const since = this.searchedSince
+    host.probe.ask(this.probeTimeout, (result) => {
+      this.handle(host, result)
+      // this search has ended, or another one has begun
+      if (this.searchedSince !== since || since === undefined) return
+      const timer = clock.timer(pause, () => {
+        this.pauses.delete(host.endpoint.name)
+        this.probe(host, Math.min(pause * 2, pauses.longest))
+      })
+      this.pauses.set(host.endpoint.name, timer)
+    })
+  }
+
+  /**
+   * Checks if the search is to end without a writer. Before a writer was ever known, a single
+   * permanent failure such as a wrong password ends it, because the settings may be wrong. Later it
+   * must not turn an outage into a permanent failure.
+   */
+  private get isHopeless(): boolean {
+    const all = [...this.failures.values()]
+    if (all.length < this.hosts.length) return false
+    const isPermanent = (failure: ConnectFailure) => !mayPass(failure) && failure.reason !== "protocol"
+    return all.every((failure) => !mayPass(failure)) || (this.state.highest === undefined && all.some(isPermanent))
+  }
+
+  /** Ends the search if the writer is known, or if the search is hopeless. */
+  private settle(): void {
+    const found = this.located
+    if (found === undefined && !this.isHopeless) return
+    this.stop()
+    const failure = found === undefined ? this.failure(0) : undefined
+    for (const waiter of [...this.waiters]) waiter(failure, found)
+  }
+
+  private stop(): void {
+    this.searchedSince = undefined
+    for (const timer of this.pauses.values()) clock.clear(timer)
+    this.pauses.clear()
+  }
+
+  private failure(timeout: number): ConnectFailure {
+    const error = new Error(`no host has answered within ${Math.round(timeout)} ms`)
+    if (this.failures.size === 0) return { reason: "unresponsive", error }
+    return combineFailures([...this.failures])
+  }
+}

@@ -1,0 +1,200 @@
+/** The writer that moves to another host. */
+import { assert, describe, it } from "@effect/vitest"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Redacted from "effect/Redacted"
+import * as Stream from "effect/Stream"
+import { DatabaseError, EmbeddedPostgres } from "effect-db"
+import { Db } from "../support/databases.js"
+import { directory } from "../support/directory.js"
+import { eventually } from "../support/eventually.js"
+import { makeProxy } from "../support/proxy.js"
+import { query } from "../support/server.js"
+import { only, settled, watch } from "../support/suites/pooling/observations.js"
+import { closedPort, listenOnPort } from "../support/tcp.js"
+
+/** Returns one URL with the addresses of several servers. */
+const urlOf = (servers: ReadonlyArray<Pick<EmbeddedPostgres.EmbeddedPostgres.Server, "host" | "port" | "url">>) => {
+  const [first] = servers
+  if (first === undefined) return assert.fail("no server")
+  const hosts = servers.map(({ host, port }) => `${host}:${port}`).join()
+  return Redacted.make(Redacted.value(first.url()).replace(`${first.host}:${first.port}`, hosts))
+}
+
+const nameOf = ({ host, port }: EmbeddedPostgres.EmbeddedPostgres.Server): string => `${host}:${port}`
+
+const cluster = Effect.gen(function* () {
+  const { awaitReplicas, primary, replicas } = yield* EmbeddedPostgres.make({ directory, replicas: 1 })
+  const replica = replicas[0] ?? assert.fail("no replica")
+  yield* query(primary.url(), "CREATE TABLE item (n int PRIMARY KEY)")
+  yield* awaitReplicas
+  return { primary, replica, writer: urlOf([primary, replica]) }
+})
+
+const insert = (n: number) => Effect.flatMap(Db.writer, (sql) => sql`INSERT INTO item VALUES (${n})`)
+
+const numbers = (server: EmbeddedPostgres.EmbeddedPostgres.Server) =>
+  Effect.map(query<{ n: number }>(server.url(), "SELECT n FROM item ORDER BY n"), (rows) => rows.map(({ n }) => n))
+
+describe("a writer on several hosts", () => {
+  it.scopedLive("a write finds the promoted standby, and the former primary gets no write when it comes back", () =>
+    Effect.gen(function* () {
+      const { primary, replica, writer } = yield* cluster
+      yield* Effect.gen(function* () {
+        const seen = yield* watch
+        yield* insert(1)
+        yield* primary.kill
+        const waiting = yield* Effect.fork(insert(2))
+        yield* replica.promote
+        yield* Fiber.join(waiting)
+        const [change] = only(seen, "WriterChanged").slice(-1)
+        assert.deepInclude(change, { from: nameOf(primary), to: nameOf(replica), timeline: 2 })
+        yield* primary.start
+        // a lost connection begins a search, in which both servers accept writes
+        const sql = yield* Db.writer
+        yield* Effect.exit(sql`SELECT pg_terminate_backend(pg_backend_pid())`)
+        yield* Effect.forEach([3, 4, 5], insert, { concurrency: 3, discard: true })
+        assert.deepStrictEqual(yield* numbers(replica), [1, 2, 3, 4, 5])
+        assert.deepStrictEqual(yield* numbers(primary), [1])
+      }).pipe(Effect.provide(Db.layer({ writer })))
+    })
+  )
+
+  it.scopedLive("listeners move with the writer, and receive a gap", () =>
+    Effect.gen(function* () {
+      const { primary, replica, writer } = yield* cluster
+      yield* Effect.gen(function* () {
+        const sql = yield* Db.writer
+        const listening = yield* Deferred.make<void>()
+        const messages = yield* Effect.fork(
+          Db.listen("news").pipe(
+            Stream.tap(() => Deferred.succeed(listening, undefined)),
+            Stream.takeUntil((one) => one._tag === "Message" && one.payload === "later"),
+            Stream.runCollect
+          )
+        )
+        const send = (payload: string) =>
+          Effect.forever(Effect.zipLeft(sql.notify("news", payload), Effect.sleep("2 millis")))
+        yield* Effect.raceFirst(Deferred.await(listening), send("hello"))
+        yield* primary.kill
+        yield* replica.promote
+        const received = yield* Effect.raceFirst(Fiber.join(messages), send("later"))
+        assert.include(
+          [...received].map(({ _tag }) => _tag),
+          "Gap"
+        )
+      }).pipe(Effect.provide(Db.layer({ writer })))
+    })
+  )
+
+  it.scopedLive(
+    "a writer that is frozen is given up with its statement in flight, and gets no write after its thaw",
+    () =>
+      Effect.gen(function* () {
+        const { primary, replica, writer } = yield* cluster
+        yield* Effect.gen(function* () {
+          const seen = yield* watch
+          yield* insert(1)
+          yield* primary.freeze
+          // without a limit of the server, only the monitor ends the wait
+          const error = yield* DatabaseError.refine(insert(2)).pipe(Effect.flip, Effect.timeout("20 seconds"))
+          assert.strictEqual(error._tag === "Disconnected" && error.outcome, "inDoubt")
+          const waiting = yield* Effect.fork(insert(3))
+          yield* replica.promote
+          yield* Fiber.join(waiting)
+          yield* primary.thaw
+          yield* Effect.forEach([4, 5, 6], insert, { concurrency: 3, discard: true })
+          assert.deepStrictEqual(yield* numbers(replica), [1, 3, 4, 5, 6])
+          // the frozen server had received the second one
+          assert.includeMembers([1, 2], yield* numbers(primary))
+          const [change] = only(seen, "WriterChanged").slice(-1)
+          assert.deepInclude(change, { from: nameOf(primary), to: nameOf(replica) })
+        }).pipe(Effect.provide(Db.layer({ writer })))
+      })
+  )
+
+  it.scopedLive("the monitor finds a promoted standby while the former primary still accepts writes", () =>
+    Effect.gen(function* () {
+      const { primary, replica, writer } = yield* cluster
+      yield* Effect.gen(function* () {
+        const seen = yield* watch
+        yield* insert(1)
+        const sql = yield* Db.writer
+        yield* replica.promote
+        yield* eventually(
+          Effect.sync(() => only(seen, "WriterChanged").map(({ to }) => to)),
+          (to) => to.includes(nameOf(replica))
+        )
+        const reserved = sql<{ port: number }>`INSERT INTO item VALUES (2) RETURNING inet_server_port() AS port`
+        assert.deepStrictEqual(yield* reserved, [{ port: replica.port }])
+        assert.deepStrictEqual(yield* numbers(primary), [1])
+      }).pipe(Effect.provide(Db.layer({ writer, monitorInterval: "50 millis" })))
+    })
+  )
+
+  it.scopedLive("1,000 callers of a lost writer wait for one search, which probes each host once a pause", () =>
+    Effect.gen(function* () {
+      const { primary, replica } = yield* cluster
+      const before = yield* makeProxy(primary.url())
+      const after = yield* makeProxy(replica.url())
+      const writer = urlOf([before, after].map(({ port, url }) => ({ host: "127.0.0.1", port, url: () => url })))
+      yield* Effect.gen(function* () {
+        yield* insert(0)
+        yield* Effect.zipRight(before.refuse, before.cut)
+        yield* settled({ total: 0 })
+        const probes = after.accepted
+        const since = performance.now()
+        const waiting = yield* Effect.fork(
+          Effect.forEach(
+            Array.from({ length: 1000 }, (_, n) => n + 1),
+            insert,
+            {
+              concurrency: "unbounded",
+              discard: true
+            }
+          )
+        )
+        yield* eventually(
+          Effect.sync(() => after.accepted - probes),
+          (count) => count >= 4
+        )
+        const count = after.accepted - probes
+        // the pauses are 100, 200, 400 and 800 ms, then a second
+        let rounds = 1
+        for (let left = performance.now() - since, pause = 100; left >= pause; rounds++) {
+          left -= pause
+          pause = Math.min(pause * 2, 1000)
+        }
+        assert.isAtMost(count, rounds)
+        yield* replica.promote
+        yield* Fiber.join(waiting)
+        assert.lengthOf(yield* numbers(replica), 1001)
+      }).pipe(Effect.provide(Db.layer({ writer, queueTarget: "10 minutes" })))
+    })
+  )
+
+  it.scopedLive("a start finds the writer beside a host that refuses, a silent one and one with another password", () =>
+    Effect.gen(function* () {
+      const { primary, replica } = yield* cluster
+      const { primary: stranger } = yield* EmbeddedPostgres.make({ directory })
+      const at = (port: number) => ({ host: "127.0.0.1", port, url: primary.url })
+      const silent = yield* listenOnPort()
+      // the URL has the credentials of the first one
+      const writer = urlOf([replica, stranger, at(silent), at(yield* closedPort), primary])
+      yield* Effect.gen(function* () {
+        const seen = yield* watch
+        yield* insert(1)
+        const sql = yield* Db.writer
+        // another search reports the failures of the hosts again
+        yield* Effect.exit(sql`SELECT pg_terminate_backend(pg_backend_pid())`)
+        yield* insert(2)
+        yield* eventually(
+          Effect.sync(() => only(seen, "ConnectFailed").map(({ reason, server }) => [server, reason])),
+          (failed) => failed.some(([server, reason]) => server === nameOf(stranger) && reason === "authentication")
+        )
+        assert.deepStrictEqual(yield* numbers(primary), [1, 2])
+      }).pipe(Effect.provide(Db.layer({ writer, connectTimeout: "1 minute" })), Effect.timeout("20 seconds"))
+    })
+  )
+})
