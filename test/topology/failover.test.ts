@@ -121,7 +121,7 @@ describe("a writer on several hosts", () => {
       const writer = urlOf([{ host: "127.0.0.1", port: proxy.port, url: () => proxy.url }, replica])
       let probe = 0
       yield* proxy.when((message) => {
-        if (sends("pg_control_system")(message)) probe = message.connection
+        if (sends("pg_last_xact_replay_timestamp")(message)) probe = message.connection
         return false
       }, "pass")
       yield* Effect.gen(function* () {
