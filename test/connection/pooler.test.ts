@@ -7,7 +7,8 @@ import * as Stream from "effect/Stream"
 import { Consistency, type Database, DatabaseError, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
 import { behindBouncer, freshPooled, hasBouncer, makeBouncer, pooled } from "../support/bouncer.js"
-import { active, Db, freshTable, insert, Place, soon, stored } from "../support/databases.js"
+import { active, Db, freshTable, insert, Place, stored } from "../support/databases.js"
+import { eventually } from "../support/eventually.js"
 import { taggedFailure } from "../support/failures.js"
 import { behindPooler, refusal, settings } from "../support/pooler.js"
 import { answers, makeProxy, sends } from "../support/proxy.js"
@@ -244,9 +245,9 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
             Db.withTransaction(
               Effect.gen(function* () {
                 yield* insert("undone")
-                yield* Effect.repeat(
+                yield* eventually(
                   query(writer, "SELECT 1 FROM pg_stat_activity WHERE datname = $1 AND state LIKE 'idle in%'", [name]),
-                  { schedule: soon, until: (rows) => rows.length === 0 }
+                  (rows) => rows.length === 0
                 )
                 yield* insert("late")
               })
@@ -281,10 +282,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
             Db.withTransaction(
               Effect.gen(function* () {
                 yield* insert("undone")
-                yield* Effect.repeat(bouncer.admin("SHOW CLIENTS"), {
-                  schedule: soon,
-                  until: (clients) => clients.length === 1
-                })
+                yield* eventually(bouncer.admin("SHOW CLIENTS"), (clients) => clients.length === 1)
                 yield* insert("late")
               })
             )
@@ -332,10 +330,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
     it.scopedLive("a reader refuses writes on a replica, and reads there", () =>
       Effect.gen(function* () {
         const { reader: replica } = yield* Place
-        yield* Effect.repeat(query(replica, "SELECT 1 FROM pg_class WHERE relname = 'item'"), {
-          schedule: soon,
-          until: (rows) => rows.length === 1
-        })
+        yield* eventually(query(replica, "SELECT 1 FROM pg_class WHERE relname = 'item'"), (rows) => rows.length === 1)
         yield* refusesWrites
         const reader = yield* Db.reader
         assert.deepStrictEqual(yield* reader`SELECT pg_is_in_recovery() AS standby`, [{ standby: true }])
@@ -418,7 +413,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
         assert.strictEqual(error.setting, "mode")
         assert.match(error.message, /"session" for (listen|reserve)/)
       }
-      yield* Effect.repeat(sql.notify("news", "heard"), { schedule: soon, until: () => Deferred.isDone(heard) })
+      yield* eventually(Effect.zipRight(sql.notify("news", "heard"), Deferred.isDone(heard)), (isDone) => isDone)
       assert.strictEqual(yield* Deferred.await(heard), "heard")
     }).pipe(Effect.provide(freshPooled()))
   )
