@@ -200,6 +200,8 @@ export class ConnectFailed extends Schema.TaggedError<ConnectFailed>("effect-db/
  * - `shed`: the pool is overloaded, and the caller waited longer than `queueTarget`, or the queue was
  *   already too long for that time.
  * - `outage`: the server is unavailable, and `maxOutageWaiters` callers wait for it already.
+ * - `paused`: the database is paused (`Db.pause`), for longer than `acquireTimeout`, or while
+ *   `maxOutageWaiters` callers wait already.
  * - `single`: the strategy `assertSingle` allows one connection at a time.
  *
  * The fields are the figures of the pool at that moment.
@@ -211,7 +213,7 @@ export class ConnectFailed extends Schema.TaggedError<ConnectFailed>("effect-db/
  */
 export class PoolExhausted extends Schema.TaggedError<PoolExhausted>("effect-db/PoolExhausted")("PoolExhausted", {
   ...location,
-  reason: Schema.Literal("timeout", "shed", "single", "outage"),
+  reason: Schema.Literal("timeout", "shed", "single", "outage", "paused"),
   /** The time that the caller waited. */
   waitedMillis: Schema.Number,
   /** The number of open connections. */
