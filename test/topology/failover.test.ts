@@ -137,9 +137,9 @@ describe("a writer on several hosts", () => {
         let n = 1
         const slow = yield* Effect.fork(Effect.flatMap(Db.writer, (sql) => sql`SELECT pg_sleep(1)`))
         // the check on another socket is a connection as well
-        yield* Effect.repeat(
+        yield* eventually(
           Effect.suspend(() => insert(n++)),
-          { schedule: soon, until: () => proxy.accepted >= accepted + 2 }
+          () => proxy.accepted >= accepted + 2
         )
         assert.isAtLeast(proxy.accepted, accepted + 2)
         yield* Fiber.join(slow)
