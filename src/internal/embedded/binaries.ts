@@ -6,7 +6,7 @@ import * as path from "node:path"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import { type Identity, run } from "./childProcess.js"
-import { copyBinaries } from "./copyBinaries.js"
+import { copyBinaries, linkBinaries } from "./copyBinaries.js"
 import { OperationFailed } from "./operationFailed.js"
 
 /** Paths of the programs of PostgreSQL. */
@@ -55,25 +55,42 @@ export const locate = (from: ReadonlyArray<string>): Effect.Effect<string, Opera
     })
   })
 
+// Checks by the shell of the user, because modes alone do not show what a user can read.
+const checkReadable = `
+readable() {
+  [ -r "$1" ] || exit 1
+  [ -d "$1" ] || return 0
+  for file in "$1"/*; do readable "$file"; done
+}
+readable "$1/lib"
+readable "$1/share"
+`
+
 /**
- * Returns programs that `user` can run. If those in `native` do not run, `native` is copied into
- * `folder`. The reason may be that the project is below /root, or that the links of an install
- * script are missing.
+ * Returns programs that `user` can run. If those in `native` do not run, for example because the
+ * links of an install script are missing, `folder` gets programs that use the files in `native`. If
+ * these do not run either, for example because the project is below /root, `native` is copied into
+ * `folder`.
  */
 export const usable = Effect.fnUntraced(function* (native: string, folder: string, user: Identity | undefined) {
+  const location = { cwd: folder, user }
   const check = (directory: string) =>
     Effect.as(
       Effect.zipRight(
-        run(programsIn(directory).postgres, ["--version"], { cwd: folder, user }),
-        run(programsIn(directory).initdb, ["--version"], { cwd: folder, user })
+        run(programsIn(directory).postgres, ["--version"], location),
+        run(programsIn(directory).initdb, ["--version"], location)
       ),
       programsIn(directory)
     )
+  const own = path.join(folder, "native")
   return yield* check(native).pipe(
-    Effect.catchAll(() => {
-      const copy = path.join(folder, "native")
-      return Effect.zipRight(copyBinaries(native, copy), check(copy))
-    }),
+    Effect.orElse(() =>
+      run("/bin/sh", ["-c", checkReadable, "effect-db", native], location).pipe(
+        Effect.zipRight(linkBinaries(native, own)),
+        Effect.zipRight(check(own))
+      )
+    ),
+    Effect.orElse(() => Effect.zipRight(copyBinaries(native, own), check(own))),
     Effect.mapError(
       (cause) =>
         new OperationFailed({
