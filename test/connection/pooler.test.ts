@@ -11,7 +11,7 @@ import { active, Db, freshTable, insert, Place, stored } from "../support/databa
 import { eventually } from "../support/eventually.js"
 import { taggedFailure } from "../support/failures.js"
 import { behindPooler, refusal, settings } from "../support/pooler.js"
-import { makeProxy } from "../support/proxy.js"
+import { answers, makeProxy, sends } from "../support/proxy.js"
 import { freshDatabase, query } from "../support/server.js"
 import * as KnownFailures from "../support/suites/knownFailures.js"
 import { batches, batchesKeptApart } from "../support/suites/requestBatches.js"
@@ -33,8 +33,9 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
             Effect.gen(function* () {
               const sql = yield* Db.writer
               const reader = yield* Db.reader
-              // a new connection checks the role of its server first
-              yield* sql`SELECT 1`
+              // a new connection checks the role of its server first, and the first transaction checks
+              // that the server reports ids
+              yield* Db.withTransaction(insert("first"))
               return [
                 yield* counted(sql`SELECT ${1}::int`),
                 yield* counted(reader`SELECT ${1}::int`),
@@ -47,6 +48,26 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
           assert.deepStrictEqual(yield* trips({}), [1, 1, 3, 1])
           assert.deepStrictEqual(yield* trips({ statementTimeout: "5 seconds", lockTimeout: "1 second" }), [1, 1, 3, 1])
         })
+    )
+
+    it.scopedLive("a COMMIT that loses its connection to the pooler is resolved through the pooler", () =>
+      Effect.gen(function* () {
+        const place = yield* freshTable
+        const proxy = yield* makeProxy((pooled(place.name) ?? place).writer)
+        yield* Effect.gen(function* () {
+          for (let n = 0; n < 10; n++) {
+            yield* proxy.when(answers("COMMIT"), "cut")
+            yield* Db.withTransaction(insert(`${n} a`))
+            yield* proxy.when(sends("COMMIT"), "cut")
+            const error = yield* taggedFailure("Disconnected", Db.withTransaction(insert(`${n} undone`)))
+            assert.strictEqual(error.outcome, "undone")
+            yield* proxy.when(sends("COMMIT"), "cut")
+            yield* Db.withTransaction(insert(`${n} b`), { retry: true })
+          }
+        }).pipe(Effect.provide(Db.layer({ writer: proxy.url, mode: "transactionPooler" })))
+        const expected = Array.from({ length: 10 }, (_, n) => [`${n} a`, `${n} b`]).flat()
+        assert.deepStrictEqual(yield* Effect.provideService(stored, Place, place), expected)
+      })
     )
 
     it.scopedLive(
@@ -64,7 +85,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
           yield* Effect.gen(function* () {
             const sql = yield* Db.writer
             // a new connection checks the role of its server first
-            yield* sql`SELECT 1`
+            yield* Db.withTransaction(sql`SELECT pg_current_xact_id()`)
             const before = proxy.roundTrips
             yield* Db.withTransaction(Effect.zipRight(insert("a"), insert("b")))
             assert.strictEqual(proxy.roundTrips - before, 3)

@@ -99,9 +99,9 @@ describe("the watchdog on a dead network", () => {
     })
   )
 
-  it.scopedLive("a COMMIT on a dead network is CommitOutcomeUnknown", () =>
+  it.scopedLive("a COMMIT on a dead network is CommitOutcomeUnknown after resolveWithin", () =>
     Effect.gen(function* () {
-      const { context, proxy } = yield* given({ statementTimeout: limit })
+      const { context, proxy } = yield* given({ statementTimeout: limit, resolveWithin: limit })
       const gone = yield* proxy.when(sends("COMMIT"), "freeze")
       const fiber = yield* Effect.fork(Db.withTransaction(insert).pipe(failure, Effect.provide(context)))
       yield* gone
@@ -130,7 +130,7 @@ describe("the watchdog on a dead connection to a healthy server", () => {
    */
   const lost = <A, E>(matches: (message: Message) => boolean, self: Effect.Effect<A, E, Db>) =>
     Effect.gen(function* () {
-      const { context, proxy, writer } = yield* given({ statementTimeout: limit })
+      const { context, proxy, writer } = yield* given({ statementTimeout: limit, outcome: "unknown" })
       yield* proxy.when(matches, "freeze")
       const error = yield* Effect.provide(failure(self), context)
       assert.strictEqual(yield* Effect.provide(active, context), 0)

@@ -28,7 +28,7 @@ import {
   write
 } from "../support/cluster.js"
 import { Db, fresh, idle, insert as insertItem } from "../support/databases.js"
-import { type Message, makeProxy, type Proxy, sends } from "../support/proxy.js"
+import { answers, type Message, makeProxy, type Proxy, sends } from "../support/proxy.js"
 import { freshRole, loggedIn } from "../support/roles.js"
 import { query } from "../support/server.js"
 
@@ -410,7 +410,27 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
           assert.deepStrictEqual(yield* read(1), { port: primary.port, there: true })
           const { port } = yield* replica(0)
           assert.deepStrictEqual(yield* Effect.flatMap(write, read), { port, there: true })
-        }).pipe(Consistency.withSession(session), Effect.provide(open([0], { writer: proxy.url })))
+        }).pipe(Consistency.withSession(session), Effect.provide(open([0], { writer: proxy.url, outcome: "unknown" })))
+      })
+    )
+
+    it.scoped("the primary is read after a COMMIT whose outcome was proved, until there is a new token", () =>
+      Effect.gen(function* () {
+        const { primary } = yield* Cluster
+        const proxy = yield* makeProxy(primary.url("app"))
+        yield* Effect.gen(function* () {
+          yield* write
+          yield* pause(yield* replica(0))
+          yield* proxy.when(answers("COMMIT"), "cut")
+          const id = yield* write
+          assert.deepStrictEqual(yield* read(id), { port: primary.port, there: true })
+          yield* resume(yield* replica(0))
+          const { port } = yield* replica(0)
+          assert.deepStrictEqual(yield* Effect.flatMap(write, read), { port, there: true })
+          yield* proxy.when(sends("COMMIT"), "cut")
+          const error = yield* write.pipe(DatabaseError.refine, Effect.flip)
+          assert.strictEqual(error._tag === "Disconnected" && error.outcome, "undone")
+        }).pipe(Consistency.withSession(patient()), Effect.provide(open([0], { writer: proxy.url })))
       })
     )
 
@@ -421,10 +441,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
         const session = patient()
         yield* Effect.gen(function* () {
           yield* write
-          yield* proxy.when(
-            ({ bytes, from, type }) => from === "server" && type === "D" && bytes.toString("latin1").includes("/"),
-            "cut"
-          )
+          yield* proxy.when(saysWhere, "cut")
           const id = yield* write
           assert.strictEqual(session.known.get("app"), "unknown")
           assert.deepStrictEqual(yield* read(id), { port: primary.port, there: true })

@@ -238,7 +238,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a causal s
         yield* Fiber.join(first)
         assert.isTrue(yield* isStored(id))
         assert.isTrue((yield* read(id)).there)
-      }).pipe(Consistency.withSession(session), Effect.provide(open([0], { writer: proxy.url })))
+      }).pipe(Consistency.withSession(session), Effect.provide(open([0], { writer: proxy.url, outcome: "unknown" })))
     })
   )
 

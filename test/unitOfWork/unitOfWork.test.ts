@@ -556,7 +556,7 @@ describe("UnitOfWork", () => {
       const { proxy } = yield* auditBehindProxy
       yield* proxy.when(answers("COMMIT"), "cut")
       const error = yield* UnitOfWork.run(Effect.zipRight(insert("first"), event("second"))).pipe(
-        Effect.provide(Audit.layer({ writer: proxy.url })),
+        Effect.provide(Audit.layer({ writer: proxy.url, outcome: "unknown" })),
         DatabaseError.refine,
         Effect.flip
       )
