@@ -4,8 +4,11 @@ import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import * as Schedule from "effect/Schedule"
 
-/** The schedule of polls: for 30 s. A loop without pauses would delay the condition. */
-const polls = Schedule.intersect(Schedule.spaced("2 millis"), Schedule.recurUpTo("30 seconds"))
+/**
+ * The schedule of polls. A loop without pauses would delay the condition. The bound is below the
+ * minute that many statements of the tests sleep, so that none of them ends by itself meanwhile.
+ */
+const polls = Schedule.intersect(Schedule.spaced("2 millis"), Schedule.recurUpTo("50 seconds"))
 
 /** Repeats an effect until its result meets a condition; fails the test if it never does. */
 export const eventually: {
