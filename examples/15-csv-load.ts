@@ -1,12 +1,13 @@
 /** Loads a CSV file with the application's models, in a program of its own: all of the file, or nothing. */
-import { createReadStream } from "node:fs"
 import { pipeline } from "node:stream"
 import { fileURLToPath } from "node:url"
+import * as NodeStream from "@effect/platform-node/NodeStream"
 import { parse } from "csv-parse"
 import { Console, Effect, ParseResult, Schema, Stream } from "effect"
 import type { Copy } from "effect-db"
 import { DatabasesLive, Db } from "./databases.js"
 import { runMain } from "./main.js"
+import { openToRead } from "./openToRead.js"
 import * as Todos from "./todos.js"
 
 const file = process.argv[2] ?? fileURLToPath(new URL("todos.csv", import.meta.url))
@@ -18,14 +19,14 @@ const Line = Schema.Struct({
 })
 
 const decode = Schema.decodeUnknown(Line)
+const asError = (cause: unknown): Error => (cause instanceof Error ? cause : new Error(String(cause)))
 
 const lines = Stream.suspend(() => {
   const parser = parse({ bom: true, columns: true, info: true })
   // an error of the file is reported by the parser
-  pipeline(createReadStream(file), parser, () => {})
-  return Stream.fromAsyncIterable<{ info: { lines: number }; record: unknown }, Error>(parser, (cause) =>
-    cause instanceof Error ? cause : new Error(String(cause))
-  )
+  pipeline(openToRead(file), parser, () => {})
+  // an async iteration would not end before the next line, which a pipe may never have
+  return NodeStream.fromReadable<Error, { info: { lines: number }; record: unknown }>(() => parser, asError)
 })
 
 const todos = Stream.mapEffect(lines, ({ info, record }) =>

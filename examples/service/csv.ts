@@ -1,8 +1,9 @@
-import { createReadStream } from "node:fs"
 import { stat } from "node:fs/promises"
 import { pipeline } from "node:stream"
+import * as NodeStream from "@effect/platform-node/NodeStream"
 import { CsvError, parse } from "csv-parse"
 import { Array as Arr, Data, Effect, Either, Option, ParseResult, Schema, Stream } from "effect"
+import { openToRead } from "../openToRead.js"
 import { Airport } from "./records.js"
 
 /** The largest number of problems. A file with so many problems is not read to its end, because it may be long. */
@@ -69,10 +70,13 @@ const lines = (file: string): Stream.Stream<Line, string> =>
       }
     })
     // an error of the file is reported by the parser
-    pipeline(createReadStream(file), parser, () => {})
-    return Stream.fromAsyncIterable<ReadonlyArray<string>, string>(parser, (cause) => complaint(cause, next)).pipe(
-      Stream.map(([at, bytes, ...fields]) => ({ at: Number(at), bytes: Number(bytes), fields }))
+    pipeline(openToRead(file), parser, () => {})
+    // an async iteration would not end before the next line, which a pipe may never have
+    const records = NodeStream.fromReadable<string, ReadonlyArray<string>>(
+      () => parser,
+      (cause) => complaint(cause, next)
     )
+    return records.pipe(Stream.map(([at, bytes, ...fields]) => ({ at: Number(at), bytes: Number(bytes), fields })))
   })
 
 const complaints: Readonly<Record<string, string>> = {

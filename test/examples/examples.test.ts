@@ -131,14 +131,16 @@ const temporary = Effect.acquireRelease(
     return temporary
   }),
   (temporary) =>
-    Effect.sync(() => {
+    Effect.gen(function* () {
       // tsx keeps its cache there too
       const clusters = fs.readdirSync(temporary).filter((name) => name.startsWith("effect-db-"))
-      const processes = execFileSync("ps", ["-A", "-ww", "-o", "command="], { encoding: "utf8" })
-      fs.rmSync(temporary, { recursive: true, force: true })
       expect(clusters).toEqual([])
-      expect(processes).not.toContain(path.basename(temporary))
-    })
+      // a program does not wait for the end of a process that it has ended with a signal
+      yield* eventually(
+        Effect.sync(() => execFileSync("ps", ["-A", "-ww", "-o", "command="], { encoding: "utf8" })),
+        (processes) => !processes.includes(path.basename(temporary))
+      )
+    }).pipe(Effect.ensuring(Effect.sync(() => fs.rmSync(temporary, { recursive: true, force: true }))))
 )
 
 const listening = Effect.acquireRelease(
@@ -327,7 +329,9 @@ describe.concurrent("the examples", () => {
         (writer) => Effect.sync(() => writer.kill())
       )
       const program = yield* Program.startScript(script("15-csv-load"), [pipe], env)
-      yield* query(app, tables).pipe(eventually((rows) => rows.length > 0))
+      const waiting =
+        "SELECT FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'COPY%' AND wait_event = 'ClientRead'"
+      yield* query(app, waiting).pipe(eventually((rows) => rows.length > 0))
       yield* program.signal("SIGINT")
       expect(yield* program.ended).toEqual({ code: 130, stdout: "", stderr: "" })
     })
