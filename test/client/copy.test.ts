@@ -1,3 +1,4 @@
+import { PassThrough } from "node:stream"
 import { inspect } from "node:util"
 import { assert, describe, expect, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -10,6 +11,7 @@ import { behind } from "../support/behind.js"
 import { behindBouncer, hasBouncer, makeBouncer } from "../support/bouncer.js"
 import { copy, copyFailure, endless, given, one, textOf, writer } from "../support/copying.js"
 import { Db, fresh, freshTable, look, Place, pid, stored } from "../support/databases.js"
+import { until } from "../support/eventually.js"
 import { failure } from "../support/failures.js"
 import { sends } from "../support/proxy.js"
 import { at } from "../support/server.js"
@@ -230,6 +232,37 @@ describe("COPY for plain code", () => {
         }
         expect(yield* Effect.promise(program)).toEqual([{ n: 1002 }])
       }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive(
+    "COPY for plain code that is aborted does not wait for a row that never comes, and stores nothing",
+    () =>
+      Effect.gen(function* () {
+        const runtime = yield* runtimeOf(yield* Place)
+        const sql = runtime.databases.db.writer
+        const never = new PassThrough({ objectMode: true })
+        never.write(["b", 1])
+        let isWaiting = false
+        async function* generator() {
+          yield ["a", 1]
+          isWaiting = true
+          await new Promise(() => {})
+        }
+        for (const [rows, waits] of [
+          [generator(), () => isWaiting],
+          [never, () => never.readableLength === 0]
+        ] as const) {
+          const controller = new AbortController()
+          const copy = runtime.unitOfWork(() => sql.copyFrom("item", ["name", "amount"], rows), {
+            signal: controller.signal
+          })
+          yield* until(waits)
+          controller.abort()
+          yield* Effect.promise(() => expect(copy).rejects.toThrow())
+        }
+        expect(never.destroyed).toBe(true)
+        expect(yield* stored).toEqual([])
+      }).pipe(Effect.provide(Layer.scoped(Place, freshTable)))
   )
 
   it.scopedLive(

@@ -16,15 +16,43 @@ type CopyOptions = Omit<Copy.Options, "onProgress"> & {
 /** Rows as an iterable or an async iterable, such as a stream of Node. */
 type CopyRows = AsyncIterable<Copy.Row> | Iterable<Copy.Row>
 
-/** Makes an iterable that reads rows in the async context and the transaction of the caller. */
+const ended = { done: true as const, value: undefined }
+
+/** Destroys a stream of Node, whose pending read then ends. */
+const destroy = (rows: CopyRows): void => {
+  if ("destroy" in rows && typeof rows.destroy === "function") rows.destroy()
+}
+
+/**
+ * Makes an iterable that reads rows in the async context and the transaction of the caller. An async
+ * generator runs `return` only after its pending `next`, which may never end. Then the end is not
+ * awaited, so that an aborted COPY does not wait for its rows.
+ */
 const iterate = (rows: CopyRows): AsyncIterable<Copy.Row> => {
   const resource = new AsyncResource("effect-db/Copy")
   const iterator = Symbol.asyncIterator in rows ? rows[Symbol.asyncIterator]() : rows[Symbol.iterator]()
+  let isPending = false
+  const next = async () => {
+    isPending = true
+    try {
+      return await iterator.next()
+    } finally {
+      isPending = false
+    }
+  }
+  const end = async () => {
+    const isWaiting = isPending
+    const returned = Promise.resolve(iterator.return?.())
+    if (!isWaiting) return (await returned) ?? ended
+    // the failure of a generator that nothing waits for
+    returned.catch(() => {})
+    destroy(rows)
+    return ended
+  }
   return {
     [Symbol.asyncIterator]: () => ({
-      next: () => resource.runInAsyncScope(async () => iterator.next()),
-      return: () =>
-        resource.runInAsyncScope(async () => (await iterator.return?.()) ?? { done: true as const, value: undefined })
+      next: () => resource.runInAsyncScope(next),
+      return: () => resource.runInAsyncScope(end)
     })
   }
 }
