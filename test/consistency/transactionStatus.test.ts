@@ -17,24 +17,22 @@ const otherSystem = { ...run, systemId: "8" }
 
 describe("the status of a transaction", () => {
   it.each([
-    ["on a standby", undefined, "committed", true, "open"],
-    ["while it is in progress", same, "in progress", true, "open"],
-    ["in the same run", same, "committed", true, "committed"],
-    ["in the same run, long after", same, "committed", false, "committed"],
-    ["undone in the same run", same, "aborted", true, "undone"],
-    ["too old to be known", same, undefined, true, "unproved"],
-    ["after a clean restart", restarted, "committed", true, "committed"],
-    ["after a restart, long after", restarted, "committed", false, "unproved"],
-    ["undone after a restart, long after", restarted, "aborted", false, "undone"],
-    ["after a recovery that ended before it", recoveredBefore, "committed", true, "undone"],
-    ["after a recovery that ended before it, long after", recoveredBefore, "committed", false, "undone"],
-    ["after a recovery that has it", recoveredAfter, "committed", true, "committed"],
-    ["after a recovery that has it, long after", recoveredAfter, "committed", false, "unproved"],
-    ["after the crash of a backend that has lost it", reinitialized, "committed", true, "undone"],
-    ["on another timeline", promoted, "committed", true, "unproved"],
-    ["undone on another timeline", promoted, "aborted", true, "unproved"],
-    ["in another cluster", otherSystem, "committed", true, "unproved"]
-  ] as const)("the status of a transaction %s is judged by the run of the server", (_, now, status, isRecent, is) => {
-    assert.strictEqual(judgeStatus(id, { run: now, status }, isRecent), is)
+    ["on a standby", undefined, "committed", "open"],
+    ["while it is in progress", same, "in progress", "open"],
+    ["in the same run", same, "committed", "committed"],
+    ["undone in the same run", same, "aborted", "undone"],
+    ["too old to be known", same, undefined, "unproved"],
+    // a crash before the restart may have lost it, and its id may be that of another transaction
+    ["after a clean restart", restarted, "committed", "unproved"],
+    ["undone after a restart", restarted, "aborted", "undone"],
+    ["after a recovery that ended before it", recoveredBefore, "committed", "undone"],
+    ["after a recovery that ended before it, while its id is used again", recoveredBefore, "in progress", "undone"],
+    ["after a recovery that has it", recoveredAfter, "committed", "unproved"],
+    ["after the crash of a backend that has lost it", reinitialized, "committed", "undone"],
+    ["on another timeline", promoted, "committed", "unproved"],
+    ["undone on another timeline", promoted, "aborted", "unproved"],
+    ["in another cluster", otherSystem, "committed", "unproved"]
+  ] as const)("the status of a transaction %s is judged by the run of the server", (_, now, status, is) => {
+    assert.strictEqual(judgeStatus(id, { run: now, status }), is)
   })
 })

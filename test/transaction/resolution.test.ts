@@ -313,12 +313,13 @@ describe("the proof of an outcome", () => {
     ["a clean restart", "stop"],
     ["a crash", "kill"]
   ] as const) {
-    it.scopedLive(`a COMMIT is resolved after ${end} of the server`, () =>
+    // its id may belong to another transaction after a crash, and a clean restart hides the crash
+    it.scopedLive(`after ${end} of the server a COMMIT is proved to be undone, but not to be stored`, () =>
       Effect.gen(function* () {
         const { primary } = yield* make()
         const { context, proxy, stored } = yield* behind(primary.url(), { resolveWithin: "20 seconds" })
         for (const [name, point, outcome] of [
-          ["a", answers("COMMIT"), "stored"],
+          ["a", answers("COMMIT"), "CommitOutcomeUnknown"],
           ["b", sends("COMMIT"), "undone"]
         ] as const) {
           const gone = yield* proxy.when(point, "freeze")

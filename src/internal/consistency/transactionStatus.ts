@@ -7,8 +7,9 @@
  * After a crash the same server may assign an id again on the same timeline, if no record of the
  * transaction was on disk. Therefore the run of the server counts, too: the start of its postmaster,
  * and the end of its last recovery, which changes without a new postmaster if one backend crashes.
- * In a later run, the end of the recovery decides: if it is before the COMMIT, the transaction is
- * lost.
+ * In a later run, only the loss of a transaction can be proved: by the end of the recovery before its
+ * first record, or by the status `aborted`. The status `committed` may be that of a later transaction
+ * with the same id.
  */
 import { isInvalidParameter } from "../../SqlState.js"
 import type { Connection, Request } from "../connection/connection.js"
@@ -23,7 +24,7 @@ import { isLsn, parseLsn, type ServerRun } from "../sql/lsn.js"
 export class TransactionId {
   constructor(
     readonly xid: string,
-    /** A position between the first record of the transaction and its COMMIT, as a text. */
+    /** A position before the COMMIT of the transaction, as a text. */
     readonly lsn: string,
     readonly run: ServerRun
   ) {}
@@ -117,25 +118,19 @@ interface StatusAnswer {
 }
 
 /** Returns the status of a transaction by the answer of a server. */
-export const judgeStatus = (
-  { lsn, run }: TransactionId,
-  { run: now, status }: StatusAnswer,
-  isRecent: boolean
-): TransactionStatus => {
+export const judgeStatus = ({ lsn, run }: TransactionId, { run: now, status }: StatusAnswer): TransactionStatus => {
   if (now === undefined) return "open"
   if (now.systemId !== run.systemId || now.timeline !== run.timeline) return "unproved"
   const isSameRun = now.startedAt === run.startedAt && now.recoveredTo === run.recoveredTo
+  // whatever the status of a later transaction with the same id is
+  if (!isSameRun && now.recoveredTo !== undefined && now.recoveredTo < parseLsn(lsn)) return "undone"
   switch (status) {
     case "in progress":
       return "open"
     case "aborted":
       return "undone"
     case "committed":
-      if (isSameRun) return "committed"
-      if (now.recoveredTo !== undefined && now.recoveredTo < parseLsn(lsn)) return "undone"
-      // an earlier recovery than the last one may have lost the transaction, and its id may belong to
-      // another one since
-      return isRecent ? "committed" : "unproved"
+      return isSameRun ? "committed" : "unproved"
     default:
       return "unproved"
   }
@@ -146,14 +141,10 @@ const statusText = `SELECT r.*, CASE WHEN r.system_identifier::pg_catalog.text O
   AND pg_catalog."left"(r.wal_file, 8) OPERATOR(pg_catalog.=) $2 THEN pg_catalog.pg_xact_status($3::pg_catalog.xid8) END
 FROM (SELECT ${runColumns} FROM ${runSource} OFFSET 0) r`
 
-/**
- * Queries the status of a transaction on a connection. With `isRecent` the loss is so recent that the
- * server cannot have crashed twice since.
- */
+/** Queries the status of a transaction on a connection. */
 export const queryStatus = (
   connection: Connection,
   id: TransactionId,
-  isRecent: boolean,
   callback: (status: TransactionStatus) => void
 ): void => {
   const { run, xid } = id
@@ -173,6 +164,6 @@ export const queryStatus = (
     }
     const row = exchange.result.rows[0]
     const columns: ReadonlyArray<unknown> = Array.isArray(row) ? row : none
-    callback(judgeStatus(id, { run: decodeRun(columns), status: toText(columns[4]) }, isRecent))
+    callback(judgeStatus(id, { run: decodeRun(columns), status: toText(columns[4]) }))
   })
 }

@@ -3,7 +3,7 @@
  * proved.
  */
 import * as clock from "../concurrency/clock.js"
-import type { Connection } from "../connection/connection.js"
+import type { Connection, Failure } from "../connection/connection.js"
 import {
   decodeId,
   idRequest,
@@ -23,14 +23,13 @@ const minPause = 2
 const maxPause = 250
 /** The timeout of one query, in ms: a connection may lead to a server that does not answer. */
 const queryTimeout = 1000
-/**
- * The time in which a server cannot have crashed twice and assigned the id of a transaction again in
- * between, in ms.
- */
-const recentTime = 60_000
 
 const none: ReadonlyArray<never> = []
 const nothing = () => {}
+
+/** Checks if a server has refused the query of an id for good: it lacks a function, or forbids it. */
+export const isUnsupported = (failure: Failure): boolean =>
+  failure._tag === "refused" && /^(?:42|0A)/.test(failure.error.code ?? "")
 
 /** The COMMITs of one database without an answer. */
 export class CommitOutcomes {
@@ -54,7 +53,7 @@ export class CommitOutcomes {
     const stop = clock.later(deadline - clock.now(), () => connection.destroy("invalid"))
     connection.run(none, idRequest, none, (failure, exchange) => {
       if (failure === undefined) this.onAnswer(connection, exchange.result.rows[0])
-      else if (failure._tag === "refused") this.isSupported = false
+      else if (isUnsupported(failure)) this.isSupported = false
       stop()
       done()
     })
@@ -67,11 +66,11 @@ export class CommitOutcomes {
   }
 
   /**
-   * Queries the status of a transaction until it is decided, or until the timeout. `lostAt` is the
-   * time of the loss. The returned function gives up, and calls back without an outcome.
+   * Queries the status of a transaction until it is decided, or until the timeout. The returned
+   * function gives up, and calls back without an outcome.
    */
-  resolve(id: TransactionId, lostAt: number, callback: OnOutcome): () => void {
-    const resolution = new Resolution(this.source(), id, lostAt, clock.now() + this.timeout, callback)
+  resolve(id: TransactionId, callback: OnOutcome): () => void {
+    const resolution = new Resolution(this.source(), id, clock.now() + this.timeout, callback)
     resolution.begin()
     return () => resolution.finish(undefined)
   }
@@ -87,7 +86,6 @@ class Resolution {
   constructor(
     private readonly source: ConnectionSource,
     private readonly id: TransactionId,
-    private readonly lostAt: number,
     private readonly deadline: number,
     private readonly callback: OnOutcome
   ) {}
@@ -124,8 +122,7 @@ class Resolution {
   private query(connection: Connection): void {
     const stop = clock.later(queryTimeout, () => connection.abort("cancelled"))
     this.cancel = () => connection.abort("cancelled")
-    const isRecent = clock.now() - this.lostAt < recentTime
-    queryStatus(connection, this.id, isRecent, (status) => {
+    queryStatus(connection, this.id, (status) => {
       stop()
       this.cancel = nothing
       this.source.checkin(connection)

@@ -5,7 +5,6 @@ import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import { type CommitOutcomeUnknown, CommitVetoed, TransactionBusy, type TransactionError } from "../../DatabaseError.js"
 import { Observation } from "../../Observation.js"
-import * as clock from "../concurrency/clock.js"
 import { setResolve } from "../edge/annotateError.js"
 import { cancellableWithin, type Restore } from "../edge/cancellable.js"
 import { toDatabaseError } from "../edge/databaseError.js"
@@ -42,9 +41,10 @@ export const commitAndRunHooks = <X>(
 
 /**
  * Sends COMMIT, or RELEASE for a savepoint. If the answer is lost, the outcome is asked for. If the
- * caller is interrupted after that, both are awaited for up to 500 ms. If the outcome is still unknown then, `CommitOutcomeUnknown` is added
- * to the interruption. With `countsAsUndone`, an interrupted caller regards the savepoint as
- * undone, so if it was released, the level around it can only be rolled back.
+ * caller is interrupted after that, both are awaited for up to 500 ms. If the outcome is still
+ * unknown then, `CommitOutcomeUnknown` is added to the interruption. With `countsAsUndone`, an
+ * interrupted caller regards the savepoint as undone, so if it was released, the level around it can
+ * only be rolled back.
  */
 export const sendCommit = (
   transaction: Transaction,
@@ -87,9 +87,8 @@ const addResolve = ({ level }: Transaction, error: CommitOutcomeUnknown): void =
   const { id } = idTracker
   const { outcomes } = provider
   if (id === undefined || outcomes === undefined) return
-  const lostAt = clock.now()
   const resolve = Effect.async<ProvedOutcome, CommitOutcomeUnknown>((resume) => {
-    const giveUp = outcomes.resolve(id, lostAt, (outcome) =>
+    const giveUp = outcomes.resolve(id, (outcome) =>
       resume(outcome === undefined ? Effect.fail(error) : Effect.succeed(outcome))
     )
     return Effect.sync(giveUp)

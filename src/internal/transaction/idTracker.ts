@@ -6,17 +6,15 @@
  * the same exchange, that queries the id, until it is assigned. This costs no round trip. The step is
  * left out where it could change the meaning of later commands: the first query of a transaction
  * takes its snapshot, and it must not be taken before a `LOCK TABLE` or `SET TRANSACTION` of the
- * program. It is left out as well for a plain SELECT, which cannot write. After other commands, a
- * COPY or a portal, the id is queried in an exchange of its own before COMMIT.
+ * program. It is left out as well for a plain SELECT, which hardly ever writes. After other commands,
+ * a COPY or a portal, the id is queried in an exchange of its own before COMMIT.
  */
-import type { Connection, Exchange } from "../connection/connection.js"
+import type { Connection, Exchange, Failure } from "../connection/connection.js"
 import { decodeId, idRequest, idStepOf, type TransactionId } from "../consistency/transactionStatus.js"
 import type { Step } from "../protocol/frontendMessages.js"
 import { commandsIn } from "../sql/commands.js"
-import type { CommitOutcomes } from "./commitOutcomes.js"
+import { type CommitOutcomes, isUnsupported } from "./commitOutcomes.js"
 import { makeSavepoint } from "./savepoint.js"
-
-const none: ReadonlyArray<never> = []
 
 /** The commands that take a snapshot themselves, so that a query after them changes nothing. */
 const snapshotCommand = /^\s*(?:SELECT|INSERT|UPDATE|DELETE|MERGE|WITH)\b/i
@@ -29,7 +27,11 @@ const takesSnapshot = (text: string): boolean =>
   snapshotCommand.test(text) || (comment.test(text) && snapshotCommand.test(commandsIn(text, 1)[0] ?? ""))
 
 /** Checks if a text is a SELECT that calls no function by name and writes nothing. */
-const isPlainSelect = (text: string): boolean => select.test(text) && !text.includes("(") && !writeWord.test(text)
+const isPlainSelect = (text: string): boolean =>
+  select.test(text) && !text.includes("(") && !text.includes(";") && !writeWord.test(text)
+
+/** The commands that assign no id. */
+const withoutId = /^\s*(?:SET|RESET|SHOW|SAVEPOINT|RELEASE|ROLLBACK|DECLARE|FETCH|MOVE|CLOSE|LISTEN|UNLISTEN)\b[^;]*$/i
 
 /** The id of one transaction, as far as its server has reported it. */
 export class IdTracker {
@@ -51,15 +53,20 @@ export class IdTracker {
   }
 
   /** Records an exchange that may have written, with the answer to its step, if it had one. */
-  onExchange(connection: Connection, { acknowledged, request, stepRow }: Exchange, text: string): void {
-    if (this.id !== undefined) return
+  onExchange(connection: Connection, exchange: Exchange, failure: Failure | undefined, text: string): void {
+    const { outcomes } = this
+    if (outcomes === undefined || this.id !== undefined) return
+    const { acknowledged, request, stepRow } = exchange
     if (stepRow !== undefined) this.record(connection, stepRow)
-    else if (!isPlainSelect(text)) {
+    else if (this.isAsked) {
       this.isOutdated = true
       // the step itself was refused
-      if (this.isAsked && connection.status === "E" && acknowledged === request.before + request.main && this.outcomes)
-        this.outcomes.isSupported = false
-    }
+      if (failure !== undefined && acknowledged === request.before + request.main) {
+        if (isUnsupported(failure)) outcomes.isSupported = false
+        // the program has deallocated all statements
+        else connection.hasIdStatement = false
+      }
+    } else if (!isPlainSelect(text) && !withoutId.test(text)) this.isOutdated = true
     this.isAsked = false
   }
 
@@ -70,23 +77,21 @@ export class IdTracker {
   }
 
   /**
-   * Queries the id before COMMIT if it is not known, then calls `proceed`. The first query of a
-   * database has a savepoint of its own.
+   * Queries the id before COMMIT if it is not known, then calls `proceed`. The query has a savepoint
+   * of its own, in the same exchange, so that its failure does not undo the transaction.
    */
   beforeCommit(connection: Connection, proceed: () => void): void {
     const { id, isOutdated, outcomes } = this
     const isOff = outcomes === undefined || outcomes.isSupported === false
     if (id !== undefined || !isOutdated || isOff || connection.status !== "T") return proceed()
-    const savepoint = outcomes.isSupported === undefined ? makeSavepoint() : undefined
-    const before = savepoint === undefined ? none : [savepoint.set]
-    const after = savepoint === undefined ? none : [savepoint.release]
-    connection.run(before, idRequest, after, (failure, exchange) => {
+    const savepoint = makeSavepoint()
+    connection.run([savepoint.set], idRequest, [savepoint.release], (failure, exchange) => {
       if (failure === undefined) {
         this.id = outcomes.onAnswer(connection, exchange.result.rows[0])
         return proceed()
       }
-      if (savepoint === undefined || failure._tag !== "refused") return proceed()
-      outcomes.isSupported = false
+      if (failure._tag !== "refused") return proceed()
+      if (isUnsupported(failure)) outcomes.isSupported = false
       connection.undo(savepoint.undo, proceed)
     })
   }

@@ -150,7 +150,7 @@ type Resolve = (id: TransactionId, done: (outcome: ProvedOutcome | undefined) =>
 const resolveOutcome = ({ connectionHolder }: Level, id: TransactionId, done: Parameters<Resolve>[1]): (() => void) => {
   const { outcomes } = connectionHolder.provider
   connectionHolder.checkIn()
-  if (outcomes !== undefined) return outcomes.resolve(id, clock.now(), done)
+  if (outcomes !== undefined) return outcomes.resolve(id, done)
   done(undefined)
   return nothing
 }

@@ -62,7 +62,7 @@ export const exchangeIn = (
       isFinished = true
       const { connectionHolder } = level
       if (isolation !== "readOnly" && !level.readOnly)
-        connectionHolder.idTracker.onExchange(connection, exchange, request.text)
+        connectionHolder.idTracker.onExchange(connection, exchange, failure, request.text)
       // the statement may have committed earlier writes, even if it has begun another transaction
       // after that
       if (exchange.result.command === "COMMIT" || exchange.results.length > 0)

@@ -34,7 +34,7 @@ export const runStatement = (
       isolation === "readOnly" || level.readOnly || request.simple
         ? undefined
         : idTracker.stepAfter(connection, request.text)
-    const after = idStep === undefined ? ownAfter : [...ownAfter, idStep]
+    const after = idStep === undefined ? ownAfter : [idStep, ...ownAfter]
     const first = withOwnSteps(pending, path.length === 0 ? before : [...path, ...before])
     let isRepeated = false
     const onExchange = (
