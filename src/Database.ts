@@ -324,10 +324,11 @@ export interface Members<Self> {
    * `resume`. Statements and transactions that hold a connection go on, and `drain` waits for their
    * end, at most for this time (default 0). Returns the number of connections that are still in use.
    * Callers wait until `acquireTimeout`, and then fail with `PoolExhausted` and the reason `paused`.
-   * If the wait is interrupted, the checkouts are no longer held back.
+   * If the wait is interrupted, this call no longer holds checkouts back; `resume` ends the wait.
    *
-   * A transaction that needs a second connection waits for `resume`, too. The listening connection is
-   * not affected.
+   * A transaction that needs a second connection waits for `resume`, too, and so does the proof of a
+   * COMMIT whose answer was lost. The listening connection is not affected. In a sandbox of
+   * `TestDatabase` it does nothing, and returns 0.
    */
   readonly pause: (options?: {
     readonly drain?: Duration.DurationInput | undefined
@@ -437,16 +438,18 @@ const membersOf = <Self>(tag: Context.Tag<Self, Database>, name: string): Member
         return targets.reduce((sum, target) => sum + target.invalidate({ mode, before, processId }), 0)
       }),
     pause: ({ drain = 0 } = {}) =>
-      Effect.flatMap(opened, ({ executor: { topology } }) =>
-        Effect.async<number>((resume) => {
-          const cancel = topology.pause(Duration.toMillis(drain), (inUse) => resume(Effect.succeed(inUse)))
-          return Effect.sync(() => {
-            cancel()
-            topology.resume()
-          })
-        })
+      Effect.flatMap(opened, ({ executor: { sandbox, topology } }) =>
+        // a sandbox has its only connection already
+        sandbox !== undefined
+          ? Effect.succeed(0)
+          : Effect.async<number>((resume) => {
+              const cancel = topology.pause(Duration.toMillis(drain), (inUse) => resume(Effect.succeed(inUse)))
+              return Effect.sync(cancel)
+            })
       ),
-    resume: Effect.map(opened, ({ executor }) => executor.topology.resume()),
+    resume: Effect.map(opened, ({ executor }) => {
+      if (executor.sandbox === undefined) executor.topology.resume()
+    }),
     observations: Stream.unwrap(
       Effect.map(opened, ({ observers }) =>
         Stream.asyncPush<Observation>(

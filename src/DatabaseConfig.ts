@@ -445,7 +445,8 @@ export interface DatabaseOptions extends PoolOptions, SessionOptions {
   readonly monitorInterval?: Duration.DurationInput | undefined
   /**
    * The time after which a writer that answers neither callers nor its monitor is given up, with the
-   * connections in use; finite and above 0. A shorter time also gives up a server that is only slow.
+   * connections in use; finite and above 0. It must be longer than several round trips; a shorter
+   * time also gives up a server that is only slow.
    *
    * @default "1 second"
    */

@@ -75,6 +75,24 @@ describe("a pause", () => {
     }).pipe(Effect.provide(fresh({ readers: [], maxOutageWaiters: 2 })))
   )
 
+  it.scopedLive("two pauses wait for the same connections, and resume ends the wait of both", () =>
+    Effect.gen(function* () {
+      const open = yield* transaction("a")
+      const pause = Effect.fork(Db.pause({ drain: "1 minute" }))
+      const drained = [yield* pause, yield* pause]
+      yield* Effect.yieldNow()
+      yield* open.end
+      assert.deepStrictEqual(yield* Effect.forEach(drained, Fiber.join), [0, 0])
+      yield* Db.resume
+      const other = yield* transaction("b")
+      const stopped = [yield* pause, yield* pause]
+      yield* Effect.yieldNow()
+      yield* Db.resume
+      assert.deepStrictEqual(yield* Effect.forEach(stopped, Fiber.join), [1, 1])
+      yield* other.end
+    }).pipe(Effect.provide(fresh({ readers: [] })))
+  )
+
   it.scopedLive("the interruption of a drain ends the pause", () =>
     Effect.gen(function* () {
       const open = yield* transaction("a")

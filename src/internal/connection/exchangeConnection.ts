@@ -52,10 +52,8 @@ export abstract class ExchangeConnection extends BaseConnection implements Cance
     this.role = new RoleCheck(this, role)
     this.statementTimeout = session.statementTimeout
     this.types = isByName(session.types) ? typeNamesOf(session.types, `${server.name}/${server.database}`) : undefined
-    const { stream } = client.connection
     this.watchdog = new Watchdog({
-      // the bytes of a long message that leave the process count as progress, too
-      progress: () => stream.bytesRead - stream.writableLength,
+      progress: () => this.progress,
       checkAlive: (timeout, callback) => checkAlive(server, this.secondSocket, timeout, callback),
       queryActivity: (callback) => queryActivity(server, session, login, this.processId, callback),
       onDead: (error) => this.lose(error)
@@ -101,9 +99,10 @@ export abstract class ExchangeConnection extends BaseConnection implements Cance
     return this.exchange?.startedAt
   }
 
-  /** Returns the number of bytes that have arrived. */
-  get bytesReceived(): number {
-    return this.client.connection.stream.bytesRead
+  /** Returns a number that grows when bytes arrive, or leave the process. */
+  get progress(): number {
+    const { stream } = this.client.connection
+    return stream.bytesRead - stream.writableLength
   }
 
   /** Sends a Sync alone. The answer proves that the server is alive. */

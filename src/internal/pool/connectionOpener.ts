@@ -53,7 +53,11 @@ export class ConnectionOpener {
     if (this.isStopped) return
     this.growth.openIfNeeded()
     const { connections, options } = this.pool
-    while (!this.backoff.isPausing && connections.all.size + this.pendingConnects.size < options.pool.minConnections)
+    while (
+      !this.pool.isPaused &&
+      !this.backoff.isPausing &&
+      connections.all.size + this.pendingConnects.size < options.pool.minConnections
+    )
       this.open()
   }
 
@@ -75,7 +79,7 @@ export class ConnectionOpener {
     else if (broken !== "invalidated" && broken !== "shutdown") this.onFailed({ reason: "setup", error })
   }
 
-  /** Cancels the connects in progress, which lead to the wrong host, and begins others. */
+  /** Cancels the connects in progress, and begins others if they are needed and allowed. */
   restart(): void {
     this.pendingConnects.cancelAll()
     this.openIfNeeded()
@@ -154,6 +158,8 @@ export class ConnectionOpener {
     // ones
     if (this.backoff.isRejecting && !isEmpty) return
     options.onHealth?.(false, failure.error.message)
+    // the callers that are held back do not depend on this connect
+    if (this.pool.isPaused) return
     if (isEmpty) waiters.suspendSheddingUntil(now + sheddingPause)
     // a permanent failure fails all waiters; a temporary one fails those that waited when the
     // connect began, or only the first of these if connections are open

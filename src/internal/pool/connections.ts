@@ -24,8 +24,8 @@ export interface HostActivity {
   readonly heardAt: number
   /** The time of the first request without an answer, or infinity, in ms. */
   readonly waitsSince: number
-  /** The bytes that all open connections have received. */
-  readonly bytes: number
+  /** A number that grows when bytes of an open connection arrive, or leave the process. */
+  readonly progress: number
 }
 
 export class Connections {
@@ -206,14 +206,14 @@ export class Connections {
   activityOf(host: string): HostActivity {
     let heardAt = Number.NEGATIVE_INFINITY
     let waitsSince = Number.POSITIVE_INFINITY
-    let bytes = 0
+    let progress = 0
     for (const connection of this.all) {
       if (connection.server.name !== host || connection.broken !== undefined) continue
       heardAt = Math.max(heardAt, connection.lastAnswer)
       waitsSince = Math.min(waitsSince, connection.waitsSince ?? Number.POSITIVE_INFINITY)
-      bytes += connection.bytesReceived
+      progress += connection.progress
     }
-    return { heardAt, waitsSince, bytes }
+    return { heardAt, waitsSince, progress }
   }
 
   /** Gives up all connections to a host that does not answer. */

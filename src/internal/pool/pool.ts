@@ -249,6 +249,8 @@ export class Pool implements PoolState {
     this.isPaused = true
     this.onReturned = onReturned
     this.waiters.suspendSheddingUntil(Number.POSITIVE_INFINITY)
+    // a connect that is in progress would fail callers, or run `onConnect` on a server that is going
+    this.opener.restart()
   }
 
   /** Serves the callers that were held back. */

@@ -144,7 +144,9 @@ export class Probe {
   private query(connection: Connection, timeout: number, isNew: boolean): void {
     const startedAt = clock.now()
     let isTimedOut = false
-    const cancelTimer = clock.later(timeout, () => {
+    // a login may be slow, and so may the first query after it
+    const limit = isNew ? this.options.connectTimeout : timeout
+    const cancelTimer = clock.later(limit, () => {
       isTimedOut = true
       this.connection = undefined
       connection.destroy("invalid")
@@ -153,6 +155,7 @@ export class Probe {
       cancelTimer()
       if (failure === undefined) {
         const report = readReport(exchange)
+        if (report?.isStandby === false && this.isFallback) return this.onRoleless(connection, timeout, isNew)
         if (!this.options.staysOpen) {
           this.connection = undefined
           connection.end("excess")
@@ -172,10 +175,22 @@ export class Probe {
         return this.finish(failed({ reason: connectReason(codeOf(error), error.message), error }))
       }
       connection.end("invalid")
-      // some services refuse the functions of the query; the login has checked the role
-      const isStandby = connection.takesNoWrites
+      // some services refuse the functions of the query; the login has checked the role, except that
+      // of a fallback
+      const isStandby = this.isFallback || connection.takesNoWrites
       this.finish({ _tag: "Answered", report: { ...withoutHistory, isStandby }, latencyMillis: 0 })
     })
+  }
+
+  /**
+   * Handles a fallback connection to a server that is no standby any more, or whose sessions are
+   * read-only: only a login with the required role shows that it can be the writer.
+   */
+  private onRoleless(connection: Connection, timeout: number, isNew: boolean): void {
+    this.connection = undefined
+    connection.end("wrongRole")
+    if (!isNew && !this.isClosed) return this.connect(timeout, false)
+    this.finish(failed({ reason: "wrongRole", error: new Error("its sessions are read-only by default") }))
   }
 
   /**

@@ -92,6 +92,8 @@ export class Topology {
   /** The search for the writer, if it may be on several hosts. */
   readonly writerSearch: WriterSearch | undefined
   private readonly writerMonitor: WriterMonitor | undefined
+  /** The pauses that wait for connections in use. */
+  private readonly drains = new Set<(isOver: boolean) => void>()
 
   constructor(
     config: DatabaseConfig,
@@ -114,7 +116,7 @@ export class Topology {
       },
       onFailed: (server, { error, reason }) =>
         observer.observe({ _tag: "ConnectFailed", database, server, reason, message: error.message }),
-      hasHeard: (host, since) => this.activityOf(host).heardAt > since,
+      hasHeard: (host, since) => Math.max(this.activityOf(host).heardAt, this.writerMonitor?.progressAt ?? 0) > since,
       onSilent: (host, error) => {
         for (const pool of this.writer.pools) pool.giveUpHost(host, error)
       },
@@ -137,7 +139,7 @@ export class Topology {
     return {
       heardAt: Math.max(...all.map(({ heardAt }) => heardAt)),
       waitsSince: Math.min(...all.map(({ waitsSince }) => waitsSince)),
-      bytes: all.reduce((sum, { bytes }) => sum + bytes, 0)
+      progress: all.reduce((sum, { progress }) => sum + progress, 0)
     }
   }
 
@@ -154,33 +156,41 @@ export class Topology {
 
   /**
    * Holds checkouts back, and calls back with the number of connections that are still in use when
-   * there are none, or after `timeout` ms. The returned function cancels the wait.
+   * there are none, or after `timeout` ms. The returned function cancels the wait, and the pause unless
+   * there was one before.
    */
   pause(timeout: number, callback: (inUse: number) => void): () => void {
+    const wasPaused = this.writer.reads.isPaused
     const pools = this.servers.flatMap((server) => server.pools)
-    const inUse = () => pools.reduce((sum, pool) => sum + pool.stats.active, 0)
-    let isOver = false
+    // those whose statement is being cancelled, too
+    const inUse = () => pools.reduce((sum, { connections: { all, idle } }) => sum + all.size - idle.length, 0)
     const end = () => {
-      isOver = true
       clock.clear(timer)
+      this.drains.delete(check)
     }
-    const check = () => {
-      if (isOver || inUse() > 0) return
+    const check = (isOver: boolean) => {
+      const left = inUse()
+      if (!this.drains.has(check) || (left > 0 && !isOver)) return
       end()
-      callback(0)
+      callback(left)
     }
-    const timer = clock.timer(timeout, () => {
-      end()
-      callback(inUse())
-    })
+    const timer = clock.timer(timeout, () => check(true))
+    this.drains.add(check)
+    const checkAll = () => {
+      for (const drain of this.drains) drain(false)
+    }
     // after the checkin that has called it
-    for (const pool of pools) pool.pause(() => queueMicrotask(check))
-    queueMicrotask(check)
-    return end
+    for (const pool of pools) pool.pause(() => queueMicrotask(checkAll))
+    queueMicrotask(() => check(false))
+    return () => {
+      end()
+      if (!wasPaused) this.resume()
+    }
   }
 
-  /** Serves the callers that were held back. */
+  /** Serves the callers that were held back, and ends the pauses that still wait. */
   resume(): void {
+    for (const drain of this.drains) drain(true)
     for (const server of this.servers) for (const pool of server.pools) pool.resume()
   }
 

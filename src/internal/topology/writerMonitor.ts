@@ -27,8 +27,11 @@ export class WriterMonitor {
   private cancelCheck = nothing
   private changedAt = Number.NEGATIVE_INFINITY
   private isStarted = false
-  /** The bytes that the writer had sent at the last check, and the time when they changed. */
-  private received = { bytes: 0, at: Number.NEGATIVE_INFINITY }
+  /** The progress of the connections to the writer at the last check. */
+  private progress = 0
+  /** The time when the last progress was seen. */
+  progressAt = Number.NEGATIVE_INFINITY
+  private isChecking = false
   /** The time of the last answer to a probe of {@link check}. */
   private answeredAt = Number.NEGATIVE_INFINITY
 
@@ -77,8 +80,11 @@ export class WriterMonitor {
     const { detectionTime } = this.config
     this.cancelCheck = clock.later(detectionTime * checkPart, () => {
       const host = this.search.hosts.find(({ endpoint }) => endpoint.name === this.search.writer)
-      if (host !== undefined && this.silenceOf(host.endpoint.name) >= detectionTime * silencePart) {
+      const isSilent = host !== undefined && this.silenceOf(host.endpoint.name) >= detectionTime * silencePart
+      if (isSilent && !this.isChecking) {
+        this.isChecking = true
         host.probe.ask(detectionTime * answerPart, (result) => {
+          this.isChecking = false
           if (result._tag === "Answered") this.answeredAt = clock.now()
           this.search.handle(host, result)
         })
@@ -90,8 +96,10 @@ export class WriterMonitor {
   /** Returns the time for which callers and the monitor have received nothing that they wait for, in ms. */
   private silenceOf(host: string): number {
     const now = clock.now()
-    const { bytes, heardAt, waitsSince } = this.activityOf(host)
-    if (bytes !== this.received.bytes) this.received = { bytes, at: now }
-    return now - Math.max(heardAt, waitsSince, this.received.at, this.answeredAt)
+    const { heardAt, progress, waitsSince } = this.activityOf(host)
+    // the close of a connection lowers the sum
+    if (progress > this.progress) this.progressAt = now
+    this.progress = progress
+    return now - Math.max(heardAt, waitsSince, this.progressAt, this.answeredAt)
   }
 }

@@ -146,11 +146,13 @@ export class WriterSearch implements HostLocator {
   /** Gives the writer up, unless the failure of its probe, or an answer to a caller, shows that it is alive. */
   private onWriterFailed(name: string, failure: ConnectFailure, silentSince: number | undefined): void {
     const { reason } = failure
-    if (reason === "tooManyConnections" || reason === "authentication" || reason === "credentials") {
+    if (reason === "tooManyConnections" || reason === "credentials") {
       // callers use the open connections, or fail with the same reason
       if (this.state._tag === "Known") this.state = { ...this.state, isDoubted: false }
       return
     }
+    // the server is alive, and its open connections serve callers
+    if (reason === "authentication" && this.state._tag === "Known" && !this.state.isDoubted) return
     if (silentSince !== undefined) {
       if (this.reports.hasHeard(name, silentSince)) return
       this.reports.onSilent(name, failure.error)
@@ -221,7 +223,10 @@ export class WriterSearch implements HostLocator {
     const all = [...this.failures.values()]
     if (all.length < this.hosts.length) return false
     const isPermanent = (failure: ConnectFailure) => !mayPass(failure) && failure.reason !== "protocol"
-    return all.every((failure) => !mayPass(failure)) || (this.state.highest === undefined && all.some(isPermanent))
+    return (
+      all.every((failure) => !mayPass(failure)) ||
+      (this.state.highest === undefined && !this.isSearching && all.some(isPermanent))
+    )
   }
 
   /** Ends the search if the writer is known, or if the search is hopeless. */
