@@ -254,8 +254,8 @@ export interface Members<Self> {
    */
   readonly afterRollback: <E, R>(hook: Effect.Effect<unknown, E, R>) => Effect.Effect<void, never, R | Self>
   /**
-   * Runs a hook after a COMMIT without an answer (`CommitOutcomeUnknown`): the transaction may be
-   * stored or not. The hook runs outside of the transaction, also if the caller of the transaction
+   * Runs a hook after a COMMIT without an answer whose outcome could not be proved
+   * (`CommitOutcomeUnknown`): the transaction may be stored or not. The hook runs outside of the transaction, also if the caller of the transaction
    * was interrupted before the answer arrived. A failure of the hook is logged.
    */
   readonly afterUnknown: <E, R>(hook: Effect.Effect<unknown, E, R>) => Effect.Effect<void, never, R | Self>
@@ -319,6 +319,21 @@ export interface Members<Self> {
    * with `"hard"` its listeners receive a `Gap`.
    */
   readonly invalidate: (options?: Invalidate) => Effect.Effect<number, never, Self>
+  /**
+   * Holds back the checkouts of all pools, such as for a planned switch-over to another server, until
+   * `resume`. Statements and transactions that hold a connection go on, and `drain` waits for their
+   * end, at most for this time (default 0). Returns the number of connections that are still in use.
+   * Callers wait until `acquireTimeout`, and then fail with `PoolExhausted` and the reason `paused`.
+   * If the wait is interrupted, the checkouts are no longer held back.
+   *
+   * A transaction that needs a second connection waits for `resume`, too. The listening connection is
+   * not affected.
+   */
+  readonly pause: (options?: {
+    readonly drain?: Duration.DurationInput | undefined
+  }) => Effect.Effect<number, never, Self>
+  /** Serves the callers that `pause` has held back. Has no effect if the database is not paused. */
+  readonly resume: Effect.Effect<void, never, Self>
   /**
    * Returns the observations from the subscription on. Each consumer has a buffer of 4096
    * observations; if the buffer is full, the oldest are dropped.
@@ -421,6 +436,17 @@ const membersOf = <Self>(tag: Context.Tag<Self, Database>, name: string): Member
         )
         return targets.reduce((sum, target) => sum + target.invalidate({ mode, before, processId }), 0)
       }),
+    pause: ({ drain = 0 } = {}) =>
+      Effect.flatMap(opened, ({ executor: { topology } }) =>
+        Effect.async<number>((resume) => {
+          const cancel = topology.pause(Duration.toMillis(drain), (inUse) => resume(Effect.succeed(inUse)))
+          return Effect.sync(() => {
+            cancel()
+            topology.resume()
+          })
+        })
+      ),
+    resume: Effect.map(opened, ({ executor }) => executor.topology.resume()),
     observations: Stream.unwrap(
       Effect.map(opened, ({ observers }) =>
         Stream.asyncPush<Observation>(

@@ -405,6 +405,26 @@ export interface DatabaseOptions extends PoolOptions, SessionOptions {
    */
   readonly keepAlive?: Duration.DurationInput | false | undefined
   /**
+   * The treatment of a COMMIT whose answer was lost. With `"status"` the client asks the server for
+   * the status of the transaction, for up to `resolveWithin`: the work succeeds if it is stored, and
+   * fails with `Disconnected`, undone, if it is not. With `"unknown"` it fails with
+   * `CommitOutcomeUnknown` at once.
+   *
+   * `"status"` needs the id of the transaction before COMMIT. A short query behind the first write,
+   * in the same message, returns it. So `pg_stat_activity` may show this query for a transaction that
+   * is idle. A transaction that has written only by another command than INSERT, UPDATE, DELETE,
+   * MERGE, WITH or SELECT, or by COPY or as a stream, has one more round trip before COMMIT.
+   *
+   * @default "status"
+   */
+  readonly outcome?: "status" | "unknown" | undefined
+  /**
+   * The longest time to find out if a COMMIT without an answer is stored; it must be finite.
+   *
+   * @default "5 seconds"
+   */
+  readonly resolveWithin?: Duration.DurationInput | undefined
+  /**
    * The time for which a failed reader takes no part in routing.
    *
    * @default "5 seconds"
@@ -624,6 +644,10 @@ export interface DatabaseConfig {
   readonly startup: "verify" | "lazy"
   /** The time that statements and transactions have to end when the layer is released. */
   readonly shutdownTimeout: number
+  /** The treatment of a COMMIT whose answer was lost. */
+  readonly outcome: "status" | "unknown"
+  /** The longest time to find out if a COMMIT without an answer is stored. */
+  readonly resolveWithin: number
   /** The time for which a failed reader takes no part in routing. */
   readonly readerRetryDelay: number
   /** The options of the monitor of a writer with several hosts. */
@@ -683,6 +707,8 @@ const known: KnownNames<DatabaseOptions> = {
   startup: true,
   shutdownTimeout: true,
   keepAlive: true,
+  outcome: true,
+  resolveWithin: true,
   readerRetryDelay: true,
   monitor: true,
   monitorInterval: true,
@@ -828,6 +854,8 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
     },
     startup: oneOf("startup", options.startup, "verify", "lazy"),
     shutdownTimeout: finite("shutdownTimeout", duration("shutdownTimeout", options.shutdownTimeout, "5 seconds")),
+    outcome: oneOf("outcome", options.outcome, "status", "unknown"),
+    resolveWithin: finite("resolveWithin", duration("resolveWithin", options.resolveWithin, "5 seconds")),
     readerRetryDelay: duration("readerRetryDelay", options.readerRetryDelay, "5 seconds"),
     monitor: {
       isOn: boolean("monitor", options.monitor ?? true),

@@ -200,6 +200,8 @@ export class ConnectFailed extends Schema.TaggedError<ConnectFailed>("effect-db/
  * - `shed`: the pool is overloaded, and the caller waited longer than `queueTarget`, or the queue was
  *   already too long for that time.
  * - `outage`: the server is unavailable, and `maxOutageWaiters` callers wait for it already.
+ * - `paused`: the database is paused (`Db.pause`), for longer than `acquireTimeout`, or while
+ *   `maxOutageWaiters` callers wait already.
  * - `single`: the strategy `assertSingle` allows one connection at a time.
  *
  * The fields are the figures of the pool at that moment.
@@ -211,7 +213,7 @@ export class ConnectFailed extends Schema.TaggedError<ConnectFailed>("effect-db/
  */
 export class PoolExhausted extends Schema.TaggedError<PoolExhausted>("effect-db/PoolExhausted")("PoolExhausted", {
   ...location,
-  reason: Schema.Literal("timeout", "shed", "single", "outage"),
+  reason: Schema.Literal("timeout", "shed", "single", "outage", "paused"),
   /** The time that the caller waited. */
   waitedMillis: Schema.Number,
   /** The number of open connections. */
@@ -621,10 +623,14 @@ export class RolledBackAtCommit extends Schema.TaggedError<RolledBackAtCommit>("
 /**
  * The connection was lost after COMMIT was sent, so the transaction may be stored or not.
  *
- * Check whether its changes are stored before retrying. `xid`, `systemId` and `timeline` identify
- * the transaction on the server, if they are known.
+ * The outcome could not be proved within `resolveWithin`: the server was unavailable, it has lost
+ * its history in a failover, or the transaction is still open there. Run `resolve`, or check whether
+ * the changes are stored, before retrying. `xid`, `systemId` and `timeline` identify the transaction
+ * on the server, if they are known. If the outcome is proved, there is no such error: the transaction
+ * succeeds, or fails with {@link Disconnected} and the outcome `undone`.
  *
  * @see {@link Disconnected} for a loss before COMMIT
+ * @see `DatabaseConfig.DatabaseOptions` for `outcome` and `resolveWithin`
  * @see {@link PartialCommit} for several databases
  * @since 0.1.0
  * @category errors
@@ -641,6 +647,15 @@ export class CommitOutcomeUnknown extends Schema.TaggedError<CommitOutcomeUnknow
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
     return commitMessages.commitOutcomeUnknown(this)
+  }
+
+  /**
+   * Asks the server once more, for up to `resolveWithin`, if the transaction is stored. Fails with
+   * this error if that cannot be proved, also after the layer of the database is released, and for
+   * an error that was decoded from its encoded form. The hooks of the transaction have run already.
+   */
+  get resolve(): Effect.Effect<"committed" | "undone", CommitOutcomeUnknown> {
+    return Effect.fail(this)
   }
 }
 
@@ -884,7 +899,10 @@ export class PartialCommit extends Schema.TaggedError<PartialCommit>("effect-db/
   ...location,
   committed: Schema.Array(Schema.String),
   failed: Schema.String,
-  /** The outcome of the failed COMMIT: `unknown` if the connection was lost during it. */
+  /**
+   * The outcome of the failed COMMIT: `unknown` if the connection was lost during it, and the outcome
+   * could not be proved.
+   */
   outcome: Schema.Literal("rolledBack", "unknown"),
   rolledBack: Schema.Array(Schema.String)
 }) {

@@ -124,7 +124,7 @@ export type Observation = Data.TaggedEnum<{
   Exhausted: {
     readonly database: string
     readonly server: string
-    readonly reason: "timeout" | "shed" | "single" | "outage"
+    readonly reason: "timeout" | "shed" | "single" | "outage" | "paused"
     readonly waitedMillis: number
   }
   /** A connection has been held for longer than `leakThreshold`. */
@@ -157,8 +157,8 @@ export type Observation = Data.TaggedEnum<{
     readonly from: string | undefined
     /** The host that is the writer. */
     readonly to: string
-    /** The timeline of the writer; each promotion begins a new one. */
-    readonly timeline: number
+    /** The timeline of the writer; each promotion begins a new one. `undefined` if it is not known. */
+    readonly timeline: number | undefined
     /** The time since the former writer became doubtful. */
     readonly tookMillis: number
   }

@@ -322,6 +322,14 @@ export const isStalePlan = (sqlState: string, message: string): boolean =>
   (sqlState === "XX000" && message.startsWith("cache lookup failed for type "))
 
 /**
+ * Checks if a function has refused the value of a parameter, such as the id of a transaction that
+ * does not exist.
+ *
+ * @internal
+ */
+export const isInvalidParameter = (sqlState: string): boolean => sqlState === "22023"
+
+/**
  * Checks if a statement ended because a client cancelled it, and not because of the server's own
  * limit.
  *

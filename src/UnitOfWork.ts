@@ -228,7 +228,7 @@ export const on = ({ databaseName }: Named, settings: UnitSettings): DatabaseSet
  *
  * - `CommitFailed`, `RolledBackAtCommit`, `CommitVetoed`: nothing is stored.
  * - `PartialCommit`: a database could not be committed after another one was.
- * - `CommitOutcomeUnknown`: the answer to a COMMIT was lost.
+ * - `CommitOutcomeUnknown`: the answer to a COMMIT was lost, and its outcome could not be proved.
  * - `OptionsConflict`: the unit that it joins cannot take its options. Nothing has run.
  *
  * @see {@link nested} for a part that can fail alone

@@ -53,9 +53,11 @@ const core: ReadonlyArray<string> = [
   "statement",
   ...[
     "begin",
+    "commitOutcomes",
     "connectionHolder",
     "endingStatement",
     "hook",
+    "idTracker",
     "level",
     "levelCommit",
     "levelExchange",

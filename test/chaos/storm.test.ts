@@ -18,8 +18,9 @@ import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { type Database, EmbeddedPostgres } from "effect-db"
-import { Db, soon } from "../support/databases.js"
+import { Db } from "../support/databases.js"
 import { directory } from "../support/directory.js"
+import { eventually, eventuallySucceeds } from "../support/eventually.js"
 import { makeProxy } from "../support/proxy.js"
 import { randoms } from "../support/random.js"
 import { anonymous, freshRole, Provider } from "../support/roles.js"
@@ -187,8 +188,8 @@ it.scopedLive(
           Effect.repeat(inUse, { schedule: Schedule.spaced("2 millis"), until: (n) => n === 0 })
         )
         // a client receives the cut a moment later, and the storm may have used up the retry budget
-        for (const sql of [writer, reader]) yield* after("statements work", Effect.retry(sql`SELECT 1`, soon))
-        const receive = Effect.retry(Stream.runHead(writer.listen("after")), soon)
+        for (const sql of [writer, reader]) yield* after("statements work", eventuallySucceeds(sql`SELECT 1`))
+        const receive = eventuallySucceeds(Stream.runHead(writer.listen("after")))
         const send = Effect.forever(
           Effect.zipRight(Effect.ignore(writer.notify("after", "hello")), Effect.sleep("5 millis"))
         )
@@ -197,20 +198,25 @@ it.scopedLive(
 
       // the default of shutdownTimeout is 5000 ms
       yield* watch.within("the end of the database", 5000, Scope.close(layer, Exit.void))
-      const leftOpen = yield* Effect.repeat(
-        Effect.sync(() => proxy.connections),
-        { schedule: soon, until: (n) => n === 0 }
+      const noted = <A>(what: string, self: Effect.Effect<A>) =>
+        Effect.catchAllCause(self, (cause) => Effect.sync(() => watch.note(`${what}: ${Cause.pretty(cause)}`)))
+      yield* noted(
+        "sockets are still open",
+        eventually(
+          Effect.sync(() => proxy.connections),
+          (n) => n === 0
+        )
       )
-      assert.isDefined(leftOpen)
-      if (proxy.connections > 0) watch.note(`${proxy.connections} sockets are still open`)
       yield* Scope.close(inner, Exit.void)
-      yield* Effect.repeat(Effect.sync(sockets), { schedule: soon, until: (n) => n <= socketsBefore })
-      if (sockets() > socketsBefore) watch.note(`${sockets() - socketsBefore} sockets more than before`)
+      yield* noted(
+        "more sockets than before",
+        eventually(Effect.sync(sockets), (n) => n <= socketsBefore)
+      )
 
       // the sessions of abandoned work are terminated
-      yield* Effect.repeat(
+      yield* eventually(
         query(admin, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'storm'"),
-        { schedule: soon, until: (rows) => rows.length === 0 }
+        (rows) => rows.length === 0
       )
       const found = yield* query<{ id: number; rows: number; fibers: ReadonlyArray<number> }>(
         admin,

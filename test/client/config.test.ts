@@ -111,11 +111,14 @@ describe("the config of a client", () => {
   )
 
   it.effect("a client's config shows no secret", () =>
-    Effect.forEach(urls, ([, writer]) =>
+    Effect.forEach(urls, ([, writer, url]) =>
       Effect.gen(function* () {
         const config = yield* configOf({ writer })
         const shown = `${inspect(config, { depth: 9 })}${JSON.stringify(config)}${String(config.url)}`
-        assert.notMatch(shown, /pw@|it's|%25/)
+        const secret = /pw@|it's|%25/
+        // the URL has a password that the pattern finds, unless it has none
+        if (url?.includes("@") && new URL(url).password !== "") assert.match(text(config.url) ?? "", secret)
+        assert.notMatch(shown, secret)
       })
     )
   )

@@ -1,4 +1,4 @@
-import { describe, expect, it } from "@effect/vitest"
+import { assert, describe, expect, it } from "@effect/vitest"
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
@@ -6,10 +6,12 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
+import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
 import { Consistency, type Copy, DatabaseError } from "effect-db"
 import { copy, copyFailure, endless, given, one, textOf, writer } from "../support/copying.js"
-import { active, Db, fresh, look, Place, pid, soon, stored } from "../support/databases.js"
+import { active, Db, fresh, look, Place, pid, stored } from "../support/databases.js"
+import { eventually } from "../support/eventually.js"
 import { failure } from "../support/failures.js"
 import { randoms } from "../support/random.js"
 import { query, terminateBackends } from "../support/server.js"
@@ -328,17 +330,14 @@ describe("copyFrom", () => {
           const copying = yield* Effect.fork(copy(rows))
           yield* look<{ n: number }>(
             "SELECT count(*)::int AS n FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'"
-          ).pipe(Effect.repeat({ schedule: soon, until: ([row]) => row?.n === 1 }))
+          ).pipe(eventually(([row]) => row?.n === 1))
           // the buffers of the network are soon full
           let before = -1
           yield* look("SELECT 1").pipe(
-            Effect.repeat({
-              schedule: soon,
-              until: () => {
-                const isStill = read === before
-                before = read
-                return isStill && read > 0
-              }
+            eventually(() => {
+              const isStill = read === before
+              before = read
+              return isStill && read > 0
             })
           )
           expect(read * 10_000).toBeLessThan(50_000_000)
@@ -374,7 +373,7 @@ describe("copyFrom", () => {
                 url,
                 "SELECT 1 FROM pg_stat_activity WHERE datname = $1 AND wait_event_type = 'Lock' AND query LIKE 'COPY%'",
                 [name]
-              ).pipe(Effect.repeat({ schedule: soon, until: (rows) => rows.length === 1 }))
+              ).pipe(eventually((rows) => rows.length === 1))
               yield* Fiber.interrupt(copying)
               return yield* pid
             })
@@ -393,8 +392,12 @@ describe("copyFrom", () => {
       const rows = Stream.map(Stream.range(1, 30_000), (n) => [`n${n}`, n])
       yield* copy(rows, { onProgress: (progress) => Effect.sync(() => void seen.push(progress)) })
       expect(seen.length).toBeGreaterThan(3)
-      expect(seen.at(-1)).toEqual({ rows: 30_000, bytes: expect.any(Number) })
-      expect(seen).toEqual([...seen].sort((a, b) => a.rows - b.rows))
+      const bytes = Array.from({ length: 30_000 }, (_, i) => `n${i + 1}\t${i + 1}\n`).join("").length
+      expect(seen.at(-1)).toEqual({ rows: 30_000, bytes })
+      for (const key of ["rows", "bytes"] as const) {
+        const all = seen.map((progress) => progress[key])
+        expect(all).toEqual([...new Set(all)].sort((a, b) => a - b))
+      }
     }).pipe(Effect.provide(fresh()))
   )
 
@@ -453,8 +456,13 @@ describe("copyFrom", () => {
   it.scopedLive("copyFrom records a token in its causal session", () =>
     Effect.gen(function* () {
       const session = Consistency.makeSession()
+      const [before] = yield* look<{ lsn: string }>("SELECT pg_current_wal_insert_lsn()::text AS lsn")
       yield* copy(given(["a", 1])).pipe(Consistency.withSession(session))
-      expect(session.known.get("app")).toBeInstanceOf(Consistency.Token)
+      const token = session.known.get("app")
+      assert(token instanceof Consistency.Token)
+      // the position is behind that of the rows
+      const { lsn } = yield* Schema.encode(Consistency.Token)(token)
+      expect(yield* look(`SELECT '${lsn}'::pg_lsn > '${before?.lsn}' AS is_later`)).toEqual([{ is_later: true }])
     }).pipe(Effect.provide(fresh()))
   )
 
@@ -465,8 +473,14 @@ describe("copyFrom", () => {
       const rows = given({ firstColumn: 1, secondColumn: 2 }, { firstColumn: 3, secondColumn: "x" })
       const error = yield* copyFailure(sql.copyFrom("oddName", ["firstColumn", "secondColumn"], rows))
       expect(error).toMatchObject({ table: "oddName", line: 2, column: "secondColumn" })
+      const good = given({ firstColumn: 1, secondColumn: 2 })
+      expect(yield* sql.copyFrom("oddName", ["firstColumn", "secondColumn"], good)).toBe(1)
       const plain = sql.withoutTransforms()
-      expect(yield* plain.copyFrom("odd_name", ["first_column"], given({ first_column: 1 }))).toBe(1)
+      expect(yield* plain.copyFrom("odd_name", ["first_column"], given({ first_column: 3 }))).toBe(1)
+      expect(yield* look("SELECT * FROM odd_name ORDER BY 1")).toEqual([
+        { first_column: 1, second_column: 2 },
+        { first_column: 3, second_column: null }
+      ])
     }).pipe(
       Effect.provide(
         fresh({

@@ -6,7 +6,8 @@ import * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
 import { behind } from "../support/behind.js"
 import { copy, endless, given, one, textOf, writer } from "../support/copying.js"
-import { active, Db, fresh, insert, look, Place, pid, soon, stored } from "../support/databases.js"
+import { active, Db, fresh, insert, look, Place, pid, stored } from "../support/databases.js"
+import { eventually } from "../support/eventually.js"
 import { failure } from "../support/failures.js"
 import { sends } from "../support/proxy.js"
 import { terminateBackends } from "../support/server.js"
@@ -102,7 +103,7 @@ describe("copyTo", () => {
       yield* Deferred.await(first)
       yield* look(
         "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'ClientWrite'"
-      ).pipe(Effect.repeat({ schedule: soon, until: (rows) => rows.length === 1 }))
+      ).pipe(eventually((rows) => rows.length === 1))
       expect(bytes).toBeLessThan(1_000_000)
       yield* Deferred.succeed(held, undefined)
       yield* Fiber.join(reading)

@@ -4,8 +4,9 @@ import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import { DatabaseError, EmbeddedPostgres, RetryPolicy } from "effect-db"
-import { Db, fresh, Place, soon } from "../support/databases.js"
+import { Db, fresh, Place } from "../support/databases.js"
 import { directory } from "../support/directory.js"
+import { eventually } from "../support/eventually.js"
 import { query } from "../support/server.js"
 import { only, watch } from "../support/suites/pooling/observations.js"
 
@@ -30,7 +31,7 @@ it.scopedLive(
           Effect.gen(function* () {
             const reading = yield* Effect.fork(self)
             const running = query(reader, "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'")
-            yield* Effect.repeat(running, { schedule: soon, until: (rows) => rows.length === 1 })
+            yield* eventually(running, (rows) => rows.length === 1)
             yield* query(writer, "ALTER TABLE item ALTER n SET NOT NULL")
             return yield* Fiber.join(reading)
           })
@@ -72,7 +73,7 @@ it.scopedLive(
        END $$`
       )
       const isThere = query(reader, "SELECT 1 FROM pg_proc WHERE proname = 'cancelled'")
-      yield* Effect.repeat(isThere, { schedule: soon, until: (rows) => rows.length === 1 })
+      yield* eventually(isThere, (rows) => rows.length === 1)
       const sql = yield* Db.reader
       const facts = yield* watch
       const rows = yield* sql<{ yes: boolean }>`SELECT cancelled('conflict with recovery') AS yes`

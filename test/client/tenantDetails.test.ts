@@ -11,7 +11,8 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { Consistency, type Database, DatabaseError, DatabaseRuntime, Tenant, TestDatabase } from "effect-db"
 import { describe } from "vitest"
-import { Db, Place, run, soon } from "../support/databases.js"
+import { Db, Place, run } from "../support/databases.js"
+import { eventually } from "../support/eventually.js"
 import { failure } from "../support/failures.js"
 import { freshDatabase, query } from "../support/server.js"
 
@@ -26,10 +27,10 @@ const setUp = schemas
 const place = Effect.tap(freshDatabase, ({ reader, writer }) =>
   Effect.zipRight(
     query(writer, setUp),
-    Effect.repeat(query(reader, "SELECT 1 FROM pg_tables WHERE schemaname = 'c' AND tablename = 'item'"), {
-      until: (rows) => rows.length === 1,
-      schedule: soon
-    })
+    eventually(
+      query(reader, "SELECT 1 FROM pg_tables WHERE schemaname = 'c' AND tablename = 'item'"),
+      (rows) => rows.length === 1
+    )
   )
 )
 const fresh = (options: Partial<Database.Options> = {}) =>
@@ -115,9 +116,9 @@ describe("schema scopes", () => {
         const all = Effect.flatMap(Db[kind], (sql) => sql`SELECT * FROM item`)
         yield* Effect.all([all, all, a(all), a(all)])
         yield* query(writer, "ALTER TABLE public.item ADD x int; ALTER TABLE a.item ADD x int")
-        yield* Effect.repeat(
+        yield* eventually(
           query(reader, "SELECT 1 FROM pg_attribute WHERE attrelid = 'a.item'::regclass AND attname = 'x'"),
-          { until: (rows) => rows.length === 1, schedule: soon }
+          (rows) => rows.length === 1
         )
         assert.deepStrictEqual(yield* all, [])
         assert.deepStrictEqual(yield* a(all), [])
@@ -146,6 +147,7 @@ describe("schema scopes", () => {
         either._tag === "Left" ? (either.left as { _tag: string })._tag : either.right
       )
       const real = yield* tag
+      assert.strictEqual(real, "SchemaInvalid")
       assert.deepStrictEqual(yield* Effect.provide(tag, TestDatabase.layer(Db)), real)
     }).pipe(Effect.provide(fresh()))
   )

@@ -121,14 +121,16 @@ describe("prepared statements in schema scopes", () => {
       }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("prepared statements of all schemas share one limit", () =>
+  it.scopedLive("prepared statements of all schemas share one limit, and the least recently used goes first", () =>
     Effect.gen(function* () {
       yield* tables
       for (const _ of [1, 2, 3]) assert.deepStrictEqual(yield* all, expected)
       assert.deepStrictEqual(yield* a(value), 10)
-      const kept = "SELECT statement FROM pg_prepared_statements WHERE statement LIKE '%thing%'"
+      const kept = `SELECT parameter_types::text AS types FROM pg_prepared_statements
+        WHERE statement LIKE '%thing%' ORDER BY types`
       const sql = yield* Db.writer
-      assert.lengthOf(yield* sql.unsafe(kept).unprepared, 2)
+      // those of the schemas public and a, because that of b is used before them
+      assert.deepStrictEqual(yield* sql.unsafe(kept).unprepared, [{ types: "{bigint}" }, { types: "{integer}" }])
     }).pipe(Effect.provide(fresh({ preparedStatements: 2 })))
   )
 })

@@ -19,12 +19,7 @@ const stricter = ["a malformed URL", "a URL with an encoding that is not UTF-8"]
  * Strings of the table that are refused here, because libpq reads a part of a user or password as the
  * host.
  */
-const refusedByUs = [
-  "postgres://h/app?user=a@b",
-  "postgres://me:pa/ss@h/app",
-  "postgres://me:se@cret@h/app",
-  "postgres://me@corp:cret@h/app"
-]
+const refusedByUs = ["postgres://me:pa/ss@h/app", "postgres://me:se@cret@h/app", "postgres://me@corp:cret@h/app"]
 
 /**
  * Reads a connection string. Returns the parameters or null as libpq does, or the reason of a refusal
@@ -61,7 +56,7 @@ const libraries = [
 describe("a connection string", () => {
   it.each(table)("the connection string %j is read as libpq 18 reads it", (text, answer) => {
     const read = ours(text)
-    if (typeof read === "string") assert.include(refusedByUs, text)
+    if (refusedByUs.includes(text)) assert.isString(read)
     else assert.deepStrictEqual(read, answer)
   })
 

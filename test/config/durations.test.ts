@@ -12,7 +12,8 @@ import { afterEach, beforeEach, describe, vi } from "vitest"
 import { timer } from "../../src/internal/concurrency/clock.js"
 import { LoadShedding } from "../../src/internal/pool/loadShedding.js"
 import { Waiter, WaitQueue } from "../../src/internal/pool/waitQueue.js"
-import { Db, fresh, insert, soon, stored } from "../support/databases.js"
+import { Db, fresh, insert, stored } from "../support/databases.js"
+import { eventually } from "../support/eventually.js"
 
 const day = 86_400_000
 
@@ -119,10 +120,10 @@ describe("a database whose durations are all a year", () => {
         yield* Db.withTransaction(insert("second"))
         yield* Fiber.join(first)
       }).pipe(Db.withTransaction())
-      yield* Effect.repeat(Db.withConsistency(reader<{ name: string }>`SELECT name FROM item`, Consistency.Strong()), {
-        schedule: soon,
-        until: (rows) => rows.length === 2
-      })
+      yield* eventually(
+        Db.withConsistency(reader<{ name: string }>`SELECT name FROM item`, Consistency.Strong()),
+        (rows) => rows.length === 2
+      )
       // the only connection is in use for a moment, so the other caller waits
       yield* Effect.all([sql`SELECT pg_sleep(0.05)`, insert("third")], { concurrency: 2 })
       assert.deepStrictEqual(yield* stored, ["first", "second", "third"])

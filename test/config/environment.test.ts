@@ -221,19 +221,37 @@ describe("the environment as a configuration", () => {
     })
   )
 
-  it.scopedLive("a plain layer reads the password file of its connection string, and refuses a service", () =>
-    Effect.gen(function* () {
-      const place = yield* freshDatabase
-      const { PGPASSWORD, ...variables } = variablesOf(place.writer)
-      const { write } = yield* files
-      const passfile = write("passwords", `*:*:*:*:${PGPASSWORD}`)
-      const { PGDATABASE, PGHOST, PGPORT, PGUSER } = variables
-      const text = `host=${PGHOST} port=${PGPORT} dbname=${PGDATABASE} user=${PGUSER}`
-      const open = (text: string) => Effect.provide(name, Db.layer({ writer: Redacted.make(text) }))
-      assert.strictEqual((yield* open(`${text} passfile=${passfile}`))[0]?.name, place.name)
-      const refused = DatabaseConfig.make("app", { writer: Redacted.make(`${text} service=one`) })
-      assert.strictEqual(Either.getOrThrow(Either.flip(refused)).setting, "writer (service)")
-    })
+  it.scopedLive(
+    "a plain layer reads the password file of its connection string, not the environment, and refuses a service",
+    () =>
+      Effect.gen(function* () {
+        const place = yield* freshDatabase
+        const { PGPASSWORD, ...variables } = variablesOf(place.writer)
+        const { write } = yield* files
+        const passfile = write("passwords", `*:*:*:*:${PGPASSWORD}`)
+        const { PGDATABASE, PGHOST, PGPORT, PGUSER } = variables
+        const text = `host=${PGHOST} port=${PGPORT} dbname=${PGDATABASE} user=${PGUSER}`
+        const open = (text: string) => Effect.provide(name, Db.layer({ writer: Redacted.make(text) }))
+        assert.strictEqual((yield* open(`${text} passfile=${passfile}`))[0]?.name, place.name)
+        const given = { PGPASSWORD: PGPASSWORD ?? "", PGPASSFILE: passfile }
+        yield* Effect.acquireRelease(
+          Effect.sync(() => {
+            const before = { ...process.env }
+            Object.assign(process.env, given)
+            return before
+          }),
+          (before) =>
+            Effect.sync(() => {
+              process.env = before
+            })
+        )
+        const bare = Layer.provide(Db.layer({ writer: Redacted.make(text) }), Layer.setConfigProvider(provider(given)))
+        const error = yield* Effect.flip(Effect.scoped(Layer.build(bare)))
+        assert(error._tag === "ConnectFailed", String(error))
+        assert.include(error.message, "it asks for a password, and none was given")
+        const refused = DatabaseConfig.make("app", { writer: Redacted.make(`${text} service=one`) })
+        assert.strictEqual(Either.getOrThrow(Either.flip(refused)).setting, "writer (service)")
+      })
   )
 })
 

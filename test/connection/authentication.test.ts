@@ -8,8 +8,9 @@ import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import * as EmbeddedPostgres from "effect-db/EmbeddedPostgres"
 import { describe } from "vitest"
-import { Db, soon } from "../support/databases.js"
+import { Db } from "../support/databases.js"
 import { directory } from "../support/directory.js"
+import { eventuallySucceeds } from "../support/eventually.js"
 import { query } from "../support/server.js"
 import { listenOnPort } from "../support/tcp.js"
 
@@ -125,7 +126,7 @@ describe("a real server with md5", () => {
       yield* query(admin, "SELECT pg_reload_conf()")
       const server = (host: string, user: string, parameters = "") =>
         `postgres://${user}:${secret}@${host}:${port}/postgres?sslmode=disable${parameters}`
-      yield* Effect.retry(attempt(server("127.0.0.1", "old")), soon)
+      yield* eventuallySucceeds(attempt(server("127.0.0.1", "old")))
       assert.include(yield* refusal(server(remote, "old")), "md5")
       assert.include(yield* refusal(server("127.0.0.1", "old", "&require_auth=scram-sha-256")), "md5")
       yield* attempt(server("127.0.0.1", "open"))

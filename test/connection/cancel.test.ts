@@ -1,4 +1,7 @@
 /** Cancel requests: how they reach the server, and the statements for which they are sent. */
+import * as Net from "node:net"
+import * as path from "node:path"
+import { pipeline } from "node:stream"
 import { assert, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
@@ -10,8 +13,10 @@ import { type Database, DatabaseError } from "effect-db"
 import * as EmbeddedPostgres from "effect-db/EmbeddedPostgres"
 import { describe } from "vitest"
 import { startChild } from "../support/child.js"
-import { active, Db, soon } from "../support/databases.js"
+import { active, Db } from "../support/databases.js"
 import { directory } from "../support/directory.js"
+import { emptyFolder } from "../support/embedded.js"
+import { eventually, until } from "../support/eventually.js"
 import { type Message, makeProxy, sends } from "../support/proxy.js"
 import { freshDatabase, query } from "../support/server.js"
 import { makeTlsServer } from "../support/tls.js"
@@ -32,7 +37,7 @@ const running = (url: Redacted.Redacted<string>, count: number) => {
     ),
     ([row]) => row?.n
   )
-  return Effect.zipRight(Effect.repeat(look, { schedule: soon, until: (n) => n === count }), look)
+  return eventually(look, (n) => n === count)
 }
 
 /**
@@ -85,12 +90,14 @@ describe("a cancel", () => {
         yield* server.set("ssl", "off")
         const accepted = proxy.accepted
         yield* Fiber.interrupt(second)
-        yield* Effect.repeat(Effect.void, { schedule: soon, until: () => proxy.connections === 0 })
+        yield* until(() => proxy.connections === 0)
         assert.strictEqual(proxy.connections, 0)
         // there are two attempts to cancel, and TLS is requested and refused in each
         assert.strictEqual(proxy.accepted, accepted + 2)
         assert.deepStrictEqual(types(ofLast()), ["ssl", "tls"])
         assert.strictEqual(ofLast()[1]?.bytes.toString("latin1"), "N")
+        assert.notInclude(types(messages), "cancel")
+        assert.strictEqual(yield* running(server.url, 1), 1)
       }).pipe(Effect.provide(context))
     })
   )
@@ -114,7 +121,7 @@ describe("a cancel", () => {
       const fiber = yield* Effect.fork(Effect.provide(long, context))
       assert.strictEqual(yield* running(writer, 1), 1)
       yield* Fiber.interrupt(fiber)
-      yield* Effect.repeat(Effect.void, { schedule: soon, until: () => gate.clients.length + gate.refused === 2 })
+      yield* until(() => gate.clients.length + gate.refused === 2)
       assert.deepStrictEqual(gate.clients, [
         { name: "client", first: "startup" },
         { name: "client", first: "cancel" }
@@ -126,12 +133,27 @@ describe("a cancel", () => {
   it.scopedLive("a cancel uses the Unix socket if the session does", () =>
     Effect.gen(function* () {
       const { password, port, sockets, url, username } = yield* makeTlsServer
-      const context = yield* open({ writer: { host: sockets, port, database: "postgres", username, password } })
+      // a server listens on its TCP port too, so only a socket of the test shows that a cancel has used it
+      const folder = yield* emptyFolder
+      const socket = `.s.PGSQL.${port}`
+      let accepted = 0
+      const relay = Net.createServer((client) => {
+        accepted++
+        const server = Net.connect(path.join(sockets, socket))
+        pipeline(client, server, client, () => {})
+      })
+      yield* Effect.acquireRelease(
+        Effect.async<void>((resume) => void relay.listen(path.join(folder, socket), () => resume(Effect.void))),
+        () => Effect.sync(() => relay.close())
+      )
+      const context = yield* open({ writer: { host: folder, port, database: "postgres", username, password } })
       yield* Effect.gen(function* () {
         const fiber = yield* Effect.fork(long)
         assert.strictEqual(yield* running(url, 1), 1)
+        assert.strictEqual(accepted, 1)
         yield* Fiber.interrupt(fiber)
         assert.strictEqual(yield* running(url, 0), 0)
+        assert.strictEqual(accepted, 2)
       }).pipe(Effect.provide(context))
     })
   )
@@ -146,7 +168,7 @@ describe("a cancel", () => {
         const fibers = yield* Effect.forEach(Array.from({ length: 100 }), () => Effect.fork(long))
         // queried through the last connection
         const count = sql<{ n: number }>`SELECT count(*)::int AS n FROM pg_stat_activity WHERE query LIKE '%AS long'`
-        yield* Effect.repeat(count, { schedule: soon, until: ([row]) => row?.n === 100 })
+        yield* eventually(count, ([row]) => row?.n === 100)
         const refused = yield* Effect.flip(Effect.sandbox(query(url, "SELECT 1")))
         assert.include(Cause.pretty(refused), "too many clients")
 
@@ -157,7 +179,7 @@ describe("a cancel", () => {
         // the pool keeps its connections, so the server has none left for another client
         const busy = sql<{ n: number }>`SELECT count(*)::int AS n FROM pg_stat_activity
           WHERE state = 'active' AND query LIKE '%AS long'`
-        yield* Effect.repeat(busy, { schedule: soon, until: ([row]) => row?.n === 0 })
+        yield* eventually(busy, ([row]) => row?.n === 0)
         assert.deepStrictEqual(yield* busy, [{ n: 0 }])
       }).pipe(Effect.provide(context))
     })

@@ -8,7 +8,8 @@ import * as Layer from "effect/Layer"
 import * as Stream from "effect/Stream"
 import { type Database, DatabaseError } from "effect-db"
 import { describe } from "vitest"
-import { active, Db, fresh, insert, Place, soon, stored } from "../support/databases.js"
+import { active, Db, fresh, insert, Place, pid, stored } from "../support/databases.js"
+import { eventually } from "../support/eventually.js"
 import { freshDatabase, query } from "../support/server.js"
 import { listenOnPort } from "../support/tcp.js"
 
@@ -94,12 +95,18 @@ describe("Connection", () => {
   )
 
   it.scopedLive(
-    "several commands in one text are atomic, run in a transaction as well, and are refused on a reader",
+    "several commands in one text are atomic outside of a transaction, part of it inside, and refused on a reader",
     () =>
       Effect.gen(function* () {
         const sql = yield* Db.writer
         const reader = yield* Db.reader
-        yield* Effect.ignore(sql`INSERT INTO item (name) VALUES ('x'); SELECT 1 / 0`)
+        yield* Effect.flip(sql`INSERT INTO item (name) VALUES ('x'); SELECT 1 / 0`)
+        assert.deepStrictEqual(yield* stored, [])
+        const undone = Effect.zipRight(
+          sql`INSERT INTO item (name) VALUES ('y'); INSERT INTO item (name) VALUES ('z')`,
+          Effect.fail("undone" as const)
+        )
+        assert.strictEqual(yield* Effect.flip(Db.withTransaction(undone)), "undone")
         assert.deepStrictEqual(yield* stored, [])
         yield* Db.withTransaction(sql`INSERT INTO item (name) VALUES ('a'); INSERT INTO item (name) VALUES ('b')`)
         assert.deepStrictEqual(yield* stored, ["a", "b"])
@@ -129,7 +136,7 @@ describe("Connection", () => {
     }).pipe(Effect.provide(fresh({ readers: [] })))
   )
 
-  it.scopedLive("a statement that cannot be sent or is refused fails, and the next one succeeds", () =>
+  it.scopedLive("a statement that cannot be sent or is refused fails, and its connection stays usable", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
       const circular: { self?: unknown } = {}
@@ -146,9 +153,11 @@ describe("Connection", () => {
         sql`COPY item FROM STDIN`,
         sql`NOT SQL AT ALL`
       ]
+      const session = yield* pid
       for (const statement of bad) {
         const error = yield* statement.pipe(DatabaseError.refine, Effect.flip)
         assert.oneOf(error._tag, ["QueryFailed", "InvalidInput"])
+        assert.strictEqual(yield* pid, session)
       }
       yield* insert("next")
       assert.strictEqual(yield* active, 0)
@@ -312,7 +321,7 @@ describe("Connection", () => {
                 .find((words) => words[1]?.endsWith(hex(ports?.client)) && words[2]?.endsWith(hex(ports?.server)))
             )
             // until all sent data is acknowledged, the timer is that of retransmission
-            yield* Effect.repeat(entry, { schedule: soon, until: (words) => /^0[02]:/.test(words?.[5] ?? "") })
+            yield* eventually(entry, (words) => /^0[02]:/.test(words?.[5] ?? ""))
             const [kind, ticks] = (yield* entry)?.[5]?.split(":") ?? []
             return kind === "02" ? Math.ceil(Number.parseInt(ticks ?? "", 16) / 100) : 0
           }).pipe(Effect.provide(Db.layer({ writer, ...options })))

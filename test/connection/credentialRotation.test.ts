@@ -12,7 +12,7 @@ import type { Connection } from "../../src/internal/connection/connection.js"
 import { connectToHost } from "../../src/internal/connection/connectToHost.js"
 import { Connections } from "../../src/internal/pool/connections.js"
 import { Secret } from "../../src/internal/protocol/secret.js"
-import { soon } from "../support/databases.js"
+import { eventually } from "../support/eventually.js"
 import { fill, given, holder, open, session, users } from "../support/providedCredentials.js"
 import { makeProxy } from "../support/proxy.js"
 import { anonymous, type Role } from "../support/roles.js"
@@ -42,17 +42,11 @@ describe("credentials from a provider", () => {
         // a rotation is detected by the next connect
         yield* fill(sql, (yield* figures).total)
         yield* heard("CredentialsRotated", i + 1)
-        yield* Effect.repeat(users(admin, name), {
-          schedule: soon,
-          until: (all) => all.filter((user) => user !== role.name).length === 1
-        })
+        yield* eventually(users(admin, name), (all) => all.filter((user) => user !== role.name).length === 1)
         const [before, after] = yield* busy
         assert.notStrictEqual(before.user, role.name)
         assert.deepStrictEqual(after, before)
-        yield* Effect.repeat(users(admin, name), {
-          schedule: soon,
-          until: (all) => all.length >= 4 && all.every((user) => user === role.name)
-        })
+        yield* eventually(users(admin, name), (all) => all.length >= 4 && all.every((user) => user === role.name))
       }
       assert.deepStrictEqual(
         facts.flatMap((fact) => (fact._tag === "CredentialsRotated" ? [fact.generation] : [])),
@@ -77,7 +71,7 @@ describe("credentials from a provider", () => {
       provider.use(b)
       yield* Effect.flatten(holder(sql))
       yield* Effect.all(busy)
-      yield* Effect.repeat(users(admin, name), { schedule: soon, until: (all) => all.join() === b.name })
+      yield* eventually(users(admin, name), (all) => all.join() === b.name)
     })
   )
 
@@ -154,7 +148,7 @@ describe("credentials from a provider", () => {
       yield* heard("Closed")
       assert.deepStrictEqual(closed(facts), ["oldCredentials"])
       // the server lists a session for a moment after its socket is closed
-      yield* Effect.repeat(users(admin, name), { schedule: soon, until: (all) => all.join() === b.name })
+      yield* eventually(users(admin, name), (all) => all.join() === b.name)
       assert.deepStrictEqual(yield* figures, { active: 0, connecting: 0, idle: 1, total: 1, waiting: 0 })
       assert.strictEqual(provider.asked, 2)
       assert.isAbove(a.name.length, 0)
@@ -170,9 +164,9 @@ describe("credentials from a provider", () => {
         return Effect.map(Deferred.await(question), (role) => role.credentials)
       })
       const asked = (times: number) =>
-        Effect.repeat(
+        eventually(
           Effect.sync(() => questions.length),
-          { schedule: soon, until: (n) => n === times }
+          (n) => n === times
         )
       const answer = (question: number, role: Role) =>
         Deferred.succeed(questions[question - 1] ?? assert.fail("not asked"), role)

@@ -25,7 +25,8 @@ import * as Stream from "effect/Stream"
 import * as Tracer from "effect/Tracer"
 import { type Database, DatabaseConfig, DatabaseError, RetryPolicy } from "effect-db"
 import { describe } from "vitest"
-import { Audit, Db, soon } from "../support/databases.js"
+import { Audit, Db } from "../support/databases.js"
+import { eventually } from "../support/eventually.js"
 import { taggedFailure } from "../support/failures.js"
 import { fill, given, holder, open, session, users } from "../support/providedCredentials.js"
 import { makeProxy } from "../support/proxy.js"
@@ -37,7 +38,7 @@ const hearHello = (sql: PgClient, admin: Redacted.Redacted<string>) =>
   Effect.gen(function* () {
     const heard = yield* Effect.fork(Stream.runHead(sql.listen("news")))
     const say = Effect.zipRight(query(admin, "SELECT pg_notify('news', 'hello')"), Fiber.poll(heard))
-    yield* Effect.repeat(say, { schedule: soon, until: Option.isSome })
+    yield* eventually(say, Option.isSome)
     return yield* Fiber.join(heard)
   })
 
@@ -189,7 +190,7 @@ describe("credentials from a provider", () => {
         provider.use(a)
         assert.notStrictEqual((yield* session(sql)).pid, pid)
         // a connect whose provider hangs is not awaited, so it may still be under way
-        yield* Effect.repeat(figures, { schedule: soon, until: ({ connecting }) => connecting === 0 })
+        yield* eventually(figures, ({ connecting }) => connecting === 0)
         assert.deepStrictEqual(yield* figures, { active: 0, connecting: 0, idle: 1, total: 1, waiting: 0 })
 
         const eager = Db.layer({
@@ -257,11 +258,11 @@ describe("credentials from a provider", () => {
       provider.answer = Effect.onInterrupt(Effect.never, () => Deferred.succeed(stopped, undefined))
       yield* Effect.scoped(
         Effect.gen(function* () {
-          const { sql } = yield* open({ writer, credentials: provider.credentials, connectTimeout: "1 minute" })
+          const { sql } = yield* open({ writer, credentials: provider.credentials, connectTimeout: "1 hour" })
           const fiber = yield* Effect.fork(sql`SELECT 1`)
-          yield* Effect.repeat(
+          yield* eventually(
             Effect.sync(() => provider.asked),
-            { schedule: soon, until: (n) => n === 1 }
+            (n) => n === 1
           )
           yield* Fiber.interrupt(fiber)
         })
@@ -412,11 +413,11 @@ describe("credentials from a provider", () => {
         [name]
       )
       const fiber = yield* Effect.fork(sql`SELECT pg_sleep(60)`)
-      yield* Effect.repeat(sleeping, { schedule: soon, until: (rows) => rows.length === 2 })
+      yield* eventually(sleeping, (rows) => rows.length === 2)
       // the provider returns other credentials from now on
       provider.use(b)
       yield* Fiber.interrupt(fiber)
-      yield* Effect.repeat(sleeping, { schedule: soon, until: (rows) => rows.length === 1 })
+      yield* eventually(sleeping, (rows) => rows.length === 1)
       // the connection is kept until new credentials are requested
       assert.strictEqual((yield* session(sql)).user, a.name)
     })

@@ -14,8 +14,9 @@ import * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
 import { type Database, UnitOfWork } from "effect-db"
 import * as EmbeddedPostgres from "effect-db/EmbeddedPostgres"
-import { Audit, active, Db, run, soon } from "../support/databases.js"
+import { Audit, active, Db, run } from "../support/databases.js"
 import { directory } from "../support/directory.js"
+import { eventually } from "../support/eventually.js"
 import { type Message, makeProxy, sends } from "../support/proxy.js"
 import { query } from "../support/server.js"
 
@@ -294,9 +295,7 @@ const holder = Effect.gen(function* () {
 
 /** Waits until the work is in the queue of the pool, if another transaction holds the connection. */
 const queued = (way: Way) =>
-  way.held === true
-    ? Effect.repeat(Db.status, { schedule: soon, until: ({ servers }) => servers[0]?.writes?.waiting === 1 })
-    : Effect.void
+  way.held === true ? eventually(Db.status, ({ servers }) => servers[0]?.writes?.waiting === 1) : Effect.void
 
 const testInterruption = (way: Way, network: Network) =>
   Effect.gen(function* () {
@@ -326,10 +325,10 @@ const testInterruption = (way: Way, network: Network) =>
 
     yield* Effect.gen(function* () {
       // so that no connect is needed while nothing answers
-      yield* Effect.repeat(Db.status, {
-        schedule: soon,
-        until: ({ servers }) => servers[0]?.writes?.idle === (options.minConnections ?? servers[0]?.writes?.idle)
-      })
+      yield* eventually(
+        Db.status,
+        ({ servers }) => servers[0]?.writes?.idle === (options.minConnections ?? servers[0]?.writes?.idle)
+      )
       const release = way.held === true ? yield* holder : Effect.void
       // another caller on another connection of the same pool
       const bystander = yield* way.options === undefined
@@ -380,14 +379,11 @@ const testInterruption = (way: Way, network: Network) =>
       // end, and no client receives the result.
       let looked: unknown
       let isClean = false
-      yield* Effect.repeat(Effect.all([Effect.map(left, ([row]) => row), Db.status]), {
-        schedule: soon,
-        until: ([seen, { servers }]) => {
-          const pool = servers[0]?.writes
-          looked = { seen, pool }
-          isClean = seen?.busy === 0 && pool?.active === 0 && seen.all === pool.idle
-          return isClean
-        }
+      yield* eventually(Effect.all([Effect.map(left, ([row]) => row), Db.status]), ([seen, { servers }]) => {
+        const pool = servers[0]?.writes
+        looked = { seen, pool }
+        isClean = seen?.busy === 0 && pool?.active === 0 && seen.all === pool.idle
+        return isClean
       })
       assert.isTrue(isClean, JSON.stringify(looked))
       const stored = (yield* query<{ name: string }>(url, "SELECT name FROM item")).map((row) => row.name)

@@ -7,10 +7,11 @@ import * as Stream from "effect/Stream"
 import { Consistency, type Database, DatabaseError, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
 import { behindBouncer, freshPooled, hasBouncer, makeBouncer, pooled } from "../support/bouncer.js"
-import { active, Db, freshTable, insert, Place, soon, stored } from "../support/databases.js"
+import { active, Db, freshTable, insert, Place, stored } from "../support/databases.js"
+import { eventually } from "../support/eventually.js"
 import { taggedFailure } from "../support/failures.js"
 import { behindPooler, refusal, settings } from "../support/pooler.js"
-import { makeProxy } from "../support/proxy.js"
+import { answers, makeProxy, sends } from "../support/proxy.js"
 import { freshDatabase, query } from "../support/server.js"
 import * as KnownFailures from "../support/suites/knownFailures.js"
 import { batches, batchesKeptApart } from "../support/suites/requestBatches.js"
@@ -32,8 +33,9 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
             Effect.gen(function* () {
               const sql = yield* Db.writer
               const reader = yield* Db.reader
-              // a new connection checks the role of its server first
-              yield* sql`SELECT 1`
+              // a new connection checks the role of its server first, and the first transaction checks
+              // that the server reports ids
+              yield* Db.withTransaction(insert("first"))
               return [
                 yield* counted(sql`SELECT ${1}::int`),
                 yield* counted(reader`SELECT ${1}::int`),
@@ -46,6 +48,26 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
           assert.deepStrictEqual(yield* trips({}), [1, 1, 3, 1])
           assert.deepStrictEqual(yield* trips({ statementTimeout: "5 seconds", lockTimeout: "1 second" }), [1, 1, 3, 1])
         })
+    )
+
+    it.scopedLive("a COMMIT that loses its connection to the pooler is resolved through the pooler", () =>
+      Effect.gen(function* () {
+        const place = yield* freshTable
+        const proxy = yield* makeProxy((pooled(place.name) ?? place).writer)
+        yield* Effect.gen(function* () {
+          for (let n = 0; n < 10; n++) {
+            yield* proxy.when(answers("COMMIT"), "cut")
+            yield* Db.withTransaction(insert(`${n} a`))
+            yield* proxy.when(sends("COMMIT"), "cut")
+            const error = yield* taggedFailure("Disconnected", Db.withTransaction(insert(`${n} undone`)))
+            assert.strictEqual(error.outcome, "undone")
+            yield* proxy.when(sends("COMMIT"), "cut")
+            yield* Db.withTransaction(insert(`${n} b`), { retry: true })
+          }
+        }).pipe(Effect.provide(Db.layer({ writer: proxy.url, mode: "transactionPooler" })))
+        const expected = Array.from({ length: 10 }, (_, n) => [`${n} a`, `${n} b`]).flat()
+        assert.deepStrictEqual(yield* Effect.provideService(stored, Place, place), expected)
+      })
     )
 
     it.scopedLive(
@@ -63,7 +85,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
           yield* Effect.gen(function* () {
             const sql = yield* Db.writer
             // a new connection checks the role of its server first
-            yield* sql`SELECT 1`
+            yield* Db.withTransaction(sql`SELECT pg_current_xact_id()`)
             const before = proxy.roundTrips
             yield* Db.withTransaction(Effect.zipRight(insert("a"), insert("b")))
             assert.strictEqual(proxy.roundTrips - before, 3)
@@ -223,9 +245,9 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
             Db.withTransaction(
               Effect.gen(function* () {
                 yield* insert("undone")
-                yield* Effect.repeat(
+                yield* eventually(
                   query(writer, "SELECT 1 FROM pg_stat_activity WHERE datname = $1 AND state LIKE 'idle in%'", [name]),
-                  { schedule: soon, until: (rows) => rows.length === 0 }
+                  (rows) => rows.length === 0
                 )
                 yield* insert("late")
               })
@@ -260,10 +282,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
             Db.withTransaction(
               Effect.gen(function* () {
                 yield* insert("undone")
-                yield* Effect.repeat(bouncer.admin("SHOW CLIENTS"), {
-                  schedule: soon,
-                  until: (clients) => clients.length === 1
-                })
+                yield* eventually(bouncer.admin("SHOW CLIENTS"), (clients) => clients.length === 1)
                 yield* insert("late")
               })
             )
@@ -311,10 +330,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
     it.scopedLive("a reader refuses writes on a replica, and reads there", () =>
       Effect.gen(function* () {
         const { reader: replica } = yield* Place
-        yield* Effect.repeat(query(replica, "SELECT 1 FROM pg_class WHERE relname = 'item'"), {
-          schedule: soon,
-          until: (rows) => rows.length === 1
-        })
+        yield* eventually(query(replica, "SELECT 1 FROM pg_class WHERE relname = 'item'"), (rows) => rows.length === 1)
         yield* refusesWrites
         const reader = yield* Db.reader
         assert.deepStrictEqual(yield* reader`SELECT pg_is_in_recovery() AS standby`, [{ standby: true }])
@@ -397,7 +413,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
         assert.strictEqual(error.setting, "mode")
         assert.match(error.message, /"session" for (listen|reserve)/)
       }
-      yield* Effect.repeat(sql.notify("news", "heard"), { schedule: soon, until: () => Deferred.isDone(heard) })
+      yield* eventually(Effect.zipRight(sql.notify("news", "heard"), Deferred.isDone(heard)), (isDone) => isDone)
       assert.strictEqual(yield* Deferred.await(heard), "heard")
     }).pipe(Effect.provide(freshPooled()))
   )

@@ -12,7 +12,8 @@ import { DatabaseError, RetryPolicy } from "effect-db"
 import { describe } from "vitest"
 import { type Bouncer, behindBouncer, hasBouncer, makeBouncer, pooled } from "../support/bouncer.js"
 import { changedUrl } from "../support/changedUrl.js"
-import { active, Db, freshTable, insert, Place, soon, stored } from "../support/databases.js"
+import { active, Db, freshTable, insert, Place, stored } from "../support/databases.js"
+import { eventually, until } from "../support/eventually.js"
 import { taggedFailure } from "../support/failures.js"
 import { behindPooler, refusal } from "../support/pooler.js"
 import { makeProxy, sends } from "../support/proxy.js"
@@ -24,29 +25,26 @@ const once = RetryPolicy.with(RetryPolicy.never)
 /** Waits until the server of a database runs `count` matching statements. */
 const running = (count: number, like: string) =>
   Effect.flatMap(Place, ({ writer }) =>
-    Effect.repeat(
+    eventually(
       query(
         writer,
         "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND state = 'active' AND query LIKE $1",
         [like]
       ),
-      { schedule: soon, until: (rows) => rows.length === count }
+      (rows) => rows.length === count
     )
   )
 
 /** Waits until `count` clients of a PgBouncer wait for a server. */
 const waiting = (bouncer: Bouncer, count: number) =>
-  Effect.repeat(bouncer.admin("SHOW CLIENTS"), {
-    schedule: soon,
-    until: (clients) => clients.filter(({ state }) => state === "waiting").length === count
-  })
+  eventually(
+    bouncer.admin("SHOW CLIENTS"),
+    (clients) => clients.filter(({ state }) => state === "waiting").length === count
+  )
 
 /** Waits until a client of a PgBouncer has a server. */
 const held = (bouncer: Bouncer) =>
-  Effect.repeat(bouncer.admin("SHOW SERVERS"), {
-    schedule: soon,
-    until: (servers) => servers.some(({ state }) => state === "active")
-  })
+  eventually(bouncer.admin("SHOW SERVERS"), (servers) => servers.some(({ state }) => state === "active"))
 
 describe.skipIf(!hasBouncer)(behindBouncer, () => {
   describe("interruption behind PgBouncer", () => {
@@ -80,7 +78,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
           yield* waiting(bouncer, 1)
           yield* Effect.timeout(Fiber.interrupt(statement), "1300 millis")
           // PgBouncer detects that the client is gone only when it has a free server
-          yield* Effect.repeat(Db.status, { schedule: soon, until: ({ servers }) => servers[0]?.writes?.total === 1 })
+          yield* eventually(Db.status, ({ servers }) => servers[0]?.writes?.total === 1)
           yield* Deferred.succeed(released, undefined)
           yield* Fiber.join(holder)
           yield* insert("next")
@@ -105,10 +103,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
           const sent = yield* proxy.when(sends("pg_sleep"), "freeze")
           const fiber = yield* Effect.fork(DatabaseError.refine(sql`SELECT pg_sleep(60)`).pipe(Effect.flip))
           yield* sent
-          const isCancelled = Effect.repeat(Effect.void, {
-            schedule: soon,
-            until: () => proxy.accepted > accepted && proxy.connections === connections
-          })
+          const isCancelled = until(() => proxy.accepted > accepted && proxy.connections === connections)
           yield* Effect.fork(Effect.zipRight(isCancelled, proxy.thaw))
           yield* Scope.close(scope, Exit.void)
           const error = yield* Fiber.join(fiber)
@@ -172,9 +167,9 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
             Schedule.intersect(Schedule.spaced("2 millis"), Schedule.recurs(20))
           )
           yield* proxy.thaw
-          yield* Effect.repeat(
+          yield* eventually(
             Effect.sync(() => proxy.connections),
-            { schedule: soon, until: (n) => n === 0 }
+            (n) => n === 0
           )
         }).pipe(Effect.provide(Layer.merge(database, Layer.succeed(Place, place))))
       })
@@ -272,10 +267,7 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
         Effect.gen(function* () {
           const holding = yield* Deferred.make<void>()
           const holder = yield* Effect.fork(Db.withTransaction(Effect.zipLeft(insert("held"), Deferred.await(holding))))
-          yield* Effect.repeat(bouncer.admin("SHOW SERVERS"), {
-            schedule: soon,
-            until: (servers) => servers.some(({ state }) => state === "active")
-          })
+          yield* eventually(bouncer.admin("SHOW SERVERS"), (servers) => servers.some(({ state }) => state === "active"))
           for (const refused of [once(insert("refused")), once(Db.withTransaction(insert("refused")))]) {
             assert.strictEqual((yield* taggedFailure("Disconnected", refused)).outcome, "notSent")
           }
@@ -341,12 +333,9 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
         assert.strictEqual((yield* refusal(options)).reason, "unresponsive")
         yield* proxy.accept
         // the database opens once there is a server
-        yield* Effect.repeat(
+        yield* eventually(
           Effect.exit(Effect.scoped(Layer.build(Db.layer({ ...options, mode: "transactionPooler" })))),
-          {
-            schedule: soon,
-            until: Exit.isSuccess
-          }
+          Exit.isSuccess
         )
         // PgBouncer accepts every client now, because it has kept the parameters of the server
         yield* proxy.freeze

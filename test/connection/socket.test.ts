@@ -10,7 +10,8 @@ import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import { type Database, DatabaseConfig } from "effect-db"
 import { describe } from "vitest"
-import { Db, soon } from "../support/databases.js"
+import { Db } from "../support/databases.js"
+import { eventually, until } from "../support/eventually.js"
 import { freshDatabase, query } from "../support/server.js"
 import { makeTlsServer } from "../support/tls.js"
 
@@ -78,15 +79,16 @@ describe("sockets of the program", () => {
           "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND state = 'active' AND query LIKE 'SELECT pg_sleep(61%'"
         )
         const fiber = yield* Effect.fork(sql`SELECT pg_sleep(61)`)
-        yield* Effect.repeat(sleeping, { schedule: soon, until: (rows) => rows.length > 0 })
+        yield* eventually(sleeping, (rows) => rows.length > 0)
+        assert.strictEqual(opened, 1)
         yield* Fiber.interrupt(fiber)
-        yield* Effect.repeat(sleeping, { schedule: soon, until: (rows) => rows.length === 0 })
-        assert.isAtLeast(opened, 2)
-      }).pipe(Effect.provide(Db.layer({ writer: { ...parts, socket } })))
-      yield* Effect.repeat(
-        Effect.sync(() => closed),
-        { schedule: soon, until: () => closed === opened }
-      )
+        yield* eventually(sleeping, (rows) => rows.length === 0)
+        // the connection is kept, so the second stream was that of the cancel
+        yield* sql`SELECT 1`
+        assert.strictEqual(opened, 2)
+        assert.isBelow(closed, 2)
+      }).pipe(Effect.provide(Db.layer({ writer: { ...parts, socket }, maxConnections: 1 })))
+      yield* until(() => closed === opened)
     })
   )
 
@@ -101,7 +103,7 @@ describe("sockets of the program", () => {
       yield* Effect.gen(function* () {
         const sql = yield* Db.writer
         const fiber = yield* Effect.fork(Effect.flip(sql`SELECT pg_sleep(60)`))
-        yield* Effect.repeat(Db.status, { schedule: soon, until: ({ servers }) => servers[0]?.writes?.active === 1 })
+        yield* eventually(Db.status, ({ servers }) => servers[0]?.writes?.active === 1)
         for (const socket of sockets) socket.destroy()
         const error = yield* Fiber.join(fiber)
         assert.strictEqual(Reflect.get(Object(error.cause), "_tag"), "Disconnected")
@@ -175,9 +177,9 @@ describe("sockets of the program", () => {
         assert.strictEqual(reason, "unreachable", message)
         assert.include(message, says)
       }
-      yield* Effect.repeat(
+      yield* eventually(
         Effect.sync(() => isInterrupted),
-        { schedule: soon, until: (it) => it }
+        (it) => it
       )
     })
   )

@@ -8,7 +8,7 @@ import { describe } from "vitest"
 import { behind } from "../support/behind.js"
 import { Db, fresh, insert, Place, stored } from "../support/databases.js"
 import { failure } from "../support/failures.js"
-import { sends } from "../support/proxy.js"
+import { type Proxy, sends } from "../support/proxy.js"
 import { query } from "../support/server.js"
 
 const columns = (table = "item") =>
@@ -29,6 +29,16 @@ const addColumn = Effect.gen(function* () {
   )
   return String(row?.names)
 })
+
+/** Counts the errors that the server returns from now on. */
+const countRefusals = (proxy: Proxy) => {
+  let refused = 0
+  const counted = proxy.when(({ from, type }) => {
+    if (from === "server" && type === "E") refused++
+    return false
+  }, "pass")
+  return Effect.as(counted, () => refused)
+}
 
 describe("stale plans", () => {
   const firsts = {
@@ -54,30 +64,36 @@ describe("stale plans", () => {
   }
 
   it.scopedLive("a stale plan of a reader in a writer's transaction, or of a sandbox, is prepared again", () =>
-    Effect.gen(function* () {
-      const reader = yield* Db.reader
-      const read = Effect.map(reader`SELECT * FROM item`, (rows) => Object.keys(rows[0] ?? {}).join())
-      yield* insert("a")
-      yield* Db.withTransaction(
-        Effect.gen(function* () {
-          yield* insert("b")
-          yield* read
+    behind({ maxConnections: 1 }, (proxy) =>
+      Effect.gen(function* () {
+        const refusals = yield* countRefusals(proxy)
+        const reader = yield* Db.reader
+        const read = Effect.map(reader`SELECT * FROM item`, (rows) => Object.keys(rows[0] ?? {}).join())
+        yield* insert("a")
+        yield* Db.withTransaction(
+          Effect.gen(function* () {
+            yield* insert("b")
+            yield* read
+          })
+        )
+        const expected = yield* addColumn
+        yield* Db.withTransaction(
+          Effect.gen(function* () {
+            yield* insert("c")
+            assert.strictEqual(yield* read, expected)
+          })
+        )
+        assert.strictEqual(refusals(), 1)
+        const after = yield* addColumn
+        const sandbox = Effect.gen(function* () {
+          yield* (yield* Db.writer)`SET lock_timeout = 0`
+          assert.strictEqual(yield* columns(), after)
         })
-      )
-      const expected = yield* addColumn
-      yield* Db.withTransaction(
-        Effect.gen(function* () {
-          yield* insert("c")
-          assert.strictEqual(yield* read, expected)
-        })
-      )
-      const sandbox = Effect.gen(function* () {
-        yield* (yield* Db.writer)`SET lock_timeout = 0`
-        assert.strictEqual(yield* columns(), expected)
+        yield* Effect.provide(sandbox, TestDatabase.layer(Db))
+        assert.strictEqual(refusals(), 2)
+        assert.deepStrictEqual(yield* stored, ["a", "b", "c"])
       })
-      yield* Effect.provide(sandbox, TestDatabase.layer(Db))
-      assert.deepStrictEqual(yield* stored, ["a", "b", "c"])
-    }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
+    )
   )
 
   it.scopedLive("a connection with a stale plan drops its other plans, because each would be refused in turn", () =>
@@ -89,19 +105,15 @@ describe("stale plans", () => {
         const texts = [1, 2, 3].map((n) => `SELECT ${n} AS n, item.* FROM item`)
         for (const text of texts) yield* sql.unsafe(text)
         yield* addColumn
-        let refused = 0
-        yield* proxy.when(({ from, type }) => {
-          if (from === "server" && type === "E") refused++
-          return false
-        }, "pass")
+        const refusals = yield* countRefusals(proxy)
         for (const text of texts) yield* Db.withTransaction(sql.unsafe(text))
-        assert.strictEqual(refused, 1)
+        assert.strictEqual(refusals(), 1)
         yield* sql`DEALLOCATE ALL`.unprepared
         yield* sql`DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$`
         for (const text of texts) yield* Db.withTransaction(sql.unsafe(text))
         yield* sql`DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$`
         for (const text of texts) yield* sql.unsafe(text)
-        assert.strictEqual(refused, 2)
+        assert.strictEqual(refusals(), 2)
       })
     )
   )

@@ -7,7 +7,8 @@ import * as Fiber from "effect/Fiber"
 import * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
 import { type Database, DatabaseError, DatabaseRuntime } from "effect-db"
-import { Db, fresh, Place, run, soon } from "../support/databases.js"
+import { Db, fresh, Place, run } from "../support/databases.js"
+import { eventually } from "../support/eventually.js"
 import { failure, taggedFailure } from "../support/failures.js"
 import { freshDatabase, query } from "../support/server.js"
 
@@ -328,12 +329,12 @@ describe("advice in errors", () => {
     Effect.gen(function* () {
       const { writer } = yield* Place
       const slow = yield* Effect.fork(taggedFailure("StatementTimeout", run("SELECT pg_sleep(30)")))
-      yield* Effect.repeat(
+      yield* eventually(
         query(
           writer,
           "SELECT pg_cancel_backend(pid) AS done FROM pg_stat_activity WHERE datname = current_database() AND query = 'SELECT pg_sleep(30)'"
         ),
-        { schedule: soon, until: (rows) => rows.length > 0 }
+        (rows) => rows.length > 0
       )
       const { message } = yield* Fiber.join(slow)
       assert.include(message, "user request")
@@ -405,9 +406,9 @@ describe("advice in errors", () => {
           Effect.gen(function* () {
             yield* run(`SET LOCAL ${setting} = '50ms'`)
             const ended = yield* Deferred.make<void>()
-            yield* Effect.repeat(
+            yield* eventually(
               Effect.map(Db.status, ({ servers }) => servers[0]?.writes?.total ?? 0),
-              { schedule: soon, until: (total) => total === 0 }
+              (total) => total === 0
             ).pipe(Effect.zipRight(Deferred.succeed(ended, undefined)))
             yield* run("SELECT 1")
           })

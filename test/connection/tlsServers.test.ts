@@ -5,7 +5,8 @@ import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import { DatabaseError } from "effect-db"
 import { describe } from "vitest"
-import { Db, soon } from "../support/databases.js"
+import { Db } from "../support/databases.js"
+import { eventually } from "../support/eventually.js"
 import { type Message, makeProxy } from "../support/proxy.js"
 import { query } from "../support/server.js"
 import { makeTlsServer } from "../support/tls.js"
@@ -52,7 +53,7 @@ describe("failures over TLS", () => {
         assert.notStrictEqual(yield* pid, first)
         const error = yield* sql`SELECT pg_terminate_backend(pg_backend_pid())`.pipe(DatabaseError.refine, Effect.flip)
         assert.strictEqual(error._tag === "Disconnected" && error.outcome, "inDoubt")
-        yield* Effect.repeat(Db.status, { schedule: soon, until: ({ servers }) => servers[0]?.writes?.total === 0 })
+        yield* eventually(Db.status, ({ servers }) => servers[0]?.writes?.total === 0)
         assert.isNumber(yield* pid)
       }).pipe(Effect.provide(Db.layer({ writer })))
     })

@@ -8,7 +8,8 @@ import * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
 import { type Database, DatabaseError } from "effect-db"
 import Pg from "pg"
-import { Db, soon } from "../support/databases.js"
+import { Db } from "../support/databases.js"
+import { eventually } from "../support/eventually.js"
 import { makeProxy, sends } from "../support/proxy.js"
 import { freshRole, loggedIn } from "../support/roles.js"
 import { freshDatabase, inThisDatabase, query } from "../support/server.js"
@@ -87,7 +88,7 @@ describe("types by name", () => {
     })
   )
 
-  it.scopedLive("type names are looked up once per server", () =>
+  it.scopedLive("type names are looked up once per server, whatever the number of its connections", () =>
     Effect.gen(function* () {
       const { layer, reader, proxy } = yield* open()
       const replica = yield* makeProxy(reader)
@@ -100,8 +101,15 @@ describe("types by name", () => {
       yield* Effect.gen(function* () {
         assert.strictEqual(yield* trips(proxy, statement), 2)
         assert.strictEqual(yield* trips(proxy, statement), 1)
-        // BEGIN with the statement, and COMMIT, without a lookup
-        assert.strictEqual(yield* trips(proxy, Db.independent(Db.withTransaction(statement))), 2)
+        const connections = proxy.accepted
+        yield* Db.withTransaction(
+          Effect.gen(function* () {
+            yield* statement
+            // BEGIN with the statement, and COMMIT, on a new connection without a lookup
+            assert.strictEqual(yield* trips(proxy, Db.independent(Db.withTransaction(statement))), 2)
+          })
+        )
+        assert.strictEqual(proxy.accepted, connections + 1)
       }).pipe(Effect.provide(layer))
       const reads = Effect.flatMap(Db.reader, (sql) => sql.unsafe(read).unprepared)
       yield* Effect.gen(function* () {
@@ -240,7 +248,7 @@ describe("types by name", () => {
         const waits = `SELECT FROM pg_locks
           WHERE ${inThisDatabase} AND relation = 'pg_catalog.pg_namespace'::regclass AND NOT granted`
         const look = Effect.promise(() => other.query(waits))
-        yield* Effect.repeat(look, { schedule: soon, until: ({ rowCount }) => rowCount !== 0 })
+        yield* eventually(look, ({ rowCount }) => rowCount !== 0)
         yield* Db.invalidate({ mode: "hard" })
         yield* cancelled
         const error = yield* Fiber.join(inserting)

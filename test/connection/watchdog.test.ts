@@ -13,8 +13,9 @@ import { type Database, DatabaseError } from "effect-db"
 import * as EmbeddedPostgres from "effect-db/EmbeddedPostgres"
 import { afterEach, beforeEach, describe, vi } from "vitest"
 import { type BackendState, Watchdog } from "../../src/internal/connection/watchdog.js"
-import { active, Db, run, soon } from "../support/databases.js"
+import { active, Db, run } from "../support/databases.js"
 import { directory } from "../support/directory.js"
+import { eventually, until } from "../support/eventually.js"
 import { answers, type Message, makeProxy, sends } from "../support/proxy.js"
 import { freshDatabase, query } from "../support/server.js"
 
@@ -53,7 +54,7 @@ describe("the watchdog on a dead network", () => {
       const error = yield* Fiber.join(fiber)
       assert.strictEqual(error._tag === "Disconnected" && error.outcome, "inDoubt")
       assert.strictEqual(yield* Effect.provide(active, context), 0)
-      yield* Effect.repeat(Effect.void, { schedule: soon, until: () => proxy.connections === 0 })
+      yield* until(() => proxy.connections === 0)
       assert.strictEqual(proxy.connections, 0)
     })
   )
@@ -98,9 +99,9 @@ describe("the watchdog on a dead network", () => {
     })
   )
 
-  it.scopedLive("a COMMIT on a dead network is CommitOutcomeUnknown", () =>
+  it.scopedLive("a COMMIT on a dead network is CommitOutcomeUnknown after resolveWithin", () =>
     Effect.gen(function* () {
-      const { context, proxy } = yield* given({ statementTimeout: limit })
+      const { context, proxy } = yield* given({ statementTimeout: limit, resolveWithin: limit })
       const gone = yield* proxy.when(sends("COMMIT"), "freeze")
       const fiber = yield* Effect.fork(Db.withTransaction(insert).pipe(failure, Effect.provide(context)))
       yield* gone
@@ -129,7 +130,7 @@ describe("the watchdog on a dead connection to a healthy server", () => {
    */
   const lost = <A, E>(matches: (message: Message) => boolean, self: Effect.Effect<A, E, Db>) =>
     Effect.gen(function* () {
-      const { context, proxy, writer } = yield* given({ statementTimeout: limit })
+      const { context, proxy, writer } = yield* given({ statementTimeout: limit, outcome: "unknown" })
       yield* proxy.when(matches, "freeze")
       const error = yield* Effect.provide(failure(self), context)
       assert.strictEqual(yield* Effect.provide(active, context), 0)
@@ -181,10 +182,10 @@ describe("the watchdog on slow but living connections", () => {
       yield* query(url, "CREATE TABLE item (name text)")
       yield* query(url, "ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
       yield* query(url, "SELECT pg_reload_conf()")
-      yield* Effect.repeat(query(url, "SHOW synchronous_standby_names"), {
-        schedule: soon,
-        until: ([row]) => row?.synchronous_standby_names === "nobody"
-      })
+      yield* eventually(
+        query(url, "SHOW synchronous_standby_names"),
+        ([row]) => row?.synchronous_standby_names === "nobody"
+      )
       const proxy = yield* makeProxy(url)
       const context = yield* Layer.build(Db.layer({ writer: proxy.url, statementTimeout: limit }))
       const one = yield* proxy.when(sends("pg_stat_activity"), "pass")

@@ -23,13 +23,26 @@ import {
   replica,
   resume,
   type Seen,
+  saysWhere,
   tokenIn,
   write
 } from "../support/cluster.js"
 import { Db, fresh, idle, insert as insertItem } from "../support/databases.js"
-import { makeProxy, sends } from "../support/proxy.js"
+import { answers, type Message, makeProxy, type Proxy, sends } from "../support/proxy.js"
 import { freshRole, loggedIn } from "../support/roles.js"
 import { query } from "../support/server.js"
+
+/** Counts the log positions that are reported through these proxies from now on. */
+const countPositions = (...proxies: ReadonlyArray<Proxy>) =>
+  Effect.gen(function* () {
+    const counted = { asked: 0 }
+    const note = (message: Message) => {
+      if (saysWhere(message)) counted.asked++
+      return false
+    }
+    for (const proxy of proxies) yield* proxy.when(note, "pass")
+    return counted
+  })
 
 /** Starts a fiber that waits for the next rejection of a replica, and returns its reason. */
 const firstPassedOver = Effect.tap(
@@ -397,7 +410,27 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
           assert.deepStrictEqual(yield* read(1), { port: primary.port, there: true })
           const { port } = yield* replica(0)
           assert.deepStrictEqual(yield* Effect.flatMap(write, read), { port, there: true })
-        }).pipe(Consistency.withSession(session), Effect.provide(open([0], { writer: proxy.url })))
+        }).pipe(Consistency.withSession(session), Effect.provide(open([0], { writer: proxy.url, outcome: "unknown" })))
+      })
+    )
+
+    it.scoped("the primary is read after a COMMIT whose outcome was proved, until there is a new token", () =>
+      Effect.gen(function* () {
+        const { primary } = yield* Cluster
+        const proxy = yield* makeProxy(primary.url("app"))
+        yield* Effect.gen(function* () {
+          yield* write
+          yield* pause(yield* replica(0))
+          yield* proxy.when(answers("COMMIT"), "cut")
+          const id = yield* write
+          assert.deepStrictEqual(yield* read(id), { port: primary.port, there: true })
+          yield* resume(yield* replica(0))
+          const { port } = yield* replica(0)
+          assert.deepStrictEqual(yield* Effect.flatMap(write, read), { port, there: true })
+          yield* proxy.when(sends("COMMIT"), "cut")
+          const error = yield* write.pipe(DatabaseError.refine, Effect.flip)
+          assert.strictEqual(error._tag === "Disconnected" && error.outcome, "undone")
+        }).pipe(Consistency.withSession(patient()), Effect.provide(open([0], { writer: proxy.url })))
       })
     )
 
@@ -408,10 +441,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
         const session = patient()
         yield* Effect.gen(function* () {
           yield* write
-          yield* proxy.when(
-            ({ bytes, from, type }) => from === "server" && type === "D" && bytes.toString("latin1").includes("/"),
-            "cut"
-          )
+          yield* proxy.when(saysWhere, "cut")
           const id = yield* write
           assert.strictEqual(session.known.get("app"), "unknown")
           assert.deepStrictEqual(yield* read(id), { port: primary.port, there: true })
@@ -517,13 +547,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
         const { primary } = yield* Cluster
         const server = yield* replica(0)
         const [front, back] = [yield* makeProxy(primary.url("app")), yield* makeProxy(server.url("app"))]
-        const counted = { asked: 0 }
-        const isAsked = ({ bytes, from, type }: { bytes: Buffer; from: string; type: string }) => {
-          if (from === "server" && type === "D" && /\d{19}/.test(bytes.toString("latin1"))) counted.asked++
-          return false
-        }
-        yield* front.when(isAsked, "pass")
-        yield* back.when(isAsked, "pass")
+        const counted = yield* countPositions(front, back)
         yield* Effect.gen(function* () {
           yield* Effect.flatMap(write, read)
           assert.strictEqual(counted.asked, 0)
@@ -543,17 +567,25 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
       })
     )
 
-    it.scoped("a causal session records nothing in a sandbox", () =>
+    it.scoped("a causal session records nothing in a sandbox, and requests no log position", () =>
       Effect.gen(function* () {
+        const { primary } = yield* Cluster
+        const proxy = yield* makeProxy(primary.url("app"))
+        const counted = yield* countPositions(proxy)
         const session = patient()
         yield* Effect.gen(function* () {
           const id = freshId()
           yield* insertId(id)
           assert.isTrue((yield* read(id)).there)
           yield* UnitOfWork.run(insertId(freshId()))
-        }).pipe(Effect.provide(TestDatabase.layer(Db)), Consistency.withSession(session))
+        }).pipe(
+          Effect.provide(TestDatabase.layer(Db)),
+          Consistency.withSession(session),
+          Effect.provide(open([0], { writer: proxy.url }))
+        )
         assert.strictEqual(session.known.size, 0)
-      }).pipe(Effect.provide(open([0])))
+        assert.strictEqual(counted.asked, 0)
+      })
     )
   }
 )

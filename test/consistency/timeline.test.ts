@@ -14,8 +14,9 @@ import { Consistency, DatabaseError, EmbeddedPostgres } from "effect-db"
 import { describe } from "vitest"
 import { conninfo } from "../../src/internal/embedded/postgresqlConf.js"
 import { Cluster, cluster, hasty, open, read, replica, tokenIn, write } from "../support/cluster.js"
-import { Db, soon } from "../support/databases.js"
+import { Db } from "../support/databases.js"
 import { directory } from "../support/directory.js"
+import { eventually, until } from "../support/eventually.js"
 import { query } from "../support/server.js"
 
 /** The folder in which the primary archives its log, and from which a standby restores it. */
@@ -59,7 +60,7 @@ describe("Consistency, after a failover", () => {
         // the new primary is far beyond the token, on another timeline
         yield* query(next.url("app"), "CREATE TABLE filler AS SELECT repeat('x', 100) FROM generate_series(1, 20000)")
         yield* query<{ there: boolean }>(follower.url("app"), "SELECT to_regclass('filler') IS NOT NULL AS there").pipe(
-          Effect.repeat({ schedule: soon, until: ([row]) => row?.there === true })
+          eventually(([row]) => row?.there === true)
         )
         const [far] = yield* query<{ far: boolean }>(
           follower.url(),
@@ -108,9 +109,9 @@ describe("Consistency, after a failover", () => {
           follower.url(),
           "SELECT status, received_tli AS tli, sender_port AS port FROM pg_stat_wal_receiver"
         )
-        const until = (is: (row: { status: string; port: number } | undefined) => boolean) =>
-          Effect.repeat(receiver, { schedule: soon, until: ([row]) => is(row) })
-        yield* until((row) => row?.port === next.port && row.status === "streaming")
+        const receives = (is: (row: { status: string; port: number } | undefined) => boolean) =>
+          eventually(receiver, ([row]) => is(row))
+        yield* receives((row) => row?.port === next.port && row.status === "streaming")
         // a row that only the old primary has
         yield* next.stop
         const session = Consistency.makeSession()
@@ -121,20 +122,19 @@ describe("Consistency, after a failover", () => {
         const token = tokenIn(session)
         yield* primary.kill
         yield* next.start
-        yield* until((row) => row?.port === next.port && row.status === "streaming")
+        yield* receives((row) => row?.port === next.port && row.status === "streaming")
         yield* next.promote
         // the new primary is far beyond the token, on another timeline
         yield* query(next.url("app"), "CREATE TABLE filler AS SELECT repeat('x', 100) FROM generate_series(1, 2000)")
         yield* query(next.url("app"), "SELECT pg_switch_wal()")
         yield* query(next.url("app"), "CREATE TABLE more AS SELECT 1")
-        const isThere = (is: () => boolean) => Effect.repeat(Effect.sync(is), { schedule: soon, until: (yes) => yes })
         const asked = () => readdirSync(folder).filter((name) => name.startsWith("asked-"))
-        yield* isThere(() => asked().length > 0)
+        yield* until(() => asked().length > 0)
         const first = asked()[0]?.slice("asked-".length) ?? ""
-        yield* isThere(() => readdirSync(files).includes(first))
+        yield* until(() => readdirSync(files).includes(first))
         writeFileSync(path.join(folder, `give-${first}`), "")
         // the next segment is requested, and not released
-        yield* isThere(() => asked().length > 1)
+        yield* until(() => asked().length > 1)
         assert.deepStrictEqual((yield* receiver)[0], { status: "waiting", tli: 1, port: next.port })
         const exit = yield* Effect.gen(function* () {
           const sql = yield* Db.reader

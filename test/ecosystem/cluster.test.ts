@@ -25,7 +25,8 @@ import * as Option from "effect/Option"
 import * as PrimaryKey from "effect/PrimaryKey"
 import * as Schema from "effect/Schema"
 import { Database } from "effect-db"
-import { Db, fresh, insert, Place, soon, stored } from "../support/databases.js"
+import { Db, fresh, insert, Place, stored } from "../support/databases.js"
+import { eventually, eventuallySucceeds } from "../support/eventually.js"
 import { inThisDatabase, query } from "../support/server.js"
 
 const config = ShardingConfig.layer({ shardsPerGroup: 8 })
@@ -236,11 +237,12 @@ describe("SqlRunnerStorage", () => {
           writer,
           `SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND pid <> pg_backend_pid() AND ${inThisDatabase}`
         )
-        const again = yield* first
-          .acquire(one, shards(1))
-          .pipe(Effect.retry(soon), Effect.repeat({ until: (got) => got.length > 0, schedule: soon }))
+        const again = yield* first.acquire(one, shards(1)).pipe(
+          eventuallySucceeds,
+          eventually((got) => got.length > 0)
+        )
         assert.lengthOf(yield* Effect.succeed(again).pipe(Effect.zipRight(first.refresh(one, shards(1)))), 1)
-        assert.deepStrictEqual(yield* second.acquire(two, shards(1)).pipe(Effect.retry(soon)), [])
+        assert.deepStrictEqual(yield* second.acquire(two, shards(1)).pipe(eventuallySucceeds), [])
       })
     )
   )

@@ -14,6 +14,7 @@ import * as Stream from "effect/Stream"
 import { Database, DatabaseError, Migrations, RetryPolicy } from "effect-db"
 import { withRealClock } from "../../src/internal/embedded/realClock.js"
 import { behindBouncer, hasBouncer, pooled } from "../support/bouncer.js"
+import { eventually, until } from "../support/eventually.js"
 import { taggedFailure } from "../support/failures.js"
 import { makeProxy, sends } from "../support/proxy.js"
 import { anonymous, freshRole } from "../support/roles.js"
@@ -22,8 +23,6 @@ import { batches, batchesKeptApart } from "../support/suites/requestBatches.js"
 
 class App extends Database.Service<App>()("app") {}
 class Audit extends Database.Service<Audit>()("audit") {}
-
-const soon = Schedule.intersect(Schedule.spaced("2 millis"), Schedule.recurs(1000))
 
 /** Opens a database of effect-db, and asserts at the end of the scope that no connection is checked out. */
 const open = <Self>(database: Database.Class<Self, string>, options: Database.Options) =>
@@ -34,10 +33,7 @@ const open = <Self>(database: Database.Class<Self, string>, options: Database.Op
     )
     yield* Effect.addFinalizer(() =>
       // a connection that was lost counts until its socket is closed
-      Effect.zipRight(Effect.repeat(active, { schedule: soon, until: (n) => n === 0 }), active).pipe(
-        Effect.map((n) => assert.strictEqual(n, 0, "connections are still checked out")),
-        withRealClock
-      )
+      withRealClock(eventually(active, (n) => n === 0))
     )
     return { context, sql: yield* Effect.provide(database.writer, context) }
   })
@@ -229,7 +225,7 @@ describe("known failures", () => {
     Effect.gen(function* () {
       const { proxy, sql } = yield* givenProxy()
       yield* yield* KnownFailures.halfOpen(sql, proxy)
-      yield* Effect.repeat(Effect.void, { schedule: soon, until: () => proxy.connections === 1 })
+      yield* until(() => proxy.connections === 1)
       assert.strictEqual(proxy.connections, 1)
     })
   )

@@ -8,8 +8,8 @@ import { describe, expect, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
 import * as Program from "../service/program.js"
-import { soon } from "../support/databases.js"
 import { directory } from "../support/directory.js"
+import { eventually } from "../support/eventually.js"
 import { makeProxy } from "../support/proxy.js"
 import { query } from "../support/server.js"
 
@@ -327,7 +327,7 @@ describe.concurrent("the examples", () => {
         (writer) => Effect.sync(() => writer.kill())
       )
       const program = yield* Program.startScript(script("15-csv-load"), [pipe], env)
-      yield* query(app, tables).pipe(Effect.repeat({ schedule: soon, until: (rows) => rows.length > 0 }))
+      yield* query(app, tables).pipe(eventually((rows) => rows.length > 0))
       yield* program.signal("SIGINT")
       expect(yield* program.ended).toEqual({ code: 130, stdout: "", stderr: "" })
     })
@@ -420,7 +420,7 @@ describe.concurrent("the examples", () => {
       yield* second.type("await db.writer`SELECT pg_sleep(600)`\n")
       const running =
         "SELECT FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(600)' AND datname = current_database()"
-      yield* query(app, running).pipe(Effect.repeat({ schedule: soon, until: ({ length }) => length > 0 }))
+      yield* query(app, running).pipe(eventually(({ length }) => length > 0))
       yield* second.signal("SIGINT")
       expect(yield* second.ended).toMatchObject({ code: 0, stderr: "" })
     })

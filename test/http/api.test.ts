@@ -18,13 +18,14 @@ import {
 } from "@effect/platform"
 import { NodeHttpServer } from "@effect/platform-node"
 import { assert, it } from "@effect/vitest"
+import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Random from "effect/Random"
 import * as Redacted from "effect/Redacted"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
-import { DatabaseError, RequestTransaction } from "effect-db"
+import { RequestTransaction } from "effect-db"
 import { describe } from "vitest"
 import { Db, fresh, idle, insert, Place, stored } from "../support/databases.js"
 import { query } from "../support/server.js"
@@ -241,23 +242,31 @@ for (const [place, serve] of Object.entries(ways)) {
       )
     }
 
-    it.scopedLive("a unit of work drops the pre-response handlers of an undone attempt, or is not retried", () =>
-      Effect.gen(function* () {
-        const { runs, served } = serve({ retry: true })
-        yield* Layer.build(served)
-        const response = yield* send("/cookie", { name: "signed in" })
-        const cookie = response.headers["set-cookie"] ?? ""
-        if (response.status === 204) {
-          assert.include(String(cookie), "session-2")
-          assert.notInclude(String(cookie), "session-1")
-          assert.deepStrictEqual(yield* stored, ["signed in 2"])
-        } else {
-          // a middleware of the endpoint cannot undo a pre-response handler, so it does not retry
+    // a middleware of the endpoint cannot undo a pre-response handler, so it does not retry
+    if (place.includes("RequestTransaction.Api")) {
+      it.scopedLive("a unit of work with a pre-response handler is not retried", () =>
+        Effect.gen(function* () {
+          const { runs, served } = serve({ retry: true })
+          yield* Layer.build(served)
+          const response = yield* send("/cookie", { name: "signed in" })
           assert.deepStrictEqual([response.status, runs.length], [500, 1])
           assert.deepStrictEqual(yield* stored, [])
-        }
-      }).pipe(Effect.provide(servers))
-    )
+        }).pipe(Effect.provide(servers))
+      )
+    } else {
+      it.scopedLive("a unit of work drops the pre-response handlers of an undone attempt", () =>
+        Effect.gen(function* () {
+          const { runs, served } = serve({ retry: true })
+          yield* Layer.build(served)
+          const response = yield* send("/cookie", { name: "signed in" })
+          assert.deepStrictEqual([response.status, runs.length], [204, 2])
+          const cookie = String(response.headers["set-cookie"])
+          assert.include(cookie, "session-2")
+          assert.notInclude(cookie, "session-1")
+          assert.deepStrictEqual(yield* stored, ["signed in 2"])
+        }).pipe(Effect.provide(servers))
+      )
+    }
 
     it.scopedLive("a unit of work answers with 500 if its option outcome throws after a failed handler", () =>
       Effect.gen(function* () {
@@ -310,14 +319,12 @@ for (const [place, serve] of Object.entries(ways)) {
   })
 }
 
-/** Middleware that records the failures of its app. */
-const failures: Array<unknown> = []
-const watching = HttpMiddleware.make((app) =>
-  Effect.tapErrorCause(app, (cause) => Effect.sync(() => failures.push(cause)))
-)
-
 it.scopedLive("middleware around the unit of work receives the handler's failure", () =>
   Effect.gen(function* () {
+    const failures: Array<Cause.Cause<unknown>> = []
+    const watching = HttpMiddleware.make((app) =>
+      Effect.tapErrorCause(app, (cause) => Effect.sync(() => failures.push(cause)))
+    )
     const { layer } = bank(around)
     const served = HttpApiBuilder.serve().pipe(
       Layer.provide(HttpApiBuilder.middleware((app) => watching(RequestTransaction.middleware()(app)))),
@@ -326,8 +333,10 @@ it.scopedLive("middleware around the unit of work receives the handler's failure
     )
     yield* Layer.build(served)
     assert.strictEqual((yield* send("/accept", { name: "accepted" })).status, 202)
-    assert.lengthOf(failures, 1)
+    assert.deepStrictEqual(
+      failures.map((cause) => Cause.squash(cause) instanceof Accepted),
+      [true]
+    )
     assert.deepStrictEqual(yield* stored, ["accepted"])
-    assert.isFalse(DatabaseError.isDatabaseError(failures[0]))
   }).pipe(Effect.provide(servers))
 )

@@ -3,7 +3,7 @@ import { Readable } from "node:stream"
 import { assert, layer } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import { type FastifyInstance, type FastifyReply, fastify } from "fastify"
-import { idle, post, problem, send, stored, textOf } from "../support/suites/requests/client.js"
+import { idle, post, problem, sendAfterCommit, stored, textOf } from "../support/suites/requests/client.js"
 import { portOf } from "../support/suites/requests/listen.js"
 import { plainSite, type Serve, Site } from "../support/suites/requests/site.js"
 
@@ -104,7 +104,7 @@ layer(plainSite(serve), { excludeTestServices: true, timeout: "30 seconds" })("t
 
   it.scoped("10 MB by stream are sent after the commit", () =>
     Effect.gen(function* () {
-      const { body, status } = yield* send({ path: "/stream" })
+      const { body, status } = yield* sendAfterCommit("stream")
       assert.strictEqual(status, 200)
       assert.isTrue(body.equals(large))
       assert.deepStrictEqual(yield* stored("stream"), ["stream"])

@@ -297,7 +297,7 @@ describe("a request that is handled again", () => {
     }).pipe(Effect.provide(servers()))
   )
 
-  it.scopedLive("a refused COMMIT without retry is answered with 409, and a lost answer to COMMIT with 503", () =>
+  it.scopedLive("a refused COMMIT without retry is answered with 409, and an unknown outcome with 503", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       yield* query(writer, "CREATE TABLE late (n int)")
@@ -316,7 +316,7 @@ describe("a request that is handled again", () => {
         const lost = yield* send("POST", "/lost")
         assert.strictEqual(lost.status, 503)
         assert.deepInclude(yield* lost.json, { status: 503, type: "about:blank" })
-      }).pipe(Effect.provide(Db.layer({ writer: proxy.url })))
+      }).pipe(Effect.provide(Db.layer({ writer: proxy.url, outcome: "unknown" })))
     }).pipe(Effect.provide(servers()))
   )
 })

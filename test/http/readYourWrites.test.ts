@@ -8,6 +8,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import { Consistency, DatabaseError, RequestTransaction } from "effect-db"
 import express from "express"
@@ -27,7 +28,8 @@ import {
   within
 } from "../support/causalSites.js"
 import { Cluster, cluster, pause, replica, resume } from "../support/cluster.js"
-import { Db, soon } from "../support/databases.js"
+import { Db } from "../support/databases.js"
+import { eventually } from "../support/eventually.js"
 import { query } from "../support/server.js"
 import { listening, portOf } from "../support/suites/requests/listen.js"
 
@@ -177,6 +179,8 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("read your 
           assert.isFalse((yield* read("hasty", id, kept(sent))).there)
           // the read waits for a replica, so its session was accepted
           const waiting = yield* Effect.fork(read("patient", id, kept(sent)))
+          for (let i = 0; i < 5; i++) assert.isFalse((yield* read("patient", id)).there)
+          assert.isTrue(Option.isNone(yield* Fiber.poll(waiting)))
           yield* Effect.forEach((yield* Cluster).replicas, resume)
           assert.isTrue((yield* Fiber.join(waiting)).there)
         })
@@ -425,7 +429,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("read your 
         primary.url("app"),
         "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = $1 AND NOT granted",
         [id]
-      ).pipe(Effect.repeat({ schedule: soon, until: (rows) => rows.length === 1 }))
+      ).pipe(eventually((rows) => rows.length === 1))
       yield* Fiber.interrupt(asking)
       yield* Deferred.await(gone)
       yield* Effect.promise(() => holder.query("SELECT pg_advisory_unlock($1)", [id]))

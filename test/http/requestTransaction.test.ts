@@ -9,6 +9,7 @@ import { RequestTransaction } from "effect-db"
 import { describe } from "vitest"
 import { event } from "../support/audit.js"
 import { Audit, active, Db, fresh, idle, insert, Place, stored } from "../support/databases.js"
+import { eventually } from "../support/eventually.js"
 import { answers, makeProxy } from "../support/proxy.js"
 import { freshDatabase, query } from "../support/server.js"
 
@@ -131,12 +132,15 @@ describe("RequestTransaction", () => {
       )
       // other code around the middleware may make it interruptible
       const served = HttpServer.serve(both, (app) => Effect.interruptible(transactional(app)))
-      yield* Layer.build(Layer.provide(served, Audit.layer({ writer: proxy.url })))
+      const context = yield* Layer.build(Layer.provideMerge(served, Audit.layer({ writer: proxy.url })))
       const request = yield* Effect.fork(post("/both"))
       yield* checking
       yield* Fiber.interrupt(request)
       yield* idle
+      yield* proxy.thaw
+      yield* eventually(Effect.provide(Audit.status, context), ({ servers }) => servers[0]?.writes?.active === 0)
       assert.deepStrictEqual(yield* stored, [])
+      assert.deepStrictEqual(yield* query(writer, "SELECT FROM event"), [])
     }).pipe(Effect.provide(Layer.merge(NodeHttpServer.layerTest, fresh())))
   )
 

@@ -7,7 +7,8 @@ import * as Fiber from "effect/Fiber"
 import * as Stream from "effect/Stream"
 import type { Notification } from "effect-db"
 import { describe } from "vitest"
-import { Db, fresh, Place, soon } from "../support/databases.js"
+import { Db, fresh, Place } from "../support/databases.js"
+import { eventually, until } from "../support/eventually.js"
 import { behind, count, hear, killListening, listening, say, says } from "../support/listening.js"
 import { sends } from "../support/proxy.js"
 import { query } from "../support/server.js"
@@ -104,8 +105,8 @@ describe("Notification", () => {
         assert.strictEqual(proxy.accepted, 1)
         yield* Fiber.interrupt(again.fiber)
         yield* Fiber.interrupt(other.fiber)
-        yield* Effect.repeat(listening(name, writer), { schedule: soon, until: (pids) => pids.length === 0 })
-        yield* Effect.repeat(Effect.void, { schedule: soon, until: () => proxy.connections === 0 })
+        yield* eventually(listening(name, writer), (pids) => pids.length === 0)
+        yield* until(() => proxy.connections === 0)
       })
     )
 
@@ -168,11 +169,8 @@ describe("Notification", () => {
             assert.isBelow(yield* interruption(fiber), 1000)
             yield* proxy.thaw
             yield* other === undefined
-              ? Effect.repeat(Effect.void, { schedule: soon, until: () => proxy.connections === 0 })
-              : Effect.repeat(say(writer, "other", "x"), {
-                  schedule: soon,
-                  until: () => says(other.heard).includes("x")
-                })
+              ? until(() => proxy.connections === 0)
+              : eventually(say(writer, "other", "x"), () => says(other.heard).includes("x"))
           })
       }
     })

@@ -8,8 +8,8 @@ import * as Schedule from "effect/Schedule"
 import * as Stream from "effect/Stream"
 import { DatabaseError, EmbeddedPostgres, type Observation, RetryPolicy } from "effect-db"
 import { describe } from "vitest"
-import { Audit, Db, fresh, Place, soon } from "../support/databases.js"
-import { turn } from "../support/eventually.js"
+import { Audit, Db, fresh, Place } from "../support/databases.js"
+import { eventually, turn, until } from "../support/eventually.js"
 import { behind, count, hear, killListening, listening, say, says } from "../support/listening.js"
 import { type Message, makeProxy, sends } from "../support/proxy.js"
 import { randoms } from "../support/random.js"
@@ -109,7 +109,7 @@ describe("Notification", () => {
         const listener = yield* hear(Stream.provideContext(Db.listen("news"), context))
         yield* count(listener, 1)
         const before = proxy.roundTrips
-        yield* Effect.repeat(Effect.void, { schedule: soon, until: () => proxy.roundTrips > before + 20 })
+        yield* until(() => proxy.roundTrips > before + 20)
         yield* say(writer, "news", "still here")
         yield* count(listener, 2)
         assert.deepStrictEqual(says(listener.heard), ["listening", "still here"])
@@ -150,7 +150,7 @@ describe("Notification", () => {
           yield* count(listener, 1)
           yield* primary.freeze
           const tags = () => observed.heard.map(({ _tag }) => _tag)
-          yield* Effect.repeat(Effect.void, { schedule: soon, until: () => tags().includes("ListenLost") })
+          yield* until(() => tags().includes("ListenLost"))
           yield* primary.thaw
           yield* count(listener, 2)
           yield* say(writer, "news", "after")
@@ -225,7 +225,7 @@ describe("Notification", () => {
         const { name, writer } = yield* freshDatabase
         yield* Effect.gen(function* () {
           const ended = yield* Effect.fork(Effect.flip(Stream.runDrain(Db.listen("news"))))
-          yield* Effect.repeat(listening(name, writer), { schedule: soon, until: (pids) => pids.length === 1 })
+          yield* eventually(listening(name, writer), (pids) => pids.length === 1)
           yield* killListening(name, writer)
           const error = yield* Fiber.join(ended)
           assert.strictEqual(error._tag === "ListenFailed" && error.reason, "disconnected")
@@ -319,7 +319,7 @@ describe("Notification", () => {
           )
           const all = () => gaps.disconnected + gaps.overflow
           yield* change(0)
-          yield* Effect.repeat(Effect.void, { schedule: soon, until: () => view.get(0) === version })
+          yield* until(() => view.get(0) === version)
           let longFreezes = 1
           for (let round = 0; round < 40; round++) {
             yield* someChanges
@@ -366,19 +366,19 @@ describe("Notification", () => {
             }
             // the next fault occurs after the recovery, or in the middle of it
             if (fault !== 2 && fault !== 6 && below(2) === 0) {
-              yield* Effect.repeat(Effect.void, { schedule: soon, until: () => all() > before })
+              yield* until(() => all() > before)
             }
           }
           const catchUp = Effect.suspend(() =>
             Effect.zipRight(
               change(0),
-              Effect.repeat(Effect.void, { schedule: soon, until: () => view.get(0) === version })
+              until(() => view.get(0) === version)
             )
           )
           yield* catchUp
           // the messages of the rounds may all have come during outages, without an overflow
           yield* sql`SELECT pg_notify('row', '0:' || n) FROM generate_series(1, 20) AS n`
-          yield* Effect.repeat(Effect.void, { schedule: soon, until: () => gaps.overflow > 0 })
+          yield* until(() => gaps.overflow > 0)
           yield* catchUp
           const rows = yield* query<{ id: number; version: number }>(writer, "SELECT id, version FROM row")
           assert.deepStrictEqual(view, new Map(rows.map(({ id, version }) => [id, version])))

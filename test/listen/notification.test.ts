@@ -15,7 +15,8 @@ import { DatabaseError, RetryPolicy } from "effect-db"
 import { describe } from "vitest"
 import { behindBouncer, hasBouncer, makeBouncer } from "../support/bouncer.js"
 import { compiled } from "../support/compiledTree.js"
-import { Audit, Db, fresh, insert, Place, soon, stored } from "../support/databases.js"
+import { Audit, Db, fresh, insert, Place, stored } from "../support/databases.js"
+import { eventually, until } from "../support/eventually.js"
 import { behind, count, hear, killListening, listening, say, says } from "../support/listening.js"
 import { makeProxy, sends } from "../support/proxy.js"
 import { freshDatabase, query } from "../support/server.js"
@@ -238,9 +239,9 @@ describe("Notification", () => {
           yield* say(writer, "news", "before")
           yield* count(listener, 2)
           // waits until the probe of the new connection has ended its own LISTEN
-          yield* Effect.repeat(
+          yield* eventually(
             query(writer, "SELECT 1 FROM pg_stat_activity WHERE datname = $1 AND query LIKE 'UNLISTEN%'", [name]),
-            { schedule: soon, until: (rows) => rows.length === 1 }
+            (rows) => rows.length === 1
           )
           yield* killListening(name, writer)
           yield* count(listener, 3)
@@ -259,15 +260,12 @@ describe("Notification", () => {
         const sql = yield* Db.reader
         const listener = yield* hear(sql.listen("news"))
         const other = yield* hear(Db.listen("news"))
-        yield* Effect.repeat(say(writer, "news", "ready"), { schedule: soon, until: () => listener.heard.length > 0 })
+        yield* eventually(say(writer, "news", "ready"), () => listener.heard.length > 0)
         yield* killListening(name, writer)
         const error = yield* Effect.flatten(Fiber.join(listener.fiber)).pipe(DatabaseError.refine, Effect.flip)
         assert.strictEqual(error._tag === "ListenFailed" && error.reason, "disconnected")
         assert.include(error.message, "read the tables")
-        yield* Effect.repeat(Effect.void, {
-          schedule: soon,
-          until: () => says(other.heard).includes("gap: disconnected")
-        })
+        yield* until(() => says(other.heard).includes("gap: disconnected"))
         assert.deepStrictEqual([...new Set(listener.heard)], ["ready"])
       }).pipe(Effect.provide(fresh()))
     )
@@ -277,12 +275,9 @@ describe("Notification", () => {
         const { name, writer } = yield* Place
         const sql = yield* Db.writer
         const listener = yield* hear(Stream.retry(sql.listen("news"), Schedule.recurs(1)))
-        yield* Effect.repeat(say(writer, "news", "before"), { schedule: soon, until: () => listener.heard.length > 0 })
+        yield* eventually(say(writer, "news", "before"), () => listener.heard.length > 0)
         yield* killListening(name, writer)
-        yield* Effect.repeat(say(writer, "news", "after"), {
-          schedule: soon,
-          until: () => listener.heard.includes("after")
-        })
+        yield* eventually(say(writer, "news", "after"), () => listener.heard.includes("after"))
       }).pipe(Effect.provide(fresh()))
     )
 
@@ -321,7 +316,7 @@ describe("Notification", () => {
         const listener = yield* hear(Stream.provideContext(Db.listen("news"), context))
         const payloads = yield* hear(sql.listen("news"))
         yield* count(listener, 1)
-        yield* Effect.repeat(say(writer, "news", "x"), { schedule: soon, until: () => payloads.heard.length > 0 })
+        yield* eventually(say(writer, "news", "x"), () => payloads.heard.length > 0)
         if (silent) yield* proxy.freeze
         const [took] = yield* Effect.timed(Scope.close(scope, Exit.void))
         assert.isBelow(Duration.toMillis(took), 1300)
@@ -332,7 +327,7 @@ describe("Notification", () => {
         ]
         for (const error of errors) assert.strictEqual(error._tag, "DatabaseClosed")
         if (silent) yield* proxy.thaw
-        yield* Effect.repeat(listening(name, writer), { schedule: soon, until: (pids) => pids.length === 0 })
+        yield* eventually(listening(name, writer), (pids) => pids.length === 0)
         assert.strictEqual(proxy.connections, 0)
       })
 

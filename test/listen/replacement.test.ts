@@ -6,7 +6,8 @@ import * as Layer from "effect/Layer"
 import * as Stream from "effect/Stream"
 import type { Notification } from "effect-db"
 import { describe } from "vitest"
-import { Db, soon } from "../support/databases.js"
+import { Db } from "../support/databases.js"
+import { eventually, until } from "../support/eventually.js"
 import { count, hear, listening, say, says } from "../support/listening.js"
 import { type Message, makeProxy, sends } from "../support/proxy.js"
 import { anonymous, freshRole, Provider } from "../support/roles.js"
@@ -55,7 +56,7 @@ describe("Notification", () => {
               isOver = true
               yield* Fiber.join(counting)
               for (const { heard } of listeners) {
-                yield* Effect.repeat(Effect.void, { schedule: soon, until: () => says(heard).includes(`${n}`) })
+                yield* until(() => says(heard).includes(`${n}`))
                 const [first, ...rest] = says(heard)
                 assert.strictEqual(first, "listening")
                 assert.isAbove(rest.length, 2)
@@ -84,9 +85,8 @@ describe("Notification", () => {
           )
         })
         const invalidate = (mode: "soft" | "hard") => Effect.provide(Db.invalidate({ mode }), context)
-        const until = (user: string) =>
-          Effect.repeat(users, { schedule: soon, until: (all) => all.length === 1 && all[0] === user })
-        return { a, b, context, counter, invalidate, listen, name, provider, proxy, rotate, until, writer }
+        const usedBy = (user: string) => eventually(users, (all) => all.length === 1 && all[0] === user)
+        return { a, b, context, counter, invalidate, listen, name, provider, proxy, rotate, usedBy, writer }
       })
 
     for (const heartbeat of ["1 minute", "2 millis"] as const) {
@@ -94,14 +94,14 @@ describe("Notification", () => {
         `a replacement for new credentials misses nothing and delivers nothing twice, heartbeat: ${heartbeat}`,
         () =>
           Effect.gen(function* () {
-            const { b, counter, listen, rotate, until } = yield* given({ listenHeartbeat: heartbeat })
+            const { b, counter, listen, rotate, usedBy } = yield* given({ listenHeartbeat: heartbeat })
             const news = yield* listen("news")
             const more = yield* listen("more")
             const checkReceived = yield* counter
             yield* count(news, 5)
             yield* count(more, 5)
             yield* rotate
-            yield* until(b.name)
+            yield* usedBy(b.name)
             const before = news.heard.length
             yield* count(news, before + 5)
             yield* checkReceived(news, more)
@@ -120,10 +120,7 @@ describe("Notification", () => {
         for (let i = 0; i < 5; i++) {
           const before = yield* listening(name, writer)
           assert.strictEqual(yield* invalidate("soft"), 1)
-          yield* Effect.repeat(listening(name, writer), {
-            schedule: soon,
-            until: (pids) => pids.length === 1 && pids[0] !== before[0]
-          })
+          yield* eventually(listening(name, writer), (pids) => pids.length === 1 && pids[0] !== before[0])
         }
         yield* checkReceived(news, more)
       })
@@ -144,32 +141,34 @@ describe("Notification", () => {
 
     it.scopedLive("a connection whose credentials have changed during its connect is replaced without a gap", () =>
       Effect.gen(function* () {
-        const { b, listen, proxy, rotate, until } = yield* given()
+        const { b, listen, proxy, rotate, usedBy, writer } = yield* given()
         const loggedIn = yield* proxy.when(({ from, type }) => from === "server" && type === "Z", "freeze")
         const news = yield* listen("news")
         yield* loggedIn
         yield* rotate
         yield* proxy.thaw
         yield* count(news, 1)
-        yield* until(b.name)
-        assert.deepStrictEqual(says(news.heard), ["listening"])
+        yield* usedBy(b.name)
+        yield* say(writer, "news", "after")
+        yield* count(news, 2)
+        assert.deepStrictEqual(says(news.heard), ["listening", "after"])
       })
     )
 
     it.scopedLive("a replacement whose connect fails is delayed, and the old connection serves until then", () =>
       Effect.gen(function* () {
-        const { b, counter, invalidate, listen, proxy, provider, until } = yield* given()
+        const { b, counter, invalidate, listen, proxy, provider, usedBy } = yield* given()
         const news = yield* listen("news")
         const checkReceived = yield* counter
         yield* count(news, 5)
         const asked = provider.asked
         provider.answer = Effect.fail("no")
         yield* invalidate("soft")
-        yield* Effect.repeat(Effect.void, { schedule: soon, until: () => provider.asked > asked })
+        yield* until(() => provider.asked > asked)
         const before = news.heard.length
         yield* count(news, before + 5)
         provider.use(b)
-        yield* until(b.name)
+        yield* usedBy(b.name)
         yield* checkReceived(news)
         assert.strictEqual(proxy.connections, 1)
       })
@@ -177,7 +176,7 @@ describe("Notification", () => {
 
     it.scopedLive("a replacement serves the listeners that join meanwhile, and others may leave", () =>
       Effect.gen(function* () {
-        const { b, counter, listen, proxy, rotate, until, writer } = yield* given()
+        const { b, counter, listen, proxy, rotate, usedBy, writer } = yield* given()
         const news = yield* listen("news")
         const leaving = yield* listen("other")
         yield* count(leaving, 1)
@@ -190,7 +189,7 @@ describe("Notification", () => {
         const again = yield* listen("other")
         yield* Fiber.interrupt(leaving.fiber)
         yield* proxy.thaw
-        yield* until(b.name)
+        yield* usedBy(b.name)
         yield* count(more, 5)
         yield* count(again, 1)
         yield* say(writer, "other", "x")
@@ -209,19 +208,16 @@ describe("Notification", () => {
     for (const [what, when, verdict] of losses) {
       it.scopedLive(`a replacement in which ${what} has one gap, and delivers nothing twice`, () =>
         Effect.gen(function* () {
-          const { b, counter, listen, proxy, rotate, until } = yield* given()
+          const { b, counter, listen, proxy, rotate, usedBy } = yield* given()
           const news = yield* listen("news")
           yield* counter
           yield* count(news, 5)
           const crossing = yield* proxy.when(when, verdict)
           yield* rotate
           yield* crossing
-          yield* Effect.repeat(Effect.void, {
-            schedule: soon,
-            until: () => says(news.heard).includes("gap: disconnected")
-          })
+          yield* until(() => says(news.heard).includes("gap: disconnected"))
           yield* proxy.thaw
-          yield* until(b.name)
+          yield* usedBy(b.name)
           const before = news.heard.length
           yield* count(news, before + 5)
           const heard = says(news.heard)

@@ -10,7 +10,8 @@ import type * as Tracer from "effect/Tracer"
 import { type Database, Observation } from "effect-db"
 import { describe } from "vitest"
 import { makeLogger } from "../../src/internal/observability/logger.js"
-import { Db, insert, soon } from "../support/databases.js"
+import { Db, insert } from "../support/databases.js"
+import { eventually } from "../support/eventually.js"
 import { freshDatabase, terminateBackends } from "../support/server.js"
 
 interface Entry {
@@ -42,7 +43,7 @@ const life = (options: Partial<Database.Options>) =>
       yield* Db.withTransaction(insert("a"), { label: "adding" })
       yield* Effect.flip(Db.withTransaction(Effect.zipRight(insert("b"), Effect.fail("no"))))
       yield* terminateBackends(name)
-      yield* Effect.repeat(writes, { schedule: soon, until: (_) => _?.total === 0 })
+      yield* eventually(writes, (_) => _?.total === 0)
       yield* sql`SELECT 1`
     }).pipe(Effect.provide(Db.layer({ writer, startup: "lazy", maxConnections: 1, ...options })))
     return { host, password: decodeURIComponent(password) }

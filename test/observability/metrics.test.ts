@@ -10,7 +10,8 @@ import * as Stream from "effect/Stream"
 import { DatabaseError, type Observation, RetryPolicy } from "effect-db"
 import { describe } from "vitest"
 import { makePoolMetrics } from "../../src/internal/observability/poolMetrics.js"
-import { Db, fresh, insert, Place, soon } from "../support/databases.js"
+import { Db, fresh, insert, Place } from "../support/databases.js"
+import { eventually } from "../support/eventually.js"
 import { makeProxy, sends } from "../support/proxy.js"
 import { freshDatabase } from "../support/server.js"
 
@@ -360,7 +361,7 @@ describe("db.client.operation.duration", () => {
         { concurrency: 5 }
       )
       yield* Effect.repeat(storm, { times: 2 })
-      yield* Effect.repeat(status, { schedule: soon, until: (_) => _.active === 0 })
+      yield* eventually(status, (_) => _.active === 0)
       const { active, idle } = yield* gauges
       const total = (yield* Db.status).servers[0]?.writes?.total
       assert.deepStrictEqual([active, idle], [0, total])
@@ -433,9 +434,9 @@ describe("the meter of a pool", () => {
       assert.deepInclude(yield* times(name), { waited: 11, used: 11 })
       // interrupted while the server runs it
       const asleep = yield* Effect.fork(sql`SELECT pg_sleep(60)`)
-      yield* Effect.repeat(times(name), { schedule: soon, until: (_) => _.waited === 12 })
+      yield* eventually(times(name), (_) => _.waited === 12)
       yield* Fiber.interrupt(asleep)
-      yield* Effect.repeat(times(name), { schedule: soon, until: (_) => _.used === 12 })
+      yield* eventually(times(name), (_) => _.used === 12)
       yield* sql`SELECT 1`
       yield* Db.withTransaction(Effect.void)
       const { created, ...rest } = yield* times(name)
@@ -452,7 +453,7 @@ describe("the meter of a pool", () => {
       const sql = yield* Db.writer
       const hold = yield* Deferred.make<void>()
       const holder = yield* Effect.fork(Db.withTransaction(Effect.zipRight(sql`SELECT 1`, Deferred.await(hold))))
-      yield* Effect.repeat(times(name), { schedule: soon, until: (_) => _.waited === 1 })
+      yield* eventually(times(name), (_) => _.waited === 1)
       const late = yield* Effect.fork(
         Effect.all(
           [1, 2].map(() => Effect.flip(sql`SELECT 1`)),
@@ -460,7 +461,7 @@ describe("the meter of a pool", () => {
         )
       )
       const interrupted = yield* Effect.fork(sql`SELECT 1`)
-      yield* Effect.repeat(times(name), { schedule: soon, until: (_) => _.waiting === 3 })
+      yield* eventually(times(name), (_) => _.waiting === 3)
       yield* Fiber.interrupt(interrupted)
       assert.strictEqual((yield* times(name)).waiting, 2)
       for (const error of yield* Fiber.join(late)) {

@@ -9,8 +9,9 @@ import * as Layer from "effect/Layer"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { EmbeddedPostgres } from "effect-db"
-import { Db, soon } from "../support/databases.js"
+import { Db } from "../support/databases.js"
 import { directory } from "../support/directory.js"
+import { eventually } from "../support/eventually.js"
 
 const Server = Layer.scoped(EmbeddedPostgres.EmbeddedPostgres, EmbeddedPostgres.make({ directory }))
 
@@ -48,10 +49,7 @@ layer(Server, { timeout: "30 seconds", excludeTestServices: true })("a close on 
           })
           yield* Effect.forkScoped(work)
           const busy = name === "nothing" ? 0 : 1
-          yield* Effect.repeat(Db.status, {
-            schedule: soon,
-            until: ({ servers }) => servers[0]?.writes?.active === busy
-          })
+          yield* eventually(Db.status, ({ servers }) => servers[0]?.writes?.active === busy)
           yield* Effect.acquireRelease(primary.freeze, () => Effect.orDie(primary.thaw))
           const start = performance.now()
           yield* Scope.close(scope, Exit.void)

@@ -5,7 +5,7 @@ import * as Either from "effect/Either"
 import * as Redacted from "effect/Redacted"
 import { DatabaseConfig } from "effect-db"
 import { startChild } from "../support/child.js"
-import { soon } from "../support/databases.js"
+import { eventually } from "../support/eventually.js"
 import { freshDatabase, query } from "../support/server.js"
 
 const said = ["at once", "later", "first", "last"]
@@ -39,7 +39,7 @@ it.scopedLive("a script that leaves its database open stays alive without idleEx
       "SELECT count(*)::int AS n FROM pg_stat_activity WHERE datname = $1 AND state = 'idle' AND query LIKE '%COMMIT%'",
       [name]
     )
-    yield* Effect.repeat(idle, { schedule: soon, until: (rows) => rows[0]?.n === 1 })
+    yield* eventually(idle, (rows) => rows[0]?.n === 1)
     // without work, the script is alive for as long as another takes from its start to its end
     const other = yield* startChild("idleExit", ["true"], writer)
     assert.strictEqual((yield* other.ended).code, 0)

@@ -7,7 +7,8 @@ import * as Schedule from "effect/Schedule"
 import { DatabaseError } from "effect-db"
 import { describe } from "vitest"
 import { LoadShedding } from "../../src/internal/pool/loadShedding.js"
-import { Db, fresh, soon } from "../support/databases.js"
+import { Db, fresh } from "../support/databases.js"
+import { eventually } from "../support/eventually.js"
 import { randoms } from "../support/random.js"
 
 /** The settings of a simulation of a pool, in steps of a millisecond. */
@@ -270,21 +271,21 @@ describe("a pool under load", () => {
           Schedule.spaced("2 millis")
         )
       )
-      yield* Effect.repeat(
+      yield* eventually(
         Effect.sync(() => failures.length),
-        { schedule: soon, until: (n) => n > 100 }
+        (n) => n > 100
       )
       assert.isTrue((yield* writes)?.overloaded)
       yield* Fiber.interrupt(coming)
       const rest = performance.now()
-      yield* Effect.repeat(writes, { schedule: soon, until: (figures) => figures?.overloaded === false })
+      yield* eventually(writes, (figures) => figures?.overloaded === false)
       assert.isBelow(performance.now() - rest, 2000)
       for (const error of failures) {
         assert.isTrue(error._tag === "PoolExhausted" && error.reason === "shed", error.message)
         if (error._tag === "PoolExhausted") assert.isBelow(error.waitedMillis, 3000)
         assert.include(error.message, "the pool is overloaded")
       }
-      yield* Effect.repeat(writes, { schedule: soon, until: (figures) => figures?.waiting === 0 })
+      yield* eventually(writes, (figures) => figures?.waiting === 0)
       const before = failures.length
       yield* Effect.all(
         Array.from({ length: 50 }, () => one),

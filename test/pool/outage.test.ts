@@ -12,7 +12,8 @@ import * as Fiber from "effect/Fiber"
 import * as Stream from "effect/Stream"
 import { type Database, DatabaseError } from "effect-db"
 import { describe } from "vitest"
-import { Db, soon } from "../support/databases.js"
+import { Db } from "../support/databases.js"
+import { eventually } from "../support/eventually.js"
 import { makeProxy, type Proxy } from "../support/proxy.js"
 import { freshDatabase } from "../support/server.js"
 
@@ -29,7 +30,7 @@ const before: Readonly<
 > = {
   "of five idle connections": {
     options: { minConnections: 5 },
-    ready: Effect.repeat(figures, { schedule: soon, until: ({ idle }) => idle === 5 })
+    ready: eventually(figures, ({ idle }) => idle === 5)
   },
   "that has never had a connection": { options: { startup: "lazy" }, ready: Effect.void },
   "that is about to open its first five": { options: { minConnections: 5 }, ready: Effect.void },
@@ -37,7 +38,7 @@ const before: Readonly<
     options: {},
     ready: Effect.zipRight(
       Db.invalidate({ mode: "hard" }),
-      Effect.repeat(figures, { schedule: soon, until: ({ total }) => total === 0 })
+      eventually(figures, ({ total }) => total === 0)
     )
   }
 }
@@ -67,7 +68,7 @@ describe("a spike of 50 short statements, where it takes 150 ms to connect", () 
         const one = Effect.tap(sql`SELECT 1`, () => Effect.sync(() => served.push(performance.now())))
         yield* Effect.forEach(Array.from({ length: 50 }), () => one, { concurrency: "unbounded" })
         // the connections that are still being opened count as well
-        yield* Effect.repeat(figures, { schedule: soon, until: ({ connecting }) => connecting === 0 })
+        yield* eventually(figures, ({ connecting }) => connecting === 0)
         for (const took of connects) assert.isAtLeast(took, 150)
         return { total: (yield* figures).total, took: (served[49] ?? 0) - (served[0] ?? 0) }
       }).pipe(Effect.provide(Db.layer({ writer: proxy.url, maxConnections: 50, ...options })))

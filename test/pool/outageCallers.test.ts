@@ -12,7 +12,7 @@ import { type Database, DatabaseError, type Observation, RetryPolicy, UnitOfWork
 import { describe } from "vitest"
 import { behind } from "../support/behind.js"
 import { changedUrl } from "../support/changedUrl.js"
-import { Db, freshTable, insert, soon, stored } from "../support/databases.js"
+import { Db, freshTable, insert, stored } from "../support/databases.js"
 import { eventually, until } from "../support/eventually.js"
 import { failure } from "../support/failures.js"
 import { makeProxy, type Proxy, sends } from "../support/proxy.js"
@@ -273,7 +273,7 @@ describe("callers while the server is away", () => {
         const writes = Effect.map(Db.status, ({ servers }) => servers[0]?.writes)
         const one = Effect.forkDaemon(Effect.ignore(sql`SELECT pg_sleep(0.01)`))
         const coming = yield* Effect.fork(Effect.repeat(Effect.replicateEffect(one, 5), Schedule.spaced("2 millis")))
-        yield* Effect.repeat(writes, { schedule: soon, until: (figures) => figures?.overloaded === true })
+        yield* eventually(writes, (figures) => figures?.overloaded === true)
         yield* vanish(proxy)
         yield* Fiber.interrupt(coming)
         const late = yield* Effect.fork(insert("late"))

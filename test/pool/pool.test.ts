@@ -9,7 +9,8 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import { DatabaseError, RetryPolicy } from "effect-db"
 import { describe } from "vitest"
-import { active, Db, fresh, insert, Place, pid, soon, stored } from "../support/databases.js"
+import { active, Db, fresh, insert, Place, pid, stored } from "../support/databases.js"
+import { eventually } from "../support/eventually.js"
 import { makeProxy } from "../support/proxy.js"
 import { freshDatabase, query } from "../support/server.js"
 
@@ -54,10 +55,10 @@ describe("Pool", () => {
     })
   )
 
-  it.scopedLive("the statements of a reserved connection share its session, and it returns to the pool", () =>
+  it.scopedLive("a reserved connection is exclusive, and returns to the pool", () =>
     Effect.gen(function* () {
       const sql = yield* Db.writer
-      const rows = yield* Effect.scoped(
+      const { one, other, two } = yield* Effect.scoped(
         Effect.gen(function* () {
           const connection = yield* sql.reserve
           assert.strictEqual(yield* active, 1)
@@ -68,12 +69,15 @@ describe("Pool", () => {
             ],
             { concurrency: 2 }
           )
-          return [a[0].pid, b[0]?.[0]]
+          const other = yield* Effect.fork(pid)
+          yield* eventually(writes, (_) => _.waiting === 1)
+          return { one: a[0].pid, two: b[0]?.[0], other }
         })
       )
-      assert.strictEqual(rows[0], rows[1])
+      assert.strictEqual(one, two)
+      assert.strictEqual(yield* Fiber.join(other), one)
       assert.strictEqual(yield* active, 0)
-    }).pipe(Effect.provide(fresh()))
+    }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
   )
 
   it.scopedLive("an interrupted waiter for a reserved connection leaks nothing", () =>
@@ -81,7 +85,7 @@ describe("Pool", () => {
       const sql = yield* Db.writer
       const release = yield* holder
       const fiber = yield* Effect.fork(Effect.scoped(sql.reserve))
-      yield* Effect.repeat(writes, { schedule: soon, until: (_) => _.waiting === 1 })
+      yield* eventually(writes, (_) => _.waiting === 1)
       yield* Fiber.interrupt(fiber)
       yield* release
       yield* insert("next")
@@ -159,9 +163,9 @@ describe("Pool", () => {
       const error = yield* Db.withTransaction(
         Effect.gen(function* () {
           yield* insert("x")
-          yield* Effect.repeat(
+          yield* eventually(
             query(writer, "SELECT 1 FROM pg_stat_activity WHERE datname = $1 AND state LIKE 'idle in%'", [name]),
-            { schedule: soon, until: (rows) => rows.length === 0 }
+            (rows) => rows.length === 0
           )
           yield* insert("y")
         })

@@ -176,7 +176,7 @@ describe("a malformed answer", () => {
   )
 
   it.scopedLive("a malformed message leaves a COMMIT in doubt unless the COMMIT's tag has arrived before", () =>
-    behind(brief, (proxy) =>
+    behind({ ...brief, outcome: "unknown" }, (proxy) =>
       Effect.gen(function* () {
         yield* proxy.when(answers("COMMIT"), "spoil")
         const error = yield* insert("a").pipe(Db.withTransaction(), DatabaseError.refine, Effect.flip)

@@ -53,14 +53,15 @@ describe("a check of messages", () => {
     for (const pieces of cuts(all)) expect(look(pieces)).toEqual({ sound: all.length, violation: undefined })
   })
 
-  it.each(Object.entries(kinds))(
+  // a piece of a COPY may have any length
+  it.each(Object.entries(kinds).filter(([, bytes]) => bytes.toString("latin1", 0, 1) !== "d"))(
     "the check finds %s that is longer or shorter than its structure, wherever it is cut",
     (_, bytes) => {
       const letter = bytes.toString("latin1", 0, 1)
       const body = bytes.subarray(5)
       const shorter = talk.message(letter, body.subarray(0, -1))
       const longer = talk.message(letter, body, Buffer.from([1]))
-      for (const wrong of letter === "d" ? [] : body.length === 0 ? [longer] : [shorter, longer]) {
+      for (const wrong of body.length === 0 ? [longer] : [shorter, longer]) {
         const before = Buffer.concat([login, talk.ready])
         const [whole, ...rest] = cuts(Buffer.concat([before, wrong, talk.ready])).map(look)
         expect(whole?.violation).toBeDefined()

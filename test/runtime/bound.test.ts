@@ -18,7 +18,8 @@ import express from "express"
 import { fastify } from "fastify"
 import { Hono } from "hono"
 import { startChild } from "../support/child.js"
-import { Db, freshTable, insert, Place, soon, stored } from "../support/databases.js"
+import { Db, freshTable, insert, Place, stored } from "../support/databases.js"
+import { eventually } from "../support/eventually.js"
 import { query } from "../support/server.js"
 import { listening, portOf } from "../support/suites/requests/listen.js"
 import { hear, hearing, tell, telling } from "../support/suites/requests/messages.js"
@@ -34,7 +35,7 @@ const sessions = Effect.flatMap(Place, ({ writer }) =>
 )
 
 /** Waits until all sessions are gone; a server process needs time to end. */
-const noSessions = Effect.repeat(sessions, { schedule: soon, until: (n) => n === 0 })
+const noSessions = eventually(sessions, (n) => n === 0)
 
 const place = Layer.scoped(Place, freshTable)
 

@@ -6,7 +6,8 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import { DatabaseError, DatabaseRuntime } from "effect-db"
-import { Audit, Db, freshTable, insert, soon } from "../support/databases.js"
+import { Audit, Db, freshTable, insert } from "../support/databases.js"
+import { eventually } from "../support/eventually.js"
 import { tagOf } from "../support/failures.js"
 import { fresh, rejectionOf } from "../support/freshRuntime.js"
 import { makeProxy } from "../support/proxy.js"
@@ -104,7 +105,7 @@ describe("the opening and closing of a runtime", () => {
       // a server process needs time to end
       const left = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
       yield* query(writer, left).pipe(
-        Effect.repeat({ schedule: soon, until: ({ length }) => length === 0 }),
+        eventually(({ length }) => length === 0),
         Effect.zipRight(query(writer, left)),
         Effect.tap((found) => assert.deepStrictEqual(found, []))
       )

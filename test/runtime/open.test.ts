@@ -12,7 +12,8 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import { Database, DatabaseRuntime } from "effect-db"
-import { Audit, Db, soon } from "../support/databases.js"
+import { Audit, Db } from "../support/databases.js"
+import { eventually } from "../support/eventually.js"
 import { tagOf } from "../support/failures.js"
 import { makeProxy } from "../support/proxy.js"
 import { freshDatabase, query } from "../support/server.js"
@@ -165,7 +166,7 @@ describe("databases that are opened together", () => {
       assert.strictEqual(logged.length, 1)
       assert.include(logged[0], 'database "third"')
       // the server may need a moment for the end of a session whose socket is closed
-      yield* Effect.repeat(sessions, { schedule: soon, until: (n) => n === 0 })
+      yield* eventually(sessions, (n) => n === 0)
       assert.strictEqual(yield* sessions, 0)
       const used = Object.values(runtime.databases).map((database) => settled(database.writer`SELECT 1`.then()))
       assert.deepStrictEqual(yield* Effect.all(used), ["DatabaseClosed", "DatabaseClosed", "DatabaseClosed"])

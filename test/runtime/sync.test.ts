@@ -8,8 +8,9 @@ import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import { EmbeddedPostgres } from "effect-db"
 import * as Program from "../service/program.js"
-import { freshTable, Place, soon, stored } from "../support/databases.js"
+import { freshTable, Place, stored } from "../support/databases.js"
 import { directory } from "../support/directory.js"
+import { eventually } from "../support/eventually.js"
 import { makeProxy } from "../support/proxy.js"
 import { query } from "../support/server.js"
 
@@ -25,8 +26,7 @@ const seen = Effect.flatMap(Place, ({ writer }) =>
 )
 
 /** Waits until the other sessions are so; a server process needs time to end. */
-const seenUntil = (isSo: (found: ReadonlyArray<string>) => boolean) =>
-  Effect.zipRight(Effect.repeat(seen, { schedule: soon, until: isSo }), seen)
+const seenUntil = (isSo: (found: ReadonlyArray<string>) => boolean) => eventually(seen, isSo)
 
 const noStatement = Effect.tap(
   seenUntil(({ length }) => length === 0),

@@ -1,13 +1,16 @@
 /** Listeners, what they receive, their connections, and the notifications for them. */
+import { inspect } from "node:util"
 import { assert } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import type * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
 import type * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
 import type { Notification } from "effect-db"
-import { Db, soon } from "./databases.js"
+import { Db } from "./databases.js"
+import { eventually } from "./eventually.js"
 import { makeProxy } from "./proxy.js"
 import { freshDatabase, query } from "./server.js"
 
@@ -21,15 +24,15 @@ export const hear = <A, E, R>(stream: Stream.Stream<A, E, R>) =>
     return { heard, fiber }
   })
 
-/** Waits until `n` values have arrived, or the stream has ended; returns the values. */
+/** Waits until `n` values have arrived, and returns the values; fails the test if the stream ends before. */
 export const count = <A, E>(
   { fiber, heard }: { readonly heard: ReadonlyArray<A>; readonly fiber: Fiber.Fiber<Exit.Exit<void, E>> },
   n: number
 ) =>
-  Effect.repeat(Fiber.poll(fiber), {
-    schedule: soon,
-    until: (ended) => heard.length >= n || ended._tag === "Some"
-  }).pipe(Effect.as(heard))
+  eventually(Fiber.poll(fiber), (ended) => heard.length >= n || Option.isSome(ended)).pipe(
+    Effect.tap((ended) => assert.isAtLeast(heard.length, n, `the stream has ended: ${inspect(ended)}`)),
+    Effect.as(heard)
+  )
 
 /** Returns a notification as a short text. */
 const short = (one: Notification.Notification): string =>

@@ -8,7 +8,8 @@ import * as Layer from "effect/Layer"
 import type * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
 import type { Database, Observation } from "effect-db"
-import { Db, soon } from "./databases.js"
+import { Db } from "./databases.js"
+import { eventually } from "./eventually.js"
 import { anonymous, freshRole, Provider } from "./roles.js"
 import { freshDatabase, query } from "./server.js"
 
@@ -40,9 +41,9 @@ export const open = (options: Database.Options) =>
       }),
       /** Waits until an observation was made `times` times. */
       heard: (tag: Observation.Observation["_tag"], times = 1) =>
-        Effect.repeat(
+        eventually(
           Effect.sync(() => facts.filter((fact) => fact._tag === tag).length),
-          { schedule: soon, until: (n) => n >= times }
+          (n) => n >= times
         )
     }
   })

@@ -3,7 +3,8 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { type Database, DatabaseError } from "effect-db"
 import { pooled } from "./bouncer.js"
-import { Db, Place, soon } from "./databases.js"
+import { Db, Place } from "./databases.js"
+import { eventually } from "./eventually.js"
 import { failure } from "./failures.js"
 import { type Message, makeProxy } from "./proxy.js"
 import { freshDatabase, query } from "./server.js"
@@ -27,10 +28,7 @@ const setUp = [
 export const place = Effect.tap(freshDatabase, ({ reader, writer }) =>
   Effect.zipRight(
     query(writer, setUp),
-    Effect.repeat(query(reader, "SELECT 1 FROM pg_proc WHERE proname = 'seen'"), {
-      until: (rows) => rows.length === 1,
-      schedule: soon
-    })
+    eventually(query(reader, "SELECT 1 FROM pg_proc WHERE proname = 'seen'"), (rows) => rows.length === 1)
   )
 )
 

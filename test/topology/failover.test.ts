@@ -6,10 +6,10 @@ import * as Fiber from "effect/Fiber"
 import * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
 import { DatabaseError, EmbeddedPostgres } from "effect-db"
-import { Db, soon } from "../support/databases.js"
+import { Db } from "../support/databases.js"
 import { directory } from "../support/directory.js"
 import { eventually } from "../support/eventually.js"
-import { makeProxy } from "../support/proxy.js"
+import { makeProxy, sends } from "../support/proxy.js"
 import { query } from "../support/server.js"
 import { only, settled, watch } from "../support/suites/pooling/observations.js"
 import { closedPort, listenOnPort } from "../support/tcp.js"
@@ -25,11 +25,11 @@ const urlOf = (servers: ReadonlyArray<Pick<EmbeddedPostgres.EmbeddedPostgres.Ser
 const nameOf = ({ host, port }: EmbeddedPostgres.EmbeddedPostgres.Server): string => `${host}:${port}`
 
 const cluster = Effect.gen(function* () {
-  const { awaitReplicas, primary, replicas } = yield* EmbeddedPostgres.make({ directory, replicas: 1 })
+  const { awaitReplicas, primary, replicas, switchOver } = yield* EmbeddedPostgres.make({ directory, replicas: 1 })
   const replica = replicas[0] ?? assert.fail("no replica")
   yield* query(primary.url(), "CREATE TABLE item (n int PRIMARY KEY)")
   yield* awaitReplicas
-  return { primary, replica, writer: urlOf([primary, replica]) }
+  return { primary, replica, switchOver, writer: urlOf([primary, replica]) }
 })
 
 const insert = (n: number) => Effect.flatMap(Db.writer, (sql) => sql`INSERT INTO item VALUES (${n})`)
@@ -75,7 +75,7 @@ describe("a writer on several hosts", () => {
           )
         )
         const send = (payload: string) =>
-          Effect.zipRight(Effect.repeat(sql.notify("news", payload), soon), Effect.never)
+          Effect.forever(Effect.zipLeft(sql.notify("news", payload), Effect.sleep("2 millis")))
         yield* Effect.raceFirst(Deferred.await(listening), send("hello"))
         yield* primary.kill
         yield* replica.promote
@@ -114,6 +114,40 @@ describe("a writer on several hosts", () => {
       })
   )
 
+  it.scopedLive("a monitor whose own connection is dead harms no caller, and connects again", () =>
+    Effect.gen(function* () {
+      const { primary, replica } = yield* cluster
+      const proxy = yield* makeProxy(primary.url())
+      const writer = urlOf([{ host: "127.0.0.1", port: proxy.port, url: () => proxy.url }, replica])
+      let probe = 0
+      yield* proxy.when((message) => {
+        if (sends("pg_last_xact_replay_timestamp")(message)) probe = message.connection
+        return false
+      }, "pass")
+      yield* Effect.gen(function* () {
+        const seen = yield* watch
+        yield* insert(0)
+        yield* eventually(
+          Effect.sync(() => probe),
+          (connection) => connection > 0
+        )
+        const frozen = yield* proxy.when(({ connection, from }) => connection === probe && from === "client", "freeze")
+        yield* frozen
+        const accepted = proxy.accepted
+        let n = 1
+        const slow = yield* Effect.fork(Effect.flatMap(Db.writer, (sql) => sql`SELECT pg_sleep(1)`))
+        // the check on another socket is a connection as well
+        yield* eventually(
+          Effect.suspend(() => Effect.map(insert(n++), () => proxy.accepted - accepted)),
+          (more) => more >= 2
+        )
+        yield* Fiber.join(slow)
+        assert.lengthOf(only(seen, "Lost"), 0)
+        assert.lengthOf(only(seen, "WriterChanged"), 0)
+      }).pipe(Effect.provide(Db.layer({ writer, monitorInterval: "50 millis", detectionTime: "400 millis" })))
+    })
+  )
+
   it.scopedLive("the monitor finds a promoted standby while the former primary still accepts writes", () =>
     Effect.gen(function* () {
       const { primary, replica, writer } = yield* cluster
@@ -130,6 +164,32 @@ describe("a writer on several hosts", () => {
         assert.deepStrictEqual(yield* reserved, [{ port: replica.port }])
         assert.deepStrictEqual(yield* numbers(primary), [1])
       }).pipe(Effect.provide(Db.layer({ writer, monitorInterval: "50 millis" })))
+    })
+  )
+
+  it.scopedLive("no caller fails during a planned switch-over with pause, and each write is stored once", () =>
+    Effect.gen(function* () {
+      const { primary, replica, switchOver, writer } = yield* cluster
+      yield* Effect.gen(function* () {
+        const writing = yield* Effect.fork(
+          Effect.forEach(
+            Array.from({ length: 300 }, (_, n) => n),
+            (n) => Db.withTransaction(insert(n)),
+            { concurrency: 5, discard: true }
+          )
+        )
+        yield* eventually(numbers(primary), (stored) => stored.length > 50)
+        assert.strictEqual(yield* Db.pause({ drain: "1 minute" }), 0)
+        const before = yield* numbers(primary)
+        assert.isBelow(before.length, 300)
+        yield* switchOver(replica)
+        yield* Db.resume
+        yield* Fiber.join(writing)
+        assert.deepStrictEqual(
+          yield* numbers(replica),
+          Array.from({ length: 300 }, (_, n) => n)
+        )
+      }).pipe(Effect.provide(Db.layer({ writer })))
     })
   )
 
@@ -170,7 +230,8 @@ describe("a writer on several hosts", () => {
         yield* replica.promote
         yield* Fiber.join(waiting)
         assert.lengthOf(yield* numbers(replica), 1001)
-      }).pipe(Effect.provide(Db.layer({ writer, queueTarget: "10 minutes" })))
+        // without the monitor, each probe is a connection
+      }).pipe(Effect.provide(Db.layer({ writer, monitor: false, queueTarget: "10 minutes" })))
     })
   )
 

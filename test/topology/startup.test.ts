@@ -13,7 +13,8 @@ import * as Scope from "effect/Scope"
 import { type Database, DatabaseError } from "effect-db"
 import { describe } from "vitest"
 import { changedUrl } from "../support/changedUrl.js"
-import { Audit, active, Db, soon } from "../support/databases.js"
+import { Audit, active, Db } from "../support/databases.js"
+import { eventually } from "../support/eventually.js"
 import { freshDatabase, query } from "../support/server.js"
 import { closedPort, listenOnPort } from "../support/tcp.js"
 
@@ -21,13 +22,13 @@ const secret = "s3cr3t-w0rd"
 
 /** Waits until a database of the server has no connection of effect-db any more. */
 const allClosed = (name: string, writer: Redacted.Redacted<string>) =>
-  Effect.repeat(
+  eventually(
     query<{ n: number }>(
       writer,
       "SELECT count(*)::int AS n FROM pg_stat_activity WHERE datname = $1 AND application_name = 'effect-db'",
       [name]
     ),
-    { schedule: soon, until: (rows) => rows[0]?.n === 0 }
+    (rows) => rows[0]?.n === 0
   )
 
 /**
@@ -63,7 +64,7 @@ const reasonOf = (error: DatabaseError.DatabaseError) => (error._tag === "Connec
 describe("start-up", () => {
   it.scopedLive("a wrong password, user, database, host or port fails with ConnectFailed and the reason", () =>
     Effect.gen(function* () {
-      const { name, writer } = yield* freshDatabase
+      const { writer } = yield* freshDatabase
       const port = yield* closedPort
       const { host } = new URL(Redacted.value(writer))
       const cases = [
@@ -108,7 +109,6 @@ describe("start-up", () => {
         assert.strictEqual(reasonOf(error), reason)
         assert.include(error.message, `database "app" at ${server}`)
       }
-      assert.isNotEmpty(name)
     })
   )
 
@@ -177,7 +177,7 @@ describe("start-up", () => {
           url.port = String(port)
         })
         yield* Effect.gen(function* () {
-          yield* Effect.repeat(Db.status, { schedule: soon, until: (_) => _.servers[1]?.up === false })
+          yield* eventually(Db.status, (_) => _.servers[1]?.up === false)
           const { servers } = yield* Db.status
           assert.deepStrictEqual(
             servers.map((_) => [_.role, _.up]),
@@ -292,10 +292,10 @@ describe("start-up", () => {
         "SELECT count(*)::int AS n FROM pg_stat_activity WHERE datname = $1 AND query LIKE 'SELECT pg_sleep%' AND state = 'active'",
         [name]
       )
-      yield* Effect.repeat(sleeping, { schedule: soon, until: (rows) => rows[0]?.n === 1 })
+      yield* eventually(sleeping, (rows) => rows[0]?.n === 1)
       // asks the pool, because a query to the server may take longer than the statement
       const done = yield* Effect.fork(sql`SELECT pg_sleep(0.1)`)
-      yield* Effect.repeat(active, { schedule: soon, until: (n) => n === 2 }).pipe(Effect.provide(context))
+      yield* eventually(active, (n) => n === 2).pipe(Effect.provide(context))
       yield* Scope.close(scope, Exit.void)
       yield* Fiber.join(done)
       const error = yield* Fiber.join(cut)

@@ -26,10 +26,16 @@ describe("the state of a writer", () => {
     assert.deepStrictEqual(change, { from: undefined, to: "a", timeline: 3 })
   })
 
-  it("a standby, or a primary that does not report its timeline, does not become the writer", () => {
-    for (const report of [standby, primary(undefined)]) {
-      assert.deepStrictEqual(onReport(initial, "a", report), [initial, undefined])
-    }
+  it("a standby does not become the writer", () => {
+    assert.deepStrictEqual(onReport(initial, "a", standby), [initial, undefined])
+  })
+
+  it("a primary that does not report its timeline becomes the writer only if no timeline is known", () => {
+    const [state, change] = onReport(initial, "a", primary(undefined))
+    assert.deepInclude(state, { _tag: "Known", host: "a", highest: undefined })
+    assert.deepStrictEqual(change, { from: undefined, to: "a", timeline: undefined })
+    assert.deepStrictEqual(onReport(state, "b", primary(undefined)), [state, undefined])
+    assert.deepStrictEqual(onReport(onA, "b", primary(undefined)), [onA, undefined])
   })
 
   it("a host on a higher timeline becomes the writer at once", () => {

@@ -34,9 +34,23 @@ const given = (options: Partial<Database.Options> = {}) =>
 const bound = "4 seconds"
 
 describe("the end of a transaction", () => {
-  it.scopedLive("a connection lost before COMMIT arrives fails as CommitOutcomeUnknown, and nothing is stored", () =>
+  it.scopedLive("a connection lost before COMMIT arrives fails as Disconnected, undone, and nothing is stored", () =>
     Effect.gen(function* () {
       const { context, insert, proxy, stored } = yield* given()
+      yield* proxy.when(sends("COMMIT"), "cut")
+      const error = yield* Db.withTransaction(insert("a")).pipe(
+        Effect.provide(context),
+        DatabaseError.refine,
+        Effect.flip
+      )
+      assert.strictEqual(error._tag === "Disconnected" && error.outcome, "undone")
+      assert.deepStrictEqual(yield* stored, [])
+    })
+  )
+
+  it.scopedLive("a COMMIT that is lost on its way is CommitOutcomeUnknown with the outcome unknown", () =>
+    Effect.gen(function* () {
+      const { context, insert, proxy, stored } = yield* given({ outcome: "unknown" })
       yield* proxy.when(sends("COMMIT"), "cut")
       const error = yield* Db.withTransaction(insert("a")).pipe(
         Effect.provide(context),
@@ -48,11 +62,28 @@ describe("the end of a transaction", () => {
     })
   )
 
+  it.scopedLive("a connection lost before the answer to COMMIT arrives is a success, and the hooks run", () =>
+    Effect.gen(function* () {
+      const { context, insert, proxy, stored } = yield* given()
+      const hooks: Array<string> = []
+      yield* proxy.when(answers("COMMIT"), "cut")
+      yield* insert("a").pipe(
+        Effect.zipRight(Db.afterCommit(Effect.sync(() => void hooks.push("committed")))),
+        Effect.zipRight(Db.afterRollback(Effect.sync(() => void hooks.push("rolled back")))),
+        Effect.zipRight(Db.afterUnknown(Effect.sync(() => void hooks.push("unknown")))),
+        Db.withTransaction({ retry: true }),
+        Effect.provide(context)
+      )
+      assert.deepStrictEqual(yield* stored, ["a"])
+      assert.deepStrictEqual(hooks, ["committed"])
+    })
+  )
+
   it.scopedLive(
-    "a transaction whose answer to COMMIT is lost fails as CommitOutcomeUnknown, is stored and is not run again",
+    "with the outcome unknown, a transaction whose answer to COMMIT is lost is stored and is not run again",
     () =>
       Effect.gen(function* () {
-        const { context, insert, proxy, stored } = yield* given()
+        const { context, insert, proxy, stored } = yield* given({ outcome: "unknown" })
         const hooks: Array<string> = []
         yield* proxy.when(answers("COMMIT"), "cut")
         const error = yield* insert("a").pipe(
@@ -174,6 +205,13 @@ describe("the end of a transaction", () => {
         2
       )
       assert.strictEqual(yield* trips(Db.withTransaction(Db.withTransaction(insert("f")))), 3)
+      const reads = Effect.zipRight(sql`SELECT count(*) FROM item`, sql`SELECT name FROM item`)
+      assert.strictEqual(yield* trips(Db.withTransaction(reads)), 3)
+      // the id is queried before COMMIT, because a query after these commands could change their
+      // meaning
+      const lock = sql.unsafe("LOCK TABLE item")
+      assert.strictEqual(yield* trips(Db.withTransaction(lock)), 3)
+      assert.strictEqual(yield* trips(Db.withTransaction(Effect.zipRight(lock, insert("g")))), 3)
     })
   )
 })

@@ -14,7 +14,8 @@ import { describe } from "vitest"
 import { audit, event, events } from "../support/audit.js"
 import { behind } from "../support/behind.js"
 import { behindBouncer, freshPooled, hasBouncer } from "../support/bouncer.js"
-import { Audit, active, Db, fresh, freshTable, idle, insert, Place, run, soon, stored } from "../support/databases.js"
+import { Audit, active, Db, fresh, freshTable, idle, insert, Place, run, stored } from "../support/databases.js"
+import { eventually, until } from "../support/eventually.js"
 import { failure } from "../support/failures.js"
 import { answers, makeProxy, type Proxy, sends } from "../support/proxy.js"
 import { query } from "../support/server.js"
@@ -29,10 +30,7 @@ const running = (count: number) =>
       "SELECT pid FROM pg_stat_activity WHERE state = 'active' AND datname = $1 AND query LIKE '%AS long'",
       [name]
     )
-    return Effect.repeat(look, { schedule: soon, until: (rows) => rows.length === count }).pipe(
-      Effect.zipRight(look),
-      Effect.map((rows) => rows.map(({ pid }) => pid))
-    )
+    return eventually(look, (rows) => rows.length === count).pipe(Effect.map((rows) => rows.map(({ pid }) => pid)))
   })
 
 /** Runs an effect with a long statement, interrupts it once the server runs that, and returns the process id. */
@@ -404,7 +402,7 @@ describe("the connection of an interrupted statement", () => {
           yield* Fiber.interrupt(fiber)
           yield* sent
           if (comes === "late") yield* holder.execute("SELECT pg_advisory_unlock(1)", [], undefined)
-          yield* Effect.repeat(Effect.void, { schedule: soon, until: () => proxy.roundTrips > trips })
+          yield* until(() => proxy.roundTrips > trips)
           yield* proxy.thaw
           assert.strictEqual(yield* pid, before)
         }).pipe(
@@ -429,7 +427,7 @@ describe("the connection of an interrupted statement", () => {
           yield* cancelled
           yield* proxy.thaw
           yield* Fiber.join(leaving)
-          yield* Effect.repeat(Effect.void, { schedule: soon, until: () => proxy.roundTrips > trips })
+          yield* until(() => proxy.roundTrips > trips)
           assert.strictEqual(yield* pid, before)
         }
         assert.deepStrictEqual(yield* stored, [])

@@ -11,6 +11,7 @@ import { DatabaseError, RequestTransaction, type Transaction, UnitOfWork } from 
 import { describe } from "vitest"
 import { audit, event } from "../support/audit.js"
 import { Audit, Db, fresh, insert, setting, stored } from "../support/databases.js"
+import { failure } from "../support/failures.js"
 
 const isolation = setting("transaction_isolation")
 
@@ -259,6 +260,15 @@ describe("other settings that a part requests", () => {
       yield* UnitOfWork.run(UnitOfWork.run(event("e"), { checkFirst: true }), { checkFirst: false })
       yield* conflict("checkFirst", UnitOfWork.run(UnitOfWork.run(event("e"), { checkFirst: false })))
       assert.deepStrictEqual(yield* stored, ["a"])
+
+      // the COMMIT of `Audit` is refused: what `Db` has stored then shows the order and the check
+      const refused = (name: string, options: UnitOfWork.Options<unknown, unknown>) =>
+        UnitOfWork.run(Effect.zipRight(insert(name), UnitOfWork.run(event("e", 13), options)), { checkFirst: false })
+      assert.strictEqual((yield* failure(refused("b", { order: [Audit, Db] })))._tag, "CommitFailed")
+      yield* failure(refused("c", { order: [Db, Audit], checkFirst: true }))
+      assert.deepStrictEqual(yield* stored, ["a"])
+      yield* failure(refused("d", { order: [Db, Audit] }))
+      assert.deepStrictEqual(yield* stored, ["a", "d"])
     }).pipe(Effect.provide(Layer.merge(fresh(), audit)))
   )
 

@@ -9,7 +9,8 @@ import { DatabaseError, type Observation } from "effect-db"
 import { describe } from "vitest"
 import { beginSql } from "../../src/internal/transaction/begin.js"
 import { inMillis } from "../../src/internal/transaction/plainOptions.js"
-import { active, Db, fresh, insert, Place, pid, setting, soon, stored } from "../support/databases.js"
+import { active, Db, fresh, insert, Place, pid, setting, stored } from "../support/databases.js"
+import { eventually } from "../support/eventually.js"
 import { query, terminateBackends } from "../support/server.js"
 
 describe("Transaction", () => {
@@ -452,10 +453,10 @@ describe("Transaction", () => {
           "SELECT count(*)::int AS n FROM pg_stat_activity WHERE datname = $1 AND query LIKE '%pg_sleep%' AND pid <> pg_backend_pid() AND state = 'active'",
           [name]
         ).pipe(Effect.map((rows) => rows[0]?.n))
-        yield* Effect.repeat(sleeping, { schedule: soon, until: (n) => n === 1 })
+        yield* eventually(sleeping, (n) => n === 1)
         yield* Fiber.interrupt(fiber)
         // the cancel request has stopped the statement on the server too
-        yield* Effect.repeat(sleeping, { schedule: soon, until: (n) => n === 0 })
+        yield* eventually(sleeping, (n) => n === 0)
         yield* insert("next")
         assert.deepStrictEqual(yield* stored, ["next"])
       }).pipe(Effect.provide(fresh({ maxConnections: 1 })))
@@ -472,7 +473,7 @@ describe("Transaction", () => {
         )
         yield* Deferred.await(held)
         const waiting = yield* Effect.fork(Db.withTransaction(insert("waits")))
-        yield* Effect.repeat(Db.status, { schedule: soon, until: ({ servers }) => servers[0]?.writes?.waiting === 1 })
+        yield* eventually(Db.status, ({ servers }) => servers[0]?.writes?.waiting === 1)
         yield* Fiber.interrupt(waiting)
         yield* Deferred.succeed(release, undefined)
         yield* Fiber.join(holder)

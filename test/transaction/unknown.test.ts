@@ -11,19 +11,32 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Stream from "effect/Stream"
-import { DatabaseError, DatabaseRuntime, type Observation, RequestTransaction, UnitOfWork } from "effect-db"
+import {
+  type Database,
+  DatabaseError,
+  DatabaseRuntime,
+  type Observation,
+  RequestTransaction,
+  UnitOfWork
+} from "effect-db"
 import { describe } from "vitest"
 import { both, event, events } from "../support/audit.js"
 import { Audit, collide, Db, fresh, freshTable, insert, stored } from "../support/databases.js"
 import { answers, makeProxy, sends } from "../support/proxy.js"
 import { query } from "../support/server.js"
 
-const behindProxy = Effect.gen(function* () {
-  const { writer } = yield* freshTable
-  const proxy = yield* makeProxy(writer)
-  const context = yield* Layer.build(Db.layer({ writer: proxy.url }))
-  return { proxy, context: Context.pick(Db)(context), writer }
-})
+/** A database behind a proxy. */
+const behind = (options: Partial<Database.Options>) =>
+  Effect.gen(function* () {
+    const { writer } = yield* freshTable
+    const proxy = yield* makeProxy(writer)
+    const context = yield* Layer.build(Db.layer({ writer: proxy.url, ...options }))
+    return { proxy, context: Context.pick(Db)(context), writer }
+  })
+
+const behindProxy = behind({})
+/** A database that does not ask for the outcome of a COMMIT without an answer. */
+const unresolved = behind({ outcome: "unknown" })
 
 /** Returns hooks of each kind, which record that they have run. */
 const hooks = (log: Array<string>) => {
@@ -160,7 +173,7 @@ describe("a COMMIT without an answer", () => {
 
   it.scopedLive("an unanswered COMMIT is not run again by retry, also if an undone savepoint has collided before", () =>
     Effect.gen(function* () {
-      const { context, proxy, writer } = yield* behindProxy
+      const { context, proxy, writer } = yield* unresolved
       for (const [name, whole] of retried) {
         yield* proxy.when(answers("COMMIT"), "cut")
         const work = Effect.zipRight(Effect.ignore(Db.withTransaction(collide)), insert(name))
@@ -173,7 +186,7 @@ describe("a COMMIT without an answer", () => {
 
   it.scopedLive("a connection lost during COMMIT runs afterUnknown, and neither afterCommit nor afterRollback", () =>
     Effect.gen(function* () {
-      const { context, proxy } = yield* behindProxy
+      const { context, proxy } = yield* unresolved
       for (const [name, whole] of wholes) {
         const log: Array<string> = []
         yield* proxy.when(answers("COMMIT"), "cut")
@@ -204,8 +217,10 @@ describe("a COMMIT without an answer", () => {
   it.live("a hook that plain code registers by afterUnknown runs after an unanswered COMMIT", () =>
     Effect.scoped(
       Effect.gen(function* () {
-        const { proxy } = yield* behindProxy
-        const runtime = DatabaseRuntime.make({ db: Db }, Db.layer({ writer: proxy.url }), { lazy: true })
+        const { proxy } = yield* unresolved
+        const runtime = DatabaseRuntime.make({ db: Db }, Db.layer({ writer: proxy.url, outcome: "unknown" }), {
+          lazy: true
+        })
         const { db } = runtime.databases
         const log: Array<string> = []
         yield* proxy.when(answers("COMMIT"), "cut")

@@ -8,9 +8,11 @@ import * as Stream from "effect/Stream"
 import { Database, DatabaseError, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
 import { auditBehindProxy, both, event, events } from "../support/audit.js"
-import { Audit, active, Db, fresh, insert, Place, soon, stored } from "../support/databases.js"
+import { Audit, active, Db, fresh, insert, Place, stored } from "../support/databases.js"
+import { eventually } from "../support/eventually.js"
+import { failure } from "../support/failures.js"
 import { observed } from "../support/observed.js"
-import { answers, makeProxy, sends } from "../support/proxy.js"
+import { answers, type Message, makeProxy, sends } from "../support/proxy.js"
 import { freshDatabase, query } from "../support/server.js"
 
 const show = (what: string) => Effect.map(Db.writer, (sql) => sql.unsafe<Record<string, string>>(`SHOW ${what}`))
@@ -74,23 +76,26 @@ describe("the settings of a unit of work", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
-  it.scopedLive("a unit that only reads begins no transaction on the primary", () =>
+  it.scopedLive("a unit that only reads begins no transaction", () =>
     Effect.gen(function* () {
       const { writer } = yield* Place
       const proxy = yield* makeProxy(writer)
       const begun: Array<string> = []
-      yield* proxy.when((message) => {
+      const note = (message: Message) => {
         if (sends("BEGIN")(message)) begun.push(message.bytes.toString("latin1"))
         return false
-      }, "pass")
+      }
       const { reader } = yield* Place
+      const replica = yield* makeProxy(reader)
+      yield* proxy.when(note, "pass")
+      yield* replica.when(note, "pass")
       yield* Effect.gen(function* () {
         const sql = yield* Db.reader
         yield* UnitOfWork.run(Effect.zipRight(sql`SELECT 1`, sql`SELECT 2`))
         assert.deepStrictEqual(begun, [])
         yield* UnitOfWork.run(insert("a"))
         assert.strictEqual(begun.length, 1)
-      }).pipe(Effect.provide(Db.layer({ writer: proxy.url, readers: [reader] })))
+      }).pipe(Effect.provide(Db.layer({ writer: proxy.url, readers: [replica.url] })))
     }).pipe(Effect.provide(fresh()))
   )
 })
@@ -137,10 +142,13 @@ describe("the end of a unit on several databases", () => {
           insert("first"),
           event("second"),
           Effect.ignore(Effect.flatMap(Audit.writer, (sql) => sql`SELECT 1/0`))
-        ])
+        ]),
+        { order: [Db, Audit] }
       ).pipe(DatabaseError.refine, Effect.flip)
       assert.strictEqual(error._tag, "RolledBackAtCommit")
+      assert.strictEqual(error.database, "audit")
       assert.deepStrictEqual(yield* stored, [])
+      assert.deepStrictEqual(yield* events, [])
     }).pipe(Effect.provide(both))
   )
 
@@ -149,13 +157,15 @@ describe("the end of a unit on several databases", () => {
       const { writer } = yield* freshDatabase
       yield* query(writer, "CREATE TABLE event (what text, amount int)")
       const proxy = yield* makeProxy(writer)
-      const error = yield* UnitOfWork.run(Effect.all([insert("first"), event("second"), proxy.cut])).pipe(
+      const work = Effect.all([insert("first"), event("second"), proxy.cut])
+      const error = yield* UnitOfWork.run(work, { order: [Db, Audit] }).pipe(
         Effect.provide(Audit.layer({ writer: proxy.url })),
         DatabaseError.refine,
         Effect.flip
       )
       assert.strictEqual(error._tag === "Disconnected" && error.outcome, "undone")
       assert.deepStrictEqual(yield* stored, [])
+      assert.deepStrictEqual(yield* query(writer, "SELECT FROM event"), [])
     }).pipe(Effect.provide(fresh()))
   )
 
@@ -163,7 +173,7 @@ describe("the end of a unit on several databases", () => {
     Effect.gen(function* () {
       class Third extends Database.Service<Third>()("third") {}
       const { proxy: second, writer: audited } = yield* auditBehindProxy
-      const { proxy: third } = yield* auditBehindProxy
+      const { proxy: third, writer: other } = yield* auditBehindProxy
       const checked = yield* second.when(answers("SET CONSTRAINTS"), "pass")
       const checking = yield* third.when(answers("SET CONSTRAINTS"), "freeze")
       const work = Effect.all([
@@ -172,17 +182,18 @@ describe("the end of a unit on several databases", () => {
         Effect.flatMap(Third.writer, (sql) => sql`INSERT INTO event VALUES ('third')`)
       ])
       const error = yield* Effect.gen(function* () {
-        const unit = yield* Effect.fork(Effect.flip(DatabaseError.refine(UnitOfWork.run(work))))
+        const unit = yield* Effect.fork(failure(UnitOfWork.run(work, { order: [Db, Audit, Third] })))
         yield* Effect.all([checked, checking])
         yield* second.cut
         // the cut reaches the server at the same time as the client
         const others = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        yield* Effect.repeat(query(audited, others), { schedule: soon, until: (rows) => rows.length === 0 })
+        yield* eventually(query(audited, others), (rows) => rows.length === 0)
         yield* third.thaw
         return yield* Fiber.join(unit)
       }).pipe(Effect.provide([Audit.layer({ writer: second.url }), Third.layer({ writer: third.url })]))
       assert.strictEqual(error._tag === "Disconnected" && error.outcome, "undone")
       assert.deepStrictEqual(yield* stored, [])
+      for (const url of [audited, other]) assert.deepStrictEqual(yield* query(url, "SELECT FROM event"), [])
       assert.strictEqual(yield* active, 0)
     }).pipe(Effect.provide(fresh()))
   )
@@ -199,6 +210,10 @@ describe("the end of a unit on several databases", () => {
         yield* Fiber.interrupt(unit)
         assert.deepStrictEqual(yield* stored, [])
         assert.strictEqual(yield* active, 0)
+        yield* proxy.thaw
+        yield* eventually(Audit.status, ({ servers }) => servers[0]?.writes?.active === 0)
+        assert.deepStrictEqual(yield* stored, [])
+        assert.deepStrictEqual(yield* query(writer, "SELECT FROM event"), [])
       }).pipe(Effect.provide(Audit.layer({ writer: proxy.url })))
     }).pipe(Effect.provide(fresh()))
   )

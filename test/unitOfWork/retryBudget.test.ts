@@ -194,6 +194,7 @@ describe("the retry budget", () => {
       assert.strictEqual(error._tag, "CommitFailed")
       assert.include(error.message, "late after 3 attempts - ")
       assert.notInclude(error.message, "option `retry`")
+      assert.deepStrictEqual(yield* stored, [])
     }).pipe(RetryPolicy.with(policy(10, 2)), Effect.provide(fresh()))
   )
 

@@ -147,7 +147,7 @@ describe("a unit of work that is run again", () => {
       const error = yield* UnitOfWork.run(work, { retry: true }).pipe(
         DatabaseError.refine,
         Effect.flip,
-        Effect.provide(Db.layer({ writer: proxy.url }))
+        Effect.provide(Db.layer({ writer: proxy.url, outcome: "unknown" }))
       )
       assert.strictEqual(error._tag, "SerializationFailure")
       assert.deepStrictEqual(yield* Effect.provideService(stored, Place, place), ["attempt 1"])

@@ -9,7 +9,9 @@ import * as Stream from "effect/Stream"
 import { DatabaseError, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
 import { auditBehindProxy, both, event, events } from "../support/audit.js"
-import { Audit, active, Db, fresh, insert, Place, pid, stored } from "../support/databases.js"
+import { behind } from "../support/behind.js"
+import { Audit, active, Db, fresh, insert, Place, pid, run, stored } from "../support/databases.js"
+import { turn } from "../support/eventually.js"
 import { answers, makeProxy, sends } from "../support/proxy.js"
 import { query } from "../support/server.js"
 
@@ -44,11 +46,14 @@ describe("UnitOfWork", () => {
   )
 
   it.scopedLive("a unit without a statement opens no connection", () =>
-    Effect.gen(function* () {
-      yield* UnitOfWork.run(Effect.zipRight(Db.writer, Db.reader))
-      const { servers } = yield* Db.status
-      assert.isTrue(servers.every(({ reads, writes }) => reads.total + (writes?.total ?? 0) === 0))
-    }).pipe(Effect.provide(fresh({ startup: "lazy" })))
+    behind({ startup: "lazy" }, (proxy) =>
+      Effect.gen(function* () {
+        yield* UnitOfWork.run(Effect.zipRight(Db.writer, Db.reader))
+        assert.strictEqual(proxy.accepted, 0)
+        yield* UnitOfWork.run(insert("a"))
+        assert.strictEqual(proxy.accepted, 1)
+      })
+    )
   )
 
   it.scopedLive("the option outcome decides if a unit commits, whatever its exit", () =>
@@ -275,16 +280,19 @@ describe("UnitOfWork", () => {
           for (const late of ["commit", "rollback"] as const) {
             const ending = yield* proxy.when(sends(outcome.toUpperCase()), "freeze")
             const go = yield* Deferred.make<void>()
+            const called = yield* Deferred.make<void>()
+            const end = Effect.zipRight(Deferred.succeed(called, undefined), Effect.either(UnitOfWork[late]))
             const unit = yield* UnitOfWork.run(
               Effect.zipRight(
                 insert(`${outcome}, ${late}`),
-                Effect.forkDaemon(Effect.zipRight(Deferred.await(go), Effect.either(UnitOfWork[late])))
+                Effect.forkDaemon(Effect.zipRight(Deferred.await(go), end))
               ),
               { outcome: () => outcome }
             ).pipe(Effect.fork)
             yield* ending
             yield* Deferred.succeed(go, undefined)
-            yield* Effect.yieldNow()
+            yield* Deferred.await(called)
+            yield* turn
             yield* proxy.thaw
             const fiber = yield* Fiber.join(unit)
             // `Fiber.join` would put this fiber into the unit of the other one
@@ -459,16 +467,18 @@ describe("UnitOfWork", () => {
 
   it.scopedLive("a transaction inside of a unit is a savepoint of the unit's transaction", () =>
     Effect.gen(function* () {
-      const { name } = yield* Place
+      // the id of the transaction that all of its savepoints share
+      const id = run("SELECT pg_current_xact_id()::text AS id")
       yield* UnitOfWork.run(
         Effect.gen(function* () {
           yield* insert("outer")
+          const outer = yield* id
           yield* Effect.ignore(Db.withTransaction(Effect.zipRight(insert("inner"), Effect.fail("no"))))
+          assert.deepStrictEqual(yield* Db.withTransaction(Effect.zipRight(insert("kept"), id)), outer)
           assert.strictEqual(yield* active, 1)
         })
       )
-      assert.deepStrictEqual(yield* stored, ["outer"])
-      assert.isNotEmpty(name)
+      assert.deepStrictEqual(yield* stored, ["kept", "outer"])
     }).pipe(Effect.provide(fresh()))
   )
 
@@ -546,7 +556,7 @@ describe("UnitOfWork", () => {
       const { proxy } = yield* auditBehindProxy
       yield* proxy.when(answers("COMMIT"), "cut")
       const error = yield* UnitOfWork.run(Effect.zipRight(insert("first"), event("second"))).pipe(
-        Effect.provide(Audit.layer({ writer: proxy.url })),
+        Effect.provide(Audit.layer({ writer: proxy.url, outcome: "unknown" })),
         DatabaseError.refine,
         Effect.flip
       )

@@ -21,6 +21,7 @@ import type { Timeouts } from "../sql/timeouts.js"
 import type { ConnectionSource } from "../topology/connectionSource.js"
 import type { Topology } from "../topology/topology.js"
 import { causalSessionOf } from "../transaction/causalSession.js"
+import { CommitOutcomes } from "../transaction/commitOutcomes.js"
 import type { TransactionContext } from "../transaction/context.js"
 import { inMillis } from "../transaction/plainOptions.js"
 import { begin, type Origin, type Transaction } from "../transaction/transaction.js"
@@ -55,6 +56,8 @@ export class DatabaseTransactions implements Origin {
   readonly attributes: Attributes
   readonly openTransactions: OpenTransactions
   readonly retry: StatementRetry
+  /** The COMMITs without an answer, unless `outcome` leaves them unknown. */
+  readonly outcomes: CommitOutcomes | undefined
   protected readonly routing: ReadRouting
 
   constructor(
@@ -75,6 +78,8 @@ export class DatabaseTransactions implements Origin {
     this.timeouts = session.mode === "transactionPooler" ? session : undefined
     this.openTransactions = new OpenTransactions(name, pool.acquireTimeout)
     this.retry = new StatementRetry(name, pool.acquireTimeout, topology, observer)
+    this.outcomes =
+      config.outcome === "status" ? new CommitOutcomes(config.resolveWithin, () => this.writes) : undefined
     this.routing = new ReadRouting(name, topology, choose)
   }
 
@@ -121,7 +126,8 @@ export class DatabaseTransactions implements Origin {
     const pick = this.picker(kind, fiber, ambient)
     const span = this.span(fiber, labeled.label, ambient)
     const caller = this.caller(fiber, site, work)
-    const provider = new PoolConnectionProvider(this.openTransactions, pick, held, labeled.label, caller, span)
+    const { openTransactions, outcomes } = this
+    const provider = new PoolConnectionProvider(openTransactions, pick, held, labeled.label, caller, span, outcomes)
     const transaction = begin(this, kind, provider, inMillis(labeled), ambient)
     transaction.span = span
     return transaction

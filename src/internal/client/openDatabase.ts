@@ -28,6 +28,7 @@ import { makePoolMetrics } from "../observability/poolMetrics.js"
 import type { Pool } from "../pool/pool.js"
 import { proveRole } from "../topology/roleProof.js"
 import { Topology } from "../topology/topology.js"
+import type { CommitOutcomes } from "../transaction/commitOutcomes.js"
 import { rollback } from "../transaction/completion.js"
 import { make as makeClient } from "./client.js"
 import { Executor } from "./executor.js"
@@ -86,7 +87,8 @@ const makeClients = <L extends Listening>(
 const verify = (
   pool: Pool,
   config: DatabaseConfig.DatabaseConfig,
-  waits: (reason: ConnectReason) => boolean
+  waits: (reason: ConnectReason) => boolean,
+  outcomes?: CommitOutcomes | undefined
 ): Effect.Effect<void, StartupError> =>
   Effect.suspend(() => {
     const last = clock.now() + pool.options.pool.connectTimeout
@@ -100,8 +102,14 @@ const verify = (
         if (connection !== undefined) {
           checkedOut = connection
           return proveRole(connection, deadline, (mismatch) => {
-            pool.checkin(connection)
-            resume(mismatch === undefined ? Effect.void : Effect.fail(new ConnectFailed({ ...location, ...mismatch })))
+            const end = () => {
+              pool.checkin(connection)
+              resume(
+                mismatch === undefined ? Effect.void : Effect.fail(new ConnectFailed({ ...location, ...mismatch }))
+              )
+            }
+            if (mismatch === undefined && outcomes !== undefined) outcomes.probe(connection, deadline, end)
+            else end()
           })
         }
         const error = failure === undefined ? undefined : toDatabaseError(failure)
@@ -155,7 +163,8 @@ export const openDatabase = <L extends Listening>(
     if (config.startup === "verify") {
       // a server that is started at the same time may not listen yet
       const mayCome = (reason: ConnectReason) => isNotYet(reason) || reason === "unreachable"
-      if (writer.writes !== undefined) yield* reportBeforeInterrupt(verify(writer.writes, config, mayCome))
+      if (writer.writes !== undefined)
+        yield* reportBeforeInterrupt(verify(writer.writes, config, mayCome, executor.outcomes))
       yield* Effect.forEach(
         readers,
         (server) =>

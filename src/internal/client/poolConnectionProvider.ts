@@ -9,6 +9,7 @@ import type { ErrorLocation } from "../connection/statementFailure.js"
 import type { TransactionSpan } from "../observability/transactionSpan.js"
 import type { Caller } from "../pool/caller.js"
 import type { ConnectionSource } from "../topology/connectionSource.js"
+import type { CommitOutcomes } from "../transaction/commitOutcomes.js"
 import type { ConnectionProvider } from "../transaction/connectionHolder.js"
 import type { OpenTransactions } from "./openTransactions.js"
 
@@ -26,7 +27,8 @@ export class PoolConnectionProvider implements ConnectionProvider {
     private readonly held: () => ReadonlyArray<Connection>,
     readonly label: string | undefined,
     private readonly caller: Caller | undefined,
-    private readonly span: TransactionSpan | undefined
+    private readonly span: TransactionSpan | undefined,
+    readonly outcomes: CommitOutcomes | undefined
   ) {}
 
   get busyTimeout(): number {

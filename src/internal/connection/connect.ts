@@ -22,6 +22,10 @@ export interface HostLocator {
   ) => () => void
   /** Reports that a connect to a located host has failed, so that the next call searches for it. */
   readonly doubt: (host: string) => void
+  /** Checks if the role is known to be on another host. */
+  readonly isElsewhere: (host: string) => boolean
+  /** True if the role was lost, and is searched. */
+  readonly isSearching: boolean
   /** Calls `onMoved` when another host has the role, until the returned function is called. */
   readonly follow: (onMoved: (host: string, error: Error) => void) => () => void
 }
@@ -82,7 +86,8 @@ export const connect = (
           // the search has found the same host again, so another attempt would fail in the same way
           if (host.name === failed?.host) return callback(failed.failure, undefined)
           attempt([host], (failure) => {
-            if (failure !== undefined && !mayPass(failure)) return callback(failure, undefined)
+            if (failure !== undefined && !mayPass(failure) && failure.reason !== "protocol")
+              return callback(failure, undefined)
             locator.doubt(host.name)
             if (failed === undefined && clock.now() < deadline) locate({ host: host.name, failure })
             else callback(failure, undefined)

@@ -11,7 +11,7 @@ import * as messages from "../protocol/frontendMessages.js"
 import type { Notice } from "../protocol/pgDriver.js"
 import { noColumns } from "../protocol/rowDecoder.js"
 import { StatementCache } from "../protocol/statementCache.js"
-import type { Position } from "../sql/lsn.js"
+import type { Position, ServerRun } from "../sql/lsn.js"
 import { rollbackTimeout } from "../sql/timeouts.js"
 import type { OpenedSession } from "./baseConnection.js"
 import type { ConnectFailure } from "./connectFailure.js"
@@ -62,6 +62,10 @@ export class Connection extends ExchangeConnection {
    * lower bound: the position of a server goes back only if its connections are lost.
    */
   position: Position | undefined = undefined
+  /** The run of the server, which ends all its sessions, after the first query of it. */
+  serverRun: ServerRun | undefined = undefined
+  /** True if the session has the prepared statement that queries the id of a transaction. */
+  hasIdStatement = false
   private readonly statements: StatementCache
   /** The number of portals so far. */
   private portalCount = 0
@@ -75,6 +79,11 @@ export class Connection extends ExchangeConnection {
     this.statements = new StatementCache(opened.session.preparedStatements)
     this.client.on("notice", (notice: Notice) => this.owner.noticed?.(this, notice))
     this.client.connection.on("parameterStatus", () => this.onParameter())
+  }
+
+  /** Checks if the session may keep statements prepared. */
+  get preparesStatements(): boolean {
+    return this.statements.isEnabled
   }
 
   /** Checks if the server must still prove that it takes writes. */
@@ -132,6 +141,7 @@ export class Connection extends ExchangeConnection {
           if (prepared !== undefined) prepared.decoder ??= noColumns
           if (schemaCommands.has(exchange.result.command ?? "")) {
             this.statements.removeAll()
+            this.hasIdStatement = false
             this.types?.clear()
           }
         } else if (failure._tag === "refused" && isStalePlan(failure.error.code ?? "", failure.error.message)) {
@@ -151,7 +161,7 @@ export class Connection extends ExchangeConnection {
     exchangeRequest.after = after.length
     exchangeRequest.asArrays = request.rows === "array"
     exchangeRequest.isRaw = request.rows === "raw"
-    exchangeRequest.isMaintenance = exchangeRequest.isRaw && before.length === 0
+    exchangeRequest.isMaintenance = exchangeRequest.isRaw && (before.length === 0 || request.isMaintenance === true)
     exchangeRequest.prepared = prepared
     exchangeRequest.decoder = decoder
     this.send(exchangeRequest)
@@ -159,6 +169,8 @@ export class Connection extends ExchangeConnection {
 
   /** Sends a text with several commands by the simple protocol. */
   private runSimple(request: Request, callback: OnExchange): void {
+    // the text may drop all prepared statements
+    this.hasIdStatement = false
     const exchangeRequest = new ExchangeRequest(() => messages.encodeSimple(sendableText(request.text)), callback)
     exchangeRequest.asArrays = request.rows === "array"
     exchangeRequest.isSimple = true

@@ -101,6 +101,11 @@ export abstract class ExchangeConnection extends BaseConnection implements Cance
     return this.exchange?.startedAt
   }
 
+  /** Returns the number of bytes that have arrived. */
+  get bytesReceived(): number {
+    return this.client.connection.stream.bytesRead
+  }
+
   /** Sends a Sync alone. The answer proves that the server is alive. */
   ping(callback: OnExchange): void {
     const request = new ExchangeRequest(() => messages.syncOnly, callback)

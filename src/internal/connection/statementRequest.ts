@@ -23,6 +23,8 @@ export interface Request {
    * the server without decoding.
    */
   readonly rows: "object" | "array" | "raw"
+  /** True for a raw statement of the library that has steps before it, none of them of the program. */
+  readonly isMaintenance?: true
   /** True if the server may keep the statement prepared under a name. */
   readonly prepare: boolean
   /** True for several commands in one text, which the simple protocol sends without parameters. */

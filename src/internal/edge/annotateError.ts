@@ -3,7 +3,13 @@
  */
 import { SqlError } from "@effect/sql/SqlError"
 import * as Predicate from "effect/Predicate"
-import { type DatabaseError, isDatabaseError, type Retried, type StatementError } from "../../DatabaseError.js"
+import {
+  type CommitOutcomeUnknown,
+  type DatabaseError,
+  isDatabaseError,
+  type Retried,
+  type StatementError
+} from "../../DatabaseError.js"
 import { staleAgainHint, staleHint } from "../connection/statementFailure.js"
 
 /**
@@ -15,6 +21,14 @@ export const withLocation = (error: StatementError, location: string | undefined
     Object.defineProperty(error, "location", { value: location, enumerable: true })
   }
   return error
+}
+
+/**
+ * Sets the effect that resolves an unknown outcome. It is not enumerable, so it takes no part in
+ * comparisons and in the encoded form of the error.
+ */
+export const setResolve = (error: CommitOutcomeUnknown, resolve: CommitOutcomeUnknown["resolve"]): void => {
+  Object.defineProperty(error, "resolve", { value: resolve, configurable: true })
 }
 
 /** Checks if a failure has a field for the retries of its work. */

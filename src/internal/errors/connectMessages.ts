@@ -38,7 +38,8 @@ const exhaustedAdvice = {
   timeout: "hold connections for less time, or raise maxConnections",
   shed: "the pool is overloaded: slow the callers down, or raise maxConnections or queueTarget",
   single: "the strategy assertSingle allows one checkout at a time: check in the other one, or use another strategy",
-  outage: "the server is unavailable, and maxOutageWaiters callers wait for it: try again later, or raise the limit"
+  outage: "the server is unavailable, and maxOutageWaiters callers wait for it: try again later, or raise the limit",
+  paused: "the database is paused: resume it by Db.resume, or try again later"
 } as const
 
 interface Exhausted extends Location {

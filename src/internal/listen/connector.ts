@@ -57,6 +57,12 @@ export class ListenConnector {
             cancel = attempt(false)
             return
           }
+          // the writer has moved during the login
+          if (locator?.isElsewhere(connection.server.name) === true) {
+            connection.end("wrongRole")
+            cancel = attempt(isFirst)
+            return
+          }
         }
         callback(failure, connection)
       })

@@ -71,7 +71,7 @@ const messageOf: (observation: Observation) => LogMessage = Observation.$match({
   ListenOverflowed: ({ channel }) => warning(`the buffer of a listener of "${channel}" is full: messages are dropped`),
   WriterChanged: ({ from, timeline, to, tookMillis }) =>
     warning(
-      `${to} is the writer on timeline ${timeline}${from === undefined ? "" : `, in place of ${from}, after ${ms(tookMillis)}`}`
+      `${to} is the writer${timeline === undefined ? "" : ` on timeline ${timeline}`}${from === undefined ? "" : `, in place of ${from}, after ${ms(tookMillis)}`}`
     ),
   MarkedDown: ({ message }) => warning(`the server is marked down: ${message}`),
   MarkedUp: () => info("the server is marked up"),

@@ -44,7 +44,8 @@ export class ConnectionOpener {
 
   /** Checks if callers wait for an unavailable server, because no connection to it is left. */
   get isInOutage(): boolean {
-    return this.backoff.isAway && this.pool.connections.openCount === 0
+    const isAway = this.backoff.isAway || this.pool.options.locator?.isSearching === true
+    return isAway && this.pool.connections.openCount === 0
   }
 
   /** Opens connections for the waiters and for `minConnections`. */
@@ -94,7 +95,7 @@ export class ConnectionOpener {
     const connecting = this.pendingConnects.size
     const room = maxTotal(options.pool) - connections.all.size - connecting
     // evaluated for each waiter, so a full pool returns early
-    if (room <= 0) return { waiting, wanted: 0, room, active: 0, pending: 0, isEmpty: false }
+    if (room <= 0 || this.pool.isPaused) return { waiting, wanted: 0, room, active: 0, pending: 0, isEmpty: false }
     const { openCount } = connections
     const active = openCount - connections.idle.length
     const pending = this.initializingCount + connecting - this.pendingConnects.lateCount

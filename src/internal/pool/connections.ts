@@ -18,6 +18,16 @@ const lifetimeJitter = 0.025
 
 const maxSweepInterval = 30_000
 
+/** Activity of the connections to one host. */
+export interface HostActivity {
+  /** The time of the last answer, in ms. */
+  readonly heardAt: number
+  /** The time of the first request without an answer, or infinity, in ms. */
+  readonly waitsSince: number
+  /** The bytes that all open connections have received. */
+  readonly bytes: number
+}
+
 export class Connections {
   readonly all = new Set<Connection>()
   /** Idle connections in the order in which they became idle. */
@@ -182,6 +192,7 @@ export class Connections {
   retireOtherHosts(host: string, error: Error | undefined): void {
     for (const connection of [...this.all]) {
       if (connection.server.name === host || connection.broken !== undefined) continue
+      this.retired.add(connection)
       connection.retireAt = Number.NEGATIVE_INFINITY
       connection.retireAs = "wrongRole"
       if (this.idle.includes(connection)) {
@@ -191,18 +202,18 @@ export class Connections {
     }
   }
 
-  /**
-   * Returns the time for which callers have waited for answers of a host while none arrived, in ms.
-   */
-  silenceOf(host: string): number {
+  /** Returns the times of the last answer of a host and of the first request that awaits one. */
+  activityOf(host: string): HostActivity {
     let heardAt = Number.NEGATIVE_INFINITY
     let waitsSince = Number.POSITIVE_INFINITY
+    let bytes = 0
     for (const connection of this.all) {
       if (connection.server.name !== host || connection.broken !== undefined) continue
       heardAt = Math.max(heardAt, connection.lastAnswer)
       waitsSince = Math.min(waitsSince, connection.waitsSince ?? Number.POSITIVE_INFINITY)
+      bytes += connection.bytesReceived
     }
-    return Math.max(0, clock.now() - Math.max(heardAt, waitsSince))
+    return { heardAt, waitsSince, bytes }
   }
 
   /** Gives up all connections to a host that does not answer. */

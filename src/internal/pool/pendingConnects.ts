@@ -26,6 +26,12 @@ export class PendingConnects {
     return this.all.size
   }
 
+  /** Returns the start of the oldest connect, or infinity. */
+  get oldestStart(): number {
+    for (const start of this.all.values()) return start
+    return Number.POSITIVE_INFINITY
+  }
+
   /** Returns the number of late connects. */
   get lateCount(): number {
     const since = clock.now() - this.expectedConnectTime()

@@ -18,7 +18,7 @@ import type { PoolMetrics } from "../observability/poolMetrics.js"
 import type { Caller, OnCheckout } from "./caller.js"
 import { sheddingPause } from "./connectBackoff.js"
 import { ConnectionOpener } from "./connectionOpener.js"
-import { Connections } from "./connections.js"
+import { Connections, type HostActivity } from "./connections.js"
 import { RunningTasks } from "./connectionTasks.js"
 import { PoolEvents } from "./events.js"
 import type { Invalidation } from "./invalidation.js"
@@ -45,6 +45,10 @@ export class Pool implements PoolState {
   readonly events: PoolEvents
   private readonly metrics: PoolMetrics
   private readonly opener: ConnectionOpener
+  /** True while checkouts are held back: callers wait in the queue. */
+  isPaused = false
+  /** Called after each checkin while the pool is paused. */
+  private onReturned: (() => void) | undefined
   /** Called when the last connection is closed; set while the pool is closing or closed. */
   private onEmpty: (() => void) | undefined
 
@@ -58,7 +62,8 @@ export class Pool implements PoolState {
     this.waiters = new WaitQueue(
       new LoadShedding(pool.queueTarget, pool.maxConnections),
       (waiter, reason) => {
-        const failure = exhausted(this, this.opener, reason, waiter.since)
+        const isHeldBack = this.isPaused && reason === "timeout"
+        const failure = exhausted(this, this.opener, isHeldBack ? "paused" : reason, waiter.since)
         if (this.waiters.remove(waiter)) waiter.callback(failure, undefined)
       },
       this.metrics
@@ -75,7 +80,7 @@ export class Pool implements PoolState {
       closed: (connection, reason) => this.onClosed(connection, reason)
     }
     this.opener = new ConnectionOpener(this, owner, (connection, now) => this.release(connection, now, true))
-    outageWaiters.add(() => (this.opener.isInOutage ? this.waiters.size : 0))
+    outageWaiters.add(() => (this.isPaused || this.opener.isInOutage ? this.waiters.size : 0))
     credentials.follow((generation) => this.connections.retireOldCredentials(generation))
   }
 
@@ -114,7 +119,7 @@ export class Pool implements PoolState {
       return nothing
     }
     const now = clock.now()
-    if (this.waiters.size === 0) {
+    if (this.waiters.size === 0 && !this.isPaused) {
       const connection = this.connections.peekIdle(now)
       if (connection !== undefined && this.validation.isReady(connection, now)) {
         this.connections.remove(connection)
@@ -185,7 +190,7 @@ export class Pool implements PoolState {
 
   /** Assigns a validated connection to the waiter that has waited longest, or releases it. */
   private assignToNextWaiter(connection: Connection, now: number): void {
-    const waiter = this.waiters.removeFirst(now)
+    const waiter = this.isPaused ? undefined : this.waiters.removeFirst(now)
     if (waiter === undefined) return this.release(connection, now)
     // the first use of a new connection does not show how fast connections are checked in
     if (connection.checkedOutAt > 0) this.opener.growth.onServed()
@@ -203,9 +208,10 @@ export class Pool implements PoolState {
     const reason = this.connections.retirementReason(connection, now)
     if (reason !== undefined) return connection.end(reason)
     if (strategy === "none" && connection.checkedOutAt > 0) return connection.end("excess")
-    if (this.waiters.size > 0) return this.validateThenAssign(connection, now, isNew)
+    if (this.waiters.size > 0 && !this.isPaused) return this.validateThenAssign(connection, now, isNew)
     if (strategy === "none" || this.connections.exceeds(maxConnections)) return connection.end("excess")
     this.connections.addIdle(connection)
+    this.onReturned?.()
   }
 
   /**
@@ -213,7 +219,7 @@ export class Pool implements PoolState {
    * too few are idle. Uses at least `minimum` idle connections, if there are as many.
    */
   private matchWaiters(minimum = 0): void {
-    for (let count = 0; count < minimum || this.waiters.size > this.validation.count; count++) {
+    for (let count = 0; !this.isPaused && (count < minimum || this.waiters.size > this.validation.count); count++) {
       const now = clock.now()
       const connection = this.connections.peekIdle(now)
       if (connection === undefined) break
@@ -238,6 +244,23 @@ export class Pool implements PoolState {
     })
   }
 
+  /** Holds checkouts back. `onReturned` is called when fewer connections are in use. */
+  pause(onReturned: () => void): void {
+    this.isPaused = true
+    this.onReturned = onReturned
+    this.waiters.suspendSheddingUntil(Number.POSITIVE_INFINITY)
+  }
+
+  /** Serves the callers that were held back. */
+  resume(): void {
+    if (!this.isPaused) return
+    this.isPaused = false
+    this.onReturned = undefined
+    // the queue of the pause does not show the throughput of the pool
+    this.waiters.suspendSheddingUntil(clock.now() + sheddingPause)
+    this.matchWaiters()
+  }
+
   private onLost(connection: Connection, error: Error): void {
     this.connections.suspectAll()
     this.connections.remove(connection)
@@ -251,6 +274,7 @@ export class Pool implements PoolState {
     this.leakDetection?.remove(connection)
     this.events.closed(connection, reason)
     this.tasks.onConnectionClosed(connection)
+    this.onReturned?.()
     if (reason === "wrongRole") this.connections.retireAll(reason, connection)
     if (this.onEmpty === undefined) this.opener.openIfNeeded()
     else if (this.connections.all.size === 0) this.onEmpty()
@@ -274,6 +298,12 @@ export class Pool implements PoolState {
   retireOtherHosts(host: string, error: Error | undefined): void {
     this.connections.retireOtherHosts(host, error)
     this.opener.restart()
+  }
+
+  /** Returns the activity of the connections to a host, and of the connects to it. */
+  activityOf(host: string): HostActivity {
+    const activity = this.connections.activityOf(host)
+    return { ...activity, waitsSince: Math.min(activity.waitsSince, this.opener.pendingConnects.oldestStart) }
   }
 
   /** Gives up all connections to a host that does not answer, those in use included. */

@@ -21,4 +21,6 @@ export interface PoolState {
   /** The open checkouts, if a setting needs them. */
   readonly leakDetection: LeakDetection | undefined
   readonly events: PoolEvents
+  /** True while checkouts are held back. */
+  readonly isPaused: boolean
 }

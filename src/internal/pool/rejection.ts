@@ -27,7 +27,8 @@ export const rejectionOf = (
   }
   if (wouldDeadlock(pool, holding))
     return { _tag: "PoolSelfDeadlock", ...pool.location, maxConnections: maxTotal(pool.options.pool) }
-  if (opener.isInOutage && !pool.options.outageWaiters.hasRoom) return exhausted(pool, opener, "outage", now)
+  if ((pool.isPaused || opener.isInOutage) && !pool.options.outageWaiters.hasRoom)
+    return exhausted(pool, opener, pool.isPaused ? "paused" : "outage", now)
   return pool.waiters.rejectsArrival(now) ? exhausted(pool, opener, "shed", now) : undefined
 }
 

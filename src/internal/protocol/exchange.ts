@@ -145,6 +145,8 @@ export class Exchange implements Query {
   bound = 0
   /** The command tag of the last step before the statement. */
   precedingTag = ""
+  /** The texts of the last row of the steps after the statement, if they have returned one. */
+  stepRow: ReadonlyArray<string | null> | undefined = undefined
   /** True if a portal has more rows. */
   isSuspended = false
   /**
@@ -263,7 +265,11 @@ export class Exchange implements Query {
   }
 
   handleDataRow(message: { readonly fields: ReadonlyArray<string | null> }): void {
-    if (this.localError !== undefined || !this.isStatement()) return
+    if (this.localError !== undefined) return
+    if (!this.isStatement()) {
+      if (this.acknowledged > this.request.before) this.stepRow = message.fields
+      return
+    }
     if (this.request.isRaw || this.undecoded?.at(-1)?.result === this.result) this.result.rows.push(message.fields)
     else this.decode(this.result, message.fields)
   }

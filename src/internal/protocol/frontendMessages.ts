@@ -40,6 +40,30 @@ export const step = (text: string): Step => ({
   simple: serialize.query(text)
 })
 
+/** Step of a statement that a session keeps prepared. */
+export interface PreparedStep {
+  /** The first use in a session. */
+  readonly first: Step
+  /** Every later use. */
+  readonly again: Step
+}
+
+/**
+ * Creates the step of a text that a session keeps prepared under a name. The first use closes an
+ * earlier statement of that name, which is no error if there is none.
+ */
+export const preparedStep = (name: string, text: string): PreparedStep => {
+  const run = Buffer.concat([serialize.bind({ statement: name }), execute])
+  const simple = serialize.query(text)
+  return {
+    first: {
+      extended: Buffer.concat([serialize.close({ type: "S", name }), serialize.parse({ name, text }), run]),
+      simple
+    },
+    again: { extended: run, simple }
+  }
+}
+
 const bind = (statement: string, portal: string, values: ReadonlyArray<unknown>): Buffer => {
   if (values.length > 65_535) throw new Error(`${values.length} parameters; the protocol allows 65535`)
   // the types of the serializer demand a mutable array, although the serializer only reads the

@@ -41,6 +41,11 @@ export class StatementCache {
 
   constructor(private readonly limit: number) {}
 
+  /** Checks if statements may be prepared. */
+  get isEnabled(): boolean {
+    return this.limit > 0
+  }
+
   /**
    * Returns the prepared statement of a text, and adds it if it is missing. Returns `undefined` if
    * the cache is disabled or the text is too long.

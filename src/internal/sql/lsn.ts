@@ -13,6 +13,16 @@ export interface Position {
   readonly lsn: bigint
 }
 
+/** One run of a primary, from a start or a recovery to the next. */
+export interface ServerRun {
+  readonly systemId: string
+  readonly timeline: number
+  /** The start of the postmaster, in microseconds since 1970. */
+  readonly startedAt: string
+  /** The end of the last recovery; `undefined` after a clean start. */
+  readonly recoveredTo: bigint | undefined
+}
+
 const form = /^[0-9A-Fa-f]{1,8}\/[0-9A-Fa-f]{1,8}$/
 
 /** Checks if a text is a position. */

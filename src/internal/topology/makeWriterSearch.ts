@@ -5,6 +5,7 @@
 import type { DatabaseConfig } from "../../DatabaseConfig.js"
 import type { CredentialSource } from "../connection/credentials.js"
 import { Probe } from "./probe.js"
+import { answerPart } from "./writerMonitor.js"
 import { type SearchReports, WriterSearch } from "./writerSearch.js"
 
 /**
@@ -20,8 +21,11 @@ export const makeWriterSearch = (
   const isSearched = writer.hosts.length > 1 && (writer.target === "read-write" || writer.target === "primary")
   if (!isSearched || config.session.mode !== "session" || writer.socket !== undefined) return undefined
   const session = { ...config.session, ...writer.own }
-  // the same host may be given twice
+  // hosts that differ only by `hostaddr`, or sockets that differ by the port, have the same name,
+  // which cannot tell them apart
   const endpoints = new Map(writer.hosts.map((endpoint) => [endpoint.name, endpoint]))
+  const addresses = new Set(writer.hosts.map(({ address, host, port }) => `${host} ${address} ${port}`))
+  if (endpoints.size !== addresses.size || endpoints.size < 2) return undefined
   const { connectTimeout } = pool
   const staysOpen = config.monitor.isOn
   const hosts = [...endpoints.values()].map((endpoint) => {
@@ -31,7 +35,7 @@ export const makeWriterSearch = (
   })
   const search: WriterSearch = new WriterSearch(
     hosts,
-    staysOpen ? config.monitor.detectionTime : connectTimeout,
+    staysOpen ? config.monitor.detectionTime * answerPart : connectTimeout,
     reports
   )
   return search

@@ -9,8 +9,9 @@ import { connect } from "../connection/connect.js"
 import type { ConnectFailure } from "../connection/connectFailure.js"
 import type { Connection, Owner } from "../connection/connection.js"
 import type { CredentialSource } from "../connection/credentials.js"
+import { checkAlive } from "../connection/secondSocket.js"
 import { codeOf } from "../connection/statementFailure.js"
-import { readReport, reportQuery, type ServerReport } from "./serverReport.js"
+import { readReport, reportQuery, type ServerReport, withoutHistory } from "./serverReport.js"
 
 /** Result of a probe. */
 export type ProbeResult =
@@ -18,16 +19,13 @@ export type ProbeResult =
   | {
       readonly _tag: "Failed"
       readonly failure: ConnectFailure
-      /** True if the server did not answer on a connection that was open. */
-      readonly isSilent: boolean
+      /** If the server did not answer on a connection that was open: the time of the query. */
+      readonly silentSince: number | undefined
     }
 
 /** Settings of a probe. */
 export interface ProbeOptions {
-  /**
-   * The server, with the one host that is probed. A probe fails with `wrongRole` if the host, at none
-   * of its addresses, has the role that the server requires.
-   */
+  /** The server, with the one host that is probed, and the role that it requires. */
   readonly server: ServerConfig
   readonly session: SessionConfig
   readonly credentials: CredentialSource
@@ -41,7 +39,14 @@ export interface ProbeOptions {
 
 type OnProbed = (result: ProbeResult) => void
 
-const failed = (failure: ConnectFailure, isSilent = false): ProbeResult => ({ _tag: "Failed", failure, isSilent })
+const failed = (failure: ConnectFailure, silentSince?: number | undefined): ProbeResult => ({
+  _tag: "Failed",
+  failure,
+  silentSince
+})
+
+/** The time after which a connection to a standby is replaced, in ms: its name may lead to others. */
+const maxStandbyAge = 60_000
 
 const unresponsive = (timeout: number): ConnectFailure => ({
   reason: "unresponsive",
@@ -58,6 +63,8 @@ const nothing = () => {}
 /** Probe of one host. Callers that ask at the same time share one exchange. */
 export class Probe {
   private connection: Connection | undefined
+  /** True if the open connection is to a standby, because the host has the role at no address. */
+  private isFallback = false
   private callbacks: Array<OnProbed> = []
   private cancelConnect = nothing
   private isClosed = false
@@ -86,8 +93,11 @@ export class Probe {
   ask(timeout: number, callback: OnProbed): void {
     if (this.callbacks.push(callback) > 1) return
     const { connection } = this
-    if (connection === undefined || connection.broken !== undefined) this.connect(timeout)
-    else this.query(connection, timeout, false)
+    const isUsable = connection?.broken === undefined && !(this.isFallback && this.age > maxStandbyAge)
+    if (connection !== undefined && isUsable) return this.query(connection, timeout, false)
+    connection?.end("aged")
+    this.connection = undefined
+    this.connect(timeout, false)
   }
 
   /** Closes the connection; `callback` is called when its socket is closed. */
@@ -100,13 +110,24 @@ export class Probe {
     if (this.sockets.size === 0) callback()
   }
 
-  private connect(timeout: number): void {
-    const { connectTimeout, credentials, server, session } = this.options
+  private get age(): number {
+    return clock.now() - (this.connection?.createdAt ?? 0)
+  }
+
+  /**
+   * Connects to the address of the host that has the role, or else, with `isFallback`, to any, so
+   * that a standby is not logged in to at each probe.
+   */
+  private connect(timeout: number, isFallback: boolean): void {
+    const { connectTimeout, credentials, session, staysOpen } = this.options
+    const server = isFallback ? { ...this.options.server, target: "any" as const } : this.options.server
+    this.isFallback = isFallback
     this.cancelConnect = connect(
       { server, session, credentials, readOnly: false, timeout: connectTimeout },
       this.owner,
       (failure, connection) => {
         this.cancelConnect = nothing
+        if (failure?.reason === "wrongRole" && staysOpen && !isFallback) return this.connect(timeout, true)
         if (connection === undefined) {
           return this.finish(failed(failure ?? unresponsive(connectTimeout)))
         }
@@ -142,14 +163,31 @@ export class Probe {
             : { _tag: "Answered", report, latencyMillis: connection.lastAnswer - startedAt }
         )
       }
-      if (isTimedOut) return this.finish(failed(unresponsive(timeout), true))
+      this.connection = undefined
+      if (isTimedOut) return this.onSilent(connection, timeout, startedAt, isNew)
       const { error } = failure
       if (failure._tag === "lost") {
-        this.connection = undefined
         // an old connection may have been lost long ago, and the server runs again
-        if (!isNew && !this.isClosed) return this.connect(timeout)
+        if (!isNew && !this.isClosed) return this.connect(timeout, false)
+        return this.finish(failed({ reason: connectReason(codeOf(error), error.message), error }))
       }
-      this.finish(failed({ reason: connectReason(codeOf(error), error.message), error }))
+      connection.end("invalid")
+      // some services refuse the functions of the query; the login has checked the role
+      const isStandby = connection.takesNoWrites
+      this.finish({ _tag: "Answered", report: { ...withoutHistory, isStandby }, latencyMillis: 0 })
+    })
+  }
+
+  /**
+   * Checks on another socket if the server answers, because the network may have dropped only this
+   * connection, and then asks on a new connection.
+   */
+  private onSilent(connection: Connection, timeout: number, since: number, isNew: boolean): void {
+    const result = failed(unresponsive(timeout), since)
+    if (isNew || this.isClosed) return this.finish(result)
+    checkAlive(connection.server, connection.secondSocket, timeout, (isAlive) => {
+      if (isAlive && !this.isClosed) this.connect(timeout, false)
+      else this.finish(result)
     })
   }
 

@@ -22,6 +22,15 @@ export interface ServerReport {
   readonly replayAgeMillis: number | undefined
 }
 
+/** The report of a server that refuses the query: it may be the only writer, but proves no history. */
+export const withoutHistory: ServerReport = {
+  systemId: "",
+  isStandby: false,
+  timeline: undefined,
+  position: 0n,
+  replayAgeMillis: undefined
+}
+
 /**
  * The query of the report. The timeline of a primary is read from the name of its WAL file, because
  * `pg_control_checkpoint` reports a new timeline only after a checkpoint. The receiver of a standby

@@ -9,6 +9,7 @@ import * as clock from "../concurrency/clock.js"
 import type { HostLocator } from "../connection/connect.js"
 import type { CredentialSource } from "../connection/credentials.js"
 import type { MakePoolMetrics } from "../observability/poolMetrics.js"
+import type { HostActivity } from "../pool/connections.js"
 import type { ConnectionTasks } from "../pool/connectionTasks.js"
 import { OutageWaiters } from "../pool/outageWaiters.js"
 import { Pool } from "../pool/pool.js"
@@ -108,18 +109,19 @@ export class Topology {
       onChange: (change, tookMillis, error) => {
         observer.observe({ _tag: "WriterChanged", database, ...change, tookMillis })
         for (const pool of this.writer.pools) pool.retireOtherHosts(change.to, error)
-        this.writerMonitor?.onChanged()
+        // the first writer of a database is no change
+        if (change.from !== undefined) this.writerMonitor?.onChanged()
       },
       onFailed: (server, { error, reason }) =>
         observer.observe({ _tag: "ConnectFailed", database, server, reason, message: error.message }),
+      hasHeard: (host, since) => this.activityOf(host).heardAt > since,
       onSilent: (host, error) => {
         for (const pool of this.writer.pools) pool.giveUpHost(host, error)
       },
       onSearch: () => this.writerMonitor?.start()
     })
     if (this.writerSearch !== undefined && config.monitor.isOn) {
-      const silenceOf = (host: string) => Math.max(...this.writer.pools.map((pool) => pool.connections.silenceOf(host)))
-      this.writerMonitor = new WriterMonitor(this.writerSearch, config.monitor, silenceOf)
+      this.writerMonitor = new WriterMonitor(this.writerSearch, config.monitor, (host) => this.activityOf(host))
     }
     this.writer = make(config.writer, "writer", source, this.writerSearch)
     this.readers = config.readers.map((server) => make(server, "reader", credentials(server)))
@@ -127,6 +129,16 @@ export class Topology {
 
   get servers(): ReadonlyArray<Server> {
     return [this.writer, ...this.readers]
+  }
+
+  /** Returns the activity of all pools of the writer on a host. */
+  private activityOf(host: string): HostActivity {
+    const all = this.writer.pools.map((pool) => pool.activityOf(host))
+    return {
+      heardAt: Math.max(...all.map(({ heardAt }) => heardAt)),
+      waitsSince: Math.min(...all.map(({ waitsSince }) => waitsSince)),
+      bytes: all.reduce((sum, { bytes }) => sum + bytes, 0)
+    }
   }
 
   get status(): ReadonlyArray<ServerStatus> {
@@ -138,6 +150,38 @@ export class Topology {
       writes: server.writes?.stats,
       reads: server.reads.stats
     }))
+  }
+
+  /**
+   * Holds checkouts back, and calls back with the number of connections that are still in use when
+   * there are none, or after `timeout` ms. The returned function cancels the wait.
+   */
+  pause(timeout: number, callback: (inUse: number) => void): () => void {
+    const pools = this.servers.flatMap((server) => server.pools)
+    const inUse = () => pools.reduce((sum, pool) => sum + pool.stats.active, 0)
+    let isOver = false
+    const end = () => {
+      isOver = true
+      clock.clear(timer)
+    }
+    const check = () => {
+      if (isOver || inUse() > 0) return
+      end()
+      callback(0)
+    }
+    const timer = clock.timer(timeout, () => {
+      end()
+      callback(inUse())
+    })
+    // after the checkin that has called it
+    for (const pool of pools) pool.pause(() => queueMicrotask(check))
+    queueMicrotask(check)
+    return end
+  }
+
+  /** Serves the callers that were held back. */
+  resume(): void {
+    for (const server of this.servers) for (const pool of server.pools) pool.resume()
   }
 
   /** Closes all pools; `callback` is called when all sockets are closed. */

@@ -5,13 +5,19 @@
 
 import type { MonitorConfig } from "../../DatabaseConfig.js"
 import * as clock from "../concurrency/clock.js"
+import type { HostActivity } from "../pool/connections.js"
 import type { SearchedHost, WriterSearch } from "./writerSearch.js"
 
 /** The interval after a change, in ms, and the time for which it holds. */
 const fast = { interval: 100, duration: 30_000 }
 
-/** The parts of the detection time: the silence before a probe, and the time for its answer. */
-const parts = { silence: 0.4, check: 0.1, answer: 0.5 }
+/**
+ * The parts of the detection time: the silence before a probe, the interval of checking it, the time
+ * for an answer to the probe, and the same time for an answer on another socket.
+ */
+const silencePart = 0.3
+const checkPart = 0.1
+export const answerPart = 0.3
 
 const nothing = () => {}
 
@@ -21,12 +27,15 @@ export class WriterMonitor {
   private cancelCheck = nothing
   private changedAt = Number.NEGATIVE_INFINITY
   private isStarted = false
+  /** The bytes that the writer had sent at the last check, and the time when they changed. */
+  private received = { bytes: 0, at: Number.NEGATIVE_INFINITY }
+  /** The time of the last answer to a probe of {@link check}. */
+  private answeredAt = Number.NEGATIVE_INFINITY
 
   constructor(
     private readonly search: WriterSearch,
     private readonly config: MonitorConfig,
-    /** Returns the time for which callers have waited for a host that sends nothing, in ms. */
-    private readonly silenceOf: (host: string) => number
+    private readonly activityOf: (host: string) => HostActivity
   ) {}
 
   start(): void {
@@ -54,7 +63,7 @@ export class WriterMonitor {
     const isFast = clock.now() - this.changedAt < fast.duration
     const interval = isFast ? Math.min(fast.interval, this.config.interval) : this.config.interval
     const cancel = clock.later(interval, () => {
-      host.probe.ask(this.config.detectionTime, (result) => {
+      host.probe.ask(this.config.detectionTime * answerPart, (result) => {
         this.search.handle(host, result)
         // not after `stop`, and not if a change has begun a new interval
         if (this.cancels.get(name) === cancel) this.schedule(host)
@@ -66,12 +75,23 @@ export class WriterMonitor {
   /** Probes the writer if callers wait for it in silence, and checks that again and again. */
   private check(): void {
     const { detectionTime } = this.config
-    this.cancelCheck = clock.later(detectionTime * parts.check, () => {
+    this.cancelCheck = clock.later(detectionTime * checkPart, () => {
       const host = this.search.hosts.find(({ endpoint }) => endpoint.name === this.search.writer)
-      if (host !== undefined && this.silenceOf(host.endpoint.name) >= detectionTime * parts.silence) {
-        host.probe.ask(detectionTime * parts.answer, (result) => this.search.handle(host, result))
+      if (host !== undefined && this.silenceOf(host.endpoint.name) >= detectionTime * silencePart) {
+        host.probe.ask(detectionTime * answerPart, (result) => {
+          if (result._tag === "Answered") this.answeredAt = clock.now()
+          this.search.handle(host, result)
+        })
       }
       this.check()
     })
+  }
+
+  /** Returns the time for which callers and the monitor have received nothing that they wait for, in ms. */
+  private silenceOf(host: string): number {
+    const now = clock.now()
+    const { bytes, heardAt, waitsSince } = this.activityOf(host)
+    if (bytes !== this.received.bytes) this.received = { bytes, at: now }
+    return now - Math.max(heardAt, waitsSince, this.received.at, this.answeredAt)
   }
 }

@@ -38,7 +38,9 @@ export interface SearchReports {
   readonly onChange: (change: WriterChange, tookMillis: number, error: Error | undefined) => void
   /** Called when a host cannot be probed, unless it has failed for the same reason before. */
   readonly onFailed: (host: string, failure: ConnectFailure) => void
-  /** Called when the writer does not answer on an open connection: the others will not be answered. */
+  /** Checks if any connection of the pools to a host has received something since a moment. */
+  readonly hasHeard: (host: string, since: number) => boolean
+  /** Called when the writer answers neither the probe nor its callers. */
   readonly onSilent: (host: string, error: Error) => void
   /** Called when a search begins. */
   readonly onSearch: () => void
@@ -49,7 +51,8 @@ type OnLocated = Parameters<HostLocator["locate"]>[1]
 const reasons: Readonly<Record<NotWriter, string>> = {
   standby: "it is a standby",
   olderTimeline: "it is a former primary: another host has a later timeline",
-  otherCluster: "it is a server of another cluster: it has another system identifier",
+  otherCluster:
+    "it has another system identifier, so it is a server of another cluster: if the cluster was replaced, restart the program",
   unproved: "it does not report its timeline"
 }
 
@@ -61,8 +64,8 @@ export class WriterSearch implements HostLocator {
   private readonly failures = new Map<string, ConnectFailure>()
   /** The timers of the hosts that pause between two probes. */
   private readonly pauses = new Map<string, clock.Timer>()
-  /** Set while a search is running: the time of its start. */
-  private searchedSince: number | undefined
+  /** The search that is running. */
+  private current: { readonly since: number } | undefined
   private isClosed = false
   private readonly followers = new Set<(host: string, error: Error) => void>()
 
@@ -86,8 +89,7 @@ export class WriterSearch implements HostLocator {
     }
     const end: OnLocated = (failure, host) => {
       clock.clear(timer)
-      this.waiters.delete(end)
-      callback(failure, host)
+      if (this.waiters.delete(end)) callback(failure, host)
     }
     const timer = clock.timer(timeout, () => end(this.failure(timeout), undefined))
     this.waiters.add(end)
@@ -96,6 +98,15 @@ export class WriterSearch implements HostLocator {
       clock.clear(timer)
       this.waiters.delete(end)
     }
+  }
+
+  /** Checks if the writer was lost and is searched. */
+  get isSearching(): boolean {
+    return this.state._tag === "Searching" && this.state.lost !== undefined
+  }
+
+  isElsewhere(host: string): boolean {
+    return this.state._tag === "Known" && this.state.host !== host
   }
 
   doubt(host: string): void {
@@ -118,10 +129,7 @@ export class WriterSearch implements HostLocator {
       const isNews = failure.reason !== "wrongRole" && failure.reason !== this.failures.get(name)?.reason
       this.failures.set(name, failure)
       if (isNews) this.reports.onFailed(name, failure)
-      if (result.isSilent && this.writer === name) this.reports.onSilent(name, failure.error)
-      const wasKnown = this.state._tag === "Known"
-      this.state = onNoAnswer(this.state, name)
-      if (wasKnown && this.state._tag === "Searching") this.search()
+      if (this.writer === name) this.onWriterFailed(name, failure, result.silentSince)
     } else {
       const reason = whyNotWriter(result.report, this.state.highest)
       if (reason === undefined) this.failures.delete(name)
@@ -133,6 +141,22 @@ export class WriterSearch implements HostLocator {
       if (isLost) this.search()
     }
     this.settle()
+  }
+
+  /** Gives the writer up, unless the failure of its probe, or an answer to a caller, shows that it is alive. */
+  private onWriterFailed(name: string, failure: ConnectFailure, silentSince: number | undefined): void {
+    const { reason } = failure
+    if (reason === "tooManyConnections" || reason === "authentication" || reason === "credentials") {
+      // callers use the open connections, or fail with the same reason
+      if (this.state._tag === "Known") this.state = { ...this.state, isDoubted: false }
+      return
+    }
+    if (silentSince !== undefined) {
+      if (this.reports.hasHeard(name, silentSince)) return
+      this.reports.onSilent(name, failure.error)
+    }
+    this.state = onNoAnswer(this.state, name)
+    this.search()
   }
 
   /** Ends the search, whose waiters are cancelled by their pools, and closes the probes. */
@@ -149,10 +173,10 @@ export class WriterSearch implements HostLocator {
 
   private report(change: WriterChange): void {
     const { from, timeline, to } = change
-    const took = this.searchedSince === undefined ? 0 : clock.now() - this.searchedSince
+    const took = this.current === undefined ? 0 : clock.now() - this.current.since
     const failure = from === undefined ? undefined : this.failures.get(from)
     const isDemoted = failure?.reason === "wrongRole" && failure.error.message !== reasons.olderTimeline
-    const error = new Error(`${to} has become the writer, on timeline ${timeline}`)
+    const error = new Error(`${to} has become the writer, on timeline ${timeline ?? "unknown"}`)
     this.reports.onChange(change, took, isDemoted ? undefined : error)
     for (const follower of this.followers) follower(to, error)
   }
@@ -165,23 +189,25 @@ export class WriterSearch implements HostLocator {
   }
 
   private search(): void {
-    if (this.searchedSince !== undefined || this.isClosed) return
-    this.searchedSince = clock.now()
+    if (this.current !== undefined || this.isClosed) return
+    this.current = { since: clock.now() }
     this.failures.clear()
     this.reports.onSearch()
     for (const host of this.hosts) this.probe(host, pauses.shortest)
   }
 
   private probe(host: SearchedHost, pause: number): void {
-    const since = this.searchedSince
+    const { current } = this
     host.probe.ask(this.probeTimeout, (result) => {
       this.handle(host, result)
       // this search has ended, or another one has begun
-      if (this.searchedSince !== since || since === undefined) return
+      if (this.current !== current || current === undefined) return
       const timer = clock.timer(pause, () => {
         this.pauses.delete(host.endpoint.name)
         this.probe(host, Math.min(pause * 2, pauses.longest))
       })
+      // only the callers that wait keep the process alive
+      timer.unref()
       this.pauses.set(host.endpoint.name, timer)
     })
   }
@@ -208,14 +234,18 @@ export class WriterSearch implements HostLocator {
   }
 
   private stop(): void {
-    this.searchedSince = undefined
+    this.current = undefined
     for (const timer of this.pauses.values()) clock.clear(timer)
     this.pauses.clear()
   }
 
   private failure(timeout: number): ConnectFailure {
-    const error = new Error(`no host has answered within ${Math.round(timeout)} ms`)
-    if (this.failures.size === 0) return { reason: "unresponsive", error }
-    return combineFailures([...this.failures])
+    const silent: ConnectFailure = {
+      reason: "unresponsive",
+      error: new Error(`no answer within ${Math.round(timeout)} ms`)
+    }
+    return combineFailures(
+      this.hosts.map(({ endpoint: { name } }) => [name, this.failures.get(name) ?? silent] as const)
+    )
   }
 }

@@ -16,7 +16,7 @@ export type WriterState =
   | {
       readonly _tag: "Known"
       readonly host: string
-      readonly highest: History
+      readonly highest: History | undefined
       /** True after an event that makes the writer doubtful, while it is searched. */
       readonly isDoubted: boolean
     }
@@ -31,8 +31,9 @@ export type NotWriter = "standby" | "olderTimeline" | "otherCluster" | "unproved
 /** Returns the reason why the host of a report is not the writer, or `undefined` if it may be. */
 export const whyNotWriter = (report: ServerReport, highest: History | undefined): NotWriter | undefined => {
   if (report.isStandby) return "standby"
-  if (report.timeline === undefined) return "unproved"
+  // without any history, there is none to compare with
   if (highest === undefined) return undefined
+  if (report.timeline === undefined) return "unproved"
   if (report.systemId !== highest.systemId) return "otherCluster"
   return report.timeline < highest.timeline ? "olderTimeline" : undefined
 }
@@ -41,7 +42,7 @@ export const whyNotWriter = (report: ServerReport, highest: History | undefined)
 export interface WriterChange {
   readonly from: string | undefined
   readonly to: string
-  readonly timeline: number
+  readonly timeline: number | undefined
 }
 
 /**
@@ -54,19 +55,20 @@ export const onReport = (
   report: ServerReport
 ): readonly [state: WriterState, change: WriterChange | undefined] => {
   const { highest } = state
-  if (whyNotWriter(report, highest) !== undefined || report.timeline === undefined) {
+  if (whyNotWriter(report, highest) !== undefined) {
     // the host has been demoted, or another host has a higher timeline
     return state._tag === "Known" && state.host === host ? [giveUp(state), undefined] : [state, undefined]
   }
-  const history = { systemId: report.systemId, timeline: report.timeline }
+  const { systemId, timeline } = report
+  const history = timeline === undefined ? highest : { systemId, timeline }
   if (state._tag === "Known" && state.host === host) {
     return [{ ...state, highest: history, isDoubted: false }, undefined]
   }
-  const isNewer = highest === undefined || history.timeline > highest.timeline
+  const isNewer = history !== undefined && (highest === undefined || history.timeline > highest.timeline)
   if (state._tag === "Known" && !isNewer) return [state, undefined]
   const from = state._tag === "Known" ? state.host : state.lost
   const known: WriterState = { _tag: "Known", host, highest: history, isDoubted: false }
-  return [known, from === host ? undefined : { from, to: host, timeline: history.timeline }]
+  return [known, from === host ? undefined : { from, to: host, timeline }]
 }
 
 /** Handles an event that makes the writer doubtful, such as a lost connection to it. */

@@ -3,6 +3,7 @@
  */
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
+import * as FiberRef from "effect/FiberRef"
 import { Observation } from "../../Observation.js"
 import type { Restore } from "../edge/cancellable.js"
 import type { Hook, RegisteredHook } from "./hook.js"
@@ -53,11 +54,15 @@ export const runAfterHooks = (
           hasBegun = true
           return runReported(origin, hook)
         })
-        return Effect.catchAllCause(isInterruptible(begin), () => {
-          // interrupted in this hook or before it; the other hooks must run nevertheless
-          isInterruptible = undefined
-          return hasBegun ? Effect.void : runToEnd(origin, hook)
-        })
+        return Effect.catchAllCause(isInterruptible(begin), (cause) =>
+          Effect.flatMap(FiberRef.get(FiberRef.interruptedCause), (interruption) => {
+            // without an interruption from outside the hook has interrupted itself
+            if (Cause.isEmpty(interruption)) return report(origin, hook, cause)
+            // interrupted in this hook or before it; the other hooks must run nevertheless
+            isInterruptible = undefined
+            return hasBegun ? Effect.void : runToEnd(origin, hook)
+          })
+        )
       },
       { discard: true }
     )

@@ -3,11 +3,14 @@
  */
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
-import { CommitVetoed, TransactionBusy, type TransactionError } from "../../DatabaseError.js"
+import { type CommitOutcomeUnknown, CommitVetoed, TransactionBusy, type TransactionError } from "../../DatabaseError.js"
 import { Observation } from "../../Observation.js"
+import * as clock from "../concurrency/clock.js"
+import { setResolve } from "../edge/annotateError.js"
 import { cancellableWithin, type Restore } from "../edge/cancellable.js"
 import { toDatabaseError } from "../edge/databaseError.js"
 import { runAfterHooks } from "./afterHooks.js"
+import type { ProvedOutcome } from "./commitOutcomes.js"
 import type { TransactionContext } from "./context.js"
 import { checkLevel, commitLevel } from "./levelCommit.js"
 import { rollbackLevel } from "./levelRollback.js"
@@ -38,8 +41,8 @@ export const commitAndRunHooks = <X>(
   })
 
 /**
- * Sends COMMIT, or RELEASE for a savepoint. If the caller is interrupted after that, the answer is
- * awaited for up to 500 ms. If the outcome is still unknown then, `CommitOutcomeUnknown` is added
+ * Sends COMMIT, or RELEASE for a savepoint. If the answer is lost, the outcome is asked for. If the
+ * caller is interrupted after that, both are awaited for up to 500 ms. If the outcome is still unknown then, `CommitOutcomeUnknown` is added
  * to the interruption. With `countsAsUndone`, an interrupted caller regards the savepoint as
  * undone, so if it was released, the level around it can only be rolled back.
  */
@@ -67,6 +70,7 @@ const startCommit = (
   const giveUp = commitLevel(transaction.level, (failure) => {
     const { state } = transaction.level
     const error = failure === undefined ? undefined : toDatabaseError(failure)
+    if (error?._tag === "CommitOutcomeUnknown") addResolve(transaction, error)
     // in any other state, another caller has ended the transaction and observed that, or it is
     // still open
     if (error === undefined || state === "failed" || state === "unknown") observe(transaction, error)
@@ -75,6 +79,22 @@ const startCommit = (
   })
   return (onEnded, countsAsUndone) =>
     giveUp(() => onEnded(transaction.level.state === "unknown" ? ended : Effect.void), countsAsUndone)
+}
+
+/** Adds the effect that asks for the outcome again, if the id of the transaction is known. */
+const addResolve = ({ level }: Transaction, error: CommitOutcomeUnknown): void => {
+  const { idTracker, provider } = level.connectionHolder
+  const { id } = idTracker
+  const { outcomes } = provider
+  if (id === undefined || outcomes === undefined) return
+  const lostAt = clock.now()
+  const resolve = Effect.async<ProvedOutcome, CommitOutcomeUnknown>((resume) => {
+    const giveUp = outcomes.resolve(id, lostAt, (outcome) =>
+      resume(outcome === undefined ? Effect.fail(error) : Effect.succeed(outcome))
+    )
+    return Effect.sync(giveUp)
+  })
+  setResolve(error, resolve)
 }
 
 /**

@@ -10,12 +10,16 @@ import { TokenRecorder } from "../consistency/tokenRecorder.js"
 import type { Step } from "../protocol/frontendMessages.js"
 import { restoreSearchPath, type SearchPath } from "../sql/searchPath.js"
 import type { OnCheckout } from "../topology/connectionSource.js"
+import type { CommitOutcomes } from "./commitOutcomes.js"
+import { IdTracker } from "./idTracker.js"
 
 /** Source of the connection of a transaction. */
 export interface ConnectionProvider {
   readonly location: ErrorLocation
   /** The longest wait of a statement for a nested transaction to end, in ms. */
   readonly busyTimeout: number
+  /** The COMMITs without an answer, if their outcomes are to be proved. */
+  readonly outcomes?: CommitOutcomes | undefined
   readonly checkout: (callback: OnCheckout) => () => void
   readonly checkin: (connection: Connection) => void
 }
@@ -48,7 +52,12 @@ export class ConnectionHolder {
   /** True if a statement on this connection had a search path of its own. */
   private hasSearchPath = false
 
-  constructor(readonly provider: ConnectionProvider) {}
+  /** The id of the transaction. */
+  readonly idTracker: IdTracker
+
+  constructor(readonly provider: ConnectionProvider) {
+    this.idTracker = new IdTracker(provider.outcomes)
+  }
 
   get location(): ErrorLocation {
     return this.provider.location
@@ -127,6 +136,7 @@ export class ConnectionHolder {
 
   /** Stores a connection that was checked out, and registers a callback for its loss. */
   hold(connection: Connection): void {
+    this.idTracker.reset()
     this.connection = connection
     connection.onLost = (error) => this.recordLoss({ _tag: "lost", error, sent: true, acknowledged: 0 })
   }

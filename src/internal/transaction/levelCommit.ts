@@ -6,7 +6,9 @@ import type { Connection, Failure } from "../connection/connection.js"
 import type { TransactionFailure } from "../connection/plainFailure.js"
 import { statementFailure } from "../connection/statementFailure.js"
 import { commitAndQueryPosition } from "../consistency/commitAndQueryPosition.js"
+import type { TransactionId } from "../consistency/transactionStatus.js"
 import * as wire from "../protocol/frontendMessages.js"
+import type { ProvedOutcome } from "./commitOutcomes.js"
 import type { Level, LevelState } from "./level.js"
 import { commitFailure, rolledBackAtCommit } from "./levelFailure.js"
 import { acquireForEnd } from "./levelLock.js"
@@ -78,6 +80,8 @@ export const commitLevel = (level: Level, done: OnEnd): ((onEnded: () => void, c
   let isFinished = false
   let isUndoneForCaller = false
   let onAnswer = nothing
+  let stopResolving = nothing
+  let isTimeOver = false
   const finish: OnCommitted = (state, failure) => {
     level.state = state
     isFinished = true
@@ -104,7 +108,12 @@ export const commitLevel = (level: Level, done: OnEnd): ((onEnded: () => void, c
     if (blockedBy !== undefined) return revert(level, level, () => finish("failed", blockedBy))
     if (!level.isBegun || connection === undefined) return finish("committed", undefined)
     if (level.undone !== undefined) return revert(level, level, () => finish("failed", rolledBackAtCommit(level)))
-    if (savepoint === undefined) sendCommit(level, connection, finish)
+    const resolve: Resolve = (id, done) => {
+      if (!isTimeOver) stopResolving = resolveOutcome(level, id, done)
+      else done(undefined)
+    }
+    if (savepoint === undefined)
+      connectionHolder.idTracker.beforeCommit(connection, () => sendCommit(level, connection, resolve, finish))
     else sendRelease(level, savepoint, connection, finish)
   })
   return (onEnded, countsAsUndone) => {
@@ -117,7 +126,11 @@ export const commitLevel = (level: Level, done: OnEnd): ((onEnded: () => void, c
       leaveQueue()
       return onEnded()
     }
-    const stop = clock.later(interruptedCommitTimeout, () => connectionHolder.connection?.destroy("broken"))
+    const stop = clock.later(interruptedCommitTimeout, () => {
+      isTimeOver = true
+      connectionHolder.connection?.destroy("broken")
+      stopResolving()
+    })
     onAnswer = () => {
       stop()
       onEnded()
@@ -127,13 +140,36 @@ export const commitLevel = (level: Level, done: OnEnd): ((onEnded: () => void, c
 
 type OnCommitted = (state: LevelState, failure: TransactionFailure | undefined) => void
 
-const sendCommit = (level: Level, connection: Connection, finish: OnCommitted): void => {
+/** Function that proves the outcome of a transaction, or calls back with `undefined`. */
+type Resolve = (id: TransactionId, done: (outcome: ProvedOutcome | undefined) => void) => void
+
+/**
+ * Begins to prove the outcome of a COMMIT without an answer. The connection is checked in first,
+ * because the pool may have no other one. The returned function gives up.
+ */
+const resolveOutcome = ({ connectionHolder }: Level, id: TransactionId, done: Parameters<Resolve>[1]): (() => void) => {
+  const { outcomes } = connectionHolder.provider
+  connectionHolder.checkIn()
+  if (outcomes !== undefined) return outcomes.resolve(id, clock.now(), done)
+  done(undefined)
+  return nothing
+}
+
+const sendCommit = (level: Level, connection: Connection, resolve: Resolve, finish: OnCommitted): void => {
   // an aborted transaction stores nothing, so it needs no token
   const recorder = level.readOnly || connection.status === "E" ? undefined : level.connectionHolder.recordTokens()
   const refused = (failure: Failure) => {
     const [state, reported] = commitFailure(level, failure)
-    if (state === "unknown") recorder?.recordCommit(undefined)
-    finish(state, reported)
+    const { id } = level.connectionHolder.idTracker
+    if (state !== "unknown") return finish(state, reported)
+    const end = (outcome: ProvedOutcome | undefined) => {
+      if (outcome !== "undone") recorder?.recordCommit(undefined)
+      if (outcome === "committed") finish("committed", undefined)
+      else if (outcome === undefined) finish(state, reported)
+      else finish("failed", statementFailure(level.connectionHolder.location, failure, "undone"))
+    }
+    if (id === undefined) end(undefined)
+    else resolve(id, end)
   }
   const ended = (isKept: boolean) =>
     finish(isKept ? "committed" : "failed", isKept ? undefined : rolledBackAtCommit(level))

@@ -61,6 +61,8 @@ export const exchangeIn = (
     send(connection, pending, (failure, exchange, undone = "nothing") => {
       isFinished = true
       const { connectionHolder } = level
+      if (isolation !== "readOnly" && !level.readOnly)
+        connectionHolder.idTracker.onExchange(connection, exchange, request.text)
       // the statement may have committed earlier writes, even if it has begun another transaction
       // after that
       if (exchange.result.command === "COMMIT" || exchange.results.length > 0)

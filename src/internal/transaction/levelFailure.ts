@@ -5,6 +5,7 @@
 import type { Connection, Exchange, Failure } from "../connection/connection.js"
 import type { PlainFailure, StatementFailure, TransactionFailure } from "../connection/plainFailure.js"
 import { afterFirst, statementFailure } from "../connection/statementFailure.js"
+import type { ConnectionHolder } from "./connectionHolder.js"
 import { type EndingStatement, endingStatementOf, mayCommit } from "./endingStatement.js"
 import type { Interrupted, Level, LevelState } from "./level.js"
 import type { PendingBegin } from "./pendingBegin.js"
@@ -90,6 +91,10 @@ const markEnded = (
   return connectionHolder.lost
 }
 
+/** Returns the fields of an error that identify the transaction on its server, if they are known. */
+const idFields = ({ idTracker: { id } }: ConnectionHolder) =>
+  id === undefined ? {} : { xid: id.xid, systemId: id.run.systemId, timeline: id.run.timeline }
+
 /** Returns the state of a level after a failed COMMIT, and the failure to report. */
 export const commitFailure = (
   { connectionHolder, readOnly }: Level,
@@ -98,7 +103,7 @@ export const commitFailure = (
   const { location } = connectionHolder
   if (failure._tag === "lost") {
     return failure.sent && !failure.undone && !readOnly
-      ? ["unknown", { _tag: "CommitOutcomeUnknown", ...location, cause: failure.error }]
+      ? ["unknown", { _tag: "CommitOutcomeUnknown", ...location, cause: failure.error, ...idFields(connectionHolder) }]
       : ["failed", statementFailure(location, failure, "undone")]
   }
   const earlier = statementFailure(location, failure, "undone")

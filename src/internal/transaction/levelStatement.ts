@@ -28,7 +28,13 @@ export const runStatement = (
     const own = isolation === "none" ? undefined : makeSavepoint()
     const before = stepsBefore(own, isolation)
     const path = level.connectionHolder.searchPathSteps(request.path)
-    const after = stepsAfter(own, isolation)
+    const ownAfter = stepsAfter(own, isolation)
+    const { idTracker } = level.connectionHolder
+    const idStep =
+      isolation === "readOnly" || level.readOnly || request.simple
+        ? undefined
+        : idTracker.stepAfter(connection, request.text)
+    const after = idStep === undefined ? ownAfter : [...ownAfter, idStep]
     const first = withOwnSteps(pending, path.length === 0 ? before : [...path, ...before])
     let isRepeated = false
     const onExchange = (
@@ -58,7 +64,7 @@ export const runStatement = (
       )
     }
     // the server would read messages behind a COPY as data of the COPY
-    const isAlone = request.simple || (after.length > 0 && isCopy(request.text))
+    const isAlone = request.simple || (ownAfter.length > 0 && isCopy(request.text))
     if (!isAlone) return connection.run(first, request, after, onExchange)
     // a text with several commands is sent by the simple protocol, in an exchange of its own
     const runAlone = () =>

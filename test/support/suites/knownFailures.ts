@@ -23,6 +23,7 @@ import * as TestClock from "effect/TestClock"
 import pg from "pg"
 import { withRealClock } from "../../../src/internal/embedded/realClock.js"
 import { startChild } from "../child.js"
+import { eventually, until } from "../eventually.js"
 import { type Message, makeProxy, type Proxy, sends } from "../proxy.js"
 import type { Role } from "../roles.js"
 import { freshDatabase, query } from "../server.js"
@@ -52,8 +53,6 @@ export const stored = ({ writer }: Place): Effect.Effect<ReadonlyArray<string>> 
 const kill = ({ writer }: Place, pid: number): Effect.Effect<void> =>
   Effect.asVoid(query(writer, "SELECT pg_terminate_backend($1, 10000)", [pid]))
 
-const soon = Schedule.intersect(Schedule.spaced("5 millis"), Schedule.recurs(2000))
-
 /**
  * Waits up to `bound` for the exit of an effect, and returns it if there is one. Otherwise the
  * effect is not interrupted, because the interruption itself may take long.
@@ -69,7 +68,10 @@ const running = ({ name, writer }: Place, words: string) =>
   query(writer, "SELECT 1 FROM pg_stat_activity WHERE datname = $1 AND state = 'active' AND query LIKE $2", [
     name,
     `%${words}%`
-  ]).pipe(Effect.repeat({ schedule: soon, until: (rows) => rows.length === 1 }), withRealClock)
+  ]).pipe(
+    eventually((rows) => rows.length === 1),
+    withRealClock
+  )
 
 /**
  * Runs an effect while a transaction holds a connection. The pools of these scenarios have no other
@@ -325,8 +327,8 @@ const listen = (sql: PgClient, channel: string) =>
   })
 
 /** Runs `again` until a listener has received a payload. */
-const until = (heard: ReadonlyArray<string>, payload: string, again: Effect.Effect<unknown> = Effect.void) =>
-  Effect.repeat(again, { schedule: soon, until: () => heard.includes(payload) })
+const received = (heard: ReadonlyArray<string>, payload: string, again: Effect.Effect<unknown> = Effect.void) =>
+  eventually(again, () => heard.includes(payload))
 
 /**
  * 18. Notifies outside of a transaction, inside of one, and inside of one that is rolled back;
@@ -336,20 +338,20 @@ export const notifications = (sql: PgClient, place: Place) =>
   Effect.gen(function* () {
     const fromOutside = (payload: string) => query(place.writer, "SELECT pg_notify('news', $1)", [payload])
     const { heard } = yield* listen(sql, "news")
-    yield* until(heard, "ready", fromOutside("ready"))
+    yield* received(heard, "ready", fromOutside("ready"))
     yield* sql.notify("news", "plain")
     yield* sql.withTransaction(
       Effect.gen(function* () {
         yield* sql.notify("news", "inside")
         yield* fromOutside("before the commit")
-        yield* until(heard, "before the commit")
+        yield* received(heard, "before the commit")
       })
     )
     yield* Effect.ignore(
       sql.withTransaction(Effect.zipRight(sql.notify("news", "rolled back"), Effect.fail("no" as const)))
     )
     yield* fromOutside("last")
-    yield* until(heard, "last")
+    yield* received(heard, "last")
     return heard.filter((payload) => payload !== "ready")
   }).pipe(Effect.scoped)
 
@@ -364,14 +366,14 @@ export const listenerKilled = <E, R>(listening: Stream.Stream<string, E, R>, pla
     const fiber = yield* Effect.forkScoped(
       Stream.runForEach(listening, (one) => Effect.sync(() => void heard.push(one)))
     )
-    yield* until(heard, "ready", say("ready"))
+    yield* received(heard, "ready", say("ready"))
     const [listener] = yield* query<{ pid: number }>(
       place.writer,
       "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND query LIKE 'LISTEN%'",
       [place.name]
     )
     yield* kill(place, listener?.pid ?? 0)
-    const ended = yield* Effect.raceFirst(Effect.exit(Fiber.join(fiber)), until(heard, "after", say("after"))).pipe(
+    const ended = yield* Effect.raceFirst(Effect.exit(Fiber.join(fiber)), received(heard, "after", say("after"))).pipe(
       Effect.timeoutOption("1 second")
     )
     return {
@@ -392,11 +394,11 @@ export const oneListenerStops = (sql: PgClient, place: Place) =>
     const stops = yield* listen(sql, "news")
     // a third listener on the same connection: what it receives, the others have received before
     const witness = yield* listen(sql, "other")
-    for (const { heard } of [stays, stops, witness]) yield* until(heard, "ready", say("ready"))
+    for (const { heard } of [stays, stops, witness]) yield* received(heard, "ready", say("ready"))
     yield* Fiber.interrupt(stops.fiber)
     yield* say("news")
     yield* say("end")
-    yield* until(witness.heard, "end")
+    yield* received(witness.heard, "end")
     return stays.heard.filter((payload) => payload !== "ready")
   }).pipe(Effect.scoped)
 
@@ -424,7 +426,7 @@ export const silentServer = <A, E>(open: (url: Redacted.Redacted<string>) => Eff
     const proxy = yield* makeProxy(writer)
     yield* proxy.freeze
     const opening = yield* Effect.forkDaemon(Effect.scoped(open(proxy.url)))
-    yield* withRealClock(Effect.repeat(Effect.void, { schedule: soon, until: () => proxy.connections > 0 }))
+    yield* withRealClock(until(() => proxy.connections > 0))
     yield* TestClock.adjust("1 hour")
     return yield* within("1 second", Fiber.join(opening))
   })
@@ -452,12 +454,11 @@ export const interruptedBehindPooler = (sql: PgClient, place: Place) =>
       ),
       (rows) => rows.map(({ name }) => name)
     )
-    const until = (names: ReadonlyArray<string>) =>
-      Effect.repeat(running, { schedule: soon, until: (_) => _.join() === names.join() })
+    const run = (names: ReadonlyArray<string>) => eventually(running, (_) => _.join() === names.join())
     yield* Effect.forkScoped(sql`SELECT pg_sleep(25) AS bystander`)
-    yield* until(["bystander"])
+    yield* run(["bystander"])
     const interrupted = yield* Effect.forkScoped(sql`SELECT pg_sleep(25) AS interrupted`)
-    yield* until(["bystander", "interrupted"])
+    yield* run(["bystander", "interrupted"])
     yield* Fiber.interrupt(interrupted)
     // a cancelled statement may take a moment to end; a statement that was not cancelled goes on
     yield* Effect.repeat(running, {
@@ -510,12 +511,12 @@ export const migrateAtOnce = <E>(
     const ends = yield* Effect.forEach(sessions, (migrate) =>
       Effect.fork(Effect.exit(migrate(Migrator.fromRecord(migrations))))
     )
-    yield* Effect.repeat(
+    yield* eventually(
       query<{ pid: number }>(
         writer,
         "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
       ),
-      { schedule: soon, until: (waiting) => waiting.length >= held }
+      (waiting) => waiting.length >= held
     )
     yield* Effect.promise(() => blocker.query("ROLLBACK"))
     return yield* Effect.forEach(ends, Fiber.join)

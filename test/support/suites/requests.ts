@@ -3,7 +3,8 @@ import { assert, layer } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import type * as Layer from "effect/Layer"
 import { describe } from "vitest"
-import { Db, soon } from "../databases.js"
+import { Db } from "../databases.js"
+import { eventually } from "../eventually.js"
 import { sends } from "../proxy.js"
 import { query } from "../server.js"
 import { atOnce, come, idle, listOf, noted, post, problem, stored, textOf } from "./requests/client.js"
@@ -44,6 +45,7 @@ export const requests = (name: string, site: Layer.Layer<Site>): void => {
             yield* textOf(response)
             assert.strictEqual(response.status, status)
             assert.deepStrictEqual(yield* stored(handler), rows)
+            if (rows.length === 0) assert.notInclude(yield* noted, handler)
             yield* idle
           })
         )
@@ -133,7 +135,7 @@ export const requests = (name: string, site: Layer.Layer<Site>): void => {
             // on the server the transaction has ended as well
             yield* query<{ state: string }>(writer, "SELECT state FROM pg_stat_activity WHERE pid = $1", [pid]).pipe(
               Effect.map((rows) => rows.map(({ state }) => state)),
-              Effect.repeat({ schedule: soon, until: (states) => left.some((state) => state === states.join()) })
+              eventually((states) => left.some((state) => state === states.join()))
             )
           })
         )

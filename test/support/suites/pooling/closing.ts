@@ -90,15 +90,18 @@ export const closing = (way: Way): void => {
       const { close, context, network } = yield* openToClose(way, { maxConnections: 3, shutdownTimeout: "50 millis" })
       yield* Effect.gen(function* () {
         const idle = way.strategy === "pooled" ? yield* hold : undefined
-        const work = yield* Effect.fork(
-          taggedFailure("Disconnected", Db.withTransaction(Effect.zipRight(pid, Effect.never)))
-        )
+        const begun = yield* Deferred.make<void>()
+        const later = Effect.unsafeMakeLatch(false)
+        const statements = Effect.all([pid, Deferred.succeed(begun, undefined), later.await, pid])
+        const work = yield* Effect.fork(taggedFailure("Disconnected", Db.withTransaction(statements)))
+        yield* Deferred.await(begun)
         yield* settled({ active: idle === undefined ? 1 : 2, connecting: 0 })
         if (idle !== undefined) yield* idle.release
         yield* network.freeze
         assert.isBelow(yield* took(close), 3000)
-        yield* Fiber.interrupt(work)
-      }).pipe(Effect.provide(context))
+        yield* later.open
+        assert.strictEqual((yield* Fiber.join(work)).outcome, "undone")
+      }).pipe(Effect.provide(context), Effect.provide(once))
     })
   )
 

@@ -1,6 +1,7 @@
 /** The tasks on a session when its connection is opened, checked out and checked in. */
 import { SqlClient } from "@effect/sql/SqlClient"
 import { assert, it } from "@effect/vitest"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -123,7 +124,7 @@ export const sessions = (way: Way): void => {
         const facts = yield* watch
         const first = yield* pid
         const second = yield* pid
-        if (way.route.hasSessions) assert.notStrictEqual(second, first)
+        assert.notStrictEqual(second, first)
         const [closed] = yield* told(facts, "Closed")
         assert.strictEqual(closed?.reason, "dirty")
         yield* settled({ active: 0, waiting: 0 })
@@ -141,12 +142,19 @@ export const sessions = (way: Way): void => {
     )
   }
 
-  it.scopedLive("a connection whose discardAll gets no answer is replaced", () =>
+  it.scopedLive("a connection whose discardAll gets no answer is closed, within connectTimeout, and replaced", () =>
     Effect.gen(function* () {
+      const facts = yield* watch
       const network = yield* Network
       yield* network.when(sends("DISCARD ALL"), "freeze")
       yield* insert("a")
-      yield* insert("b")
+      const [took] = yield* Effect.timed(insert("b"))
+      assert.isBelow(Duration.toMillis(took), 3000)
+      assert.deepStrictEqual(
+        (yield* told(facts, "Closed")).map(({ reason }) => reason),
+        ["dirty"]
+      )
+      assert.strictEqual(network.accepted, 2)
       assert.deepStrictEqual(yield* stored, ["a", "b"])
     }).pipe(
       Effect.provide(
@@ -247,36 +255,32 @@ export const sessions = (way: Way): void => {
     )
   )
 
-  if (way.route.hasSessions) {
-    it.scopedLive("a connection that is lost while onConnect runs no statement counts as a failed connect", () => {
-      const latch = Effect.unsafeMakeLatch(false)
-      return Effect.gen(function* () {
-        const waiter = yield* Effect.fork(taggedFailure("ConnectFailed", pid))
-        const [process] = yield* eventually(processes, (all) => all.length === 1)
-        yield* kill(process ?? 0)
-        assert.strictEqual((yield* Fiber.join(waiter)).reason, "unreachable")
-        yield* latch.open
-        assert.isAbove(yield* pid, 0)
-      }).pipe(
-        Effect.provide([
-          open(way, { ...one, onConnect: latch.await, connectTimeout: "20 seconds", startup: "lazy" }),
-          once
-        ])
-      )
-    })
-  }
+  it.scopedLive("a connection that is lost while onConnect runs no statement counts as a failed connect", () => {
+    const latch = Effect.unsafeMakeLatch(false)
+    return Effect.gen(function* () {
+      const waiter = yield* Effect.fork(taggedFailure("ConnectFailed", pid))
+      const [process] = yield* eventually(processes, (all) => all.length === 1)
+      yield* kill(process ?? 0)
+      assert.strictEqual((yield* Fiber.join(waiter)).reason, "unreachable")
+      yield* latch.open
+      assert.isAbove(yield* pid, 0)
+    }).pipe(
+      Effect.provide([
+        open(way, { ...one, onConnect: latch.await, connectTimeout: "20 seconds", startup: "lazy" }),
+        once
+      ])
+    )
+  })
 
   it.scopedLive("onCheckout runs on each connection before the caller gets it", () => {
     const seen: Array<unknown> = []
     const onCheckout = Effect.tap(run("SELECT pg_backend_pid() AS pid"), ([row]) => Effect.sync(() => seen.push(row)))
     return Effect.gen(function* () {
       const given = [yield* pid, yield* pid, yield* Db.withTransaction(pid)]
-      if (way.route.hasSessions) {
-        assert.deepStrictEqual(
-          seen,
-          given.map((process) => ({ pid: process }))
-        )
-      } else assert.lengthOf(seen, 3)
+      assert.deepStrictEqual(
+        seen,
+        given.map((process) => ({ pid: process }))
+      )
     }).pipe(Effect.provide(open(way, { ...one, onCheckout, startup: "lazy" })))
   })
 
@@ -287,7 +291,7 @@ export const sessions = (way: Way): void => {
       const first = yield* pid
       next.isDue = true
       const second = yield* pid
-      if (way.route.hasSessions) assert.notStrictEqual(second, first)
+      assert.notStrictEqual(second, first)
       assert.deepStrictEqual(
         (yield* told(facts, "Closed")).map(({ reason }) => reason),
         ["vetoed"]

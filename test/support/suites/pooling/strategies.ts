@@ -1,8 +1,10 @@
 /** The strategies of a pool that keep no connection, or allow only one. */
 import { assert, it } from "@effect/vitest"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as FiberId from "effect/FiberId"
+import { DatabaseError } from "effect-db"
 import { Db, fresh, insert, pid, stored } from "../../databases.js"
 import { eventually } from "../../eventually.js"
 import { taggedFailure } from "../../failures.js"
@@ -82,8 +84,19 @@ export const strategies = (way: Way): void => {
       yield* holder.release
       assert.strictEqual((yield* Fiber.join(first))._tag, "Success")
       assert.isAbove(yield* Fiber.join(patient), 0)
-      const both = yield* Effect.all([Effect.exit(nested("b")), Effect.exit(nested("c"))], { concurrency: 2 })
-      assert.isTrue(both.some((exit) => exit._tag === "Success"))
+      // both hold a connection before either of them requests another one
+      const all = Effect.unsafeMakeLatch(false)
+      let holding = 0
+      const together = (name: string) => {
+        const meet = Effect.suspend(() => (++holding === 2 ? all.open : all.await))
+        return Effect.either(DatabaseError.refine(Db.withTransaction(Effect.all([insert(name), meet, inner]))))
+      }
+      const [took, both] = yield* Effect.timed(Effect.all([together("b"), together("c")], { concurrency: 2 }))
+      assert.isBelow(Duration.toMillis(took), 3000)
+      assert.deepStrictEqual(both.map((end) => (end._tag === "Left" ? end.left._tag : "a success")).sort(), [
+        "PoolSelfDeadlock",
+        "a success"
+      ])
       yield* settled({ active: 0, waiting: 0 })
     }).pipe(Effect.provide([open(way, { maxConnections: 2 }), once]))
   )

@@ -105,10 +105,8 @@ export const use = (way: Way): void => {
         (rows) => rows.length === 1
       )
       yield* Fiber.interrupt(fiber)
-      if (way.route.hasSessions) {
-        assert.strictEqual(yield* pid, row?.pid)
-        assert.lengthOf(only(facts, "Closed"), 0)
-      } else assert.strictEqual((yield* told(facts, "Closed"))[0]?.reason, "cancelled")
+      assert.strictEqual(yield* pid, row?.pid)
+      assert.lengthOf(only(facts, "Closed"), 0)
       if (other !== undefined) {
         assert.include(yield* processes, other.pid)
         assert.isTrue(Exit.isSuccess(yield* other.release))

@@ -1,9 +1,12 @@
 /** An HTTP client of a site, and the rows that its requests have stored. */
 import * as http from "node:http"
 import * as net from "node:net"
+import { assert } from "@effect/vitest"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import { events } from "../../audit.js"
 import { idle as returned } from "../../databases.js"
+import { sends } from "../../proxy.js"
 import { query } from "../../server.js"
 import { Site } from "./site.js"
 
@@ -76,6 +79,30 @@ export const send = (
         })
     )
   )
+
+/**
+ * Sends a request, and holds back its COMMIT: asserts that until then nothing of the answer arrives
+ * and no row of the handler is stored.
+ */
+export const sendAfterCommit = (handler: string, options: http.RequestOptions = {}) =>
+  Effect.gen(function* () {
+    const { front } = yield* Site
+    const committing = yield* front.when(sends("COMMIT"), "freeze")
+    let hasBegun = false
+    const sending = yield* Effect.fork(
+      send({ path: `/${handler}`, ...options }, (request) => {
+        request.once("response", () => {
+          hasBegun = true
+        })
+        request.end()
+      })
+    )
+    yield* committing
+    assert.deepStrictEqual(yield* stored(handler), [])
+    assert.isFalse(hasBegun)
+    yield* front.thaw
+    return yield* Fiber.join(sending)
+  })
 
 /** Sends a request without waiting for the answer; the effect inside disconnects. */
 export const come = (handler: string): Effect.Effect<Effect.Effect<void>, never, Site> =>
