@@ -23,6 +23,7 @@ import * as Redacted from "effect/Redacted"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
 import * as Sql from "./internal/embedded/adminSession.js"
+import * as Replicas from "./internal/embedded/awaitReplicas.js"
 import * as Binaries from "./internal/embedded/binaries.js"
 import * as DataFolder from "./internal/embedded/dataDirectory.js"
 import { OperationFailed } from "./internal/embedded/operationFailed.js"
@@ -487,17 +488,18 @@ const start = (options: EmbeddedPostgres.Options) =>
       Effect.flatMap(replication.currentPrimary(operation), (server) => executeOn(server, operation, [sql]))
 
     const create = databases.map((name) => `CREATE DATABASE ${name}`)
-    yield* Effect.all(
+    const [position] = yield* Effect.all(
       [
-        Effect.zipRight(
-          primary.ready,
-          Effect.when(executeOn(primary, "createDatabase", create), () => create.length > 0)
+        primary.ready.pipe(
+          Effect.zipRight(Effect.when(executeOn(primary, "createDatabase", create), () => create.length > 0)),
+          // while the replicas start, because the first session of a server builds its caches
+          Effect.zipRight(Replicas.currentPosition(primary))
         ),
         ...replicas.map((replica) => replica.ready)
       ],
-      { concurrency: "unbounded", discard: true }
+      { concurrency: "unbounded" }
     )
-    yield* replication.awaitReplicas
+    yield* Replicas.awaitPosition(primary, replicas, position)
     // commits wait only from now on, when the standbys are there
     if (synchronous > 0) yield* replication.setSynchronous(synchronous)
 

@@ -5,7 +5,8 @@ import * as Effect from "effect/Effect"
 import { conninfoPattern } from "./follow.js"
 import type { Server } from "./server.js"
 
-const currentPosition = (primary: Server) =>
+/** Returns a position of the WAL after all commits until now. */
+export const currentPosition = (primary: Server) =>
   primary.session("awaitReplicas", (query) =>
     Effect.gen(function* () {
       // the commit waits until all WAL up to it is on disk, because sessions of operations commit
@@ -27,13 +28,17 @@ const awaitReplayed = (replica: Server, primary: Server, lsn: unknown) =>
     `replay the commits of ${primary.name}`
   )
 
+/** Waits until replicas of the primary have replayed its WAL up to a position. */
+export const awaitPosition = (primary: Server, replicas: ReadonlyArray<Server>, lsn: unknown) =>
+  Effect.forEach(replicas, (replica) => awaitReplayed(replica, primary, lsn), {
+    concurrency: "unbounded",
+    discard: true
+  })
+
 /** Waits until all running replicas of the primary have replayed all of its earlier commits. */
 export const awaitReplicas = (primary: Server, replicas: ReadonlyArray<Server>) =>
   Effect.gen(function* () {
     const lsn = yield* currentPosition(primary)
     const running = yield* Effect.filter(replicas, (replica) => replica.isRunning)
-    yield* Effect.forEach(running, (replica) => awaitReplayed(replica, primary, lsn), {
-      concurrency: "unbounded",
-      discard: true
-    })
+    yield* awaitPosition(primary, running, lsn)
   })
