@@ -408,7 +408,8 @@ export interface DatabaseOptions extends PoolOptions, SessionOptions {
    * The treatment of a COMMIT whose answer was lost. With `"status"` the client asks the server for
    * the status of the transaction, for up to `resolveWithin`: the work succeeds if it is stored, and
    * fails with `Disconnected`, undone, if it is not. With `"unknown"` it fails with
-   * `CommitOutcomeUnknown` at once.
+   * `CommitOutcomeUnknown` at once. After a restart of the server only the loss of the work can be
+   * proved, and after a failover nothing: then it fails with `CommitOutcomeUnknown`, too.
    *
    * `"status"` needs the id of the transaction before COMMIT. A short query behind the first write,
    * in the same message, returns it. So `pg_stat_activity` may show this query for a transaction that
