@@ -2,6 +2,7 @@
  * The planned change of the primary.
  */
 import * as path from "node:path"
+import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import type { Cluster } from "./dataDirectory.js"
 import { conninfoPattern, conninfoTo, endOfWal, follow, isStandby } from "./follow.js"
@@ -84,7 +85,13 @@ export const switchOver = (
     // an interruption does not leave the cluster without a primary
     yield* Effect.uninterruptibleMask((restore) =>
       restore(stopPrimary(from, to)).pipe(
-        Effect.onError(() => Effect.ignore(toItsEnd(from.start))),
+        // a cluster without a primary is what the caller must know first
+        Effect.catchAllCause((cause) =>
+          Effect.matchCauseEffect(toItsEnd(from.start), {
+            onFailure: (notStarted) => Effect.failCause(Cause.sequential(notStarted, cause)),
+            onSuccess: () => Effect.failCause(cause)
+          })
+        ),
         Effect.zipRight(toItsEnd(to.promote))
       )
     )
