@@ -255,8 +255,9 @@ export interface Members<Self> {
   readonly afterRollback: <E, R>(hook: Effect.Effect<unknown, E, R>) => Effect.Effect<void, never, R | Self>
   /**
    * Runs a hook after a COMMIT without an answer whose outcome could not be proved
-   * (`CommitOutcomeUnknown`): the transaction may be stored or not. The hook runs outside of the transaction, also if the caller of the transaction
-   * was interrupted before the answer arrived. A failure of the hook is logged.
+   * (`CommitOutcomeUnknown`): the transaction may be stored or not. The hook runs outside of the
+   * transaction, also if the caller of the transaction was interrupted before the answer arrived. A
+   * failure of the hook is logged.
    */
   readonly afterUnknown: <E, R>(hook: Effect.Effect<unknown, E, R>) => Effect.Effect<void, never, R | Self>
   /**

@@ -6,9 +6,7 @@ import { initial, onDoubt, onNoAnswer, onReport, type WriterState } from "../../
 const primary = (timeline: number | undefined, systemId = "1"): ServerReport => ({
   systemId,
   timeline,
-  isStandby: false,
-  position: 0n,
-  replayAgeMillis: undefined
+  isStandby: false
 })
 
 const standby: ServerReport = { ...primary(1), isStandby: true }

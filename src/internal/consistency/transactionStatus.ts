@@ -15,7 +15,7 @@ import { isInvalidParameter } from "../../SqlState.js"
 import type { Connection, Request } from "../connection/connection.js"
 import { codeOf } from "../connection/statementFailure.js"
 import { constantStep, preparedStep, type Step } from "../protocol/frontendMessages.js"
-import { isLsn, parseLsn, type ServerRun } from "../sql/lsn.js"
+import { parseLsn, type ServerRun, timelineOf, toLsn } from "../sql/lsn.js"
 
 /**
  * The id of a transaction that has written. It lives as long as the transaction, so it is a class
@@ -72,16 +72,13 @@ export const idStepOf = ({ hasIdStatement, isPooled, preparesStatements, serverR
 
 const toText = (value: unknown): string | undefined => (typeof value === "string" ? value : undefined)
 
-const toLsn = (value: unknown): bigint | undefined =>
-  typeof value === "string" && isLsn(value) ? parseLsn(value) : undefined
-
 /** Decodes the columns of a run; `undefined` for that of a standby. */
 const decodeRun = ([systemId, walFile, started, recovered]: ReadonlyArray<unknown>): ServerRun | undefined => {
   const file = toText(walFile)
   if (file === undefined) return undefined
   return {
     systemId: toText(systemId) ?? "",
-    timeline: Number.parseInt(file.slice(0, 8), 16),
+    timeline: timelineOf(file),
     startedAt: toText(started) ?? "",
     recoveredTo: toLsn(recovered)
   }

@@ -4,7 +4,7 @@
 import * as clock from "../concurrency/clock.js"
 import type { Connection, Request } from "../connection/connection.js"
 import type { Exchange } from "../protocol/exchange.js"
-import { isLsn, type Position, parseLsn } from "../sql/lsn.js"
+import { type Position, timelineOf, toLsn } from "../sql/lsn.js"
 
 const none: ReadonlyArray<never> = []
 
@@ -35,9 +35,6 @@ FROM (SELECT r.standby, CASE WHEN r.standby THEN pg_catalog.pg_last_wal_replay_l
   simple: false
 }
 
-/** Returns the timeline: the first eight digits of the name of a WAL file. */
-const timelineOf = (walFile: string): number => Number.parseInt(walFile.slice(0, 8), 16)
-
 /** Answer of a server to the position query. */
 export interface WalStatus {
   readonly position: Position
@@ -47,9 +44,6 @@ export interface WalStatus {
   readonly commitInfo: string
   readonly pageSize: number
 }
-
-const toLsn = (text: unknown): bigint | undefined =>
-  typeof text === "string" && isLsn(text) ? parseLsn(text) : undefined
 
 const toText = (text: unknown): string => (typeof text === "string" ? text : "")
 

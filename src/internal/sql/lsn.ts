@@ -34,6 +34,13 @@ export const parseLsn = (text: string): bigint => {
   return (BigInt(`0x${high}`) << 32n) | BigInt(`0x${low}`)
 }
 
+/** Reads a position from a column; `undefined` if the column has none. */
+export const toLsn = (column: unknown): bigint | undefined =>
+  typeof column === "string" && isLsn(column) ? parseLsn(column) : undefined
+
+/** Returns the timeline of a WAL file: the first eight digits of its name. */
+export const timelineOf = (walFile: string): number => Number.parseInt(walFile.slice(0, 8), 16)
+
 /** Returns the text of a position. */
 export const formatLsn = (lsn: bigint): string =>
   `${(lsn >> 32n).toString(16).toUpperCase()}/${(lsn & 0xffff_ffffn).toString(16).toUpperCase()}`

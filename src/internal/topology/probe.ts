@@ -15,7 +15,7 @@ import { readReport, reportQuery, type ServerReport, withoutHistory } from "./se
 
 /** Result of a probe. */
 export type ProbeResult =
-  | { readonly _tag: "Answered"; readonly report: ServerReport; readonly latencyMillis: number }
+  | { readonly _tag: "Answered"; readonly report: ServerReport }
   | {
       readonly _tag: "Failed"
       readonly failure: ConnectFailure
@@ -160,11 +160,7 @@ export class Probe {
           this.connection = undefined
           connection.end("excess")
         }
-        return this.finish(
-          report === undefined
-            ? notPostgres
-            : { _tag: "Answered", report, latencyMillis: connection.lastAnswer - startedAt }
-        )
+        return this.finish(report === undefined ? notPostgres : { _tag: "Answered", report })
       }
       this.connection = undefined
       if (isTimedOut) return this.onSilent(connection, timeout, startedAt, isNew)
@@ -178,7 +174,7 @@ export class Probe {
       // some services refuse the functions of the query; the login has checked the role, except that
       // of a fallback
       const isStandby = this.isFallback || connection.takesNoWrites
-      this.finish({ _tag: "Answered", report: { ...withoutHistory, isStandby }, latencyMillis: 0 })
+      this.finish({ _tag: "Answered", report: { ...withoutHistory, isStandby } })
     })
   }
 
