@@ -226,6 +226,18 @@ describe("the id of a transaction", () => {
   )
 })
 
+/** Lets the server assign an id again, to another transaction that commits. */
+const assignAgain = (url: Redacted.Redacted<string>, xid: number) =>
+  Effect.gen(function* () {
+    const next = query<{ xid: string }>(
+      url,
+      "INSERT INTO item VALUES ('other') RETURNING pg_current_xact_id()::text AS xid"
+    )
+    yield* Effect.repeat(next, { until: ([row]) => Number(row?.xid) >= xid })
+    const [reused] = yield* query(url, `SELECT pg_xact_status('${xid}'::xid8) AS status`)
+    assert.deepStrictEqual(reused, { status: "committed" })
+  })
+
 describe("the proof of an outcome", () => {
   it.scopedLive("an interruption during the proof ends within its bound, with CommitOutcomeUnknown", () =>
     Effect.gen(function* () {
@@ -358,13 +370,7 @@ describe("the proof of an outcome", () => {
       const xid = Number(before?.xid ?? assert.fail("the transaction has no id"))
       yield* primary.kill
       yield* primary.start
-      const next = query<{ xid: string }>(
-        url,
-        "INSERT INTO item VALUES ('other') RETURNING pg_current_xact_id()::text AS xid"
-      )
-      yield* Effect.repeat(next, { until: ([row]) => Number(row?.xid) >= xid })
-      const [reused] = yield* query(url, `SELECT pg_xact_status('${xid}'::xid8) AS status`)
-      assert.deepStrictEqual(reused, { status: "committed" })
+      yield* assignAgain(url, xid)
       yield* proxy.cut
       const error = yield* Fiber.join(fiber)
       assert.strictEqual(error._tag === "Disconnected" && error.outcome, "undone")
@@ -390,13 +396,7 @@ describe("the proof of an outcome", () => {
       const error = asUnknown(yield* Fiber.join(fiber))
       const xid = Number(error.xid ?? assert.fail("the id is unknown"))
       const url = replica.url()
-      const next = query<{ xid: string }>(
-        url,
-        "INSERT INTO item VALUES ('other') RETURNING pg_current_xact_id()::text AS xid"
-      )
-      yield* Effect.repeat(next, { until: ([row]) => Number(row?.xid) >= xid })
-      const [reused] = yield* query(url, `SELECT pg_xact_status('${xid}'::xid8) AS status`)
-      assert.deepStrictEqual(reused, { status: "committed" })
+      yield* assignAgain(url, xid)
       assert.strictEqual(yield* Effect.flip(error.resolve), error)
     })
   )
