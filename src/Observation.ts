@@ -162,6 +162,23 @@ export type Observation = Data.TaggedEnum<{
     /** The time since the former writer became doubtful. */
     readonly tookMillis: number
   }
+  /**
+   * A reader is further behind the primary than `maxLag` or `maxLagBytes`: reads are routed to others.
+   * Both figures are infinite if it receives no log from the primary.
+   */
+  FellBehind: {
+    readonly database: string
+    readonly server: string
+    readonly lagMillis: number
+    readonly lagBytes: number
+  }
+  /** A reader has caught up with the primary, and serves reads again. */
+  CaughtUp: {
+    readonly database: string
+    readonly server: string
+    readonly lagMillis: number
+    readonly lagBytes: number
+  }
   /** A server was marked down: reads are routed to others. */
   MarkedDown: { readonly database: string; readonly server: string; readonly message: string }
   /** A server was marked up, and serves reads again. */

@@ -25,15 +25,18 @@ import { recordCallSites } from "../observability/callSite.js"
 import { makeLogger } from "../observability/logger.js"
 import { Observers } from "../observability/observers.js"
 import { makePoolMetrics } from "../observability/poolMetrics.js"
+import { makeReaderMetrics } from "../observability/readerMetrics.js"
 import type { Pool } from "../pool/pool.js"
 import { proveRole } from "../topology/roleProof.js"
-import { Topology } from "../topology/topology.js"
+import { type MakeMetrics, Topology } from "../topology/topology.js"
 import type { CommitOutcomes } from "../transaction/commitOutcomes.js"
 import { rollback } from "../transaction/completion.js"
 import { make as makeClient } from "./client.js"
 import { Executor } from "./executor.js"
 import { makeLifecycleHooks } from "./lifecycleHooks.js"
 import type { NamedClass } from "./uniqueNames.js"
+
+const makeMetrics: MakeMetrics = { pool: makePoolMetrics, reader: makeReaderMetrics }
 
 /** The part of the listening connection that the clients use. */
 interface Listening {
@@ -153,7 +156,7 @@ export const openDatabase = <L extends Listening>(
     const sockets = yield* Scope.fork(yield* Effect.scope, ExecutionStrategy.parallel)
     const topology = yield* Effect.acquireRelease(
       Effect.sync(
-        () => new Topology(config, credentials, makeLifecycleHooks(config, runtime), observers, makePoolMetrics)
+        () => new Topology(config, credentials, makeLifecycleHooks(config, runtime), observers, makeMetrics)
       ),
       (topology) => Effect.async<void>((resume) => topology.close(config.shutdownTimeout, () => resume(Effect.void)))
     ).pipe(Scope.extend(sockets))
