@@ -95,30 +95,30 @@ describe("the lag of a replica", () => {
 
 describe("the state of a replica by its lag", () => {
   const limits = { millis: 1000, bytes: Number.POSITIVE_INFINITY }
-  const after = (...millis: ReadonlyArray<number | undefined>): LagState =>
+  const stateAfter = (...millis: ReadonlyArray<number | undefined>): LagState =>
     millis.reduce<LagState>(
       (state, one) => onLag(state, one === undefined ? undefined : { millis: one, bytes: 10 }, limits),
       initial
     )
 
   it("two successive checks above the limit leave a replica out", () => {
-    assert.strictEqual(after(1001)._tag, "Current")
-    assert.isTrue(isUnsettled(after(1001)))
-    assert.strictEqual(after(1001, 900, 1001)._tag, "Current")
-    assert.strictEqual(after(1001, 1001)._tag, "Behind")
+    assert.strictEqual(stateAfter(1001)._tag, "Current")
+    assert.isTrue(isUnsettled(stateAfter(1001)))
+    assert.strictEqual(stateAfter(1001, 900, 1001)._tag, "Current")
+    assert.strictEqual(stateAfter(1001, 1001)._tag, "Behind")
   })
 
   it("two successive checks below half of the limit bring it back", () => {
-    assert.strictEqual(after(2000, 2000, 400)._tag, "Behind")
-    assert.isTrue(isUnsettled(after(2000, 2000, 400)))
-    assert.strictEqual(after(2000, 2000, 400, 600, 400)._tag, "Behind")
-    assert.strictEqual(after(2000, 2000, 500, 500)._tag, "Current")
+    assert.strictEqual(stateAfter(2000, 2000, 400)._tag, "Behind")
+    assert.isTrue(isUnsettled(stateAfter(2000, 2000, 400)))
+    assert.strictEqual(stateAfter(2000, 2000, 400, 600, 400)._tag, "Behind")
+    assert.strictEqual(stateAfter(2000, 2000, 500, 500)._tag, "Current")
   })
 
   it("an unknown lag changes nothing", () => {
-    assert.strictEqual(after(2000, undefined)._tag, "Current")
-    assert.strictEqual(after(2000, undefined, 2000)._tag, "Behind")
-    assert.strictEqual(after(2000, 2000, 0, undefined, 0)._tag, "Current")
+    assert.strictEqual(stateAfter(2000, undefined)._tag, "Current")
+    assert.strictEqual(stateAfter(2000, undefined, 2000)._tag, "Behind")
+    assert.strictEqual(stateAfter(2000, 2000, 0, undefined, 0)._tag, "Current")
   })
 
   it("a limit in bytes counts without one in time, and a stale replica exceeds every limit but none", () => {
