@@ -31,6 +31,22 @@ export type Role = "writer" | "reader"
 export type ServerState = "unknown" | "up" | "suspect" | "down" | "trial"
 
 /**
+ * State of one of the hosts of a writer.
+ *
+ * @see {@link ServerStatus} for the field `hosts`
+ * @since 0.3.0
+ * @category models
+ */
+export interface HostStatus {
+  /** The host: `host:port`, or the folder of a Unix socket. */
+  readonly name: string
+  /** True if the host is the writer. */
+  readonly isWriter: boolean
+  /** The reason why the host is not the writer; `undefined` if it is, or if it was not asked yet. */
+  readonly reason: string | undefined
+}
+
+/**
  * State of a server at one moment.
  *
  * @see `Database.Status`, which has the states of all servers
@@ -51,8 +67,8 @@ export interface ServerStatus {
   readonly state: ServerState
   /** The reason why a reader takes no part in routing, or comes last; `undefined` if it takes part. */
   readonly reason: string | undefined
-  /** The host that is used, of several; `undefined` if it is not known. */
-  readonly host: string | undefined
+  /** The hosts among which a writer is searched; empty for other servers. */
+  readonly hosts: ReadonlyArray<HostStatus>
   /** The timeline that the server was on when it was asked last; `undefined` if it was not asked. */
   readonly timeline: number | undefined
   /**

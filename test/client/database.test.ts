@@ -317,7 +317,6 @@ describe("Database", () => {
         )
       )
     )
-
   })
 
   it.scopedLive("transactions stay atomic and fail without a defect when every backend is killed under load", () =>

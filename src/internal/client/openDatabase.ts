@@ -155,9 +155,7 @@ export const openDatabase = <L extends Listening>(
     // only
     const sockets = yield* Scope.fork(yield* Effect.scope, ExecutionStrategy.parallel)
     const topology = yield* Effect.acquireRelease(
-      Effect.sync(
-        () => new Topology(config, credentials, makeLifecycleHooks(config, runtime), observers, makeMetrics)
-      ),
+      Effect.sync(() => new Topology(config, credentials, makeLifecycleHooks(config, runtime), observers, makeMetrics)),
       (topology) => Effect.async<void>((resume) => topology.close(config.shutdownTimeout, () => resume(Effect.void)))
     ).pipe(Scope.extend(sockets))
     const executor = new Executor(config, topology, observers, yield* Router, undefined)

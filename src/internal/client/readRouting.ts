@@ -20,10 +20,28 @@ import type { ReadAffinity, TransactionContext } from "../transaction/context.js
 /** The requirement of a read that no replica may serve now. */
 const noReplica: ReadRequirement = { tokens: undefined, maxWait: 0, otherwise: "fail", session: undefined }
 
-/** Returns the servers that meet a condition, or all if there are none. */
-const preferring = (servers: ReadonlyArray<Server>, condition: (server: Server) => boolean): ReadonlyArray<Server> => {
-  const preferred = servers.filter(condition)
-  return preferred.length > 0 ? preferred : servers
+/** Returns the rank of a server: those that are slow to answer, or have no free connection, come last. */
+const rankOf = ({ isBusy, isSuspect }: Server): number => (isSuspect ? 2 : isBusy ? 1 : 0)
+
+/** Returns the servers with the best rank among those that meet a condition. */
+const preferred = (servers: ReadonlyArray<Server>, condition: (server: Server) => boolean): ReadonlyArray<Server> => {
+  let best = Number.POSITIVE_INFINITY
+  let found: Array<Server> = []
+  for (const server of servers) {
+    if (!condition(server)) continue
+    const rank = rankOf(server)
+    if (rank > best) continue
+    if (rank < best) found = []
+    best = rank
+    found.push(server)
+  }
+  return found
+}
+
+const leastBehind = (servers: ReadonlyArray<Server>): ReadonlyArray<Server> => {
+  const lagOf = ({ lag }: Server) => lag?.millis ?? Number.POSITIVE_INFINITY
+  const least = Math.min(...servers.map(lagOf))
+  return servers.filter((server) => lagOf(server) === least)
 }
 
 const candidateOf = ({ lag, latency, name, reads, server }: Server): Candidate => ({
@@ -69,8 +87,10 @@ export class ReadRouting {
     const tried = new Set<Server>()
     const next = () => {
       const now = clock.now()
-      const left = this.current(readers.filter((server) => server.isUsable(now) && !tried.has(server)))
-      const server = left.find((_) => _.name === affinity?.reader) ?? this.pick(left) ?? writer
+      const mayServe = (server: Server) => server.isUsable(now) && !tried.has(server)
+      const isKept = (server: Server) => server.name === affinity?.reader && mayServe(server) && !server.isBehind
+      const kept = affinity?.reader === undefined ? undefined : readers.find(isKept)
+      const server = kept ?? this.pick(readers, mayServe) ?? writer
       if (server === writer) tried.clear()
       else {
         tried.add(server)
@@ -100,18 +120,6 @@ export class ReadRouting {
   }
 
   /**
-   * Returns the servers that are not left out because of their lag; if there is none, the server that
-   * is least behind, if the settings say so.
-   */
-  private current(servers: ReadonlyArray<Server>): ReadonlyArray<Server> {
-    const current = servers.filter(({ isBehind }) => !isBehind)
-    if (current.length > 0 || this.whenAllBehind !== "leastBehind") return current
-    const lagOf = ({ lag }: Server) => lag?.millis ?? Number.POSITIVE_INFINITY
-    const least = Math.min(...servers.map(lagOf))
-    return servers.filter((server) => lagOf(server) === least)
-  }
-
-  /**
    * Returns the writes that a read must see: `none`, all writes that the `primary` has committed,
    * or the writes up to the tokens of a requirement.
    */
@@ -133,14 +141,13 @@ export class ReadRouting {
     return { ...common, tokens: explicit?._tag === "AtLeast" ? [explicit.token, ...seen] : seen }
   }
 
-  /** Chooses among servers; those that are slow to answer, or have no free connection, come last. */
-  private pick(servers: ReadonlyArray<Server>): Server | undefined {
-    const preferred = preferring(
-      preferring(servers, ({ isSuspect }) => !isSuspect),
-      ({ isBusy }) => !isBusy
-    )
-    if (preferred.length < 2) return preferred[0]
+  /** Chooses a reader, or none if all are left out. */
+  private pick(readers: ReadonlyArray<Server>, mayServe: (server: Server) => boolean): Server | undefined {
+    const current = preferred(readers, (server) => !server.isBehind && mayServe(server))
+    const servers =
+      current.length === 0 && this.whenAllBehind === "leastBehind" ? leastBehind(readers.filter(mayServe)) : current
+    if (servers.length < 2) return servers[0]
     const request = { database: this.database, turn: this.turn++, random: clock.random() }
-    return preferred[this.choose(request, preferred.map(candidateOf))] ?? preferred[0]
+    return servers[this.choose(request, servers.map(candidateOf))] ?? servers[0]
   }
 }

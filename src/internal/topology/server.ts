@@ -4,7 +4,7 @@
 
 import type { DatabaseConfig, ServerConfig } from "../../DatabaseConfig.js"
 import type { Observer } from "../../Observation.js"
-import type { Role, ServerStatus } from "../../Topology.js"
+import type { Role, ServerState, ServerStatus } from "../../Topology.js"
 import * as clock from "../concurrency/clock.js"
 import type { HostLocator } from "../connection/connect.js"
 import type { CredentialSource } from "../connection/credentials.js"
@@ -161,15 +161,15 @@ export class Server {
   }
 
   get status(): ServerStatus {
-    const { health, lag, latency, timeline } = this
+    const { lag, latency, timeline } = this
     const up = this.isUsable(clock.now())
     return {
       name: this.name,
       role: this.role,
       up: up && !this.isBehind,
-      state: health._tag,
+      state: this.state,
       reason: this.reason,
-      host: this.server.hosts.length > 1 ? undefined : this.name,
+      hosts: [],
       timeline,
       lagMillis: lag?.millis,
       lagBytes: lag?.bytes,
@@ -179,8 +179,20 @@ export class Server {
     }
   }
 
+  private get state(): ServerState {
+    if (this.role === "reader") return this.health._tag
+    // a writer is never left out, and has no trial
+    if (this.lastConnectFailure !== undefined) return "down"
+    return this.pools.some(({ connections }) => connections.openCount > 0) ? "up" : "unknown"
+  }
+
+  private get lastConnectFailure(): string | undefined {
+    return this.writes?.stats.lastConnectFailure
+  }
+
   private get reason(): string | undefined {
-    const { health, lag } = this
+    const { health, lag, lastConnectFailure } = this
+    if (lastConnectFailure !== undefined) return lastConnectFailure
     if (health._tag === "down" || health._tag === "trial") return health.message
     if (health._tag === "suspect") return "callers wait for its answers"
     if (!this.isBehind || lag === undefined) return undefined

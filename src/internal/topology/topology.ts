@@ -134,7 +134,10 @@ export class Topology {
   }
 
   get status(): ReadonlyArray<ServerStatus> {
-    return this.servers.map(({ status }) => status)
+    const { readers, sampler, writer, writerSearch } = this
+    const timeline = writerSearch?.timeline ?? sampler.positions.latest?.timeline
+    const own = { ...writer.status, timeline, ...writerSearch?.status }
+    return [own, ...readers.map(({ status }) => status)]
   }
 
   /**
