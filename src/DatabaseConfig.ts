@@ -439,6 +439,7 @@ export interface DatabaseOptions extends PoolOptions, SessionOptions {
   /**
    * The time after which the rows of `outcome: "marker"` are deleted, in batches, by each process
    * about once a minute. It must be longer than `resolveWithin`. An outcome cannot be proved later.
+   * Give the same time to all processes that use the database, because each deletes the rows of all.
    *
    * @default "1 day"
    */

@@ -13,7 +13,7 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
-import { Consistency, type Database, DatabaseError, Migrations, UnitOfWork } from "effect-db"
+import { Consistency, type Database, DatabaseError, Migrations, TestDatabase, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
 import { Audit, Db, idle, run } from "../support/databases.js"
 import { make } from "../support/embedded.js"
@@ -75,23 +75,25 @@ const build = (writer: Redacted.Redacted<string>, options: Partial<Database.Opti
 
 describe("the table of markers", () => {
   for (const startup of ["verify", "lazy"] as const) {
-    it.scopedLive(`is created once by processes that start at the same time, with startup ${startup}`, () =>
-      Effect.gen(function* () {
-        const { writer } = yield* freshDatabase
-        yield* query(writer, "CREATE TABLE item (name text)")
-        const names = ["a", "b", "c", "d", "e", "f"]
-        yield* Effect.forEach(
-          names,
-          (name) =>
-            Effect.scoped(
-              Effect.flatMap(build(writer, { startup }), (context) =>
-                Effect.provide(Db.withTransaction(insert(name)), context)
-              )
-            ),
-          { concurrency: "unbounded" }
-        )
-        assert.deepStrictEqual(yield* rowsIn(writer), { markers: 6, fences: 0 })
-      })
+    it.scopedLive(
+      `the table of markers is created once by processes that start at the same time, with startup ${startup}`,
+      () =>
+        Effect.gen(function* () {
+          const { writer } = yield* freshDatabase
+          yield* query(writer, "CREATE TABLE item (name text)")
+          const names = ["a", "b", "c", "d", "e", "f"]
+          yield* Effect.forEach(
+            names,
+            (name) =>
+              Effect.scoped(
+                Effect.flatMap(build(writer, { startup }), (context) =>
+                  Effect.provide(Db.withTransaction(insert(name)), context)
+                )
+              ),
+            { concurrency: "unbounded" }
+          )
+          assert.deepStrictEqual(yield* rowsIn(writer), { markers: 6, fences: 0 })
+        })
     )
 
     it.scopedLive(`a user without rights gets ConnectFailed with the grants, with startup ${startup}`, () =>
@@ -123,36 +125,40 @@ describe("the table of markers", () => {
     )
   }
 
-  it.scopedLive("that is dropped fails a COMMIT with advice, and is created again for the next transaction", () =>
-    Effect.gen(function* () {
-      const { context, stored, writer } = yield* given()
-      yield* Effect.provide(Db.withTransaction(insert("a")), context)
-      yield* query(writer, "DROP SCHEMA effect_db CASCADE")
-      const error = yield* Effect.provide(failed(Db.withTransaction(insert("b"))), context)
-      assert.strictEqual(error._tag, "CommitFailed")
-      assert.include(error.message, "Migrations.outcomeTable")
-      yield* Effect.provide(Db.withTransaction(insert("c")), context)
-      assert.deepStrictEqual(yield* stored, ["a", "c"])
-      yield* Effect.provide(idle, context)
-    })
+  it.scopedLive(
+    "a table of markers that is dropped fails a COMMIT with advice, and is created again for the next transaction",
+    () =>
+      Effect.gen(function* () {
+        const { context, stored, writer } = yield* given()
+        yield* Effect.provide(Db.withTransaction(insert("a")), context)
+        yield* query(writer, "DROP SCHEMA effect_db CASCADE")
+        const error = yield* Effect.provide(failed(Db.withTransaction(insert("b"))), context)
+        assert.strictEqual(error._tag, "CommitFailed")
+        assert.include(error.message, "Migrations.outcomeTable")
+        yield* Effect.provide(Db.withTransaction(insert("c")), context)
+        assert.deepStrictEqual(yield* stored, ["a", "c"])
+        yield* Effect.provide(idle, context)
+      })
   )
 
-  it.scopedLive("an application role needs USAGE on its schema alone, and a COMMIT without it says so", () =>
-    Effect.gen(function* () {
-      const { context, stored, writer } = yield* given()
-      const role = yield* limitedRole(writer)
-      const work = (name: string) =>
-        Db.withTransaction(Effect.zipRight(run(`SET LOCAL ROLE ${role.name}`), insert(name)))
-      const error = yield* Effect.provide(failed(work("a")), context)
-      assert.strictEqual(error._tag === "CommitFailed" && error.sqlState, "42501")
-      assert.include(error.message, "GRANT USAGE ON SCHEMA effect_db to each role that transactions set")
-      yield* query(writer, `GRANT USAGE ON SCHEMA effect_db TO ${role.name}`)
-      yield* Effect.provide(work("b"), context)
-      assert.deepStrictEqual(yield* stored, ["b"])
-    })
+  it.scopedLive(
+    "a role that a transaction sets needs USAGE on the schema of the markers alone, and a COMMIT without it says so",
+    () =>
+      Effect.gen(function* () {
+        const { context, stored, writer } = yield* given()
+        const role = yield* limitedRole(writer)
+        const work = (name: string) =>
+          Db.withTransaction(Effect.zipRight(run(`SET LOCAL ROLE ${role.name}`), insert(name)))
+        const error = yield* Effect.provide(failed(work("a")), context)
+        assert.strictEqual(error._tag === "CommitFailed" && error.sqlState, "42501")
+        assert.include(error.message, "GRANT USAGE ON SCHEMA effect_db to each role that transactions set")
+        yield* query(writer, `GRANT USAGE ON SCHEMA effect_db TO ${role.name}`)
+        yield* Effect.provide(work("b"), context)
+        assert.deepStrictEqual(yield* stored, ["b"])
+      })
   )
 
-  it.scopedLive("rows older than the retention are deleted, and no others", () =>
+  it.scopedLive("markers older than the retention are deleted, and no others", () =>
     Effect.gen(function* () {
       const { context, writer } = yield* given({ outcomeRetention: "1 hour", startup: "lazy" })
       const [oldId, newId] = ["00000000-0000-7000-8000-000000000001", "ffffffff-0000-7000-8000-000000000001"]
@@ -169,7 +175,7 @@ describe("the table of markers", () => {
     })
   )
 
-  it.scopedLive("a locked old row is left, and delays no transaction", () =>
+  it.scopedLive("an old marker that is locked is left, and delays no transaction", () =>
     Effect.gen(function* () {
       const { context, writer } = yield* given({ startup: "lazy", maxConnections: 1 })
       yield* Effect.scoped(Effect.asVoid(build(writer)))
@@ -227,7 +233,7 @@ describe("the marker of a transaction", () => {
   ]
   for (const mode of ["session", "transactionPooler"] as const) {
     for (const [name, write] of writes) {
-      it.scopedLive(`proves a COMMIT without an answer if the write was ${name}, in the mode ${mode}`, () =>
+      it.scopedLive(`a marker proves a COMMIT without an answer if the write was ${name}, in the mode ${mode}`, () =>
         Effect.gen(function* () {
           const { context, proxy, stored, writer } = yield* given({ mode, maxConnections: 1 })
           yield* query(writer, "CREATE FUNCTION add(text) RETURNS void LANGUAGE sql AS 'INSERT INTO item VALUES ($1)'")
@@ -245,7 +251,7 @@ describe("the marker of a transaction", () => {
   }
 
   for (const isolation of ["read committed", "repeatable read", "serializable"] as const) {
-    it.scopedLive(`is stored in a ${isolation} transaction, and also with a token of the COMMIT`, () =>
+    it.scopedLive(`a marker is stored in a ${isolation} transaction, and also with a token of the COMMIT`, () =>
       Effect.gen(function* () {
         const { context, proxy, stored, writer } = yield* given()
         const work = (name: string) => Db.withTransaction(insert(name), { isolation })
@@ -262,7 +268,7 @@ describe("the marker of a transaction", () => {
     )
   }
 
-  it.scopedLive("costs no round trip, and no statement before COMMIT", () =>
+  it.scopedLive("a marker costs no round trip", () =>
     Effect.gen(function* () {
       const trips = (options: Partial<Database.Options>) =>
         Effect.gen(function* () {
@@ -278,7 +284,15 @@ describe("the marker of a transaction", () => {
     })
   )
 
-  it.scopedLive("is left out if nothing was written, and in a sandbox", () =>
+  it.scopedLive("a marker survives sessions that are reset after each use", () =>
+    Effect.gen(function* () {
+      const { context, writer } = yield* given({ maxConnections: 1, resetOnReturn: "discardAll" })
+      for (const name of ["a", "b", "c"]) yield* Effect.provide(Db.withTransaction(insert(name)), context)
+      assert.deepStrictEqual(yield* rowsIn(writer), { markers: 3, fences: 0 })
+    })
+  )
+
+  it.scopedLive("a transaction that stores nothing leaves no marker", () =>
     Effect.gen(function* () {
       const { context, writer } = yield* given()
       yield* Effect.gen(function* () {
@@ -290,12 +304,13 @@ describe("the marker of a transaction", () => {
         yield* reader.withTransaction(reader`SELECT count(*) FROM item`)
         yield* Effect.ignore(Db.withTransaction(Effect.zipRight(insert("a"), Effect.fail("x"))))
         yield* insert("autocommit")
+        yield* Effect.provide(Db.withTransaction(insert("sandbox")), TestDatabase.layer(Db))
       }).pipe(Effect.provide(context))
       assert.deepStrictEqual(yield* rowsIn(writer), { markers: 0, fences: 0 })
     })
   )
 
-  it.scopedLive("is stored for a transaction that only notifies, so that it notifies once", () =>
+  it.scopedLive("a marker is stored for a transaction that only notifies, so that it notifies once", () =>
     Effect.gen(function* () {
       const { context, proxy, writer } = yield* given()
       yield* proxy.when(answers("COMMIT"), "cut")
@@ -304,7 +319,7 @@ describe("the marker of a transaction", () => {
     })
   )
 
-  it.scopedLive("is undone with a COMMIT that a deferred constraint refuses", () =>
+  it.scopedLive("a marker is undone with a COMMIT that a deferred constraint refuses", () =>
     Effect.gen(function* () {
       const { context, writer } = yield* given()
       yield* query(writer, "CREATE TABLE once (id int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
@@ -314,7 +329,7 @@ describe("the marker of a transaction", () => {
     })
   )
 
-  it.scopedLive("each database of a unit of work has its own", () =>
+  it.scopedLive("each database of a unit of work has a marker of its own", () =>
     Effect.gen(function* () {
       const { context, writer } = yield* given()
       const { writer: other } = yield* freshDatabase
@@ -381,7 +396,7 @@ describe("the proof by a marker", () => {
     })
   )
 
-  it.scopedLive("waits for a COMMIT that is still in progress, and its end decides", () =>
+  it.scopedLive("the proof by a marker waits for a COMMIT in progress, whose end decides", () =>
     Effect.gen(function* () {
       const { context, proxy, stored, writer } = yield* given({ resolveWithin: "20 seconds" })
       yield* query(
@@ -426,7 +441,7 @@ describe("the proof by a marker", () => {
     })
   )
 
-  it.scopedLive("an outcome that was not proved in time can be resolved later", () =>
+  it.scopedLive("an outcome that a marker has not proved in time can be resolved later", () =>
     Effect.gen(function* () {
       const { context, proxy, stored } = yield* given({ resolveWithin: "100 millis" })
       const log: Array<string> = []
@@ -476,7 +491,7 @@ describe("the proof by a marker", () => {
     })
   )
 
-  it.scopedLive("an interruption during the proof ends with CommitOutcomeUnknown", () =>
+  it.scopedLive("an interruption during the proof by a marker ends with CommitOutcomeUnknown", () =>
     Effect.gen(function* () {
       const { context, proxy } = yield* given()
       const cut = yield* proxy.when(answers("COMMIT"), "cut")
@@ -491,7 +506,7 @@ describe("the proof by a marker", () => {
   )
 
   for (const stop of ["kill", "stop"] as const) {
-    it.scopedLive(`the outcome is proved after a ${stop} of the server`, () =>
+    it.scopedLive(`a marker proves the outcome after the server was ended by ${stop}`, () =>
       Effect.gen(function* () {
         const { primary } = yield* make({ settings: { wal_writer_delay: "10s", autovacuum: false } })
         const { context, proxy, stored } = yield* behind(primary.url(), { resolveWithin: "20 seconds" })

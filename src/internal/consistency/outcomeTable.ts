@@ -60,9 +60,6 @@ LEFT JOIN pg_catalog.pg_proc p ON p.pronamespace OPERATOR(pg_catalog.=) n.oid
   simple: false
 }
 
-/** Reason why the table cannot be used. */
-export class OutcomeTableFault extends Error {}
-
 /**
  * Result of the check of the table.
  *
@@ -86,11 +83,11 @@ export const prepareOutcomeTable = (connection: Connection, creates: boolean, ca
     if (isStandby === "t") return callback("standby")
     if (isGranted === "t") return callback("ready")
     if (exists === "t") {
-      const fault = new OutcomeTableFault(`the user may not use the table effect_db.outcome: ${grants}`)
+      const fault = new Error(`the user may not use the table effect_db.outcome: ${grants}`)
       return callback({ fault })
     }
     if (!creates) {
-      const fault = new OutcomeTableFault(
+      const fault = new Error(
         `the table effect_db.outcome or its function does not exist: create it with Migrations.outcomeTable, then ${grants}`
       )
       return callback({ fault })
@@ -109,7 +106,7 @@ const create = (connection: Connection, hasSchema: boolean, callback: OnState): 
   connection.steps(steps, (failure) => {
     if (failure === undefined) return callback("ready")
     if (failure._tag !== "refused") return callback({ failure })
-    const fault = new OutcomeTableFault(
+    const fault = new Error(
       `the table effect_db.outcome does not exist and cannot be created: ${failure.error.message} - ` +
         `create it with Migrations.outcomeTable as another user, then ${grants}`,
       { cause: failure.error }
