@@ -40,7 +40,10 @@ const insert = (name: string) => Effect.flatMap(Db.writer, (sql) => sql`INSERT I
 
 const failed = <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.flip(DatabaseError.refine(self))
 
-const outcomeOf = (error: DatabaseError.DatabaseError): string => ("outcome" in error ? error.outcome : error._tag)
+const outcomeOf = (given: unknown): string => {
+  const error = DatabaseError.fromUnknown(given)
+  return "outcome" in error ? error.outcome : error._tag
+}
 
 const asUnknown = (error: unknown): DatabaseError.CommitOutcomeUnknown =>
   error instanceof DatabaseError.CommitOutcomeUnknown ? error : assert.fail(`not in doubt: ${error}`)
