@@ -25,7 +25,7 @@ pooled=()
 if [ -n "$soak" ]; then
   export EFFECT_DB_CHAOS=full
   if [ $# -eq 0 ]; then
-    files=(test/{chaos/storm,chaos/failover,chaos/pairs,pool/outage,chaos/outage,chaos/requests,chaos/consistency,protocol/frames}.test.ts)
+    files=(test/{chaos/storm,chaos/failover,chaos/pairs,chaos/twoPhase,pool/outage,chaos/outage,chaos/requests,chaos/consistency,protocol/frames}.test.ts)
   fi
 elif [ $# -eq 0 ]; then
   for file in client/{database,copy,copyFrom,copyTo,migrations,readers,tenant,tenantNames,tenantSessions} config/connectionString \
