@@ -162,6 +162,19 @@ export type Observation = Data.TaggedEnum<{
     /** The time since the former writer became doubtful. */
     readonly tookMillis: number
   }
+  /**
+   * The hosts of the cluster have changed: `discover` has returned other ones. A host with another
+   * address is in both lists.
+   */
+  HostsChanged: {
+    readonly database: string
+    /** The hosts that are used from now on. */
+    readonly added: ReadonlyArray<string>
+    /** The hosts that get no further connection; the writer stays until it is lost or moves. */
+    readonly removed: ReadonlyArray<string>
+  }
+  /** `discover` has failed, had no answer in time, or has returned no usable hosts. The known hosts stay. */
+  DiscoveryFailed: { readonly database: string; readonly message: string }
   /** A server was marked down: reads are routed to others. */
   MarkedDown: { readonly database: string; readonly server: string; readonly message: string }
   /** A server was marked up, and serves reads again. */

@@ -38,14 +38,16 @@ export class ReadRouting {
     ambient: TransactionContext | undefined,
     affinity: ReadAffinity | undefined
   ): () => ConnectionSource {
-    const { readers, writer } = this.topology
-    if (readers.length === 0) return () => writer.reads
+    const { topology } = this
+    const { writer } = topology
+    if (topology.readers.length === 0) return () => writer.reads
     const consistency = this.consistency(fiber)
     const session = causalSessionOf(fiber.currentContext, ambient)
     const tried = new Set<Server>()
     const next = () => {
       const now = clock.now()
-      const up = readers.filter((server) => server.isUp(now) && !tried.has(server))
+      // the readers of a cluster may change between two attempts
+      const up = topology.readers.filter((server) => server.isUp(now) && !tried.has(server))
       const server = up.find((_) => _.name === affinity?.reader) ?? this.pick(up) ?? writer
       if (server === writer) tried.clear()
       else tried.add(server)

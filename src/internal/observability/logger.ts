@@ -73,6 +73,11 @@ const messageOf: (observation: Observation) => LogMessage = Observation.$match({
     warning(
       `${to} is the writer${timeline === undefined ? "" : ` on timeline ${timeline}`}${from === undefined ? "" : `, in place of ${from}, after ${ms(tookMillis)}`}`
     ),
+  HostsChanged: ({ added, removed }) =>
+    info(
+      `the hosts of the cluster have changed: ${[...added.map((host) => `added ${host}`), ...removed.map((host) => `removed ${host}`)].join(", ")}`
+    ),
+  DiscoveryFailed: ({ message }) => warning(`the hosts could not be discovered, so the known ones stay: ${message}`),
   MarkedDown: ({ message }) => warning(`the server is marked down: ${message}`),
   MarkedUp: () => info("the server is marked up"),
   Retried: ({ attempt, message, what }) => info(`${what} is retried after attempt ${attempt}: ${message}`),

@@ -2,17 +2,20 @@
  * The servers of a database, their roles and their health.
  */
 
-import type { DatabaseConfig, ServerConfig } from "../../DatabaseConfig.js"
+import type { DatabaseConfig, Endpoint, ServerConfig } from "../../DatabaseConfig.js"
 import type { Observer } from "../../Observation.js"
 import type { Role, ServerStatus } from "../../Topology.js"
 import * as clock from "../concurrency/clock.js"
+import { readerAt } from "../config/clusterHosts.js"
 import type { HostLocator } from "../connection/connect.js"
+import { connectFailed } from "../connection/connectFailure.js"
 import type { CredentialSource } from "../connection/credentials.js"
 import type { MakePoolMetrics } from "../observability/poolMetrics.js"
 import type { HostActivity } from "../pool/connections.js"
 import type { ConnectionTasks } from "../pool/connectionTasks.js"
 import { OutageWaiters } from "../pool/outageWaiters.js"
 import { Pool } from "../pool/pool.js"
+import { HostDiscovery, type HostSource } from "./hostDiscovery.js"
 import { makeWriterSearch } from "./makeWriterSearch.js"
 import { WriterMonitor } from "./writerMonitor.js"
 import type { WriterSearch } from "./writerSearch.js"
@@ -24,6 +27,7 @@ export class Server {
   /** The pool of connections with sessions that refuse writes. */
   readonly reads: Pool
   private downUntil = 0
+  private isRemoved = false
 
   constructor(
     private readonly config: DatabaseConfig,
@@ -35,7 +39,11 @@ export class Server {
     private readonly observer: Observer,
     makeMetrics: MakePoolMetrics,
     outageWaiters: OutageWaiters,
-    locator: HostLocator | undefined
+    locator: HostLocator | undefined,
+    /** Checks if the server is known to be the writer of the cluster, so that it serves no reads. */
+    private readonly isWriter: () => boolean,
+    /** Called after each connect of a reader. */
+    private readonly onConnect: () => void
   ) {
     const { name: database } = config
     const pool = { ...config.pool, connectTimeout: server.connectTimeout }
@@ -48,6 +56,7 @@ export class Server {
       // when no replica can serve a read
       pool: role === "writer" ? { ...pool, minConnections: 0 } : pool,
       readOnly: true,
+      isWarm: () => !this.isLeftOut,
       onHealth: role === "reader" ? (healthy, message) => this.onHealth(healthy, message) : undefined
     })
     credentials.follow((generation) =>
@@ -61,10 +70,31 @@ export class Server {
 
   /**
    * Checks if the server takes part in routing. After a failure a reader is left out for
-   * `readerRetryDelay`, then tried again.
+   * `readerRetryDelay`, then tried again. The host of a cluster that is the writer is no reader.
    */
   isUp(now: number): boolean {
-    return now >= this.downUntil
+    return now >= this.downUntil && !this.isLeftOut
+  }
+
+  private get isLeftOut(): boolean {
+    return this.isRemoved || this.isWriter()
+  }
+
+  /**
+   * Takes the server out of the database: waiters go to other servers, idle connections are closed,
+   * and those in use when they are checked in. `callback` is called when all are closed.
+   */
+  remove(callback: () => void): void {
+    this.isRemoved = true
+    const location = { database: this.config.name, server: this.name }
+    const error = new Error("the host was removed from the cluster")
+    let left = this.pools.length
+    const onClosed = () => {
+      left--
+      if (left === 0) callback()
+    }
+    const failure = connectFailed(location, { reason: "unreachable", error })
+    for (const pool of this.pools) pool.close(Number.POSITIVE_INFINITY, onClosed, failure)
   }
 
   get pools(): ReadonlyArray<Pool> {
@@ -72,6 +102,9 @@ export class Server {
   }
 
   private onHealth(healthy: boolean, message: string): void {
+    this.onConnect()
+    // the connect has found the writer, which is no failure of the server
+    if (!healthy && this.isWriter()) return
     const wasDown = this.downUntil > 0
     const location = { database: this.config.name, server: this.name }
     if (healthy) {
@@ -87,24 +120,41 @@ export class Server {
 /** Servers of one database. */
 export class Topology {
   readonly writer: Server
-  readonly readers: ReadonlyArray<Server>
+  private currentReaders: ReadonlyArray<Server>
+  /** The readers that were removed, until their connections are closed. */
+  private readonly leaving = new Set<Server>()
   /** @internal */ readonly outageWaiters: OutageWaiters
   /** The search for the writer, if it may be on several hosts. */
   readonly writerSearch: WriterSearch | undefined
   private readonly writerMonitor: WriterMonitor | undefined
+  private readonly discovery: HostDiscovery | undefined
+  private readonly makeReader: (server: ServerConfig) => Server
   /** The pauses that wait for connections in use. */
   private readonly drains = new Set<(isOver: boolean) => void>()
 
   constructor(
-    config: DatabaseConfig,
+    private readonly config: DatabaseConfig,
     credentials: (server: ServerConfig) => CredentialSource,
     tasks: ConnectionTasks,
-    observer: Observer,
-    makeMetrics: MakePoolMetrics
+    private readonly observer: Observer,
+    makeMetrics: MakePoolMetrics,
+    hosts?: HostSource | undefined
   ) {
     this.outageWaiters = new OutageWaiters(config.pool.maxOutageWaiters)
     const make = (server: ServerConfig, role: Role, source: CredentialSource, locator?: HostLocator | undefined) =>
-      new Server(config, server, role, source, tasks, observer, makeMetrics, this.outageWaiters, locator)
+      new Server(
+        config,
+        server,
+        role,
+        source,
+        tasks,
+        observer,
+        makeMetrics,
+        this.outageWaiters,
+        locator,
+        () => role === "reader" && config.cluster !== undefined && this.writerSearch?.writer === server.name,
+        () => this.discovery?.start()
+      )
     const source = credentials(config.writer)
     const database = config.name
     this.writerSearch = makeWriterSearch(config, source, {
@@ -112,7 +162,9 @@ export class Topology {
         observer.observe({ _tag: "WriterChanged", database, ...change, tookMillis })
         for (const pool of this.writer.pools) pool.retireOtherHosts(change.to, error)
         // the first writer of a database is no change
-        if (change.from !== undefined) this.writerMonitor?.onChanged()
+        if (change.from === undefined) return
+        this.writerMonitor?.onChanged()
+        if (config.cluster !== undefined) for (const { reads } of this.readers) reads.warm()
       },
       onFailed: (server, { error, reason }) =>
         observer.observe({ _tag: "ConnectFailed", database, server, reason, message: error.message }),
@@ -120,17 +172,71 @@ export class Topology {
       onSilent: (host, error) => {
         for (const pool of this.writer.pools) pool.giveUpHost(host, error)
       },
-      onSearch: () => this.writerMonitor?.start()
+      onSearch: () => {
+        this.writerMonitor?.start()
+        this.discovery?.hurry()
+      },
+      onHosts: (added, removed) => this.writerMonitor?.onHosts(added, removed),
+      awaitsHosts: () => this.discovery?.isAsking === true
     })
     if (this.writerSearch !== undefined && config.monitor.isOn) {
       this.writerMonitor = new WriterMonitor(this.writerSearch, config.monitor, (host) => this.activityOf(host))
     }
     this.writer = make(config.writer, "writer", source, this.writerSearch)
-    this.readers = config.readers.map((server) => make(server, "reader", credentials(server)))
+    this.makeReader = (server) => make(server, "reader", credentials(server))
+    this.currentReaders = config.readers.map(this.makeReader)
+    if (hosts === undefined || config.cluster === undefined) return
+    const times = { interval: config.cluster.discoverInterval, timeout: config.pool.connectTimeout }
+    this.discovery = new HostDiscovery(hosts, times, {
+      onHosts: (endpoints) => this.setHosts(endpoints),
+      onFailed: (error) => {
+        observer.observe({ _tag: "DiscoveryFailed", database, message: error.message })
+        this.writerSearch?.onDiscoveryFailed(error)
+      },
+      isUrgent: () => this.writerSearch?.isRunning === true
+    })
+  }
+
+  get readers(): ReadonlyArray<Server> {
+    return this.currentReaders
   }
 
   get servers(): ReadonlyArray<Server> {
     return [this.writer, ...this.readers]
+  }
+
+  /** Begins to discover the hosts of the cluster, if they are discovered. */
+  discover(): void {
+    this.discovery?.start()
+  }
+
+  /** Sets the hosts of the cluster: adds a reader for each new one, and removes those of missing ones. */
+  private setHosts(endpoints: ReadonlyArray<Endpoint>): void {
+    const { name: database, startup, writer } = this.config
+    const before = new Map(this.readers.map((server) => [server.name, server]))
+    const isSame = ({ server }: Server, { address }: Endpoint) => server.address === address
+    const kept = endpoints.flatMap((endpoint) => {
+      const server = before.get(endpoint.name)
+      return server !== undefined && isSame(server, endpoint) ? [server] : []
+    })
+    const removed = this.readers.filter((server) => !kept.includes(server))
+    const added = endpoints
+      .filter(({ name }) => !kept.some((server) => server.name === name))
+      .map((endpoint) => this.makeReader(readerAt(writer, endpoint)))
+    this.currentReaders = [...kept, ...added]
+    if (added.length + removed.length > 0) {
+      const names = (servers: ReadonlyArray<Server>) => servers.map(({ name }) => name)
+      this.observer.observe({ _tag: "HostsChanged", database, added: names(added), removed: names(removed) })
+    }
+    this.writerSearch?.setHosts(endpoints)
+    for (const { reads } of added) {
+      if (this.writer.reads.isPaused) reads.pause(() => {})
+      if (startup === "verify") reads.warm()
+    }
+    for (const server of removed) {
+      this.leaving.add(server)
+      server.remove(() => this.leaving.delete(server))
+    }
   }
 
   /** Returns the activity of all pools of the writer on a host. */
@@ -196,7 +302,8 @@ export class Topology {
 
   /** Closes all pools; `callback` is called when all sockets are closed. */
   close(timeout: number, callback: () => void): void {
-    const pools = this.servers.flatMap((server) => server.pools)
+    this.discovery?.stop()
+    const pools = [...this.servers, ...this.leaving].flatMap((server) => server.pools)
     let left = pools.length + 1
     const onClosed = () => {
       left--

@@ -31,7 +31,8 @@ export class WriterMonitor {
   private progress = 0
   /** The time when the last progress was seen. */
   progressAt = Number.NEGATIVE_INFINITY
-  private isChecking = false
+  /** The host that {@link check} is probing. */
+  private checked: SearchedHost | undefined
   /** The time of the last answer to a probe of {@link check}. */
   private answeredAt = Number.NEGATIVE_INFINITY
 
@@ -46,6 +47,17 @@ export class WriterMonitor {
     this.isStarted = true
     for (const host of this.search.hosts) this.schedule(host)
     this.check()
+  }
+
+  /** Begins to monitor hosts, and ends it for others, whose probes are closed and do not call back. */
+  onHosts(added: ReadonlyArray<SearchedHost>, removed: ReadonlyArray<SearchedHost>): void {
+    for (const host of removed) {
+      const { name } = host.endpoint
+      this.cancels.get(name)?.()
+      this.cancels.delete(name)
+      if (this.checked === host) this.checked = undefined
+    }
+    if (this.isStarted) for (const host of added) this.schedule(host)
   }
 
   stop(): void {
@@ -81,10 +93,10 @@ export class WriterMonitor {
     this.cancelCheck = clock.later(detectionTime * checkPart, () => {
       const host = this.search.hosts.find(({ endpoint }) => endpoint.name === this.search.writer)
       const isSilent = host !== undefined && this.silenceOf(host.endpoint.name) >= detectionTime * silencePart
-      if (isSilent && !this.isChecking) {
-        this.isChecking = true
+      if (isSilent && this.checked === undefined) {
+        this.checked = host
         host.probe.ask(detectionTime * answerPart, (result) => {
-          this.isChecking = false
+          this.checked = undefined
           if (result._tag === "Answered") this.answeredAt = clock.now()
           this.search.handle(host, result)
         })
