@@ -5,9 +5,10 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
-import { type Database, EmbeddedPostgres, type ServerConfig } from "effect-db"
+import { type Database, Discovery, EmbeddedPostgres, type ServerConfig } from "effect-db"
 import { Db } from "../support/databases.js"
 import { directory } from "../support/directory.js"
+import { makeDnsServer } from "../support/dnsServer.js"
 import { eventually, eventuallySucceeds, until } from "../support/eventually.js"
 import { query } from "../support/server.js"
 import { only, watch } from "../support/suites/pooling/observations.js"
@@ -355,6 +356,42 @@ describe("discovered hosts", () => {
         yield* eventuallySucceeds(insert(2))
         assert.strictEqual(yield* portOf("writer"), first.port)
         assert.isAtLeast(source.asked, 2)
+      }).pipe(Effect.provide(Db.layer(options)))
+    })
+  )
+
+  it.scopedLive("DNS that leads only to a standby delays writes until it leads to the primary", () =>
+    Effect.gen(function* () {
+      const { first, primary } = yield* makeCluster(1)
+      const dns = yield* makeDnsServer
+      const name = "_postgresql._tcp.test"
+      const leadTo = (...servers: ReadonlyArray<Server>) =>
+        dns.records.set(
+          name,
+          servers.map(({ port }) => ({ type: "SRV", target: "localhost", port, priority: 0, weight: 0 }))
+        )
+      leadTo(first)
+      const discover = Discovery.srv(name, { servers: [dns.address] })
+      const options: Database.Options = {
+        hosts: urlOf(primary, []),
+        discover,
+        discoverInterval: "20 millis",
+        startup: "lazy"
+      }
+      yield* Effect.gen(function* () {
+        const seen = yield* watch
+        const waiting = yield* Effect.fork(insert(1))
+        yield* until(() => only(seen, "HostsChanged").length > 0)
+        assert.strictEqual(yield* portOf("reader"), first.port)
+        assert.isNull(waiting.unsafePoll())
+        leadTo(first, primary)
+        yield* Fiber.join(waiting)
+        assert.strictEqual(yield* portOf("writer"), primary.port)
+        // the answer of DNS leads elsewhere, but the writer still answers as the writer
+        leadTo(first)
+        yield* until(() => only(seen, "HostsChanged").length > 2)
+        yield* insert(2)
+        assert.strictEqual(yield* portOf("writer"), primary.port)
       }).pipe(Effect.provide(Db.layer(options)))
     })
   )
