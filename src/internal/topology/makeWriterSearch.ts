@@ -28,7 +28,8 @@ export const makeWriterSearch = (
   const makeHost = (endpoint: Endpoint): SearchedHost => {
     const server = { ...writer, ...endpoint, hosts: [endpoint] }
     const onLost = () => search.doubt(endpoint.name)
-    return { endpoint, probe: new Probe({ server, session, credentials, connectTimeout, staysOpen, onLost }) }
+    const times = { connectTimeout, reconnectTimeout: staysOpen ? config.monitor.detectionTime : connectTimeout }
+    return { endpoint, probe: new Probe({ server, session, credentials, ...times, staysOpen, onLost }) }
   }
   const search: WriterSearch = new WriterSearch(
     writer.hosts,

@@ -27,8 +27,11 @@ export interface SearchedHost {
   readonly probe: Probe
 }
 
-/** The pauses of one host between two probes of a search, in ms; each is twice the one before. */
-const pauses = { shortest: 100, longest: 1000 }
+/**
+ * The pauses of one host between two probes of a search, in ms; each is twice the one before. A
+ * standby that is asked on an open connection is asked more often: the next writer is one of them.
+ */
+const pauses = { shortest: 100, longest: 1000, longestOpen: 500 }
 
 /** Callbacks for the events of a search. */
 export interface SearchReports {
@@ -292,9 +295,10 @@ export class WriterSearch implements HostLocator {
       this.handle(host, result)
       // this search has ended, or another one has begun, or the host has been removed
       if (this.current !== current || current === undefined || this.members.get(host.endpoint.name) !== host) return
-      const timer = clock.timer(pause, () => {
+      const longest = host.probe.isOpen ? pauses.longestOpen : pauses.longest
+      const timer = clock.timer(Math.min(pause, longest), () => {
         this.pauses.delete(host.endpoint.name)
-        this.probe(host, Math.min(pause * 2, pauses.longest))
+        this.probe(host, pause * 2)
       })
       // only the callers that wait keep the process alive
       timer.unref()
