@@ -4,7 +4,7 @@ import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 
 /** Record of a name. */
-export type DnsRecord =
+type DnsRecord =
   | { readonly type: "A" | "AAAA"; readonly address: string }
   | {
       readonly type: "SRV"
