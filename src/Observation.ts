@@ -175,6 +175,23 @@ export type Observation = Data.TaggedEnum<{
   }
   /** `discover` has failed, had no answer in time, or has returned no usable hosts. The known hosts stay. */
   DiscoveryFailed: { readonly database: string; readonly message: string }
+  /**
+   * A reader is further behind the primary than `maxLag` or `maxLagBytes`: reads are routed to others.
+   * Both figures are infinite if it receives no log from the primary.
+   */
+  FellBehind: {
+    readonly database: string
+    readonly server: string
+    readonly lagMillis: number
+    readonly lagBytes: number
+  }
+  /** A reader has caught up with the primary, and serves reads again. */
+  CaughtUp: {
+    readonly database: string
+    readonly server: string
+    readonly lagMillis: number
+    readonly lagBytes: number
+  }
   /** A server was marked down: reads are routed to others. */
   MarkedDown: { readonly database: string; readonly server: string; readonly message: string }
   /** A server was marked up, and serves reads again. */

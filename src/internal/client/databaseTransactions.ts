@@ -80,7 +80,7 @@ export class DatabaseTransactions implements Origin {
     this.retry = new StatementRetry(name, pool.acquireTimeout, topology, observer)
     this.outcomes =
       config.outcome === "status" ? new CommitOutcomes(config.resolveWithin, () => this.writes) : undefined
-    this.routing = new ReadRouting(name, topology, choose)
+    this.routing = new ReadRouting(name, topology, choose, config.routing.whenAllBehind)
   }
 
   /**

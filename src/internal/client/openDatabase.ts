@@ -26,15 +26,18 @@ import { recordCallSites } from "../observability/callSite.js"
 import { makeLogger } from "../observability/logger.js"
 import { Observers } from "../observability/observers.js"
 import { makePoolMetrics } from "../observability/poolMetrics.js"
+import { makeReaderMetrics } from "../observability/readerMetrics.js"
 import type { Pool } from "../pool/pool.js"
 import { proveRole } from "../topology/roleProof.js"
-import { Topology } from "../topology/topology.js"
+import { type MakeMetrics, Topology } from "../topology/topology.js"
 import type { CommitOutcomes } from "../transaction/commitOutcomes.js"
 import { rollback } from "../transaction/completion.js"
 import { make as makeClient } from "./client.js"
 import { Executor } from "./executor.js"
 import { makeLifecycleHooks } from "./lifecycleHooks.js"
 import type { NamedClass } from "./uniqueNames.js"
+
+const makeMetrics: MakeMetrics = { pool: makePoolMetrics, reader: makeReaderMetrics }
 
 /** The part of the listening connection that the clients use. */
 interface Listening {
@@ -160,7 +163,7 @@ export const openDatabase = <L extends Listening>(
             credentials,
             makeLifecycleHooks(config, runtime),
             observers,
-            makePoolMetrics,
+            makeMetrics,
             makeHostSource(config, runtime)
           )
       ),

@@ -118,6 +118,12 @@ const requireTls = (setting: string, given: string, host: Endpoint): void => {
 /** Stands for the first host while no host is known. */
 const noHost = { name: "discovered", host: "localhost", address: undefined, port: 5432, ssl: false } as const
 
+const weightOf = (setting: string, given: number | undefined): number => {
+  if (given === undefined) return 1
+  if (!Number.isFinite(given) || given <= 0) throw new Invalid(setting, String(given), "a number above 0")
+  return given
+}
+
 /** Checks a server and fills in the defaults. */
 export const serverConfig = (setting: string, input: ServerInput, use: Use, common: SharedOptions): CheckedServer => {
   const given = readInput(setting, input)
@@ -168,6 +174,7 @@ export const serverConfig = (setting: string, input: ServerInput, use: Use, comm
     connectTimeout:
       common.connectTimeout ?? (hostTimeout && hostTimeout * Math.max(1, hosts.length)) ?? defaultConnectTimeout,
     hostTimeout,
+    weight: weightOf(part("weight"), parts.weight),
     own: sessionParameters(given),
     isPooled: oneOf(parameter("pgbouncer"), value("pgbouncer"), "false", "true") === "true",
     endpointOf

@@ -78,6 +78,13 @@ const messageOf: (observation: Observation) => LogMessage = Observation.$match({
       `the hosts of the cluster have changed: ${[...added.map((host) => `added ${host}`), ...removed.map((host) => `removed ${host}`)].join(", ")}`
     ),
   DiscoveryFailed: ({ message }) => warning(`the hosts could not be discovered, so the known ones stay: ${message}`),
+  FellBehind: ({ lagBytes, lagMillis }) =>
+    warning(
+      Number.isFinite(lagBytes)
+        ? `the server is ${ms(lagMillis)} and ${plural(lagBytes, "byte")} behind the primary, so reads use others`
+        : "the server receives no log from the primary, so reads use others"
+    ),
+  CaughtUp: () => info("the server has caught up with the primary"),
   MarkedDown: ({ message }) => warning(`the server is marked down: ${message}`),
   MarkedUp: () => info("the server is marked up"),
   Retried: ({ attempt, message, what }) => info(`${what} is retried after attempt ${attempt}: ${message}`),

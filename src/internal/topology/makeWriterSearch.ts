@@ -3,10 +3,9 @@
  */
 
 import type { DatabaseConfig, Endpoint } from "../../DatabaseConfig.js"
-import { sharedName } from "../config/clusterHosts.js"
 import type { CredentialSource } from "../connection/credentials.js"
 import { Probe } from "./probe.js"
-import { answerPart } from "./writerMonitor.js"
+import { answerPart } from "./silenceWatch.js"
 import { type SearchedHost, type SearchReports, WriterSearch } from "./writerSearch.js"
 
 /**
@@ -21,7 +20,11 @@ export const makeWriterSearch = (
   const { cluster, pool, writer } = config
   const mustWrite = writer.target === "read-write" || writer.target === "primary"
   if (!mustWrite || config.session.mode !== "session" || writer.socket !== undefined) return undefined
-  if (cluster === undefined && (writer.hosts.length < 2 || sharedName(writer.hosts) !== undefined)) return undefined
+  // hosts that differ only by `hostaddr`, or sockets that differ by the port, have the same name,
+  // which cannot tell them apart
+  const endpoints = new Map(writer.hosts.map((endpoint) => [endpoint.name, endpoint]))
+  const addresses = new Set(writer.hosts.map(({ address, host, port }) => `${host} ${address} ${port}`))
+  if (cluster === undefined && (endpoints.size !== addresses.size || endpoints.size < 2)) return undefined
   const session = { ...config.session, ...writer.own }
   const { connectTimeout } = pool
   const staysOpen = config.monitor.isOn
@@ -32,7 +35,7 @@ export const makeWriterSearch = (
     return { endpoint, probe: new Probe({ server, session, credentials, ...times, staysOpen, onLost }) }
   }
   const search: WriterSearch = new WriterSearch(
-    writer.hosts,
+    [...endpoints.values()],
     makeHost,
     staysOpen ? config.monitor.detectionTime * answerPart : connectTimeout,
     reports

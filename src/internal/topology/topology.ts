@@ -8,127 +8,42 @@ import type { Role, ServerStatus } from "../../Topology.js"
 import * as clock from "../concurrency/clock.js"
 import { readerAt } from "../config/clusterHosts.js"
 import type { HostLocator } from "../connection/connect.js"
-import { connectFailed } from "../connection/connectFailure.js"
 import type { CredentialSource } from "../connection/credentials.js"
 import type { MakePoolMetrics } from "../observability/poolMetrics.js"
-import type { HostActivity } from "../pool/connections.js"
+import type { MakeReaderMetrics } from "../observability/readerMetrics.js"
 import type { ConnectionTasks } from "../pool/connectionTasks.js"
 import { OutageWaiters } from "../pool/outageWaiters.js"
-import { Pool } from "../pool/pool.js"
 import { HostDiscovery, type HostSource } from "./hostDiscovery.js"
 import { makeWriterSearch } from "./makeWriterSearch.js"
+import { PrimarySampler } from "./primarySampler.js"
+import { Probe, type ProbeResult } from "./probe.js"
+import { ReaderMonitor, type ReaderProbe } from "./readerMonitor.js"
+import { type Close, type Reader, Readers } from "./readers.js"
+import { Server } from "./server.js"
 import { WriterMonitor } from "./writerMonitor.js"
 import type { WriterSearch } from "./writerSearch.js"
 
-/** Server of a database, with its pools. */
-export class Server {
-  /** The pool of connections for writes, if the server is the writer. */
-  readonly writes: Pool | undefined
-  /** The pool of connections with sessions that refuse writes. */
-  readonly reads: Pool
-  private downUntil = 0
-  private isRemoved = false
-
-  constructor(
-    private readonly config: DatabaseConfig,
-    readonly server: ServerConfig,
-    readonly role: Role,
-    /** The source of the user and password of each connection. */
-    readonly credentials: CredentialSource,
-    tasks: ConnectionTasks,
-    private readonly observer: Observer,
-    makeMetrics: MakePoolMetrics,
-    outageWaiters: OutageWaiters,
-    locator: HostLocator | undefined,
-    /** Checks if the server is known to be the writer of the cluster, so that it serves no reads. */
-    private readonly isWriter: () => boolean,
-    /** Called after each connect of a reader. */
-    private readonly onConnect: () => void
-  ) {
-    const { name: database } = config
-    const pool = { ...config.pool, connectTimeout: server.connectTimeout }
-    const session = { ...config.session, ...server.own }
-    const common = { database, server, session, credentials, tasks, observer, makeMetrics, outageWaiters, locator }
-    this.writes = role === "writer" ? new Pool({ ...common, pool, readOnly: false }) : undefined
-    this.reads = new Pool({
-      ...common,
-      // no connection is kept open in the read-only pool of the primary, because it is used only
-      // when no replica can serve a read
-      pool: role === "writer" ? { ...pool, minConnections: 0 } : pool,
-      readOnly: true,
-      isWarm: () => !this.isLeftOut,
-      onHealth: role === "reader" ? (healthy, message) => this.onHealth(healthy, message) : undefined
-    })
-    credentials.follow((generation) =>
-      observer.observe({ _tag: "CredentialsRotated", database, server: server.name, generation })
-    )
-  }
-
-  get name(): string {
-    return this.server.name
-  }
-
-  /**
-   * Checks if the server takes part in routing. After a failure a reader is left out for
-   * `readerRetryDelay`, then tried again. The host of a cluster that is the writer is no reader.
-   */
-  isUp(now: number): boolean {
-    return now >= this.downUntil && !this.isLeftOut
-  }
-
-  private get isLeftOut(): boolean {
-    return this.isRemoved || this.isWriter()
-  }
-
-  /**
-   * Takes the server out of the database: waiters go to other servers, idle connections are closed,
-   * and those in use when they are checked in. `callback` is called when all are closed.
-   */
-  remove(callback: () => void): void {
-    this.isRemoved = true
-    const location = { database: this.config.name, server: this.name }
-    const error = new Error("the host was removed from the cluster")
-    let left = this.pools.length
-    const onClosed = () => {
-      left--
-      if (left === 0) callback()
-    }
-    const failure = connectFailed(location, { reason: "unreachable", error })
-    for (const pool of this.pools) pool.close(Number.POSITIVE_INFINITY, onClosed, failure)
-  }
-
-  get pools(): ReadonlyArray<Pool> {
-    return this.writes === undefined ? [this.reads] : [this.writes, this.reads]
-  }
-
-  private onHealth(healthy: boolean, message: string): void {
-    this.onConnect()
-    // the connect has found the writer, which is no failure of the server
-    if (!healthy && this.isWriter()) return
-    const wasDown = this.downUntil > 0
-    const location = { database: this.config.name, server: this.name }
-    if (healthy) {
-      this.downUntil = 0
-      if (wasDown) this.observer.observe({ _tag: "MarkedUp", ...location })
-    } else {
-      this.downUntil = clock.now() + this.config.readerRetryDelay
-      if (!wasDown) this.observer.observe({ _tag: "MarkedDown", ...location, message })
-    }
-  }
+/** Functions that make the metrics of a database. */
+export interface MakeMetrics {
+  readonly pool: MakePoolMetrics
+  readonly reader: MakeReaderMetrics
 }
+
+const nothing = () => {}
 
 /** Servers of one database. */
 export class Topology {
   readonly writer: Server
-  private currentReaders: ReadonlyArray<Server>
-  /** The readers that were removed, until their connections are closed. */
-  private readonly leaving = new Set<Server>()
   /** @internal */ readonly outageWaiters: OutageWaiters
   /** The search for the writer, if it may be on several hosts. */
   readonly writerSearch: WriterSearch | undefined
+  /** The positions of the primary, with which those of the replicas are compared. */
+  readonly sampler: PrimarySampler
   private readonly writerMonitor: WriterMonitor | undefined
+  private readonly allReaders: Readers
   private readonly discovery: HostDiscovery | undefined
-  private readonly makeReader: (server: ServerConfig) => Server
+  /** The probe of a writer that is not searched. */
+  private writerProbe: Probe | undefined
   /** The pauses that wait for connections in use. */
   private readonly drains = new Set<(isOver: boolean) => void>()
 
@@ -137,26 +52,21 @@ export class Topology {
     credentials: (server: ServerConfig) => CredentialSource,
     tasks: ConnectionTasks,
     private readonly observer: Observer,
-    makeMetrics: MakePoolMetrics,
+    makeMetrics: MakeMetrics,
     hosts?: HostSource | undefined
   ) {
     this.outageWaiters = new OutageWaiters(config.pool.maxOutageWaiters)
-    const make = (server: ServerConfig, role: Role, source: CredentialSource, locator?: HostLocator | undefined) =>
-      new Server(
-        config,
-        server,
-        role,
-        source,
-        tasks,
-        observer,
-        makeMetrics,
-        this.outageWaiters,
-        locator,
-        () => role === "reader" && config.cluster !== undefined && this.writerSearch?.writer === server.name,
-        () => this.discovery?.start()
-      )
-    const source = credentials(config.writer)
     const database = config.name
+    const common = { config, makeMetrics: makeMetrics.pool, observer, outageWaiters: this.outageWaiters, tasks }
+    const make = (server: ServerConfig, role: Role, credentials: CredentialSource, locator?: HostLocator | undefined) =>
+      new Server(server, role, {
+        ...common,
+        credentials,
+        locator,
+        isWriter: () => role === "reader" && config.cluster !== undefined && this.writerSearch?.writer === server.name,
+        metrics: role === "reader" ? makeMetrics.reader(database, server.name) : undefined
+      })
+    const source = credentials(config.writer)
     this.writerSearch = makeWriterSearch(config, source, {
       onChange: (change, tookMillis, error) => {
         observer.observe({ _tag: "WriterChanged", database, ...change, tookMillis })
@@ -164,14 +74,13 @@ export class Topology {
         // the first writer of a database is no change
         if (change.from === undefined) return
         this.writerMonitor?.onChanged()
-        if (config.cluster !== undefined) for (const { reads } of this.readers) reads.warm()
+        this.allReaders.onWriterChanged()
       },
       onFailed: (server, { error, reason }) =>
         observer.observe({ _tag: "ConnectFailed", database, server, reason, message: error.message }),
-      hasHeard: (host, since) => Math.max(this.activityOf(host).heardAt, this.writerMonitor?.progressAt ?? 0) > since,
-      onSilent: (host, error) => {
-        for (const pool of this.writer.pools) pool.giveUpHost(host, error)
-      },
+      hasHeard: (host, since) =>
+        Math.max(this.writer.activityOf(host).heardAt, this.writerMonitor?.progressAt ?? 0) > since,
+      onSilent: (host, error) => this.writer.giveUpHost(host, error),
       onSearch: () => {
         this.writerMonitor?.start()
         this.discovery?.hurry()
@@ -180,11 +89,13 @@ export class Topology {
       awaitsHosts: () => this.discovery?.isAsking === true
     })
     if (this.writerSearch !== undefined && config.monitor.isOn) {
-      this.writerMonitor = new WriterMonitor(this.writerSearch, config.monitor, (host) => this.activityOf(host))
+      this.writerMonitor = new WriterMonitor(this.writerSearch, config.monitor, (host) => this.writer.activityOf(host))
     }
     this.writer = make(config.writer, "writer", source, this.writerSearch)
-    this.makeReader = (server) => make(server, "reader", credentials(server))
-    this.currentReaders = config.readers.map(this.makeReader)
+    this.sampler = new PrimarySampler((timeout, callback) => this.askPrimary(timeout, callback))
+    this.allReaders = new Readers(config.readers, (server) =>
+      this.withMonitor(make(server, "reader", credentials(server)))
+    )
     if (hosts === undefined || config.cluster === undefined) return
     const times = { interval: config.cluster.discoverInterval, timeout: config.pool.connectTimeout }
     this.discovery = new HostDiscovery(hosts, times, {
@@ -198,11 +109,13 @@ export class Topology {
   }
 
   get readers(): ReadonlyArray<Server> {
-    return this.currentReaders
+    return this.allReaders.servers
   }
 
-  get servers(): ReadonlyArray<Server> {
-    return [this.writer, ...this.readers]
+  /** Starts the monitors of the readers, and the discovery of hosts, if they are off: with the first read. */
+  startMonitors(): void {
+    this.allReaders.startMonitors()
+    this.discovery?.start()
   }
 
   /** Begins to discover the hosts of the cluster, if they are discovered. */
@@ -210,54 +123,84 @@ export class Topology {
     this.discovery?.start()
   }
 
-  /** Sets the hosts of the cluster: adds a reader for each new one, and removes those of missing ones. */
+  /** Sets the hosts of the cluster: each may be the writer, and is a reader. */
   private setHosts(endpoints: ReadonlyArray<Endpoint>): void {
     const { name: database, startup, writer } = this.config
-    const before = new Map(this.readers.map((server) => [server.name, server]))
-    const isSame = ({ server }: Server, { address }: Endpoint) => server.address === address
-    const kept = endpoints.flatMap((endpoint) => {
-      const server = before.get(endpoint.name)
-      return server !== undefined && isSame(server, endpoint) ? [server] : []
-    })
-    const removed = this.readers.filter((server) => !kept.includes(server))
-    const added = endpoints
-      .filter(({ name }) => !kept.some((server) => server.name === name))
-      .map((endpoint) => this.makeReader(readerAt(writer, endpoint)))
-    this.currentReaders = [...kept, ...added]
+    const { added, removed } = this.allReaders.set(endpoints.map((endpoint) => readerAt(writer, endpoint)))
     if (added.length + removed.length > 0) {
       const names = (servers: ReadonlyArray<Server>) => servers.map(({ name }) => name)
       this.observer.observe({ _tag: "HostsChanged", database, added: names(added), removed: names(removed) })
     }
     this.writerSearch?.setHosts(endpoints)
     for (const { reads } of added) {
-      if (this.writer.reads.isPaused) reads.pause(() => {})
+      if (this.writer.reads.isPaused) reads.pause(nothing)
       if (startup === "verify") reads.warm()
-    }
-    for (const server of removed) {
-      this.leaving.add(server)
-      server.remove(() => this.leaving.delete(server))
     }
   }
 
-  /** Returns the activity of all pools of the writer on a host. */
-  private activityOf(host: string): HostActivity {
-    const all = this.writer.pools.map((pool) => pool.activityOf(host))
+  private withMonitor(server: Server): Reader {
+    const { monitor, readerRetryDelay, session } = this.config
+    // behind a pooler, and with several hosts, the probe and the reads may go to different servers
+    const isMonitored = monitor.isOn && session.mode === "session" && server.server.hosts.length === 1
+    if (!isMonitored) return { server, monitor: undefined }
+    const probe = this.sharedProbe(server) ?? this.makeProbe(server)
+    return { server, monitor: new ReaderMonitor(server, probe, this.sampler, monitor, readerRetryDelay) }
+  }
+
+  /** Returns the probe by which the host of a reader is searched as a writer, too. */
+  private sharedProbe({ name }: Server): ReaderProbe | undefined {
+    const { writerSearch } = this
+    if (this.config.cluster === undefined || writerSearch === undefined) return undefined
     return {
-      heardAt: Math.max(...all.map(({ heardAt }) => heardAt)),
-      waitsSince: Math.min(...all.map(({ waitsSince }) => waitsSince)),
-      progress: all.reduce((sum, { progress }) => sum + progress, 0)
+      ask: (timeout, callback) => {
+        const host = writerSearch.hosts.find(({ endpoint }) => endpoint.name === name)
+        // a host without a probe has been removed, and its monitor is being closed
+        host?.probe.ask(timeout, (result) => {
+          writerSearch.handle(host, result)
+          callback(result)
+        })
+      },
+      close: (callback) => callback()
     }
+  }
+
+  private makeProbe({ credentials, server }: Server): Probe {
+    const { monitor, session } = this.config
+    return new Probe({
+      server,
+      session: { ...session, ...server.own },
+      credentials,
+      connectTimeout: server.connectTimeout,
+      reconnectTimeout: monitor.isOn ? monitor.detectionTime : server.connectTimeout,
+      staysOpen: monitor.isOn,
+      onLost: nothing
+    })
+  }
+
+  /** Probes the primary; calls back with `undefined` while it is not known. */
+  private askPrimary(timeout: number, callback: (result: ProbeResult | undefined) => void): void {
+    const { writerSearch } = this
+    if (writerSearch === undefined) {
+      this.writerProbe ??= this.makeProbe(this.writer)
+      return this.writerProbe.ask(timeout, callback)
+    }
+    const host = writerSearch.hosts.find(({ endpoint }) => endpoint.name === writerSearch.writer)
+    if (host === undefined) return callback(undefined)
+    host.probe.ask(timeout, (result) => {
+      writerSearch.handle(host, result)
+      callback(result)
+    })
+  }
+
+  get servers(): ReadonlyArray<Server> {
+    return [this.writer, ...this.readers]
   }
 
   get status(): ReadonlyArray<ServerStatus> {
-    const now = clock.now()
-    return this.servers.map((server) => ({
-      name: server.name,
-      role: server.role,
-      up: server.isUp(now),
-      writes: server.writes?.stats,
-      reads: server.reads.stats
-    }))
+    const { readers, sampler, writer, writerSearch } = this
+    const timeline = writerSearch?.timeline ?? sampler.positions.latest?.timeline
+    const own = { ...writer.status, timeline, ...writerSearch?.status }
+    return [own, ...readers.map(({ status }) => status)]
   }
 
   /**
@@ -302,16 +245,23 @@ export class Topology {
 
   /** Closes all pools; `callback` is called when all sockets are closed. */
   close(timeout: number, callback: () => void): void {
-    this.discovery?.stop()
-    const pools = [...this.servers, ...this.leaving].flatMap((server) => server.pools)
-    let left = pools.length + 1
-    const onClosed = () => {
-      left--
-      if (left === 0) callback()
-    }
-    for (const pool of pools) pool.close(timeout, onClosed)
-    this.writerMonitor?.stop()
-    if (this.writerSearch === undefined) onClosed()
-    else this.writerSearch.close(onClosed)
+    const { allReaders, discovery, writer, writerMonitor, writerProbe, writerSearch } = this
+    const closing: ReadonlyArray<Close> = [
+      ...writer.pools.map(
+        (pool): Close =>
+          (onClosed) =>
+            pool.close(timeout, onClosed)
+      ),
+      ...allReaders.closing(timeout),
+      ...[writerProbe, writerSearch].flatMap((part) => (part ? [(onClosed: () => void) => part.close(onClosed)] : []))
+    ]
+    let left = closing.length
+    discovery?.stop()
+    writerMonitor?.stop()
+    for (const close of closing)
+      close(() => {
+        left--
+        if (left === 0) callback()
+      })
   }
 }
