@@ -212,7 +212,7 @@ cd "$OLDPWD"
 "$pgbouncer" --version | head -1
 "$chromium" --version 2>/dev/null
 "$patroni" --version
-"$haproxy" -v | head -1
+"$haproxy" -v | sed -n 1p
 export EFFECT_DB_TEST_WRITER="postgres://postgres:$password@127.0.0.1:$primary/postgres"
 export EFFECT_DB_TEST_READER="postgres://postgres:$password@127.0.0.1:$replica/postgres"
 export EFFECT_DB_TEST_BOUNCER="postgres://postgres:$password@127.0.0.1:$bouncer_primary/postgres"

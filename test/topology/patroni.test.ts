@@ -124,7 +124,7 @@ describe.skipIf(!hasPatroni)(
   () => {
     for (const [name, optionsOf] of cases) {
       it.scopedLive(
-        `${rounds} kills of the leader under ${rate} transactions a second lose and double no row, by ${name}`,
+        `a leader that is killed (rounds: ${rounds}) under ${rate} transactions a second loses and doubles no row, by ${name}`,
         () =>
           Effect.gen(function* () {
             const cluster = yield* makePatroni
