@@ -53,6 +53,8 @@ export class ReaderMonitor {
   start(): void {
     if (this.isStarted) return
     this.isStarted = true
+    // the interval of a reader that has failed is another one
+    this.server.onDown = () => this.schedule()
     this.check()
     this.watch.start()
   }
@@ -62,6 +64,7 @@ export class ReaderMonitor {
     this.cancel()
     this.cancel = nothing
     this.isStarted = false
+    this.server.onDown = undefined
     this.watch.stop()
     this.probe.close(callback)
   }
@@ -106,15 +109,15 @@ export class ReaderMonitor {
     const { failure, silentSince } = result
     const { reason } = failure
     // the server is alive, and its open connections serve callers
-    if (reason === "tooManyConnections" || reason === "credentials" || reason === "authentication") return
+    if (reason === "tooManyConnections" || reason === "credentials" || reason === "authentication") {
+      return server.onRefusal()
+    }
     if (silentSince !== undefined) {
       const heardAt = Math.max(server.activityOf(server.name).heardAt, this.watch.progressAt)
       if (heardAt > silentSince) return
       server.giveUpHost(server.name, failure.error)
     }
     server.onFailure(failure.error.message)
-    // the interval of a reader that has failed is another one
-    this.schedule()
   }
 
   /** Returns the lag by the report of the reader, or `undefined` if it is unknown. */

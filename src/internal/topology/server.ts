@@ -53,6 +53,8 @@ export class Server {
   /** The average time of a round trip, in ms; `undefined` without a monitor. */
   latency: number | undefined
   private timeline: number | undefined
+  /** Called after a failure; set while a monitor tries the server, so that no read has to. */
+  onDown: (() => void) | undefined
 
   constructor(
     readonly server: ServerConfig,
@@ -93,9 +95,9 @@ export class Server {
   }
 
   /**
-   * Checks if the server takes part in routing. After a failure a reader is left out for
-   * `readerRetryDelay`. Then one read tries it, until it has answered. The host of a cluster that is
-   * the writer is no reader.
+   * Checks if the server takes part in routing. After a failure a reader is left out until its monitor
+   * has an answer; without a monitor for `readerRetryDelay`, and then one read at a time tries it. The
+   * host of a cluster that is the writer is no reader.
    */
   isUsable(now: number): boolean {
     const { health } = this
@@ -174,7 +176,14 @@ export class Server {
 
   /** Records a failed connect, or a silence. */
   onFailure(message: string): void {
-    this.setHealth(onFailure(message, clock.now() + this.config.readerRetryDelay))
+    const until = this.onDown === undefined ? clock.now() + this.config.readerRetryDelay : Number.POSITIVE_INFINITY
+    this.setHealth(onFailure(message, until))
+    this.onDown?.()
+  }
+
+  /** Records that the server is alive, but refuses its monitor: a read has to try it. */
+  onRefusal(): void {
+    if (this.health._tag === "down") this.setHealth(onFailure(this.health.message, clock.now()))
   }
 
   /** Returns the activity of all pools on a host. */
