@@ -529,8 +529,8 @@ export interface CommonOptions extends PoolOptions, SessionOptions {
   /**
    * The longest time that a reader may be behind the primary, above 0. A reader that is further behind
    * in two successive checks of its monitor takes no part in routing until two checks have found it
-   * below half of the limit; and so does a reader that receives no log from the primary. The lag of an
-   * idle primary's replica is zero. Infinity means no limit.
+   * below half of the limit. A reader that receives no log from the primary, or has another history, is
+   * infinitely far behind. The lag of an idle primary's replica is zero. Infinity means no limit.
    *
    * @default "1 minute"
    */
@@ -544,7 +544,7 @@ export interface CommonOptions extends PoolOptions, SessionOptions {
   /**
    * The server of a read if all readers that answer are further behind than `maxLag` or `maxLagBytes`:
    * the primary; the reader that is least behind; or none, and the read fails with
-   * `NoReplicaCaughtUp`.
+   * `NoReplicaCaughtUp`, unless its consistency names the primary.
    *
    * @default "primary"
    */
@@ -573,7 +573,7 @@ export interface CommonOptions extends PoolOptions, SessionOptions {
    */
   readonly monitorInterval?: Duration.DurationInput | undefined
   /**
-   * The time after which a server that answers neither callers nor its monitor is given up, with the
+   * The time after which a monitored server that answers neither callers nor its monitor is given up, with the
    * connections in use; finite and above 0. It must be longer than several round trips; a shorter
    * time also gives up a server that is only slow.
    *

@@ -177,7 +177,7 @@ export type Observation = Data.TaggedEnum<{
   DiscoveryFailed: { readonly database: string; readonly message: string }
   /**
    * A reader is further behind the primary than `maxLag` or `maxLagBytes`: reads are routed to others.
-   * Both figures are infinite if it receives no log from the primary.
+   * Both figures are infinite if it receives no log from the primary, or has another history.
    */
   FellBehind: {
     readonly database: string

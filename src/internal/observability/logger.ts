@@ -84,7 +84,7 @@ const messageOf: (observation: Observation) => LogMessage = Observation.$match({
     warning(
       Number.isFinite(lagBytes)
         ? `the server is ${ms(lagMillis)} and ${plural(lagBytes, "byte")} behind the primary, so reads use others`
-        : "the server receives no log from the primary, so reads use others"
+        : "the server does not replay the log of the primary, so reads use others"
     ),
   CaughtUp: () => info("the server has caught up with the primary"),
   MarkedDown: ({ message }) => warning(`the server is marked down: ${message}`),
