@@ -162,6 +162,11 @@ export type Observation = Data.TaggedEnum<{
     /** The time since the former writer became doubtful. */
     readonly tookMillis: number
   }
+  /**
+   * The server has refused to delete old rows of `effect_db.outcome`, so the table grows. Check the
+   * rights of the user; the next attempt follows within two minutes.
+   */
+  OutcomesNotDeleted: { readonly database: string; readonly server: string; readonly message: string }
   /** A server was marked down: reads are routed to others. */
   MarkedDown: { readonly database: string; readonly server: string; readonly message: string }
   /** A server was marked up, and serves reads again. */

@@ -143,12 +143,16 @@ const sweepText = `WITH old_marker AS (
   USING (SELECT id FROM old_marker UNION ALL SELECT id FROM old_key) old WHERE d.id OPERATOR(pg_catalog.=) old.id`
 
 /**
- * Deletes a batch of the rows that are older than `retention` ms. `callback` receives true if there
- * may be more. It waits for no lock.
+ * Deletes a batch of the rows that are older than `retention` ms. `callback` receives the failure,
+ * or true if there may be more rows. It waits for no lock.
  */
-export const sweepMarkers = (connection: Connection, retention: number, callback: (hasMore: boolean) => void): void => {
+export const sweepMarkers = (
+  connection: Connection,
+  retention: number,
+  callback: (failure: Failure | undefined, hasMore: boolean) => void
+): void => {
   const values = [clock.uuidBefore(retention), retention / 1000]
   runAlone(connection, none, requestOf(sweepText, values), (failure, exchange) =>
-    callback(failure === undefined && (exchange.result.rowCount ?? 0) >= batchSize)
+    callback(failure, failure === undefined && (exchange.result.rowCount ?? 0) >= batchSize)
   )
 }

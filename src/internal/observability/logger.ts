@@ -73,6 +73,7 @@ const messageOf: (observation: Observation) => LogMessage = Observation.$match({
     warning(
       `${to} is the writer${timeline === undefined ? "" : ` on timeline ${timeline}`}${from === undefined ? "" : `, in place of ${from}, after ${ms(tookMillis)}`}`
     ),
+  OutcomesNotDeleted: ({ message }) => warning(`old rows of effect_db.outcome could not be deleted: ${message}`),
   MarkedDown: ({ message }) => warning(`the server is marked down: ${message}`),
   MarkedUp: () => info("the server is marked up"),
   Retried: ({ attempt, message, what }) => info(`${what} is retried after attempt ${attempt}: ${message}`),
