@@ -74,7 +74,12 @@ export class Token extends Schema.Class<Token>("effect-db/Token")({
  *   read or, with `otherwise: "fail"`, the read fails with `NoReplicaCaughtUp` or
  *   `TokenFromLostTimeline`. A database without replicas reads its primary. `maxWait` accepts what
  *   Effect's `Duration` accepts, a plain number in milliseconds.
- * - `Eventual`: the data of any replica.
+ * - `Bounded`: everything that was committed longer than `lag` ago, and the writes of
+ *   `ReadYourWrites`. The primary's position of that time is what a replica must have reached, as
+ *   with `AtLeast`, so no clocks are compared. If the monitor has asked the primary within `lag`, its
+ *   answer is used; otherwise the primary is asked, once for all reads that wait for the answer. A
+ *   commit with `synchronous_commit` off counts when its log is on the disk of the primary.
+ * - `Eventual`: the data of any replica that is not left out because of `maxLag`.
  *
  * @see `Db.withConsistency`, which sets it for an effect
  * @since 0.1.0
@@ -86,6 +91,22 @@ export type Consistency = Data.TaggedEnum<{
   AtLeast: {
     /** The position that the read requires. */
     readonly token: Token
+    /**
+     * The time that a replica that is behind has to catch up.
+     *
+     * @default "50 millis"
+     */
+    readonly maxWait?: Duration.DurationInput | undefined
+    /**
+     * The fallback if no replica has caught up: the read goes to the primary, or fails.
+     *
+     * @default "primary"
+     */
+    readonly otherwise?: "primary" | "fail" | undefined
+  }
+  Bounded: {
+    /** The longest time that the data may be behind the primary, from 0. */
+    readonly lag: Duration.DurationInput
     /**
      * The time that a replica that is behind has to catch up.
      *
@@ -120,7 +141,7 @@ export type Consistency = Data.TaggedEnum<{
  * @since 0.1.0
  * @category constructors
  */
-export const { AtLeast, Eventual, ReadYourWrites, Strong } = Data.taggedEnum<Consistency>()
+export const { AtLeast, Bounded, Eventual, ReadYourWrites, Strong } = Data.taggedEnum<Consistency>()
 
 /**
  * The consistency in force, by the name of the database.

@@ -445,6 +445,17 @@ export interface DatabaseOptions extends PoolOptions, SessionOptions {
    */
   readonly outcomeRetention?: Duration.DurationInput | undefined
   /**
+   * True if the transactions of the database may end in two phases, for units of work with `atomic:
+   * "twoPhase"`. It needs `outcome: "marker"`, and `max_prepared_transactions` above 0 on the server:
+   * otherwise the layer fails with `ConfigInvalid`, or with `startup: "lazy"` the end of the first such
+   * unit does. Each process looks for prepared transactions that another one has left, at its start
+   * and every 10 seconds.
+   *
+   * @see `UnitOfWork.Options` for the option `atomic`
+   * @default false
+   */
+  readonly twoPhase?: boolean | undefined
+  /**
    * The longest time to find out if a COMMIT without an answer is stored; it must be finite.
    *
    * @default "5 seconds"
@@ -457,20 +468,53 @@ export interface DatabaseOptions extends PoolOptions, SessionOptions {
    */
   readonly readerRetryDelay?: Duration.DurationInput | undefined
   /**
-   * True if a writer with several hosts is monitored, each host on a connection of its own. Without a
-   * monitor, the successor of a writer is found after a connection is lost.
+   * The longest time that a reader may be behind the primary, above 0. A reader that is further behind
+   * in two successive checks of its monitor takes no part in routing until two checks have found it
+   * below half of the limit; and so does a reader that receives no log from the primary. The lag of an
+   * idle primary's replica is zero. Infinity means no limit.
+   *
+   * @default "1 minute"
+   */
+  readonly maxLag?: Duration.DurationInput | undefined
+  /**
+   * The same limit in bytes of the log, a number from 1.
+   *
+   * @default Number.POSITIVE_INFINITY
+   */
+  readonly maxLagBytes?: number | undefined
+  /**
+   * The server of a read if all readers that answer are further behind than `maxLag` or `maxLagBytes`:
+   * the primary; the reader that is least behind; or none, and the read fails with
+   * `NoReplicaCaughtUp`.
+   *
+   * @default "primary"
+   */
+  readonly whenAllBehind?: WhenAllBehind | undefined
+  /**
+   * The largest number of connections for reads on the primary, from 1 to `maxConnections`. It limits the load that the
+   * primary takes over if no reader can be used; further reads wait, as in every pool.
+   *
+   * @default `maxConnections`
+   */
+  readonly maxPrimaryReads?: number | undefined
+  /**
+   * True if the servers are monitored, each on a connection of its own: the hosts of a writer that has
+   * several of them, and the readers. It starts with the first search, or the first read. Without a
+   * monitor, the successor of a writer is found after a connection is lost, and the lag of a reader is
+   * not known. A reader with several hosts, and servers behind a transaction pooler, are not monitored.
    *
    * @default true
    */
   readonly monitor?: boolean | undefined
   /**
-   * The interval of the monitor, above 0. For 30 seconds after a change of the writer it is 100 ms.
+   * The interval of the monitor, above 0. For 30 seconds after a change of the writer, and while the
+   * lag of a reader crosses its limit, it is 100 ms.
    *
    * @default "5 seconds"
    */
   readonly monitorInterval?: Duration.DurationInput | undefined
   /**
-   * The time after which a writer that answers neither callers nor its monitor is given up, with the
+   * The time after which a server that answers neither callers nor its monitor is given up, with the
    * connections in use; finite and above 0. It must be longer than several round trips; a shorter
    * time also gives up a server that is only slow.
    *
@@ -633,18 +677,58 @@ export interface SessionConfig {
 }
 
 /**
- * Options of the monitor of a writer with defaults; times in milliseconds.
+ * Server of a read if all readers are too far behind: the primary, the reader that is least behind, or
+ * none, and the read fails.
+ *
+ * @see {@link DatabaseOptions} for the option `whenAllBehind`
+ * @since 0.3.0
+ * @category models
+ */
+export type WhenAllBehind = "primary" | "leastBehind" | "fail"
+
+/**
+ * Limits for the lag of a reader.
+ *
+ * @see {@link DatabaseOptions} for the options `maxLag` and `maxLagBytes`
+ * @since 0.3.0
+ * @category models
+ */
+export interface LagLimits {
+  /** The time, in milliseconds. */
+  readonly millis: number
+  /** The bytes of the log. */
+  readonly bytes: number
+}
+
+/**
+ * Options of the choice of a reader, with defaults.
+ *
+ * @see {@link DatabaseOptions} for the meaning of each field
+ * @since 0.3.0
+ * @category models
+ */
+export interface RoutingConfig {
+  /** The limits above which a reader is left out. */
+  readonly lagLimits: LagLimits
+  /** The server of a read if all readers are left out. */
+  readonly whenAllBehind: WhenAllBehind
+  /** The limit of connections for reads on the primary. */
+  readonly maxPrimaryReads: number
+}
+
+/**
+ * Options of the monitors with defaults; times in milliseconds.
  *
  * @see {@link DatabaseOptions} for the meaning of each field
  * @since 0.3.0
  * @category models
  */
 export interface MonitorConfig {
-  /** True if a writer with several hosts is monitored. */
+  /** True if the hosts of a writer and the readers are monitored. */
   readonly isOn: boolean
   /** The interval of the monitor. */
   readonly interval: number
-  /** The time after which a silent writer is given up. */
+  /** The time after which a silent server is given up. */
   readonly detectionTime: number
 }
 
@@ -677,11 +761,15 @@ export interface DatabaseConfig {
   readonly createsOutcomeTable: boolean
   /** The time after which markers are deleted. */
   readonly outcomeRetention: number
+  /** True if transactions may end in two phases. */
+  readonly twoPhase: boolean
   /** The longest time to find out if a COMMIT without an answer is stored. */
   readonly resolveWithin: number
   /** The time for which a failed reader takes no part in routing. */
   readonly readerRetryDelay: number
-  /** The options of the monitor of a writer with several hosts. */
+  /** The options of the choice of a reader. */
+  readonly routing: RoutingConfig
+  /** The options of the monitors. */
   readonly monitor: MonitorConfig
   /** The lowest level of logged observations. */
   readonly echo: LogLevel.LogLevel
@@ -704,6 +792,12 @@ const connectionCounts = (options: DatabaseOptions) => {
   const maxIdle = strategy === "none" ? 0 : maxConnections
   if (minConnections > maxIdle) throw new Invalid("minConnections", String(minConnections), `at most ${maxIdle} here`)
   return { strategy, maxConnections, minConnections, maxOverflow }
+}
+
+const primaryReads = ({ maxPrimaryReads }: DatabaseOptions, most: number): number => {
+  const given = count("maxPrimaryReads", maxPrimaryReads, most, 1)
+  if (given > most) throw new Invalid("maxPrimaryReads", String(given), `at most maxConnections, which is ${most}`)
+  return given
 }
 
 /** The names of all options; if one is missing, this does not compile. */
@@ -741,8 +835,13 @@ const known: KnownNames<DatabaseOptions> = {
   outcome: true,
   outcomeTable: true,
   outcomeRetention: true,
+  twoPhase: true,
   resolveWithin: true,
   readerRetryDelay: true,
+  maxLag: true,
+  maxLagBytes: true,
+  whenAllBehind: true,
+  maxPrimaryReads: true,
   monitor: true,
   monitorInterval: true,
   detectionTime: true,
@@ -841,8 +940,13 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
   effect("credentials", options.credentials)
   effect("onConnect", options.onConnect)
   effect("onCheckout", options.onCheckout)
+  const counts = connectionCounts(options)
   const preparedStatements = count("preparedStatements", options.preparedStatements, 256, 0)
   const isPooled = [givenWriter, ...givenReaders].some((server) => server.isPooled)
+  const outcome = oneOf("outcome", options.outcome, "status", "marker", "unknown")
+  const twoPhase = boolean("twoPhase", options.twoPhase)
+  if (twoPhase && outcome !== "marker")
+    throw new Invalid("twoPhase", `true with outcome: "${outcome}"`, 'outcome: "marker"')
   const resolveWithin = finite("resolveWithin", duration("resolveWithin", options.resolveWithin, "5 seconds"))
   const mode = oneOf(
     "mode",
@@ -862,7 +966,7 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
     writer,
     readers,
     pool: {
-      ...connectionCounts(options),
+      ...counts,
       idleExit: boolean("idleExit", options.idleExit),
       acquireTimeout: finite("acquireTimeout", duration("acquireTimeout", options.acquireTimeout, "30 seconds")),
       maxOutageWaiters: count("maxOutageWaiters", options.maxOutageWaiters, 1000, 0),
@@ -888,7 +992,7 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
     },
     startup: oneOf("startup", options.startup, "verify", "lazy"),
     shutdownTimeout: finite("shutdownTimeout", duration("shutdownTimeout", options.shutdownTimeout, "5 seconds")),
-    outcome: oneOf("outcome", options.outcome, "status", "marker", "unknown"),
+    outcome,
     createsOutcomeTable: oneOf("outcomeTable", options.outcomeTable, "create", "exists") === "create",
     outcomeRetention: longerThan(
       "outcomeRetention",
@@ -896,8 +1000,20 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
       resolveWithin,
       "resolveWithin"
     ),
+    twoPhase,
     resolveWithin,
     readerRetryDelay: duration("readerRetryDelay", options.readerRetryDelay, "5 seconds"),
+    routing: {
+      lagLimits: {
+        millis: positive("maxLag", duration("maxLag", options.maxLag, "1 minute")),
+        bytes:
+          options.maxLagBytes === Number.POSITIVE_INFINITY
+            ? Number.POSITIVE_INFINITY
+            : count("maxLagBytes", options.maxLagBytes, Number.POSITIVE_INFINITY, 1)
+      },
+      whenAllBehind: oneOf("whenAllBehind", options.whenAllBehind, "primary", "leastBehind", "fail"),
+      maxPrimaryReads: primaryReads(options, counts.maxConnections)
+    },
     monitor: {
       isOn: boolean("monitor", options.monitor ?? true),
       interval: positive("monitorInterval", duration("monitorInterval", options.monitorInterval, "5 seconds")),

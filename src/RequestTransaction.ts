@@ -161,7 +161,7 @@ export interface IdempotencyKey<Db, Request> {
  */
 export interface Options<Db = never>
   extends LabelOptions,
-    Pick<UnitOfWork.Options<never, never>, "databases" | "order" | "checkFirst"> {
+    Pick<UnitOfWork.Options<never, never>, "databases" | "order" | "checkFirst" | "atomic"> {
   /**
    * Decides by the response if the unit of work commits.
    *

@@ -21,6 +21,17 @@ export interface Candidate {
   readonly name: string
   /** The number of connections in use and of callers in the wait queue. */
   readonly load: number
+  /** The `weight` of the server in the settings. */
+  readonly weight: number
+  /**
+   * The time that the server is behind the primary, in milliseconds; `undefined` if it is not known.
+   * A server above `maxLag` is no candidate.
+   */
+  readonly lagMillis: number | undefined
+  /** The same lag in bytes of the log. */
+  readonly lagBytes: number | undefined
+  /** The average time of a round trip, in milliseconds; `undefined` if it is not known. */
+  readonly latencyMillis: number | undefined
 }
 
 /**
@@ -78,7 +89,8 @@ export const roundRobin: Choose = (ask, candidates) => ask.turn % candidates.len
  * ```ts
  * import { Router } from "effect-db"
  *
- * const candidates = [{ name: "one:5432", load: 3 }, { name: "two:5432", load: 0 }]
+ * const common = { weight: 1, lagMillis: 0, lagBytes: 0, latencyMillis: 1 }
+ * const candidates = [{ ...common, name: "one:5432", load: 3 }, { ...common, name: "two:5432", load: 0 }]
  * console.log(Router.random({ database: "app", turn: 0, random: 0.7 }, candidates)) // 1: two:5432
  * ```
  *
@@ -95,7 +107,8 @@ export const random: Choose = (ask, candidates) => Math.floor(ask.random * candi
  * ```ts
  * import { Router } from "effect-db"
  *
- * const candidates = [{ name: "one:5432", load: 3 }, { name: "two:5432", load: 0 }]
+ * const common = { weight: 1, lagMillis: 0, lagBytes: 0, latencyMillis: 1 }
+ * const candidates = [{ ...common, name: "one:5432", load: 3 }, { ...common, name: "two:5432", load: 0 }]
  * console.log(Router.leastBusy({ database: "app", turn: 0, random: 0.2 }, candidates)) // 1: two:5432
  * ```
  *
@@ -114,6 +127,67 @@ export const leastBusy: Choose = (ask, candidates) => {
     }
   }
   return best
+}
+
+/**
+ * Chooses a server at random, by the weights in the settings.
+ *
+ * @see {@link layerWeighted}
+ * @see `DatabaseConfig.ServerSettings` for the setting `weight`
+ * @example
+ * ```ts
+ * import { Router } from "effect-db"
+ *
+ * const common = { load: 0, lagMillis: 0, lagBytes: 0, latencyMillis: 1 }
+ * const candidates = [{ ...common, name: "one:5432", weight: 3 }, { ...common, name: "two:5432", weight: 1 }]
+ * console.log(Router.weighted({ database: "app", turn: 0, random: 0.7 }, candidates)) // 0: one:5432
+ * ```
+ *
+ * @since 0.3.0
+ * @category policies
+ */
+export const weighted: Choose = (ask, candidates) => {
+  let left = ask.random * candidates.reduce((sum, { weight }) => sum + weight, 0)
+  const chosen = candidates.findIndex(({ weight }) => {
+    left -= weight
+    return left < 0
+  })
+  return Math.max(0, chosen)
+}
+
+/**
+ * Chooses the faster of two servers that are drawn at random: the server with the lower product of its
+ * latency and its load. A server whose latency is not known yet counts as the faster one.
+ *
+ * Two draws keep all programs from choosing the same server at the same time.
+ *
+ * @see {@link layerFastest}
+ * @example
+ * ```ts
+ * import { Router } from "effect-db"
+ *
+ * const common = { load: 0, weight: 1, lagMillis: 0, lagBytes: 0 }
+ * const candidates = [
+ *   { ...common, name: "here:5432", latencyMillis: 1 },
+ *   { ...common, name: "far:5432", latencyMillis: 30 }
+ * ]
+ * console.log(Router.fastest({ database: "app", turn: 0, random: 0.7 }, candidates)) // 0: here:5432
+ * ```
+ *
+ * @since 0.3.0
+ * @category policies
+ */
+export const fastest: Choose = (ask, candidates) => {
+  const { length } = candidates
+  // one random number gives two different draws
+  const draw = Math.floor(ask.random * length * (length - 1))
+  const first = Math.floor(draw / (length - 1))
+  const second = (first + 1 + (draw % (length - 1))) % length
+  const costOf = (index: number) => {
+    const { latencyMillis = 0, load = 0 } = candidates[index] ?? {}
+    return latencyMillis * (load + 1)
+  }
+  return costOf(second) < costOf(first) ? second : first
 }
 
 /**
@@ -190,3 +264,23 @@ export const layerRandom: Layer.Layer<never> = layer(random)
  * @category layers
  */
 export const layerLeastBusy: Layer.Layer<never> = layer(leastBusy)
+
+/**
+ * Provides {@link weighted}.
+ *
+ * @see {@link layerFastest} for a choice by the latency
+ * @see {@link Router} for an example
+ * @since 0.3.0
+ * @category layers
+ */
+export const layerWeighted: Layer.Layer<never> = layer(weighted)
+
+/**
+ * Provides {@link fastest}.
+ *
+ * @see {@link layerLeastBusy} for a choice by the load alone
+ * @see {@link Router} for an example
+ * @since 0.3.0
+ * @category layers
+ */
+export const layerFastest: Layer.Layer<never> = layer(fastest)

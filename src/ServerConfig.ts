@@ -97,6 +97,13 @@ export interface ServerSettings {
    * @default `channel_binding` of the URL, else `"prefer"`
    */
   readonly channelBinding?: "disable" | "prefer" | "require" | undefined
+  /**
+   * The share of the reads for this server, for a `Router` that uses it, such as `Router.weighted`:
+   * with the weights 2 and 1 the first server gets twice as many. It must be finite and above 0.
+   *
+   * @default 1
+   */
+  readonly weight?: number | undefined
 }
 
 /**
@@ -329,6 +336,8 @@ export interface ServerConfig extends Endpoint {
    * option `connectTimeout` is not given.
    */
   readonly hostTimeout: number | undefined
+  /** The share of the reads, for a `Router` that uses it. */
+  readonly weight: number
   /** The session settings of the connection string. */
   readonly own: SessionParameters
 }

@@ -338,6 +338,13 @@ export const isInvalidParameter = (sqlState: string): boolean => sqlState === "2
 export const isMissing = (sqlState: string): boolean => sqlState === "42P01" || sqlState === "3F000"
 
 /**
+ * Checks if a server does not know the object of a command, such as a prepared transaction.
+ *
+ * @internal
+ */
+export const isUndefinedObject = (sqlState: string): boolean => sqlState === "42704"
+
+/**
  * Checks if a statement ended because a client cancelled it, and not because of the server's own
  * limit.
  *

@@ -317,24 +317,6 @@ describe("Database", () => {
         )
       )
     )
-
-    it("the policies of replica selection choose by turn, by random number, or by load and turn", () => {
-      const candidates = [
-        { name: "a", load: 3 },
-        { name: "b", load: 2 },
-        { name: "c", load: 2 }
-      ]
-      const ask = { database: "app", random: 0.7 }
-      assert.deepStrictEqual(
-        [0, 1, 2, 3].map((turn) => Router.roundRobin({ ...ask, turn }, candidates)),
-        [0, 1, 2, 0]
-      )
-      assert.strictEqual(Router.random({ ...ask, turn: 0 }, candidates), 2)
-      assert.deepStrictEqual(
-        [0, 1, 2, 3].map((turn) => Router.leastBusy({ ...ask, turn }, candidates)),
-        [1, 1, 2, 1]
-      )
-    })
   })
 
   it.scopedLive("transactions stay atomic and fail without a defect when every backend is killed under load", () =>

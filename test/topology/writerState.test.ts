@@ -1,12 +1,12 @@
 /** The transitions of the state of a writer. */
 import { assert, describe, it } from "vitest"
-import type { ServerReport } from "../../src/internal/topology/serverReport.js"
+import { type ServerReport, withoutHistory } from "../../src/internal/topology/serverReport.js"
 import { initial, onDoubt, onNoAnswer, onReport, type WriterState } from "../../src/internal/topology/writerState.js"
 
 const primary = (timeline: number | undefined, systemId = "1"): ServerReport => ({
+  ...withoutHistory,
   systemId,
-  timeline,
-  isStandby: false
+  timeline
 })
 
 const standby: ServerReport = { ...primary(1), isStandby: true }

@@ -21,13 +21,16 @@ import { recordCallSites } from "../observability/callSite.js"
 import { makeLogger } from "../observability/logger.js"
 import { Observers } from "../observability/observers.js"
 import { makePoolMetrics } from "../observability/poolMetrics.js"
-import { Topology } from "../topology/topology.js"
+import { makeReaderMetrics } from "../observability/readerMetrics.js"
+import { type MakeMetrics, Topology } from "../topology/topology.js"
 import { rollback } from "../transaction/completion.js"
 import { make as makeClient } from "./client.js"
 import { Executor } from "./executor.js"
 import { makeLifecycleHooks } from "./lifecycleHooks.js"
 import type { NamedClass } from "./uniqueNames.js"
-import { verifyServer } from "./verifyServer.js"
+import { verifyPrepared, verifyServer } from "./verifyServer.js"
+
+const makeMetrics: MakeMetrics = { pool: makePoolMetrics, reader: makeReaderMetrics }
 
 /** The part of the listening connection that the clients use. */
 interface Listening {
@@ -93,19 +96,20 @@ export const openDatabase = <L extends Listening>(
     // only
     const sockets = yield* Scope.fork(yield* Effect.scope, ExecutionStrategy.parallel)
     const topology = yield* Effect.acquireRelease(
-      Effect.sync(
-        () => new Topology(config, credentials, makeLifecycleHooks(config, runtime), observers, makePoolMetrics)
-      ),
+      Effect.sync(() => new Topology(config, credentials, makeLifecycleHooks(config, runtime), observers, makeMetrics)),
       (topology) => Effect.async<void>((resume) => topology.close(config.shutdownTimeout, () => resume(Effect.void)))
     ).pipe(Scope.extend(sockets))
     const executor = new Executor(config, topology, observers, yield* Router, undefined)
+    yield* Effect.addFinalizer(() => Effect.sync(() => executor.prepared?.stop()))
     if (executor.isWatched) yield* Effect.acquireRelease(Effect.sync(recordCallSites), Effect.sync)
     const { readers, writer } = topology
     if (config.startup === "verify") {
       // a server that is started at the same time may not listen yet
       const mayCome = (reason: ConnectReason) => isNotYet(reason) || reason === "unreachable"
-      if (writer.writes !== undefined)
-        yield* reportBeforeInterrupt(verifyServer(writer.writes, config, mayCome, executor))
+      if (writer.writes !== undefined) {
+        const started = verifyServer(writer.writes, config, mayCome, executor)
+        yield* reportBeforeInterrupt(Effect.zipRight(started, verifyPrepared(writer.writes, executor, config)))
+      }
       yield* Effect.forEach(
         readers,
         (server) =>

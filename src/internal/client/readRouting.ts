@@ -3,15 +3,55 @@
  */
 
 import * as Context from "effect/Context"
+import { toMillis } from "effect/Duration"
 import type * as Fiber from "effect/Fiber"
 import { type Consistency, CurrentConsistency, type Session, waitOf } from "../../Consistency.js"
-import type { Choose } from "../../Router.js"
+import type { WhenAllBehind } from "../../DatabaseConfig.js"
+import type { Candidate, Choose } from "../../Router.js"
 import * as clock from "../concurrency/clock.js"
+import { BoundedSelection } from "../topology/boundedSelection.js"
 import type { ConnectionSource } from "../topology/connectionSource.js"
 import { type ReadRequirement, ReplicaSelection } from "../topology/replicaSelection.js"
-import type { Server, Topology } from "../topology/topology.js"
+import type { Server } from "../topology/server.js"
+import type { Topology } from "../topology/topology.js"
 import { causalSessionOf } from "../transaction/causalSession.js"
 import type { ReadAffinity, TransactionContext } from "../transaction/context.js"
+
+/** The requirement of a read that no replica may serve now. */
+const noReplica: ReadRequirement = { tokens: undefined, maxWait: 0, otherwise: "fail", session: undefined }
+
+/** Returns the rank of a server: those that are slow to answer, or have no free connection, come last. */
+const rankOf = ({ isBusy, isSuspect }: Server): number => (isSuspect ? 2 : isBusy ? 1 : 0)
+
+/** Returns the servers with the best rank among those that meet a condition. */
+const preferred = (servers: ReadonlyArray<Server>, condition: (server: Server) => boolean): ReadonlyArray<Server> => {
+  let best = Number.POSITIVE_INFINITY
+  let found: Array<Server> = []
+  for (const server of servers) {
+    if (!condition(server)) continue
+    const rank = rankOf(server)
+    if (rank > best) continue
+    if (rank < best) found = []
+    best = rank
+    found.push(server)
+  }
+  return found
+}
+
+const leastBehind = (servers: ReadonlyArray<Server>): ReadonlyArray<Server> => {
+  const lagOf = ({ lag }: Server) => lag?.millis ?? Number.POSITIVE_INFINITY
+  const least = Math.min(...servers.map(lagOf))
+  return servers.filter((server) => lagOf(server) === least)
+}
+
+const candidateOf = ({ lag, latency, name, reads, server }: Server): Candidate => ({
+  name,
+  load: reads.load,
+  weight: server.weight,
+  lagMillis: lag?.millis,
+  lagBytes: lag?.bytes,
+  latencyMillis: latency
+})
 
 /** Chooser of the servers for the reads of one database. */
 export class ReadRouting {
@@ -20,7 +60,8 @@ export class ReadRouting {
   constructor(
     private readonly database: string,
     private readonly topology: Topology,
-    private readonly choose: Choose
+    private readonly choose: Choose,
+    private readonly whenAllBehind: WhenAllBehind
   ) {}
 
   /** Returns the consistency in force for a fiber, or `undefined` for the default. */
@@ -38,31 +79,43 @@ export class ReadRouting {
     ambient: TransactionContext | undefined,
     affinity: ReadAffinity | undefined
   ): () => ConnectionSource {
-    const { readers, writer } = this.topology
+    const { readers, sampler, writer } = this.topology
     if (readers.length === 0) return () => writer.reads
+    this.topology.startMonitors()
     const consistency = this.consistency(fiber)
     const session = causalSessionOf(fiber.currentContext, ambient)
     const tried = new Set<Server>()
     const next = () => {
       const now = clock.now()
-      const up = readers.filter((server) => server.isUp(now) && !tried.has(server))
-      const server = up.find((_) => _.name === affinity?.reader) ?? this.pick(up) ?? writer
+      const mayServe = (server: Server) => server.isUsable(now) && !tried.has(server)
+      const isKept = (server: Server) => server.name === affinity?.reader && mayServe(server) && !server.isBehind
+      const kept = affinity?.reader === undefined ? undefined : readers.find(isKept)
+      const server = kept ?? this.pick(readers, mayServe) ?? writer
       if (server === writer) tried.clear()
-      else tried.add(server)
+      else {
+        tried.add(server)
+        server.onChosen(now)
+      }
       return server
     }
     const remember = ({ name, reads }: Server) => {
       if (affinity !== undefined) affinity.reader = name
       return reads
     }
+    const candidates = { next, primary: writer, onFound: remember }
     return () => {
       // evaluated at each call, because a transaction may begin long after it was created
       const requirement = this.requirement(consistency, session, affinity)
       const mayFail = typeof requirement === "object" && requirement.otherwise === "fail"
       if (requirement === "primary" || (affinity?.reader === writer.name && !mayFail)) return writer.reads
-      return requirement === "none"
-        ? remember(next())
-        : new ReplicaSelection({ next, primary: writer, onFound: remember }, requirement)
+      if (requirement !== "none") {
+        return consistency?._tag === "Bounded"
+          ? new BoundedSelection(candidates, requirement, toMillis(consistency.lag), sampler)
+          : new ReplicaSelection(candidates, requirement)
+      }
+      const server = next()
+      const isRefused = server === writer && this.whenAllBehind === "fail" && readers.some(({ isBehind }) => isBehind)
+      return isRefused ? new ReplicaSelection(candidates, noReplica) : remember(server)
     }
   }
 
@@ -77,21 +130,24 @@ export class ReadRouting {
   ): "none" | "primary" | ReadRequirement {
     if (consistency?._tag === "Eventual") return "none"
     if (consistency?._tag === "Strong" || affinity?.written === true) return "primary"
-    const atLeast = consistency?._tag === "AtLeast" ? consistency : undefined
+    const explicit = consistency?._tag === "AtLeast" || consistency?._tag === "Bounded" ? consistency : undefined
     const known = session?.known.get(this.database)
-    if (atLeast === undefined && known === undefined) return "none"
-    const otherwise = atLeast?.otherwise ?? "primary"
-    const maxWait = atLeast === undefined ? (session?.maxWaitMillis ?? 0) : waitOf(atLeast.maxWait)
+    if (explicit === undefined && known === undefined) return "none"
+    const otherwise = explicit?.otherwise ?? "primary"
+    const maxWait = explicit === undefined ? (session?.maxWaitMillis ?? 0) : waitOf(explicit.maxWait)
     const common = { session, otherwise, maxWait }
     if (known === "unknown") return { ...common, tokens: undefined }
-    if (atLeast === undefined) return known === undefined ? "none" : { ...common, tokens: [known] }
-    return { ...common, tokens: known === undefined ? [atLeast.token] : [atLeast.token, known] }
+    const seen = known === undefined ? [] : [known]
+    return { ...common, tokens: explicit?._tag === "AtLeast" ? [explicit.token, ...seen] : seen }
   }
 
-  private pick(servers: ReadonlyArray<Server>): Server | undefined {
+  /** Chooses a reader, or none if all are left out. */
+  private pick(readers: ReadonlyArray<Server>, mayServe: (server: Server) => boolean): Server | undefined {
+    const current = preferred(readers, (server) => !server.isBehind && mayServe(server))
+    const servers =
+      current.length === 0 && this.whenAllBehind === "leastBehind" ? leastBehind(readers.filter(mayServe)) : current
     if (servers.length < 2) return servers[0]
     const request = { database: this.database, turn: this.turn++, random: clock.random() }
-    const candidates = servers.map((server) => ({ name: server.name, load: server.reads.load }))
-    return servers[this.choose(request, candidates)] ?? servers[0]
+    return servers[this.choose(request, servers.map(candidateOf))] ?? servers[0]
   }
 }

@@ -13,6 +13,7 @@ import { toDatabaseError } from "../edge/databaseError.js"
 import type { Pool } from "../pool/pool.js"
 import { proveRole, type RoleMismatch } from "../topology/roleProof.js"
 import { outcomeTableFailure } from "../transaction/markedSource.js"
+import { refusesPrepare } from "../transaction/preparation.js"
 import type { Executor } from "./executor.js"
 
 /**
@@ -73,3 +74,23 @@ export const verifyServer = (
       while: (error) => waits(error.reason) && clock.now() + 100 < last
     })
   })
+
+/** Checks that the server of a database takes prepared transactions, if units may end in two phases. */
+export const verifyPrepared = (
+  pool: Pool,
+  { prepared }: Executor,
+  { name, pool: { acquireTimeout } }: DatabaseConfig.DatabaseConfig
+): Effect.Effect<void, StartupError> =>
+  prepared === undefined
+    ? Effect.void
+    : Effect.async((resume) => {
+        const cancel = pool.checkout(clock.now() + acquireTimeout, [], (_, connection) => {
+          // the first unit that needs it reports the failure
+          if (connection === undefined) return resume(Effect.void)
+          prepared.identify(connection, (_, error) => {
+            pool.checkin(connection)
+            resume(error === undefined ? Effect.void : Effect.fail(refusesPrepare(name, error.message)))
+          })
+        })
+        return Effect.sync(cancel)
+      })

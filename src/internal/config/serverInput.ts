@@ -15,7 +15,8 @@ const common: KnownNames<ServerSettings> = {
   ssl: true,
   targetSessionAttrs: true,
   loadBalanceHosts: true,
-  channelBinding: true
+  channelBinding: true,
+  weight: true
 }
 const ofParts: KnownNames<ServerOptions> = { ...common, host: true, port: true, database: true, username: true }
 const ofUrl: KnownNames<ServerUrl> = { ...ofParts, url: true }

@@ -94,6 +94,12 @@ const requireTls = (setting: string, given: string, hosts: ReadonlyArray<Endpoin
   }
 }
 
+const weightOf = (setting: string, given: number | undefined): number => {
+  if (given === undefined) return 1
+  if (!Number.isFinite(given) || given <= 0) throw new Invalid(setting, String(given), "a number above 0")
+  return given
+}
+
 /** Checks a server and fills in the defaults. */
 export const serverConfig = (
   setting: string,
@@ -143,6 +149,7 @@ export const serverConfig = (
     isShuffled: balance === "random",
     connectTimeout: common.connectTimeout ?? (hostTimeout && hostTimeout * hosts.length) ?? defaultConnectTimeout,
     hostTimeout,
+    weight: weightOf(part("weight"), parts.weight),
     own: sessionParameters(given),
     isPooled: oneOf(parameter("pgbouncer"), value("pgbouncer"), "false", "true") === "true"
   }

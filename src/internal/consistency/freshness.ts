@@ -1,8 +1,8 @@
 /**
  * The check of a server's WAL position against tokens.
  */
-import type { Token } from "../../Consistency.js"
 import type { Position } from "../sql/lsn.js"
+import type { TokenFields } from "./tokenRecorder.js"
 
 /**
  * Relation of a server to a token.
@@ -16,7 +16,7 @@ import type { Position } from "../sql/lsn.js"
  */
 export type Freshness = "caughtUp" | "behind" | "unproved" | "lost"
 
-const judgeToken = ({ lsn, systemId, timeline }: Position, database: string, token: Token): Freshness => {
+const judgeToken = ({ lsn, systemId, timeline }: Position, database: string, token: TokenFields): Freshness => {
   if (database !== token.database || systemId !== token.systemId) return "lost"
   if (timeline === undefined) return "unproved"
   if (timeline > token.timeline) return "lost"
@@ -29,7 +29,7 @@ const worstFirst: ReadonlyArray<Freshness> = ["lost", "unproved", "behind"]
 export const judgeFreshness = (
   position: Position | undefined,
   database: string,
-  tokens: ReadonlyArray<Token>
+  tokens: ReadonlyArray<TokenFields>
 ): Freshness => {
   if (position === undefined) return "unproved"
   const all = tokens.map((token) => judgeToken(position, database, token))

@@ -15,7 +15,7 @@ const recordEnd = (lsn: bigint, pageSize: number): bigint => {
 }
 
 /** Fields of a token, as a causal session records them. */
-type TokenFields = Pick<Token, "database" | "systemId" | "timeline" | "lsn">
+export type TokenFields = Pick<Token, "database" | "systemId" | "timeline" | "lsn">
 
 /**
  * Returns a token that covers a write; `undefined` if the timeline is unknown. If the COMMIT has

@@ -85,6 +85,12 @@ export class ConnectionOpener {
     this.openIfNeeded()
   }
 
+  /** Cancels the connects in progress as failed, and fails the waiters: the server does not answer. */
+  giveUp(error: Error): void {
+    this.pendingConnects.cancelAll()
+    this.onFailed({ reason: "unresponsive", error }, clock.now())
+  }
+
   /** Cancels the connects in progress, and prevents further ones. */
   stop(): void {
     this.isStopped = true

@@ -202,6 +202,13 @@ export class Connections {
     }
   }
 
+  /** Returns the time of the last answer on any connection, in ms. */
+  get heardAt(): number {
+    let heardAt = Number.NEGATIVE_INFINITY
+    for (const { lastAnswer } of this.all) heardAt = Math.max(heardAt, lastAnswer)
+    return heardAt
+  }
+
   /** Returns the times of the last answer of a host and of the first request that awaits one. */
   activityOf(host: string): HostActivity {
     let heardAt = Number.NEGATIVE_INFINITY

@@ -308,10 +308,14 @@ export class Pool implements PoolState {
     return { ...activity, waitsSince: Math.min(activity.waitsSince, this.opener.pendingConnects.oldestStart) }
   }
 
-  /** Gives up all connections to a host that does not answer, those in use included. */
+  /**
+   * Gives up all connections to a host that does not answer, those in use included. Waiters wait for
+   * another host, if there is a locator, and fail otherwise.
+   */
   giveUpHost(host: string, error: Error): void {
     this.connections.giveUpHost(host, error)
-    this.opener.restart()
+    if (this.options.locator === undefined) this.opener.giveUp(error)
+    else this.opener.restart()
   }
 
   /**

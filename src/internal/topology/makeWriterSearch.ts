@@ -5,7 +5,7 @@
 import type { DatabaseConfig } from "../../DatabaseConfig.js"
 import type { CredentialSource } from "../connection/credentials.js"
 import { Probe } from "./probe.js"
-import { answerPart } from "./writerMonitor.js"
+import { answerPart } from "./silenceWatch.js"
 import { type SearchReports, WriterSearch } from "./writerSearch.js"
 
 /**

@@ -15,7 +15,14 @@ import { readReport, reportQuery, type ServerReport, withoutHistory } from "./se
 
 /** Result of a probe. */
 export type ProbeResult =
-  | { readonly _tag: "Answered"; readonly report: ServerReport }
+  | {
+      readonly _tag: "Answered"
+      readonly report: ServerReport
+      /** The time of the query. */
+      readonly askedAt: number
+      /** The time from the query to its answer, in ms; `undefined` for the first one of a connection. */
+      readonly latency: number | undefined
+    }
   | {
       readonly _tag: "Failed"
       readonly failure: ConnectFailure
@@ -160,7 +167,10 @@ export class Probe {
           this.connection = undefined
           connection.end("excess")
         }
-        return this.finish(report === undefined ? notPostgres : { _tag: "Answered", report })
+        const latency = isNew ? undefined : clock.now() - startedAt
+        return this.finish(
+          report === undefined ? notPostgres : { _tag: "Answered", report, askedAt: startedAt, latency }
+        )
       }
       this.connection = undefined
       if (isTimedOut) return this.onSilent(connection, timeout, startedAt, isNew)
@@ -174,7 +184,12 @@ export class Probe {
       // some services refuse the functions of the query; the login has checked the role, except that
       // of a fallback
       const isStandby = this.isFallback || connection.takesNoWrites
-      this.finish({ _tag: "Answered", report: { ...withoutHistory, isStandby } })
+      this.finish({
+        _tag: "Answered",
+        report: { ...withoutHistory, isStandby },
+        askedAt: startedAt,
+        latency: undefined
+      })
     })
   }
 

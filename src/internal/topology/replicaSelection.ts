@@ -4,18 +4,18 @@
  * while the connection is open.
  */
 
-import type { Session, Token } from "../../Consistency.js"
+import type { Session } from "../../Consistency.js"
 import * as clock from "../concurrency/clock.js"
 import type { Connection } from "../connection/connection.js"
 import type { CheckoutFailure, PlainFailure } from "../connection/plainFailure.js"
 import { type Freshness, judgeFreshness } from "../consistency/freshness.js"
-import { TokenRecorder } from "../consistency/tokenRecorder.js"
+import { type TokenFields, TokenRecorder } from "../consistency/tokenRecorder.js"
 import { positionTimeout, queryPosition, queryPositionWithin } from "../consistency/walPosition.js"
 import type { Caller } from "../pool/caller.js"
 import type { Pool } from "../pool/pool.js"
 import type { PoolDependencies } from "../pool/poolDependencies.js"
 import type { ConnectionSource, OnCheckout } from "./connectionSource.js"
-import type { Server } from "./topology.js"
+import type { Server } from "./server.js"
 
 /** Writes that a read must see, and the fallback if no replica has them. */
 export interface ReadRequirement {
@@ -23,7 +23,7 @@ export interface ReadRequirement {
    * The tokens of the writes. `undefined` after a write at an unknown position, which only the
    * primary is certain to have.
    */
-  readonly tokens: readonly [Token, ...Array<Token>] | undefined
+  readonly tokens: ReadonlyArray<TokenFields> | undefined
   /**
    * The time that a replica has to reach the position, in ms; at most half of the time until the
    * deadline is used.

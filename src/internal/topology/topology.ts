@@ -9,80 +9,24 @@ import * as clock from "../concurrency/clock.js"
 import type { HostLocator } from "../connection/connect.js"
 import type { CredentialSource } from "../connection/credentials.js"
 import type { MakePoolMetrics } from "../observability/poolMetrics.js"
-import type { HostActivity } from "../pool/connections.js"
+import type { MakeReaderMetrics } from "../observability/readerMetrics.js"
 import type { ConnectionTasks } from "../pool/connectionTasks.js"
 import { OutageWaiters } from "../pool/outageWaiters.js"
-import { Pool } from "../pool/pool.js"
 import { makeWriterSearch } from "./makeWriterSearch.js"
+import { PrimarySampler } from "./primarySampler.js"
+import { Probe, type ProbeResult } from "./probe.js"
+import { ReaderMonitor } from "./readerMonitor.js"
+import { Server } from "./server.js"
 import { WriterMonitor } from "./writerMonitor.js"
 import type { WriterSearch } from "./writerSearch.js"
 
-/** Server of a database, with its pools. */
-export class Server {
-  /** The pool of connections for writes, if the server is the writer. */
-  readonly writes: Pool | undefined
-  /** The pool of connections with sessions that refuse writes. */
-  readonly reads: Pool
-  private downUntil = 0
-
-  constructor(
-    private readonly config: DatabaseConfig,
-    readonly server: ServerConfig,
-    readonly role: Role,
-    /** The source of the user and password of each connection. */
-    readonly credentials: CredentialSource,
-    tasks: ConnectionTasks,
-    private readonly observer: Observer,
-    makeMetrics: MakePoolMetrics,
-    outageWaiters: OutageWaiters,
-    locator: HostLocator | undefined
-  ) {
-    const { name: database } = config
-    const pool = { ...config.pool, connectTimeout: server.connectTimeout }
-    const session = { ...config.session, ...server.own }
-    const common = { database, server, session, credentials, tasks, observer, makeMetrics, outageWaiters, locator }
-    this.writes = role === "writer" ? new Pool({ ...common, pool, readOnly: false }) : undefined
-    this.reads = new Pool({
-      ...common,
-      // no connection is kept open in the read-only pool of the primary, because it is used only
-      // when no replica can serve a read
-      pool: role === "writer" ? { ...pool, minConnections: 0 } : pool,
-      readOnly: true,
-      onHealth: role === "reader" ? (healthy, message) => this.onHealth(healthy, message) : undefined
-    })
-    credentials.follow((generation) =>
-      observer.observe({ _tag: "CredentialsRotated", database, server: server.name, generation })
-    )
-  }
-
-  get name(): string {
-    return this.server.name
-  }
-
-  /**
-   * Checks if the server takes part in routing. After a failure a reader is left out for
-   * `readerRetryDelay`, then tried again.
-   */
-  isUp(now: number): boolean {
-    return now >= this.downUntil
-  }
-
-  get pools(): ReadonlyArray<Pool> {
-    return this.writes === undefined ? [this.reads] : [this.writes, this.reads]
-  }
-
-  private onHealth(healthy: boolean, message: string): void {
-    const wasDown = this.downUntil > 0
-    const location = { database: this.config.name, server: this.name }
-    if (healthy) {
-      this.downUntil = 0
-      if (wasDown) this.observer.observe({ _tag: "MarkedUp", ...location })
-    } else {
-      this.downUntil = clock.now() + this.config.readerRetryDelay
-      if (!wasDown) this.observer.observe({ _tag: "MarkedDown", ...location, message })
-    }
-  }
+/** Functions that make the metrics of a database. */
+export interface MakeMetrics {
+  readonly pool: MakePoolMetrics
+  readonly reader: MakeReaderMetrics
 }
+
+const nothing = () => {}
 
 /** Servers of one database. */
 export class Topology {
@@ -91,67 +35,109 @@ export class Topology {
   /** @internal */ readonly outageWaiters: OutageWaiters
   /** The search for the writer, if it may be on several hosts. */
   readonly writerSearch: WriterSearch | undefined
+  /** The positions of the primary, with which those of the replicas are compared. */
+  readonly sampler: PrimarySampler
   private readonly writerMonitor: WriterMonitor | undefined
+  private readonly readerMonitors: ReadonlyArray<ReaderMonitor>
+  /** The probe of a writer that is not searched. */
+  private writerProbe: Probe | undefined
   /** The pauses that wait for connections in use. */
   private readonly drains = new Set<(isOver: boolean) => void>()
+  private isMonitoring = false
 
   constructor(
-    config: DatabaseConfig,
+    private readonly config: DatabaseConfig,
     credentials: (server: ServerConfig) => CredentialSource,
     tasks: ConnectionTasks,
     observer: Observer,
-    makeMetrics: MakePoolMetrics
+    makeMetrics: MakeMetrics
   ) {
     this.outageWaiters = new OutageWaiters(config.pool.maxOutageWaiters)
-    const make = (server: ServerConfig, role: Role, source: CredentialSource, locator?: HostLocator | undefined) =>
-      new Server(config, server, role, source, tasks, observer, makeMetrics, this.outageWaiters, locator)
-    const source = credentials(config.writer)
     const database = config.name
+    const common = { config, makeMetrics: makeMetrics.pool, observer, outageWaiters: this.outageWaiters, tasks }
+    const make = (server: ServerConfig, role: Role, credentials: CredentialSource, locator?: HostLocator | undefined) =>
+      new Server(server, role, {
+        ...common,
+        credentials,
+        locator,
+        metrics: role === "reader" ? makeMetrics.reader(database, server.name) : undefined
+      })
+    const source = credentials(config.writer)
     this.writerSearch = makeWriterSearch(config, source, {
       onChange: (change, tookMillis, error) => {
         observer.observe({ _tag: "WriterChanged", database, ...change, tookMillis })
         for (const pool of this.writer.pools) pool.retireOtherHosts(change.to, error)
         // the first writer of a database is no change
-        if (change.from !== undefined) this.writerMonitor?.onChanged()
+        if (change.from === undefined) return
+        this.writerMonitor?.onChanged()
+        for (const monitor of this.readerMonitors) monitor.onWriterChanged()
       },
       onFailed: (server, { error, reason }) =>
         observer.observe({ _tag: "ConnectFailed", database, server, reason, message: error.message }),
-      hasHeard: (host, since) => Math.max(this.activityOf(host).heardAt, this.writerMonitor?.progressAt ?? 0) > since,
-      onSilent: (host, error) => {
-        for (const pool of this.writer.pools) pool.giveUpHost(host, error)
-      },
+      hasHeard: (host, since) =>
+        Math.max(this.writer.activityOf(host).heardAt, this.writerMonitor?.progressAt ?? 0) > since,
+      onSilent: (host, error) => this.writer.giveUpHost(host, error),
       onSearch: () => this.writerMonitor?.start()
     })
     if (this.writerSearch !== undefined && config.monitor.isOn) {
-      this.writerMonitor = new WriterMonitor(this.writerSearch, config.monitor, (host) => this.activityOf(host))
+      this.writerMonitor = new WriterMonitor(this.writerSearch, config.monitor, (host) => this.writer.activityOf(host))
     }
     this.writer = make(config.writer, "writer", source, this.writerSearch)
     this.readers = config.readers.map((server) => make(server, "reader", credentials(server)))
+    this.sampler = new PrimarySampler((timeout, callback) => this.askPrimary(timeout, callback))
+    // behind a pooler, and with several hosts, the probe and the reads may go to different servers
+    const isMonitored = config.monitor.isOn && config.session.mode === "session"
+    this.readerMonitors = this.readers
+      .filter(({ server }) => isMonitored && server.hosts.length === 1)
+      .map(
+        (server) =>
+          new ReaderMonitor(server, this.makeProbe(server), this.sampler, config.monitor, config.readerRetryDelay)
+      )
+  }
+
+  /** Starts the monitors of the readers, if they are off: with the first read. */
+  startMonitors(): void {
+    if (this.isMonitoring) return
+    this.isMonitoring = true
+    for (const monitor of this.readerMonitors) monitor.start()
+  }
+
+  private makeProbe({ credentials, server }: Server): Probe {
+    const { monitor, session } = this.config
+    return new Probe({
+      server,
+      session: { ...session, ...server.own },
+      credentials,
+      connectTimeout: server.connectTimeout,
+      staysOpen: monitor.isOn,
+      onLost: nothing
+    })
+  }
+
+  /** Probes the primary; calls back with `undefined` while it is not known. */
+  private askPrimary(timeout: number, callback: (result: ProbeResult | undefined) => void): void {
+    const { writerSearch } = this
+    if (writerSearch === undefined) {
+      this.writerProbe ??= this.makeProbe(this.writer)
+      return this.writerProbe.ask(timeout, callback)
+    }
+    const host = writerSearch.hosts.find(({ endpoint }) => endpoint.name === writerSearch.writer)
+    if (host === undefined) return callback(undefined)
+    host.probe.ask(timeout, (result) => {
+      writerSearch.handle(host, result)
+      callback(result)
+    })
   }
 
   get servers(): ReadonlyArray<Server> {
     return [this.writer, ...this.readers]
   }
 
-  /** Returns the activity of all pools of the writer on a host. */
-  private activityOf(host: string): HostActivity {
-    const all = this.writer.pools.map((pool) => pool.activityOf(host))
-    return {
-      heardAt: Math.max(...all.map(({ heardAt }) => heardAt)),
-      waitsSince: Math.min(...all.map(({ waitsSince }) => waitsSince)),
-      progress: all.reduce((sum, { progress }) => sum + progress, 0)
-    }
-  }
-
   get status(): ReadonlyArray<ServerStatus> {
-    const now = clock.now()
-    return this.servers.map((server) => ({
-      name: server.name,
-      role: server.role,
-      up: server.isUp(now),
-      writes: server.writes?.stats,
-      reads: server.reads.stats
-    }))
+    const { readers, sampler, writer, writerSearch } = this
+    const timeline = writerSearch?.timeline ?? sampler.positions.latest?.timeline
+    const own = { ...writer.status, timeline, ...writerSearch?.status }
+    return [own, ...readers.map(({ status }) => status)]
   }
 
   /**
@@ -196,15 +182,18 @@ export class Topology {
 
   /** Closes all pools; `callback` is called when all sockets are closed. */
   close(timeout: number, callback: () => void): void {
-    const pools = this.servers.flatMap((server) => server.pools)
-    let left = pools.length + 1
-    const onClosed = () => {
-      left--
-      if (left === 0) callback()
-    }
-    for (const pool of pools) pool.close(timeout, onClosed)
-    this.writerMonitor?.stop()
-    if (this.writerSearch === undefined) onClosed()
-    else this.writerSearch.close(onClosed)
+    const { readerMonitors, servers, writerMonitor, writerProbe, writerSearch } = this
+    const closing: ReadonlyArray<(onClosed: () => void) => void> = [
+      ...servers.flatMap(({ pools }) => pools).map((pool) => (onClosed: () => void) => pool.close(timeout, onClosed)),
+      ...readerMonitors.map((monitor) => (onClosed: () => void) => monitor.close(onClosed)),
+      ...[writerProbe, writerSearch].flatMap((part) => (part ? [(onClosed: () => void) => part.close(onClosed)] : []))
+    ]
+    let left = closing.length
+    writerMonitor?.stop()
+    for (const close of closing)
+      close(() => {
+        left--
+        if (left === 0) callback()
+      })
   }
 }

@@ -6,52 +6,58 @@
 import type { MonitorConfig } from "../../DatabaseConfig.js"
 import * as clock from "../concurrency/clock.js"
 import type { HostActivity } from "../pool/connections.js"
+import { answerPart, SilenceWatch } from "./silenceWatch.js"
 import type { SearchedHost, WriterSearch } from "./writerSearch.js"
 
 /** The interval after a change, in ms, and the time for which it holds. */
-const fast = { interval: 100, duration: 30_000 }
-
-/**
- * The parts of the detection time: the silence before a probe, the interval of checking it, the time
- * for an answer to the probe, and the same time for an answer on another socket.
- */
-const silencePart = 0.3
-const checkPart = 0.1
-export const answerPart = 0.3
-
-const nothing = () => {}
+export const fast = { interval: 100, duration: 30_000 }
 
 /** Monitor of the hosts of one writer. It starts with the first search. */
 export class WriterMonitor {
   private readonly cancels = new Map<string, () => void>()
-  private cancelCheck = nothing
+  private readonly watch: SilenceWatch
   private changedAt = Number.NEGATIVE_INFINITY
   private isStarted = false
-  /** The progress of the connections to the writer at the last check. */
-  private progress = 0
-  /** The time when the last progress was seen. */
-  progressAt = Number.NEGATIVE_INFINITY
-  private isChecking = false
-  /** The time of the last answer to a probe of {@link check}. */
-  private answeredAt = Number.NEGATIVE_INFINITY
 
   constructor(
     private readonly search: WriterSearch,
     private readonly config: MonitorConfig,
-    private readonly activityOf: (host: string) => HostActivity
-  ) {}
+    activityOf: (host: string) => HostActivity
+  ) {
+    const writer = () => this.search.hosts.find(({ endpoint }) => endpoint.name === this.search.writer)
+    this.watch = new SilenceWatch(
+      config.detectionTime,
+      () => {
+        const host = writer()
+        return host && activityOf(host.endpoint.name)
+      },
+      (callback) => {
+        const host = writer()
+        if (host === undefined) return callback(false)
+        host.probe.ask(config.detectionTime * answerPart, (result) => {
+          callback(result._tag === "Answered")
+          this.search.handle(host, result)
+        })
+      }
+    )
+  }
+
+  /** The time when the connections to the writer were last seen to make progress. */
+  get progressAt(): number {
+    return this.watch.progressAt
+  }
 
   start(): void {
     if (this.isStarted) return
     this.isStarted = true
     for (const host of this.search.hosts) this.schedule(host)
-    this.check()
+    this.watch.start()
   }
 
   stop(): void {
     for (const cancel of this.cancels.values()) cancel()
     this.cancels.clear()
-    this.cancelCheck()
+    this.watch.stop()
   }
 
   /** Shortens the interval for a while, because another change may follow. */
@@ -73,33 +79,5 @@ export class WriterMonitor {
       })
     })
     this.cancels.set(name, cancel)
-  }
-
-  /** Probes the writer if callers wait for it in silence, and checks that again and again. */
-  private check(): void {
-    const { detectionTime } = this.config
-    this.cancelCheck = clock.later(detectionTime * checkPart, () => {
-      const host = this.search.hosts.find(({ endpoint }) => endpoint.name === this.search.writer)
-      const isSilent = host !== undefined && this.silenceOf(host.endpoint.name) >= detectionTime * silencePart
-      if (isSilent && !this.isChecking) {
-        this.isChecking = true
-        host.probe.ask(detectionTime * answerPart, (result) => {
-          this.isChecking = false
-          if (result._tag === "Answered") this.answeredAt = clock.now()
-          this.search.handle(host, result)
-        })
-      }
-      this.check()
-    })
-  }
-
-  /** Returns the time for which callers and the monitor have received nothing that they wait for, in ms. */
-  private silenceOf(host: string): number {
-    const now = clock.now()
-    const { heardAt, progress, waitsSince } = this.activityOf(host)
-    // the close of a connection lowers the sum
-    if (progress > this.progress) this.progressAt = now
-    this.progress = progress
-    return now - Math.max(heardAt, waitsSince, this.progressAt, this.answeredAt)
   }
 }

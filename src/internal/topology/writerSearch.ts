@@ -4,6 +4,7 @@
  */
 
 import type { Endpoint } from "../../DatabaseConfig.js"
+import type { ServerStatus } from "../../Topology.js"
 import * as clock from "../concurrency/clock.js"
 import { combineFailures } from "../connection/combineFailures.js"
 import type { HostLocator } from "../connection/connect.js"
@@ -79,6 +80,26 @@ export class WriterSearch implements HostLocator {
   /** Returns the name of the host that is the writer, if it is known. */
   get writer(): string | undefined {
     return this.state._tag === "Known" ? this.state.host : undefined
+  }
+
+  /** Returns the latest timeline that a host has reported as a writer. */
+  get timeline(): number | undefined {
+    return this.state.highest?.timeline
+  }
+
+  /** Returns the state of the writer, and of each host. */
+  get status(): Pick<ServerStatus, "hosts" | "reason" | "state"> {
+    const { state, writer } = this
+    const isDoubted = state._tag === "Known" && state.isDoubted
+    return {
+      state: isDoubted ? "suspect" : writer !== undefined ? "up" : this.isSearching ? "down" : "unknown",
+      reason: isDoubted || this.isSearching ? "the writer is searched" : undefined,
+      hosts: this.hosts.map(({ endpoint: { name } }) => ({
+        name,
+        isWriter: name === writer,
+        reason: name === writer ? undefined : this.failures.get(name)?.error.message
+      }))
+    }
   }
 
   locate(timeout: number, callback: OnLocated): () => void {

@@ -64,6 +64,8 @@ export class ConnectionHolder {
   marker: CommitMarker | undefined = undefined
   /** The step that stores the key of a request with the COMMIT, if there is one. */
   keyStep: Step | undefined = undefined
+  /** The marker to use for the COMMIT, if that decides about prepared transactions. */
+  decision: CommitMarker | undefined = undefined
   /** True if a statement may have notified. */
   private mayNotify = false
 
@@ -99,7 +101,7 @@ export class ConnectionHolder {
 
   /** Creates the marker of a COMMIT, if its outcome is to be proved by one. */
   makeMarker(): CommitMarker | undefined {
-    this.marker = this.provider.markers === undefined ? undefined : new CommitMarker(this.mayNotify)
+    this.marker = this.decision ?? (this.provider.markers === undefined ? undefined : new CommitMarker(this.mayNotify))
     return this.marker
   }
 
@@ -172,6 +174,7 @@ export class ConnectionHolder {
     this.idTracker.reset()
     this.marker = undefined
     this.keyStep = undefined
+    this.decision = undefined
     this.mayNotify = false
     this.connection = connection
     connection.onLost = (error) => this.recordLoss({ _tag: "lost", error, sent: true, acknowledged: 0 })

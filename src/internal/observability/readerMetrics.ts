@@ -1,0 +1,45 @@
+/**
+ * The metrics of a reader: its lag behind the primary, and its latency.
+ */
+import * as Metric from "effect/Metric"
+import * as MetricKey from "effect/MetricKey"
+import * as MetricLabel from "effect/MetricLabel"
+
+/** Functions that set the gauges of one reader. Times are in milliseconds here, and in seconds in the metrics. */
+export interface ReaderMetrics {
+  /** Sets the lag behind the primary. */
+  readonly setLag: (lag: { readonly bytes: number; readonly millis: number }) => void
+  /** Sets the average time of a round trip. */
+  readonly setLatency: (millis: number) => void
+}
+
+/** Function that makes the metrics of a reader. */
+export type MakeReaderMetrics = (database: string, server: string) => ReaderMetrics
+
+const gauge = (name: string, description: string, unit: string, labels: ReadonlyArray<MetricLabel.MetricLabel>) => {
+  const key = MetricKey.taggedWithLabels(MetricKey.gauge(name, { description }), [
+    ...labels,
+    MetricLabel.make("unit", unit)
+  ])
+  const hook = Metric.globalMetricRegistry.get(key)
+  return (value: number) => hook.update(value)
+}
+
+/** Makes the metrics of a reader. */
+export const makeReaderMetrics: MakeReaderMetrics = (database, server) => {
+  const labels = [
+    MetricLabel.make("db.system.name", "postgresql"),
+    MetricLabel.make("effect_db.database", database),
+    MetricLabel.make("effect_db.server", server)
+  ]
+  const lag = gauge("effect_db.reader.lag", "Time that the reader is behind the primary", "s", labels)
+  const bytes = gauge("effect_db.reader.lag_bytes", "Bytes that the reader is behind the primary", "By", labels)
+  const latency = gauge("effect_db.reader.latency", "Average time of a round trip to the reader", "s", labels)
+  return {
+    setLag: ({ bytes: lagBytes, millis }) => {
+      lag(millis / 1000)
+      bytes(lagBytes)
+    },
+    setLatency: (millis) => latency(millis / 1000)
+  }
+}

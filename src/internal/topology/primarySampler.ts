@@ -1,0 +1,67 @@
+/**
+ * The sampler of the positions of a primary, which show how far its replicas are behind.
+ */
+import * as clock from "../concurrency/clock.js"
+import { type PrimaryPosition, PrimaryPositions } from "./primaryPositions.js"
+import type { ProbeResult } from "./probe.js"
+
+/** Function that probes the primary, if it is known. */
+export type AskPrimary = (timeout: number, callback: (result: ProbeResult | undefined) => void) => void
+
+/** Sampler of the primary of one database. */
+export class PrimarySampler {
+  readonly positions = new PrimaryPositions()
+
+  constructor(private readonly ask: AskPrimary) {}
+
+  /**
+   * Asks the primary for its position. Calls back after its answer with true, or after `timeout` ms or
+   * a failure with false.
+   */
+  sample(timeout: number, callback: (isAnswered: boolean) => void): void {
+    let isDone = false
+    const finish = (isAnswered: boolean) => {
+      if (isDone) return
+      isDone = true
+      cancel()
+      callback(isAnswered)
+    }
+    const cancel = clock.later(timeout, () => finish(false))
+    this.ask(timeout, (result) => {
+      const isAnswered = result?._tag === "Answered" && !result.report.isStandby
+      if (isAnswered) this.positions.record(result.report, result.askedAt, clock.now())
+      finish(isAnswered)
+    })
+  }
+
+  /**
+   * Calls back with a position that has everything which was committed by a moment, or with
+   * `undefined` if the primary reports none within `timeout` ms. The returned function cancels.
+   */
+  since(moment: number, timeout: number, callback: (position: PrimaryPosition | undefined) => void): () => void {
+    const known = this.positions.oldestSince(moment)
+    if (known !== undefined) {
+      callback(known)
+      return () => {}
+    }
+    let isDone = false
+    const finish = (position: PrimaryPosition | undefined) => {
+      if (isDone) return
+      isDone = true
+      clock.clear(timer)
+      callback(position)
+    }
+    // the caller keeps the process alive, unlike the probe
+    const timer = clock.timer(timeout, () => finish(undefined))
+    this.sample(timeout, (isAnswered) => {
+      const position = this.positions.oldestSince(moment)
+      if (position !== undefined || !isAnswered) return finish(position)
+      // the answer was that to a query from before the moment
+      this.sample(timeout, () => finish(this.positions.oldestSince(moment)))
+    })
+    return () => {
+      isDone = true
+      clock.clear(timer)
+    }
+  }
+}

@@ -1,0 +1,113 @@
+/**
+ * The monitor of one reader: its health, its lag behind the primary, and its latency. It has a
+ * connection of its own, and probes the reader at an interval, and when callers wait for its answers.
+ */
+
+import type { MonitorConfig } from "../../DatabaseConfig.js"
+import * as clock from "../concurrency/clock.js"
+import type { PrimarySampler } from "./primarySampler.js"
+import type { Probe, ProbeResult } from "./probe.js"
+import type { Server } from "./server.js"
+import { answerPart, SilenceWatch } from "./silenceWatch.js"
+import { fast } from "./writerMonitor.js"
+
+const nothing = () => {}
+
+/** Monitor of one reader. It starts with the first read. */
+export class ReaderMonitor {
+  private readonly watch: SilenceWatch
+  private readonly timeout: number
+  private changedAt = Number.NEGATIVE_INFINITY
+  private cancel = nothing
+  private isStarted = false
+
+  constructor(
+    private readonly server: Server,
+    private readonly probe: Probe,
+    private readonly sampler: PrimarySampler,
+    private readonly config: MonitorConfig,
+    /** The interval of probing a reader that has failed, in ms. */
+    private readonly retryDelay: number
+  ) {
+    this.timeout = config.detectionTime * answerPart
+    this.watch = new SilenceWatch(
+      config.detectionTime,
+      () => server.activityOf(server.name),
+      (callback) => {
+        server.onSilence()
+        probe.ask(this.timeout, (result) => {
+          callback(result._tag === "Answered")
+          this.handle(result)
+        })
+      }
+    )
+  }
+
+  start(): void {
+    if (this.isStarted) return
+    this.isStarted = true
+    this.check()
+    this.watch.start()
+  }
+
+  /** Stops the monitor, and closes its connection; `callback` is called when its socket is closed. */
+  close(callback: () => void): void {
+    this.cancel()
+    this.cancel = nothing
+    this.isStarted = false
+    this.watch.stop()
+    this.probe.close(callback)
+  }
+
+  /** Shortens the interval for a while, because the replicas of another writer may be behind. */
+  onWriterChanged(): void {
+    this.changedAt = clock.now()
+    if (this.isStarted) this.schedule()
+  }
+
+  private schedule(): void {
+    this.cancel()
+    const { interval } = this.config
+    const isFast = clock.now() - this.changedAt < fast.duration || this.server.isUnsettled
+    const isDown = !this.server.isUsable(Number.NEGATIVE_INFINITY)
+    const next = isFast ? fast.interval : isDown ? this.retryDelay : interval
+    this.cancel = clock.later(Math.min(next, interval), () => this.check())
+  }
+
+  /** Asks the primary, and then the reader, so that the position of the primary is not the later one. */
+  private check(): void {
+    const { cancel } = this
+    // not after `close`, and not if a change has begun a new interval
+    const isCurrent = () => this.isStarted && this.cancel === cancel
+    this.sampler.sample(this.timeout, () => {
+      if (!isCurrent()) return
+      this.probe.ask(this.timeout, (result) => {
+        if (!this.isStarted) return
+        this.handle(result)
+        if (isCurrent()) this.schedule()
+      })
+    })
+  }
+
+  private handle(result: ProbeResult): void {
+    const { server } = this
+    if (result._tag === "Answered") {
+      const { latency, report } = result
+      // a reader that has become the primary has all writes
+      const lag = report.isStandby ? this.sampler.positions.lagOf(report, clock.now()) : { bytes: 0, millis: 0 }
+      return server.onReport(report, latency, lag)
+    }
+    const { failure, silentSince } = result
+    const { reason } = failure
+    // the server is alive, and its open connections serve callers
+    if (reason === "tooManyConnections" || reason === "credentials" || reason === "authentication") return
+    if (silentSince !== undefined) {
+      const heardAt = Math.max(server.activityOf(server.name).heardAt, this.watch.progressAt)
+      if (heardAt > silentSince) return
+      server.giveUpHost(server.name, failure.error)
+    }
+    server.onFailure(failure.error.message)
+    // the interval of a reader that has failed is another one
+    this.schedule()
+  }
+}

@@ -1,0 +1,229 @@
+/**
+ * One server of a database: its pools, its health and its lag.
+ */
+
+import type { DatabaseConfig, ServerConfig } from "../../DatabaseConfig.js"
+import type { Observer } from "../../Observation.js"
+import type { Role, ServerState, ServerStatus } from "../../Topology.js"
+import * as clock from "../concurrency/clock.js"
+import type { HostLocator } from "../connection/connect.js"
+import type { CredentialSource } from "../connection/credentials.js"
+import type { ReaderMetrics } from "../observability/readerMetrics.js"
+import type { HostActivity } from "../pool/connections.js"
+import { Pool } from "../pool/pool.js"
+import type { PoolDependencies } from "../pool/poolDependencies.js"
+import { initial as initialLag, isUnsettled, onLag } from "./lagState.js"
+import type { Lag } from "./primaryPositions.js"
+import { type Health, initial, isUsable, onAnswer, onChosen, onFailure, onSilence } from "./serverHealth.js"
+import type { ServerReport } from "./serverReport.js"
+
+/** Objects of a database that its servers share. */
+export interface ServerDependencies
+  extends Pick<PoolDependencies, "credentials" | "makeMetrics" | "observer" | "outageWaiters" | "tasks"> {
+  readonly config: DatabaseConfig
+  readonly locator: HostLocator | undefined
+  readonly metrics: ReaderMetrics | undefined
+}
+
+/** The weight of the latest latency in the average. */
+const latencyShare = 0.2
+
+const isStale = ({ bytes }: Lag): boolean => bytes === Number.POSITIVE_INFINITY
+
+/** Server of a database, with its pools. */
+export class Server {
+  /** The pool of connections for writes, if the server is the writer. */
+  readonly writes: Pool | undefined
+  /** The pool of connections with sessions that refuse writes. */
+  readonly reads: Pool
+  /** The source of the user and password of each connection. */
+  readonly credentials: CredentialSource
+  private readonly config: DatabaseConfig
+  private readonly observer: Observer
+  private readonly metrics: ReaderMetrics | undefined
+  private health: Health = initial
+  private lagState = initialLag
+  /** The lag of a reader by the last check; `undefined` if it is unknown. */
+  lag: Lag | undefined
+  /** The average time of a round trip, in ms; `undefined` without a monitor. */
+  latency: number | undefined
+  private timeline: number | undefined
+
+  constructor(
+    readonly server: ServerConfig,
+    readonly role: Role,
+    { config, credentials, locator, makeMetrics, metrics, observer, outageWaiters, tasks }: ServerDependencies
+  ) {
+    this.config = config
+    this.credentials = credentials
+    this.observer = observer
+    this.metrics = metrics
+    const { maxPrimaryReads } = config.routing
+    const database = config.name
+    const pool = { ...config.pool, connectTimeout: server.connectTimeout }
+    const session = { ...config.session, ...server.own }
+    const common = { database, server, session, credentials, tasks, observer, makeMetrics, outageWaiters, locator }
+    this.writes = role === "writer" ? new Pool({ ...common, pool, readOnly: false }) : undefined
+    this.reads = new Pool({
+      ...common,
+      // no connection is kept open in the read-only pool of the primary, because it is used only
+      // when no replica can serve a read
+      pool: role === "writer" ? { ...pool, minConnections: 0, maxConnections: maxPrimaryReads } : pool,
+      readOnly: true,
+      onHealth: role === "reader" ? (healthy, message) => this.onConnect(healthy, message) : undefined
+    })
+    credentials.follow((generation) =>
+      observer.observe({ _tag: "CredentialsRotated", database, server: server.name, generation })
+    )
+  }
+
+  get name(): string {
+    return this.server.name
+  }
+
+  get pools(): ReadonlyArray<Pool> {
+    return this.writes === undefined ? [this.reads] : [this.writes, this.reads]
+  }
+
+  /**
+   * Checks if the server takes part in routing. After a failure a reader is left out for
+   * `readerRetryDelay`. Then one read tries it, until it has answered.
+   */
+  isUsable(now: number): boolean {
+    const { health } = this
+    // an idle connection may serve the trial, without a connect
+    if (health._tag === "trial" && this.reads.connections.heardAt > health.since) this.setHealth(onAnswer())
+    return isUsable(this.health, now)
+  }
+
+  /** True while callers wait for its answers. */
+  get isSuspect(): boolean {
+    return this.health._tag === "suspect"
+  }
+
+  /** True if the server is left out because of its lag. */
+  get isBehind(): boolean {
+    return this.lagState._tag === "Behind"
+  }
+
+  /** True if the next check may change the state, so that it should come soon. */
+  get isUnsettled(): boolean {
+    return this.isSuspect || isUnsettled(this.lagState)
+  }
+
+  /** True if its pool has no connection left for another caller. */
+  get isBusy(): boolean {
+    const { maxConnections, maxOverflow } = this.reads.options.pool
+    return this.reads.load >= maxConnections + maxOverflow
+  }
+
+  /** Records that a read has been sent to the server. */
+  onChosen(now: number): void {
+    if (this.health._tag === "down" || this.health._tag === "trial") {
+      this.health = onChosen(this.health, now, now + this.config.readerRetryDelay)
+    }
+  }
+
+  /** Records that callers wait for answers. */
+  onSilence(): void {
+    this.setHealth(onSilence(this.health))
+  }
+
+  /** Records an answer to the monitor. */
+  onReport(report: ServerReport, latency: number | undefined, lag: Lag | undefined): void {
+    this.setHealth(onAnswer())
+    this.timeline = report.timeline
+    if (latency !== undefined) {
+      this.latency = this.latency === undefined ? latency : this.latency + latencyShare * (latency - this.latency)
+    }
+    this.setLag(lag)
+    this.metrics?.setLatency(this.latency ?? 0)
+  }
+
+  /** Records a failed connect, or a silence. */
+  onFailure(message: string): void {
+    this.setHealth(onFailure(message, clock.now() + this.config.readerRetryDelay))
+  }
+
+  /** Returns the activity of all pools on a host. */
+  activityOf(host: string): HostActivity {
+    const all = this.pools.map((pool) => pool.activityOf(host))
+    return {
+      heardAt: Math.max(...all.map(({ heardAt }) => heardAt)),
+      waitsSince: Math.min(...all.map(({ waitsSince }) => waitsSince)),
+      progress: all.reduce((sum, { progress }) => sum + progress, 0)
+    }
+  }
+
+  /** Gives up all connections to a host that does not answer. */
+  giveUpHost(host: string, error: Error): void {
+    for (const pool of this.pools) pool.giveUpHost(host, error)
+  }
+
+  get status(): ServerStatus {
+    const { lag, latency, timeline } = this
+    const up = this.isUsable(clock.now())
+    return {
+      name: this.name,
+      role: this.role,
+      up: up && !this.isBehind,
+      state: this.state,
+      reason: this.reason,
+      hosts: [],
+      timeline,
+      lagMillis: lag?.millis,
+      lagBytes: lag?.bytes,
+      latencyMillis: latency,
+      writes: this.writes?.stats,
+      reads: this.reads.stats
+    }
+  }
+
+  private get state(): ServerState {
+    if (this.role === "reader") return this.health._tag
+    // a writer is never left out, and has no trial
+    if (this.lastConnectFailure !== undefined) return "down"
+    return this.pools.some(({ connections }) => connections.openCount > 0) ? "up" : "unknown"
+  }
+
+  private get lastConnectFailure(): string | undefined {
+    return this.writes?.stats.lastConnectFailure
+  }
+
+  private get reason(): string | undefined {
+    const { health, lag, lastConnectFailure } = this
+    if (lastConnectFailure !== undefined) return lastConnectFailure
+    if (health._tag === "down" || health._tag === "trial") return health.message
+    if (health._tag === "suspect") return "callers wait for its answers"
+    if (!this.isBehind || lag === undefined) return undefined
+    return isStale(lag)
+      ? "it does not replay the log of the primary"
+      : `it is ${Math.round(lag.millis)} ms and ${lag.bytes} bytes behind the primary`
+  }
+
+  private onConnect(healthy: boolean, message: string): void {
+    if (healthy) this.setHealth(onAnswer())
+    else this.onFailure(message)
+  }
+
+  private setHealth(health: Health): void {
+    const location = { database: this.config.name, server: this.name }
+    const wasDown = this.health._tag === "down" || this.health._tag === "trial"
+    this.health = health
+    if (health._tag === "down" && !wasDown)
+      this.observer.observe({ _tag: "MarkedDown", ...location, message: health.message })
+    if (health._tag === "up" && wasDown) this.observer.observe({ _tag: "MarkedUp", ...location })
+  }
+
+  private setLag(lag: Lag | undefined): void {
+    const wasBehind = this.isBehind
+    this.lag = lag
+    if (lag === undefined) return
+    this.lagState = onLag(this.lagState, lag, this.config.routing.lagLimits)
+    this.metrics?.setLag(lag)
+    if (this.isBehind === wasBehind) return
+    const location = { database: this.config.name, server: this.name }
+    const { bytes: lagBytes, millis: lagMillis } = lag
+    this.observer.observe({ _tag: this.isBehind ? "FellBehind" : "CaughtUp", ...location, lagMillis, lagBytes })
+  }
+}

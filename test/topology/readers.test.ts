@@ -1,0 +1,265 @@
+/** Readers that fall behind, freeze or fail, and the reads that must not go to them. */
+import { assert, layer } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import { Consistency, type Database, DatabaseError } from "effect-db"
+import { describe } from "vitest"
+import { Cluster, cluster, freshId, insertId, open, pause, read, replica, write } from "../support/cluster.js"
+import { Db } from "../support/databases.js"
+import { eventually } from "../support/eventually.js"
+import { makeProxy, sends } from "../support/proxy.js"
+import { only, told, watch } from "../support/suites/pooling/observations.js"
+
+/** Checks that follow each other fast, with a limit that a paused replica exceeds at once. */
+const strict: Partial<Database.Options> = { monitorInterval: "20 millis", maxLag: "100 millis" }
+
+const statusOf = (name: string) =>
+  Effect.map(Db.status, ({ servers }) => servers.find((server) => server.name === name) ?? assert.fail(`no ${name}`))
+
+const port = read(0).pipe(Effect.map((seen) => seen.port))
+
+/** Reads several times, and returns the ports of the servers. */
+const ports = (count = 6) =>
+  Effect.map(Effect.replicateEffect(port, count), (all) => [...new Set(all)].toSorted((a, b) => a - b))
+
+const nameOf = (server: { readonly host: string; readonly port: number }): string => `${server.host}:${server.port}`
+
+/** Writes until a server is reported as too far behind. */
+const writeUntilBehind = (name: string) =>
+  eventually(Effect.zipRight(write, statusOf(name)), ({ lagMillis = 0, up }) => !up && lagMillis > 0)
+
+layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("readers", (it) => {
+  describe("a reader that falls behind", () => {
+    it.scoped("a paused replica is left out of routing, and returns after it has caught up", () =>
+      Effect.gen(function* () {
+        const [late, current] = [yield* replica(0), yield* replica(1)]
+        yield* Effect.gen(function* () {
+          const seen = yield* watch
+          assert.deepStrictEqual(
+            yield* ports(),
+            [late.port, current.port].toSorted((a, b) => a - b)
+          )
+          yield* Effect.scoped(
+            Effect.gen(function* () {
+              yield* pause(late)
+              yield* writeUntilBehind(nameOf(late))
+              assert.deepStrictEqual(yield* ports(), [current.port])
+              const { reason } = yield* statusOf(nameOf(late))
+              assert.match(reason ?? "", /^it is \d+ ms and \d+ bytes behind the primary$/)
+            })
+          )
+          yield* told(seen, "CaughtUp")
+          assert.strictEqual(only(seen, "FellBehind")[0]?.server, nameOf(late))
+          assert.deepStrictEqual(
+            yield* ports(),
+            [late.port, current.port].toSorted((a, b) => a - b)
+          )
+          assert.deepInclude(yield* statusOf(nameOf(late)), { up: true, state: "up", reason: undefined, lagBytes: 0 })
+        }).pipe(Effect.provide(open([0, 1], strict)))
+      })
+    )
+
+    it.scoped("the replica of an idle primary has no lag, however long nothing is written", () =>
+      Effect.gen(function* () {
+        const one = yield* replica(0)
+        yield* Effect.gen(function* () {
+          yield* write
+          yield* port
+          // longer than the limit
+          const start = Date.now()
+          yield* eventually(statusOf(nameOf(one)), ({ lagMillis }) => lagMillis === 0 && Date.now() - start > 500)
+          assert.deepStrictEqual(yield* ports(), [one.port])
+        }).pipe(Effect.provide(open([0], strict)))
+      })
+    )
+
+    it.scoped("a replica that receives no log is stale, although it has all that is written", () =>
+      Effect.gen(function* () {
+        const [cut, other] = [yield* replica(0), yield* replica(1)]
+        yield* Effect.gen(function* () {
+          yield* port
+          yield* Effect.acquireRelease(cut.cutReplication, () => Effect.orDie(cut.restoreReplication))
+          yield* eventually(statusOf(nameOf(cut)), ({ lagBytes }) => lagBytes === Number.POSITIVE_INFINITY)
+          yield* eventually(statusOf(nameOf(cut)), ({ up }) => !up)
+          assert.deepStrictEqual(yield* ports(), [other.port])
+          assert.strictEqual((yield* statusOf(nameOf(cut))).reason, "it does not replay the log of the primary")
+        }).pipe(Effect.provide(open([0, 1], { monitorInterval: "20 millis" })))
+      })
+    )
+
+    it.scoped("reads go to the primary when all replicas are behind", () =>
+      Effect.gen(function* () {
+        const late = yield* replica(0)
+        yield* Effect.gen(function* () {
+          yield* port
+          yield* pause(late)
+          yield* writeUntilBehind(nameOf(late))
+          const id = yield* write
+          assert.isTrue((yield* read(id)).there)
+        }).pipe(Effect.provide(open([0], strict)))
+      })
+    )
+
+    it.scoped("reads go to the replica that is least behind, or fail, if the settings say so", () =>
+      Effect.gen(function* () {
+        const [more, less] = [yield* replica(0), yield* replica(1)]
+        const reads = (options: Partial<Database.Options>) =>
+          Effect.gen(function* () {
+            yield* ports()
+            yield* writeUntilBehind(nameOf(more))
+            yield* writeUntilBehind(nameOf(less))
+            return yield* Effect.either(DatabaseError.refine(ports()))
+          }).pipe(Effect.provide(open([0, 1], { ...strict, ...options })))
+        yield* pause(more)
+        yield* write.pipe(Effect.provide(open([])))
+        yield* eventually(read(yield* write.pipe(Effect.provide(open([])))), ({ there }) => there).pipe(
+          Effect.provide(open([1]))
+        )
+        yield* pause(less)
+        const least = yield* reads({ whenAllBehind: "leastBehind" })
+        assert.deepStrictEqual(least._tag === "Right" && least.right, [less.port])
+        const refused = yield* reads({ whenAllBehind: "fail" })
+        assert.strictEqual(refused._tag === "Left" && refused.left._tag, "NoReplicaCaughtUp")
+      })
+    )
+  })
+
+  describe("a read with a bounded lag", () => {
+    const within = (lag: number, otherwise: "primary" | "fail" = "fail") =>
+      Db.withConsistency(Consistency.Bounded({ lag, maxWait: 0, otherwise }))
+
+    it.scoped("a replica that has replayed all writes of that time serves the read", () =>
+      Effect.gen(function* () {
+        const one = yield* replica(0)
+        yield* Effect.gen(function* () {
+          const id = yield* write
+          const seen = yield* read(id).pipe(Db.withConsistency(Consistency.Bounded({ lag: 0, maxWait: "20 seconds" })))
+          assert.deepStrictEqual(seen, { port: one.port, there: true })
+        }).pipe(Effect.provide(open([0])))
+      })
+    )
+
+    it.scoped("a replica that is further behind does not serve the read, which goes to the primary or fails", () =>
+      Effect.gen(function* () {
+        yield* pause(yield* replica(0))
+        yield* Effect.gen(function* () {
+          const id = yield* write
+          const failed = yield* read(id).pipe(within(0), DatabaseError.refine, Effect.flip)
+          assert.strictEqual(failed._tag, "NoReplicaCaughtUp")
+          assert.isTrue((yield* read(id).pipe(within(0, "primary"))).there)
+        }).pipe(Effect.provide(open([0], { maxLag: "10 minutes" })))
+      })
+    )
+
+    it.scoped("a replica serves the read as long as the writes that it lacks are more recent than the bound", () =>
+      Effect.gen(function* () {
+        const late = yield* replica(0)
+        yield* Effect.gen(function* () {
+          // the first read asks the primary for its position, which the replica reaches
+          yield* read(0).pipe(Db.withConsistency(Consistency.Bounded({ lag: "1 minute", maxWait: "20 seconds" })))
+          yield* pause(late)
+          const id = yield* write
+          const seen = yield* read(id).pipe(within(60_000))
+          assert.deepStrictEqual(seen, { port: late.port, there: false })
+        }).pipe(Effect.provide(open([0], { maxLag: "10 minutes" })))
+      })
+    )
+
+    it.scoped("reads at the same time ask the primary twice at most", () =>
+      Effect.gen(function* () {
+        const { primary } = yield* Cluster
+        const proxy = yield* makeProxy(primary.url("app"))
+        let questions = 0
+        yield* proxy.when((message) => {
+          if (sends("AS standby OFFSET 0) r OFFSET 0) p")(message)) questions++
+          return false
+        }, "pass")
+        yield* Effect.gen(function* () {
+          const id = yield* write
+          const reads = Array.from({ length: 50 }, () =>
+            read(id).pipe(Db.withConsistency(Consistency.Bounded({ lag: 0, maxWait: "20 seconds" })))
+          )
+          const all = yield* Effect.all(reads, { concurrency: "unbounded" })
+          assert.isTrue(all.every(({ there }) => there))
+        }).pipe(Effect.provide(open([0, 1], { writer: proxy.url, monitor: false })))
+        assert.include([1, 2], questions)
+      })
+    )
+  })
+
+  describe("a reader that does not answer", () => {
+    it.scoped("a frozen replica is given up with its reads in flight, which succeed elsewhere, and returns", () =>
+      Effect.gen(function* () {
+        const [frozen, other] = [yield* replica(0), yield* replica(1)]
+        yield* Effect.gen(function* () {
+          const seen = yield* watch
+          yield* ports(12)
+          // the monitor has its connection
+          yield* eventually(statusOf(nameOf(frozen)), ({ latencyMillis }) => latencyMillis !== undefined)
+          yield* Effect.acquireRelease(frozen.freeze, () => Effect.orDie(frozen.thaw))
+          const inFlight = yield* Effect.fork(
+            Effect.all(
+              Array.from({ length: 20 }, () => port),
+              { concurrency: 20 }
+            )
+          )
+          assert.deepStrictEqual([...new Set(yield* Fiber.join(inFlight))], [other.port])
+          const down = yield* told(seen, "MarkedDown")
+          assert.strictEqual(down[0]?.server, nameOf(frozen))
+          assert.deepInclude(yield* statusOf(nameOf(frozen)), { up: false, state: "down" })
+          assert.deepStrictEqual(yield* ports(), [other.port])
+          yield* frozen.thaw
+          yield* told(seen, "MarkedUp")
+          assert.deepStrictEqual(
+            yield* ports(),
+            [frozen.port, other.port].toSorted((a, b) => a - b)
+          )
+        }).pipe(Effect.provide(open([0, 1], { monitorInterval: "50 millis", readerRetryDelay: "100 millis" })))
+      })
+    )
+
+    it.scoped("one read at a time tries a replica that was down, if there is no monitor", () =>
+      Effect.gen(function* () {
+        const [stopped, other] = [yield* replica(0), yield* replica(1)]
+        yield* Effect.gen(function* () {
+          const seen = yield* watch
+          yield* Effect.acquireRelease(stopped.stop, () => Effect.orDie(stopped.start))
+          yield* Effect.all(
+            Array.from({ length: 10 }, () => port),
+            { concurrency: "unbounded" }
+          )
+          yield* told(seen, "MarkedDown")
+          const failures = () => only(seen, "ConnectFailed").filter(({ server }) => server === nameOf(stopped)).length
+          const before = failures()
+          // the delay has passed as soon as the server is usable again
+          yield* eventually(statusOf(nameOf(stopped)), ({ up }) => up)
+          const all = yield* Effect.all(
+            Array.from({ length: 10 }, () => port),
+            { concurrency: "unbounded" }
+          )
+          assert.deepStrictEqual([...new Set(all)], [other.port])
+          assert.strictEqual(failures(), before + 1)
+          yield* stopped.start
+          yield* eventually(port, (at) => at === stopped.port)
+          yield* told(seen, "MarkedUp")
+        }).pipe(Effect.provide(open([0, 1], { monitor: false, readerRetryDelay: "300 millis" })))
+      })
+    )
+  })
+
+  it.scoped("a transaction of a reader is not begun on a replica that is behind", () =>
+    Effect.gen(function* () {
+      const [late, current] = [yield* replica(0), yield* replica(1)]
+      yield* Effect.gen(function* () {
+        yield* ports()
+        yield* pause(late)
+        yield* writeUntilBehind(nameOf(late))
+        const id = freshId()
+        yield* insertId(id)
+        const seen = yield* Effect.replicateEffect(Db.withTransaction(port, { access: "read only" }), 4)
+        assert.notInclude(seen, late.port)
+        assert.include([current.port, ...seen], current.port)
+      }).pipe(Effect.provide(open([0, 1], strict)))
+    })
+  )
+})
