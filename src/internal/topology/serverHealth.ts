@@ -9,7 +9,8 @@
  * - `unknown`: no connect has succeeded or failed yet; reads use the server.
  * - `up`: reads use the server.
  * - `suspect`: callers wait for answers; reads use other servers, if there are any.
- * - `down`: a connect has failed, or the server is silent; no read uses it.
+ * - `down`: a connect has failed, or the server is silent; no read uses it until a time, which is
+ *   infinite if a monitor tries the server.
  * - `trial`: the time of the failure is over, and one read tries the server; no other uses it.
  */
 export type Health =
