@@ -486,7 +486,7 @@ export interface CommonOptions extends PoolOptions, SessionOptions {
   readonly outcome?: "status" | "marker" | "unknown" | undefined
   /**
    * The creation of the table `effect_db.outcome` for `outcome: "marker"`. With `"create"` the
-   * client creates it, with its schema and its function, if it is missing. With `"exists"` another
+   * client creates it, with its schema and its functions, if it is missing. With `"exists"` another
    * user must have created it, for example by `Migrations.outcomeTable`. The user needs USAGE on the
    * schema, and SELECT, INSERT, UPDATE and DELETE on the table; a role that a transaction sets needs
    * USAGE alone. Otherwise the layer fails with `ConnectFailed` and the reason `outcomeTable`; with

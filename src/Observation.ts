@@ -163,6 +163,11 @@ export type Observation = Data.TaggedEnum<{
     readonly tookMillis: number
   }
   /**
+   * The server has refused to delete old rows of `effect_db.outcome`, so the table grows. Check the
+   * rights of the user; the next attempt follows within two minutes.
+   */
+  OutcomesNotDeleted: { readonly database: string; readonly server: string; readonly message: string }
+  /**
    * The hosts of the cluster have changed: `discover` has returned other ones. A host with another
    * address is in both lists.
    */

@@ -73,6 +73,7 @@ const messageOf: (observation: Observation) => LogMessage = Observation.$match({
     warning(
       `${to} is the writer${timeline === undefined ? "" : ` on timeline ${timeline}`}${from === undefined ? "" : `, in place of ${from}, after ${ms(tookMillis)}`}`
     ),
+  OutcomesNotDeleted: ({ message }) => warning(`old rows of effect_db.outcome could not be deleted: ${message}`),
   PreparedLeft: ({ gid, message }) => warning(`the prepared transaction ${gid} is not ended: ${message}`),
   PreparedRecovered: ({ gid, outcome }) => info(`the prepared transaction ${gid} was found and ended (${outcome})`),
   HostsChanged: ({ added, removed }) =>
