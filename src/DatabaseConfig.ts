@@ -339,7 +339,7 @@ export interface SessionOptions {
  *
  * @see {@link CommonOptions} for the option `readers`
  * @see {@link HostsOption} for servers whose roles are discovered
- * @since 0.2.0
+ * @since 0.3.0
  * @category models
  */
 export interface WriterOption {
@@ -356,7 +356,7 @@ export interface WriterOption {
  *
  * @see {@link CommonOptions} for the option `discover`
  * @see {@link WriterOption} for servers with given roles
- * @since 0.2.0
+ * @since 0.3.0
  * @category models
  */
 export interface HostsOption {
@@ -379,7 +379,7 @@ export interface HostsOption {
  * A duration is anything that Effect's `Duration` accepts; a plain number is in milliseconds.
  *
  * @see {@link DatabaseOptions}, which has the servers as well
- * @since 0.2.0
+ * @since 0.3.0
  * @category models
  */
 export interface CommonOptions extends PoolOptions, SessionOptions {
@@ -811,7 +811,7 @@ export interface MonitorConfig {
  * Cluster whose roles are discovered; times in milliseconds.
  *
  * @see {@link DatabaseOptions} for the meaning of `hosts` and `discover`
- * @since 0.2.0
+ * @since 0.3.0
  * @category models
  */
 export interface ClusterConfig {
@@ -1271,7 +1271,7 @@ export type ConfigOptions = ConfigCommonOptions & ({ readonly writer: ConfigServ
  *
  * @see {@link ConfigOptions}, which has the servers as well
  * @see {@link CommonOptions} for the meaning of each setting
- * @since 0.2.0
+ * @since 0.3.0
  * @category models
  */
 export type ConfigCommonOptions = Configured<Omit<CommonOptions, "readers" | "ssl">> & {

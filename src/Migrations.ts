@@ -582,7 +582,7 @@ export const layer = <Self, R = never>(
  * })
  * ```
  *
- * @since 0.2.0
+ * @since 0.3.0
  * @category migrations
  */
 export const outcomeTable: Effect.Effect<void, SqlError, SqlClient> = Effect.flatMap(SqlClient, (sql) =>

@@ -81,7 +81,7 @@ export interface LabelOptions {
  * Class of a database that stores the keys of requests, with `outcome: "marker"`.
  *
  * @see {@link IdempotencyKey} for the option
- * @since 0.2.0
+ * @since 0.3.0
  * @category models
  */
 export interface KeyDatabase<Db> extends UnitOfWork.Named, Effect.Effect<{ readonly writer: SqlClient }, never, Db> {}
@@ -112,7 +112,7 @@ export interface KeyDatabase<Db> extends UnitOfWork.Named, Effect.Effect<{ reado
  * })
  * ```
  *
- * @since 0.2.0
+ * @since 0.3.0
  * @category models
  */
 export interface IdempotencyKey<Db, Request> {
