@@ -126,12 +126,13 @@ export class Topology {
   /** Sets the hosts of the cluster: each may be the writer, and is a reader. */
   private setHosts(endpoints: ReadonlyArray<Endpoint>): void {
     const { name: database, startup, writer } = this.config
+    // before the readers, whose monitors use its probes
+    this.writerSearch?.setHosts(endpoints)
     const { added, removed } = this.allReaders.set(endpoints.map((endpoint) => readerAt(writer, endpoint)))
     if (added.length + removed.length > 0) {
       const names = (servers: ReadonlyArray<Server>) => servers.map(({ name }) => name)
       this.observer.observe({ _tag: "HostsChanged", database, added: names(added), removed: names(removed) })
     }
-    this.writerSearch?.setHosts(endpoints)
     for (const { reads } of added) {
       if (this.writer.reads.isPaused) reads.pause(nothing)
       if (startup === "verify") reads.warm()
