@@ -400,7 +400,8 @@ export interface CommonOptions extends PoolOptions, SessionOptions {
    * not in use; but the writer stays until it does not answer as the writer, or another host does,
    * so that an incomplete answer stops no writes. If the effect fails, has no answer in time, or
    * returns no host or an invalid one, the known hosts stay, and `Observation.DiscoveryFailed` has
-   * the reason. It needs `hosts`, and is refused behind a transaction pooler.
+   * the message of its failure, which must contain no secret. It needs `hosts`, and is refused behind
+   * a transaction pooler.
    *
    * @see `Discovery` for DNS, Patroni and a static list
    * @default undefined (the hosts in `hosts`)
