@@ -26,6 +26,7 @@ import {
   keepAlive,
   limit,
   limitIfAny,
+  longerThan,
   oneOf,
   parsers,
   positive,
@@ -411,6 +412,11 @@ export interface DatabaseOptions extends PoolOptions, SessionOptions {
    * `CommitOutcomeUnknown` at once. After a restart of the server only the loss of the work can be
    * proved, and after a failover nothing: then it fails with `CommitOutcomeUnknown`, too.
    *
+   * With `"marker"` each transaction that has written also stores a small row in the table
+   * `effect_db.outcome`, in the exchange of COMMIT. The row proves the outcome after a restart or a
+   * failover, too: in the history that the new primary has. Work that is proved undone cannot be
+   * stored later. The settings are `outcomeTable` and `outcomeRetention`.
+   *
    * `"status"` needs the id of the transaction before COMMIT. A short query behind the first write,
    * in the same message, returns it. So `pg_stat_activity` may show this query for a transaction that
    * is idle. A transaction that has written only by another command than INSERT, UPDATE, DELETE,
@@ -418,7 +424,26 @@ export interface DatabaseOptions extends PoolOptions, SessionOptions {
    *
    * @default "status"
    */
-  readonly outcome?: "status" | "unknown" | undefined
+  readonly outcome?: "status" | "marker" | "unknown" | undefined
+  /**
+   * The creation of the table `effect_db.outcome` for `outcome: "marker"`. With `"create"` the
+   * client creates it, with its schema and its function, if it is missing. With `"exists"` another
+   * user must have created it, for example by `Migrations.outcomeTable`. The user needs USAGE on the
+   * schema, and SELECT, INSERT, UPDATE and DELETE on the table; a role that a transaction sets needs
+   * USAGE alone. Otherwise the layer fails with `ConnectFailed` and the reason `outcomeTable`; with
+   * `startup: "lazy"` its first transaction does.
+   *
+   * @default "create"
+   */
+  readonly outcomeTable?: "create" | "exists" | undefined
+  /**
+   * The time after which the rows of `outcome: "marker"` are deleted, in batches, by each process
+   * about once a minute. It must be longer than `resolveWithin`. An outcome cannot be proved later.
+   * Give the same time to all processes that use the database, because each deletes the rows of all.
+   *
+   * @default "1 day"
+   */
+  readonly outcomeRetention?: Duration.DurationInput | undefined
   /**
    * The longest time to find out if a COMMIT without an answer is stored; it must be finite.
    *
@@ -720,7 +745,11 @@ export interface DatabaseConfig {
   /** The time that statements and transactions have to end when the layer is released. */
   readonly shutdownTimeout: number
   /** The treatment of a COMMIT whose answer was lost. */
-  readonly outcome: "status" | "unknown"
+  readonly outcome: "status" | "marker" | "unknown"
+  /** True if the table of markers is created if it is missing. */
+  readonly createsOutcomeTable: boolean
+  /** The time after which markers are deleted. */
+  readonly outcomeRetention: number
   /** The longest time to find out if a COMMIT without an answer is stored. */
   readonly resolveWithin: number
   /** The time for which a failed reader takes no part in routing. */
@@ -791,6 +820,8 @@ const known: KnownNames<DatabaseOptions> = {
   shutdownTimeout: true,
   keepAlive: true,
   outcome: true,
+  outcomeTable: true,
+  outcomeRetention: true,
   resolveWithin: true,
   readerRetryDelay: true,
   maxLag: true,
@@ -898,6 +929,7 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
   const counts = connectionCounts(options)
   const preparedStatements = count("preparedStatements", options.preparedStatements, 256, 0)
   const isPooled = [givenWriter, ...givenReaders].some((server) => server.isPooled)
+  const resolveWithin = finite("resolveWithin", duration("resolveWithin", options.resolveWithin, "5 seconds"))
   const mode = oneOf(
     "mode",
     options.mode ?? (isPooled ? "transactionPooler" : "session"),
@@ -942,8 +974,15 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
     },
     startup: oneOf("startup", options.startup, "verify", "lazy"),
     shutdownTimeout: finite("shutdownTimeout", duration("shutdownTimeout", options.shutdownTimeout, "5 seconds")),
-    outcome: oneOf("outcome", options.outcome, "status", "unknown"),
-    resolveWithin: finite("resolveWithin", duration("resolveWithin", options.resolveWithin, "5 seconds")),
+    outcome: oneOf("outcome", options.outcome, "status", "marker", "unknown"),
+    createsOutcomeTable: oneOf("outcomeTable", options.outcomeTable, "create", "exists") === "create",
+    outcomeRetention: longerThan(
+      "outcomeRetention",
+      duration("outcomeRetention", options.outcomeRetention, "1 day"),
+      resolveWithin,
+      "resolveWithin"
+    ),
+    resolveWithin,
     readerRetryDelay: duration("readerRetryDelay", options.readerRetryDelay, "5 seconds"),
     routing: {
       lagLimits: {

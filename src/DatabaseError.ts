@@ -155,8 +155,8 @@ export class ConfigInvalid extends Schema.TaggedError<ConfigInvalid>("effect-db/
  *
  * `reason` is the kind of failure, and `cause` the error of the network, the server or a provider;
  * the message has advice for each reason. Nothing was sent. A transient failure is retried until
- * `acquireTimeout`; `"authentication"`, `"noSuchDatabase"`, `"tls"`, `"setup"`, `"poolerMode"` and
- * `"protocol"` are not.
+ * `acquireTimeout`; `"authentication"`, `"noSuchDatabase"`, `"tls"`, `"setup"`, `"poolerMode"`,
+ * `"protocol"` and `"outcomeTable"` are not.
  *
  * @see {@link PoolExhausted} for a pool without a free connection
  * @see `SqlState.isTransient` for the reasons after which another attempt may succeed
@@ -177,7 +177,8 @@ export class ConnectFailed extends Schema.TaggedError<ConnectFailed>("effect-db/
     "credentials",
     "setup",
     "poolerMode",
-    "protocol"
+    "protocol",
+    "outcomeTable"
   ),
   /**
    * True if another attempt would fail in the same way, although its reason is transient in
@@ -626,7 +627,8 @@ export class RolledBackAtCommit extends Schema.TaggedError<RolledBackAtCommit>("
  * The outcome could not be proved within `resolveWithin`: the server was unavailable, it has lost
  * its history in a failover, or the transaction is still open there. Run `resolve`, or check whether
  * the changes are stored, before retrying. `xid`, `systemId` and `timeline` identify the transaction
- * on the server, if they are known. If the outcome is proved, there is no such error: the transaction
+ * on the server, if they are known; with `outcome: "marker"`, `marker` is the id of its row in
+ * `effect_db.outcome`. If the outcome is proved, there is no such error: the transaction
  * succeeds, or fails with {@link Disconnected} and the outcome `undone`.
  *
  * @see {@link Disconnected} for a loss before COMMIT
@@ -641,7 +643,8 @@ export class CommitOutcomeUnknown extends Schema.TaggedError<CommitOutcomeUnknow
     ...location,
     xid: Schema.optional(Schema.String),
     systemId: Schema.optional(Schema.String),
-    timeline: Schema.optional(Schema.Number)
+    timeline: Schema.optional(Schema.Number),
+    marker: Schema.optional(Schema.String)
   }
 ) {
   readonly [TypeId]: TypeId = TypeId

@@ -5,6 +5,8 @@
  * @since 0.2.0
  */
 import * as Migrator from "@effect/sql/Migrator"
+import { SqlClient } from "@effect/sql/SqlClient"
+import type { SqlError } from "@effect/sql/SqlError"
 import type * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -16,6 +18,7 @@ import * as Schema from "effect/Schema"
 import type * as Database from "./Database.js"
 import { ConfigInvalid, type DatabaseError, fromUnknown, refine } from "./DatabaseError.js"
 import { aDuration, anEffect, aText, aWord, invalidOption, type OptionRules } from "./internal/config/optionRules.js"
+import { createCommands } from "./internal/consistency/outcomeTable.js"
 import { type Location, locationText } from "./internal/errors/messageParts.js"
 import * as UnitOfWork from "./UnitOfWork.js"
 
@@ -550,3 +553,38 @@ export const layer = <Self, R = never>(
   database: Target<Self>,
   options: Options<R>
 ): Layer.Layer<never, MigrationFailed | DatabaseError, Self | R> => Layer.effectDiscard(run(database, options))
+
+/**
+ * Migration that creates the table of `outcome: "marker"`, `effect_db.outcome`, with its schema and
+ * its function `effect_db.mark_commit`, if they do not exist.
+ *
+ * It is for a user that may create them while the user of the service may not, with `outcomeTable:
+ * "exists"`. Each other user needs grants, which a migration adds:
+ *
+ * ```sql
+ * GRANT USAGE ON SCHEMA effect_db TO app;
+ * GRANT SELECT, INSERT, UPDATE, DELETE ON effect_db.outcome TO app
+ * ```
+ *
+ * A role that transactions set (`SET LOCAL role`) needs USAGE alone, because the function runs with
+ * the rights of its owner. It fails with the `SqlError` of a refused statement.
+ *
+ * @see `DatabaseConfig.DatabaseOptions` for `outcome` and `outcomeTable`
+ * @example
+ * ```ts
+ * import * as Migrator from "@effect/sql/Migrator"
+ * import { Database, Migrations } from "effect-db"
+ *
+ * class Db extends Database.Service<Db>()("app") {}
+ *
+ * export const migrate = Migrations.run(Db, {
+ *   loader: Migrator.fromRecord({ "1_outcome": Migrations.outcomeTable })
+ * })
+ * ```
+ *
+ * @since 0.2.0
+ * @category migrations
+ */
+export const outcomeTable: Effect.Effect<void, SqlError, SqlClient> = Effect.flatMap(SqlClient, (sql) =>
+  sql.withTransaction(Effect.forEach(createCommands, (text) => sql.unsafe(text), { discard: true }))
+)

@@ -50,6 +50,7 @@ export type ConnectReason =
   | "setup"
   | "poolerMode"
   | "protocol"
+  | "outcomeTable"
 
 /**
  * Outcome of a statement that has lost its connection.
@@ -452,7 +453,8 @@ const permanent: ReadonlySet<ConnectReason> = new Set([
   "tls",
   "setup",
   "poolerMode",
-  "protocol"
+  "protocol",
+  "outcomeTable"
 ])
 
 /**

@@ -53,6 +53,7 @@ const core: ReadonlyArray<string> = [
   "statement",
   ...[
     "begin",
+    "commitMarkers",
     "commitOutcomes",
     "connectionHolder",
     "endingStatement",
@@ -65,8 +66,10 @@ const core: ReadonlyArray<string> = [
     "levelLock",
     "levelRollback",
     "levelStatement",
+    "markedSource",
     "pendingBegin",
     "portal",
+    "resolution",
     "savepoint",
     "settingsByDatabase",
     "siblingTurn",

@@ -25,7 +25,7 @@ pooled=()
 if [ -n "$soak" ]; then
   export EFFECT_DB_CHAOS=full
   if [ $# -eq 0 ]; then
-    files=(test/{chaos/storm,chaos/failover,pool/outage,chaos/outage,chaos/requests,chaos/consistency,protocol/frames}.test.ts)
+    files=(test/{chaos/storm,chaos/failover,chaos/pairs,pool/outage,chaos/outage,chaos/requests,chaos/consistency,protocol/frames}.test.ts)
   fi
 elif [ $# -eq 0 ]; then
   for file in client/{database,copy,copyFrom,copyTo,migrations,readers,tenant,tenantNames,tenantSessions} config/connectionString \
@@ -234,6 +234,14 @@ if [ ${#pooled[@]} -gt 0 ]; then
   export EFFECT_DB_TEST_READER="$EFFECT_DB_TEST_BOUNCER_READER?pgbouncer=true"
   unset EFFECT_DB_TEST_BOUNCER EFFECT_DB_TEST_BOUNCER_READER
   run "${report%.json}.pooler.json" "${pooled[@]}" || status=$?
+fi
+if [ ${#pooled[@]} -gt 0 ] || [ -n "$soak" ]; then
+  echo "--- dropped packets, in a network of their own"
+  network=0
+  env -u EFFECT_DB_TEST_WRITER -u EFFECT_DB_TEST_READER bash test/network.sh --reporter=json \
+    --outputFile.json="${report%.json}.network.json" || network=$?
+  # 77: the machine allows no network of its own
+  if [ "$network" != 0 ] && [ "$network" != 77 ]; then status=$network; fi
 fi
 if [ ${#pooled[@]} -gt 0 ]; then
   echo "--- each version of Node"

@@ -22,6 +22,7 @@ rates, requests
   --only NAME    one client only, to profile it
 rates
   --against DIR  another build of effect-db, in DIR/dist, instead of the other clients
+  --outcomes     the settings of outcome ("status", "marker", "unknown"), instead of the other clients
 overload
   --seconds N    the duration of the overload (default 60)
   --factor N     the load, as a multiple of the capacity (default 5)`
@@ -40,6 +41,7 @@ const read = () => {
         ms: { type: "string" },
         only: { type: "string" },
         against: { type: "string" },
+        outcomes: { type: "boolean", default: false },
         seconds: { type: "string" },
         factor: { type: "string" },
         help: { type: "boolean", default: false }
@@ -69,6 +71,7 @@ else {
     ms: number("ms", what === "requests" ? 200 : 400),
     only: values.only,
     against: values.against,
+    outcomes: values.outcomes === true,
     seconds: number("seconds", 60),
     factor: number("factor", 5)
   }

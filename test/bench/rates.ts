@@ -4,7 +4,7 @@
  */
 import pg from "pg"
 import { delayed } from "./delay.js"
-import { open, openBuilds, rows, type Subject } from "./subjects.js"
+import { open, openBuilds, openOutcomes, rows, type Subject } from "./subjects.js"
 
 interface Options {
   readonly rounds: number
@@ -13,6 +13,8 @@ interface Options {
   readonly only: string | undefined
   /** The folder of another build, to compare this one with instead of the other clients. */
   readonly against: string | undefined
+  /** True to compare the settings of `outcome`, instead of the other clients. */
+  readonly outcomes: boolean
 }
 
 interface Case {
@@ -81,7 +83,8 @@ const print = (subjects: ReadonlyArray<Subject>, { cases, rate }: Awaited<Return
 }
 
 const run = async (url: string, cases: ReadonlyArray<Case>, options: Options) => {
-  const all = options.against === undefined ? await open(url) : await openBuilds(url, options.against)
+  const opened = options.outcomes ? openOutcomes(url) : open(url)
+  const all = await (options.against === undefined ? opened : openBuilds(url, options.against))
   const subjects = all.filter((subject) => options.only === undefined || subject.name === options.only)
   print(subjects, await measure(subjects, cases, options))
   await Promise.all(all.map((subject) => subject.close()))

@@ -138,9 +138,14 @@ const plainEffect = async (url: string): Promise<Subject> => {
   }
 }
 
-const ours = async (url: string, name = "effect-db", { Service } = Database): Promise<Subject> => {
+const ours = async (
+  url: string,
+  name = "effect-db",
+  { Service } = Database,
+  options: Partial<Database.Options> = {}
+): Promise<Subject> => {
   class Db extends Service<Db>()(name) {}
-  const { close, context } = await opened(Db.layer({ writer: Redacted.make(url), maxConnections: 10 }))
+  const { close, context } = await opened(Db.layer({ writer: Redacted.make(url), maxConnections: 10, ...options }))
   const sql = Context.get(context, Db).writer
   const { body, select } = operations(sql)
   return {
@@ -157,6 +162,13 @@ export const openBuilds = async (url: string, folder: string): Promise<ReadonlyA
   const other: { readonly Database: typeof Database } = await import(file)
   return [await ours(url), await ours(url, "the other build", other.Database)]
 }
+
+/** Opens this build with each treatment of a COMMIT without an answer; the first is `"status"`. */
+export const openOutcomes = async (url: string): Promise<ReadonlyArray<Subject>> => [
+  await ours(url),
+  await ours(url, "marker", Database, { outcome: "marker" }),
+  await ours(url, "unknown", Database, { outcome: "unknown" })
+]
 
 /** Opens all clients. */
 export const open = async (url: string): Promise<ReadonlyArray<Subject>> => [

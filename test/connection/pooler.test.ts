@@ -50,24 +50,26 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
         })
     )
 
-    it.scopedLive("a COMMIT that loses its connection to the pooler is resolved through the pooler", () =>
-      Effect.gen(function* () {
-        const place = yield* freshTable
-        const proxy = yield* makeProxy((pooled(place.name) ?? place).writer)
-        yield* Effect.gen(function* () {
-          for (let n = 0; n < 10; n++) {
-            yield* proxy.when(answers("COMMIT"), "cut")
-            yield* Db.withTransaction(insert(`${n} a`))
-            yield* proxy.when(sends("COMMIT"), "cut")
-            const error = yield* taggedFailure("Disconnected", Db.withTransaction(insert(`${n} undone`)))
-            assert.strictEqual(error.outcome, "undone")
-            yield* proxy.when(sends("COMMIT"), "cut")
-            yield* Db.withTransaction(insert(`${n} b`), { retry: true })
-          }
-        }).pipe(Effect.provide(Db.layer({ writer: proxy.url, mode: "transactionPooler" })))
-        const expected = Array.from({ length: 10 }, (_, n) => [`${n} a`, `${n} b`]).flat()
-        assert.deepStrictEqual(yield* Effect.provideService(stored, Place, place), expected)
-      })
+    it.scopedLive.each(["status", "marker"] as const)(
+      "a COMMIT that loses its connection to the pooler is resolved through the pooler, by %s",
+      (outcome) =>
+        Effect.gen(function* () {
+          const place = yield* freshTable
+          const proxy = yield* makeProxy((pooled(place.name) ?? place).writer)
+          yield* Effect.gen(function* () {
+            for (let n = 0; n < 10; n++) {
+              yield* proxy.when(answers("COMMIT"), "cut")
+              yield* Db.withTransaction(insert(`${n} a`))
+              yield* proxy.when(sends("COMMIT"), "cut")
+              const error = yield* taggedFailure("Disconnected", Db.withTransaction(insert(`${n} undone`)))
+              assert.strictEqual(error.outcome, "undone")
+              yield* proxy.when(sends("COMMIT"), "cut")
+              yield* Db.withTransaction(insert(`${n} b`), { retry: true })
+            }
+          }).pipe(Effect.provide(Db.layer({ writer: proxy.url, mode: "transactionPooler", outcome })))
+          const expected = Array.from({ length: 10 }, (_, n) => [`${n} a`, `${n} b`]).flat()
+          assert.deepStrictEqual(yield* Effect.provideService(stored, Place, place), expected)
+        })
     )
 
     it.scopedLive(

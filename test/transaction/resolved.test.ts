@@ -141,14 +141,17 @@ const outcomeOf = (exit: Exit.Exit<unknown, unknown>): string => {
   return "outcome" in error ? `${error._tag} ${error.outcome}` : error._tag
 }
 
+const cases = (["status", "marker"] as const).flatMap((outcome) => ways.map((way) => ({ outcome, way })))
+
 describe("a COMMIT that loses its connection", () => {
-  for (const [name, lost, hasRetry, isOfBoth, way] of ways) {
+  for (const { outcome, way: all } of cases) {
+    const [name, lost, hasRetry, isOfBoth, way] = all
     for (const [point, isStored, lose] of points) {
       it.scopedLive(
-        `${name}: ${transfers} transfers that lose the connection ${point} are stored once or not at all, as reported`,
+        `${name}, by ${outcome}: ${transfers} transfers that lose the connection ${point} are stored once or not at all, as reported`,
         () =>
           Effect.gen(function* () {
-            const { context, proxies, stored } = yield* given()
+            const { context, proxies, stored } = yield* given({ outcome })
             const outcomes: Array<string> = []
             for (let id = 0; id < transfers; id++) {
               const exit = yield* way(id, once(lose(proxies[lost]))).pipe(Effect.exit, Effect.provide(context))

@@ -21,8 +21,10 @@ import type { Timeouts } from "../sql/timeouts.js"
 import type { ConnectionSource } from "../topology/connectionSource.js"
 import type { Topology } from "../topology/topology.js"
 import { causalSessionOf } from "../transaction/causalSession.js"
+import { CommitMarkers } from "../transaction/commitMarkers.js"
 import { CommitOutcomes } from "../transaction/commitOutcomes.js"
 import type { TransactionContext } from "../transaction/context.js"
+import { MarkedSource } from "../transaction/markedSource.js"
 import { inMillis } from "../transaction/plainOptions.js"
 import { begin, type Origin, type Transaction } from "../transaction/transaction.js"
 import { unitOf } from "../unitOfWork/unitOf.js"
@@ -56,8 +58,10 @@ export class DatabaseTransactions implements Origin {
   readonly attributes: Attributes
   readonly openTransactions: OpenTransactions
   readonly retry: StatementRetry
-  /** The COMMITs without an answer, unless `outcome` leaves them unknown. */
+  /** The COMMITs without an answer, if `outcome` has them proved by status. */
   readonly outcomes: CommitOutcomes | undefined
+  /** The markers of COMMITs, if `outcome` has them proved by markers. */
+  readonly markers: CommitMarkers | undefined
   protected readonly routing: ReadRouting
 
   constructor(
@@ -80,6 +84,7 @@ export class DatabaseTransactions implements Origin {
     this.retry = new StatementRetry(name, pool.acquireTimeout, topology, observer)
     this.outcomes =
       config.outcome === "status" ? new CommitOutcomes(config.resolveWithin, () => this.writes) : undefined
+    this.markers = config.outcome === "marker" ? this.makeMarkers(config) : undefined
     this.routing = new ReadRouting(name, topology, choose, config.routing.whenAllBehind)
   }
 
@@ -123,11 +128,22 @@ export class DatabaseTransactions implements Origin {
   ): Transaction {
     const labeled = withLabel(options, work)
     const held = () => ambient?.held(this) ?? none
-    const pick = this.picker(kind, fiber, ambient)
+    const picked = this.picker(kind, fiber, ambient)
+    const markers = kind === "writer" ? this.markers : undefined
+    const pick = markers === undefined ? picked : () => new MarkedSource(picked(), markers)
     const span = this.span(fiber, labeled.label, ambient)
     const caller = this.caller(fiber, site, work)
     const { openTransactions, outcomes } = this
-    const provider = new PoolConnectionProvider(openTransactions, pick, held, labeled.label, caller, span, outcomes)
+    const provider = new PoolConnectionProvider(
+      openTransactions,
+      pick,
+      held,
+      labeled.label,
+      caller,
+      span,
+      outcomes,
+      markers
+    )
     const transaction = begin(this, kind, provider, inMillis(labeled), ambient)
     transaction.span = span
     return transaction
@@ -185,6 +201,11 @@ export class DatabaseTransactions implements Origin {
     const span = fiber.currentSpan
     const known = site ?? Context.get(fiber.currentContext, CurrentSite)
     return new FiberCaller(fiber.id(), span?._tag === "Span" ? span.name : undefined, known, work?.label)
+  }
+
+  private makeMarkers({ createsOutcomeTable, outcomeRetention, resolveWithin }: DatabaseConfig): CommitMarkers {
+    const settings = { timeout: resolveWithin, retention: outcomeRetention, creates: createsOutcomeTable }
+    return new CommitMarkers(settings, () => this.writes)
   }
 
   protected get writes(): Pool {

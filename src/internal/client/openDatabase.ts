@@ -29,8 +29,8 @@ import { makeReaderMetrics } from "../observability/readerMetrics.js"
 import type { Pool } from "../pool/pool.js"
 import { proveRole } from "../topology/roleProof.js"
 import { type MakeMetrics, Topology } from "../topology/topology.js"
-import type { CommitOutcomes } from "../transaction/commitOutcomes.js"
 import { rollback } from "../transaction/completion.js"
+import { outcomeTableFailure } from "../transaction/markedSource.js"
 import { make as makeClient } from "./client.js"
 import { Executor } from "./executor.js"
 import { makeLifecycleHooks } from "./lifecycleHooks.js"
@@ -91,7 +91,7 @@ const verify = (
   pool: Pool,
   config: DatabaseConfig.DatabaseConfig,
   waits: (reason: ConnectReason) => boolean,
-  outcomes?: CommitOutcomes | undefined
+  executor?: Executor | undefined
 ): Effect.Effect<void, StartupError> =>
   Effect.suspend(() => {
     const last = clock.now() + pool.options.pool.connectTimeout
@@ -105,14 +105,24 @@ const verify = (
         if (connection !== undefined) {
           checkedOut = connection
           return proveRole(connection, deadline, (mismatch) => {
-            const end = () => {
+            const end = (fault: Pick<ConnectFailed, "reason" | "cause"> | undefined) => {
               pool.checkin(connection)
               resume(
-                mismatch === undefined ? Effect.void : Effect.fail(new ConnectFailed({ ...location, ...mismatch }))
+                fault === undefined
+                  ? Effect.void
+                  : Effect.fail(new ConnectFailed({ ...location, reason: fault.reason, cause: fault.cause }))
               )
             }
-            if (mismatch === undefined && outcomes !== undefined) outcomes.probe(connection, deadline, end)
-            else end()
+            if (mismatch !== undefined || executor === undefined) return end(mismatch)
+            const { markers, outcomes } = executor
+            if (markers !== undefined) {
+              const stop = clock.later(deadline - clock.now(), () => connection.destroy("invalid"))
+              markers.prepare(connection, (state) => {
+                stop()
+                end(outcomeTableFailure(location, state))
+              })
+            } else if (outcomes !== undefined) outcomes.probe(connection, deadline, () => end(undefined))
+            else end(undefined)
           })
         }
         const error = failure === undefined ? undefined : toDatabaseError(failure)
@@ -164,8 +174,7 @@ export const openDatabase = <L extends Listening>(
     if (config.startup === "verify") {
       // a server that is started at the same time may not listen yet
       const mayCome = (reason: ConnectReason) => isNotYet(reason) || reason === "unreachable"
-      if (writer.writes !== undefined)
-        yield* reportBeforeInterrupt(verify(writer.writes, config, mayCome, executor.outcomes))
+      if (writer.writes !== undefined) yield* reportBeforeInterrupt(verify(writer.writes, config, mayCome, executor))
       yield* Effect.forEach(
         readers,
         (server) =>

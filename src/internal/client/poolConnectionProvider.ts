@@ -9,6 +9,7 @@ import type { ErrorLocation } from "../connection/statementFailure.js"
 import type { TransactionSpan } from "../observability/transactionSpan.js"
 import type { Caller } from "../pool/caller.js"
 import type { ConnectionSource } from "../topology/connectionSource.js"
+import type { CommitMarkers } from "../transaction/commitMarkers.js"
 import type { CommitOutcomes } from "../transaction/commitOutcomes.js"
 import type { ConnectionProvider } from "../transaction/connectionHolder.js"
 import type { OpenTransactions } from "./openTransactions.js"
@@ -28,7 +29,8 @@ export class PoolConnectionProvider implements ConnectionProvider {
     readonly label: string | undefined,
     private readonly caller: Caller | undefined,
     private readonly span: TransactionSpan | undefined,
-    readonly outcomes: CommitOutcomes | undefined
+    readonly outcomes: CommitOutcomes | undefined,
+    readonly markers: CommitMarkers | undefined
   ) {}
 
   get busyTimeout(): number {

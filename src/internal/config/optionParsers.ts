@@ -116,6 +116,11 @@ export const positive = (setting: string, given: number): number => {
   return given
 }
 
+export const longerThan = (setting: string, given: number, limit: number, limitName: string): number => {
+  if (given <= limit) throw new Invalid(setting, `${given} ms`, `a duration longer than ${limitName} (${limit} ms)`)
+  return given
+}
+
 export const echo = (given: boolean | string | undefined): LogLevel.LogLevel => {
   if (typeof given !== "string") return given === true ? LogLevel.All : LogLevel.None
   const level = LogLevel.allLevels.find(({ _tag }) => _tag === given)

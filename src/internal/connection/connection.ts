@@ -64,8 +64,8 @@ export class Connection extends ExchangeConnection {
   position: Position | undefined = undefined
   /** The run of the server, which ends all its sessions, after the first query of it. */
   serverRun: ServerRun | undefined = undefined
-  /** True if the session has the prepared statement that queries the id of a transaction. */
-  hasIdStatement = false
+  /** True if the session has the prepared statement by which the outcome of a COMMIT is proved. */
+  hasProofStatement = false
   private readonly statements: StatementCache
   /** The number of portals so far. */
   private portalCount = 0
@@ -133,7 +133,7 @@ export class Connection extends ExchangeConnection {
         ),
       (failure, exchange) => {
         if (prepared !== undefined && !prepared.parsed) {
-          if (exchange.parsed > before.length) prepared.parsed = true
+          if (exchange.parsed > messages.parseCount(before)) prepared.parsed = true
           else this.statements.remove(text, path)
         }
         if (failure === undefined) {
@@ -141,7 +141,7 @@ export class Connection extends ExchangeConnection {
           if (prepared !== undefined) prepared.decoder ??= noColumns
           if (schemaCommands.has(exchange.result.command ?? "")) {
             this.statements.removeAll()
-            this.hasIdStatement = false
+            this.hasProofStatement = false
             this.types?.clear()
           }
         } else if (failure._tag === "refused" && isStalePlan(failure.error.code ?? "", failure.error.message)) {
@@ -170,7 +170,7 @@ export class Connection extends ExchangeConnection {
   /** Sends a text with several commands by the simple protocol. */
   private runSimple(request: Request, callback: OnExchange): void {
     // the text may drop all prepared statements
-    this.hasIdStatement = false
+    this.hasProofStatement = false
     const exchangeRequest = new ExchangeRequest(() => messages.encodeSimple(sendableText(request.text)), callback)
     exchangeRequest.asArrays = request.rows === "array"
     exchangeRequest.isSimple = true

@@ -24,22 +24,23 @@ export interface CommitResult {
   readonly status: WalStatus | undefined
 }
 
-const commitSteps = [commitInfoStep, constantStep("COMMIT")]
-
 /** The steps that reset a session that other clients share behind a pooler. */
 const resetSteps = [constantStep("RESET effect_db.commit")]
 
 /**
- * Commits and queries the position in the same exchange. `callback` receives a failure only if the
- * COMMIT was not answered.
+ * Commits and queries the position in the same exchange. The last of `steps` is COMMIT. `callback`
+ * receives a failure only if the COMMIT was not answered.
  */
 export const commitAndQueryPosition = (
   connection: Connection,
+  steps: ReadonlyArray<Step>,
   callback: (failure: Parameters<Parameters<Connection["steps"]>[1]>[0], result: CommitResult) => void
-): void =>
-  connection.run(commitSteps, positionQuery, connection.isPooled ? resetSteps : none, (failure, exchange) => {
-    const isAnswered = exchange.acknowledged >= commitSteps.length
+): void => {
+  const before = [...steps.slice(0, -1), commitInfoStep, ...steps.slice(-1)]
+  connection.run(before, positionQuery, connection.isPooled ? resetSteps : none, (failure, exchange) => {
+    const isAnswered = exchange.acknowledged >= before.length
     const status = failure === undefined ? decodeStatus(exchange) : undefined
     // a failure after the answer to COMMIT cannot undo the COMMIT
     callback(isAnswered ? undefined : failure, { isCommitted: exchange.precedingTag !== "ROLLBACK", status })
   })
+}

@@ -64,10 +64,10 @@ export const idRequest: Request = {
  * Returns the step that queries the id of the open transaction. A session ends with the run of its
  * server, so it needs the run only once.
  */
-export const idStepOf = ({ hasIdStatement, isPooled, preparesStatements, serverRun }: Connection): Step => {
+export const idStepOf = ({ hasProofStatement, isPooled, preparesStatements, serverRun }: Connection): Step => {
   if (isPooled || serverRun === undefined) return idAndRunStep
   if (!preparesStatements) return idStep
-  return hasIdStatement ? preparedIdStep.again : preparedIdStep.first
+  return hasProofStatement ? preparedIdStep.again : preparedIdStep.first
 }
 
 const toText = (value: unknown): string | undefined => (typeof value === "string" ? value : undefined)
@@ -91,7 +91,7 @@ const decodeRun = ([systemId, walFile, started, recovered]: ReadonlyArray<unknow
 export const decodeId = (connection: Connection, row: ReadonlyArray<unknown>): TransactionId | undefined => {
   const [xidText, lsnText] = row
   if (row.length > 2) connection.serverRun = decodeRun(row.slice(2))
-  else connection.hasIdStatement = connection.preparesStatements
+  else connection.hasProofStatement = connection.preparesStatements
   const xid = toText(xidText)
   const lsn = toText(lsnText)
   const run = connection.serverRun

@@ -16,6 +16,7 @@ const connectAdvice: Readonly<Record<Exclude<ConnectReason, "tls">, string>> = {
   poolerMode: 'the address is that of a pooler in transaction mode: set mode: "transactionPooler"',
   credentials: "there is no user or password to log in with: check the settings, `credentials` or `passwordFile`",
   setup: "`onConnect` or `onCheckout` failed on the new connection: check its statements",
+  outcomeTable: 'outcome: "marker" needs this table: see the setting outcomeTable',
   protocol: "the answer is not PostgreSQL's protocol, or exceeds a limit: check host and port, and any proxy in between"
 }
 

@@ -12,6 +12,15 @@ export interface Step {
    * The form for an exchange of its own: the simple protocol needs half as many messages each way.
    */
   readonly simple: Buffer
+  /** True if the session has prepared the text already, so that the step parses nothing. */
+  readonly isParsed?: boolean | undefined
+}
+
+/** Returns the number of parses in a list of steps. */
+export const parseCount = (steps: ReadonlyArray<Step>): number => {
+  let count = 0
+  for (const { isParsed } of steps) if (isParsed !== true) count++
+  return count
 }
 
 const sync = serialize.sync()
@@ -61,6 +70,28 @@ export const preparedStep = (name: string, text: string): PreparedStep => {
       simple
     },
     again: { extended: run, simple }
+  }
+}
+
+/**
+ * Creates the step of a text with one parameter, which a session keeps prepared under a name.
+ * `isParsed` is false for the first use in a session. `simple` has the value in the text.
+ */
+export const parameterStep = (
+  name: string,
+  text: string,
+  value: string,
+  isParsed: boolean,
+  simple: () => string
+): Step => {
+  const run = Buffer.concat([serialize.bind({ statement: name, values: [value] }), execute])
+  const first = () => Buffer.concat([serialize.close({ type: "S", name }), serialize.parse({ name, text }), run])
+  return {
+    extended: isParsed ? run : first(),
+    get simple() {
+      return serialize.query(simple())
+    },
+    isParsed
   }
 }
 

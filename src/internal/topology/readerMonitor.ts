@@ -107,5 +107,7 @@ export class ReaderMonitor {
       server.giveUpHost(server.name, failure.error)
     }
     server.onFailure(failure.error.message)
+    // the interval of a reader that has failed is another one
+    this.schedule()
   }
 }

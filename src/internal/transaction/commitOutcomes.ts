@@ -1,31 +1,14 @@
 /**
- * The outcomes of COMMITs whose answers were lost: the queries of the server until the outcome is
- * proved.
+ * The outcomes of COMMITs whose answers were lost, by the status that the server has for the id of
+ * the transaction.
  */
 import * as clock from "../concurrency/clock.js"
 import type { Connection, Failure } from "../connection/connection.js"
-import {
-  decodeId,
-  idRequest,
-  queryStatus,
-  type TransactionId,
-  type TransactionStatus
-} from "../consistency/transactionStatus.js"
+import { decodeId, idRequest, queryStatus, type TransactionId } from "../consistency/transactionStatus.js"
 import type { ConnectionSource } from "../topology/connectionSource.js"
-
-/** Outcome of a COMMIT, if it can be proved. */
-export type ProvedOutcome = "committed" | "undone"
-
-type OnOutcome = (outcome: ProvedOutcome | undefined) => void
-
-/** The first pause between two queries, in ms. It doubles up to {@link maxPause}. */
-const minPause = 2
-const maxPause = 250
-/** The timeout of one query, in ms: a connection may lead to a server that does not answer. */
-const queryTimeout = 1000
+import { type OnOutcome, resolveOutcome } from "./resolution.js"
 
 const none: ReadonlyArray<never> = []
-const nothing = () => {}
 
 /** Checks if a server has refused the query of an id for good: it lacks a function, or forbids it. */
 export const isUnsupported = (failure: Failure): boolean =>
@@ -70,75 +53,11 @@ export class CommitOutcomes {
    * function gives up, and calls back without an outcome.
    */
   resolve(id: TransactionId, callback: OnOutcome): () => void {
-    const resolution = new Resolution(this.source(), id, clock.now() + this.timeout, callback)
-    resolution.begin()
-    return () => resolution.finish(undefined)
-  }
-}
-
-/** The queries for the outcome of one COMMIT. */
-class Resolution {
-  private isOver = false
-  private pause = minPause
-  private cancel = nothing
-  private stopTimer = nothing
-
-  constructor(
-    private readonly source: ConnectionSource,
-    private readonly id: TransactionId,
-    private readonly deadline: number,
-    private readonly callback: OnOutcome
-  ) {}
-
-  /** Begins to query. */
-  begin(): void {
-    this.stopTimer = clock.later(this.deadline - clock.now(), () => this.finish(undefined))
-    this.tryOnce()
-  }
-
-  /** Ends the queries, and reports the outcome. */
-  finish(outcome: ProvedOutcome | undefined): void {
-    if (this.isOver) return
-    this.isOver = true
-    this.stopTimer()
-    this.cancel()
-    this.callback(outcome)
-  }
-
-  /** Queries the status once on a connection of the writer. */
-  private tryOnce(): void {
-    let isAnswered = false
-    const cancel = this.source.checkout(this.deadline, [], (failure, connection) => {
-      isAnswered = true
-      this.cancel = nothing
-      if (connection !== undefined) return this.query(connection)
-      const isFinal = failure?._tag === "DatabaseClosed" || (failure?._tag === "ConnectFailed" && failure.permanent)
-      if (isFinal) this.finish(undefined)
-      else this.waitForNext()
-    })
-    if (!isAnswered) this.cancel = cancel
-  }
-
-  private query(connection: Connection): void {
-    const stop = clock.later(queryTimeout, () => connection.abort("cancelled"))
-    this.cancel = () => connection.abort("cancelled")
-    queryStatus(connection, this.id, (status) => {
-      stop()
-      this.cancel = nothing
-      this.source.checkin(connection)
-      this.judge(status)
-    })
-  }
-
-  private judge(status: TransactionStatus): void {
-    if (status === "open") this.waitForNext()
-    else this.finish(status === "unproved" ? undefined : status)
-  }
-
-  private waitForNext(): void {
-    if (this.isOver) return
-    const timer = clock.timer(this.pause, () => this.tryOnce())
-    this.cancel = () => clock.clear(timer)
-    this.pause = Math.min(2 * this.pause, maxPause)
+    return resolveOutcome(
+      this.source(),
+      this.timeout,
+      (connection, done) => queryStatus(connection, id, done),
+      callback
+    )
   }
 }

@@ -9,10 +9,10 @@ import { setResolve } from "../edge/annotateError.js"
 import { cancellableWithin, type Restore } from "../edge/cancellable.js"
 import { toDatabaseError } from "../edge/databaseError.js"
 import { runAfterHooks } from "./afterHooks.js"
-import type { ProvedOutcome } from "./commitOutcomes.js"
 import type { TransactionContext } from "./context.js"
 import { checkLevel, commitLevel } from "./levelCommit.js"
 import { rollbackLevel } from "./levelRollback.js"
+import type { ProvedOutcome } from "./resolution.js"
 import type { Transaction } from "./transaction.js"
 
 /**
@@ -81,16 +81,12 @@ const startCommit = (
     giveUp(() => onEnded(transaction.level.state === "unknown" ? ended : Effect.void), countsAsUndone)
 }
 
-/** Adds the effect that asks for the outcome again, if the id of the transaction is known. */
+/** Adds the effect that asks for the outcome again, if it can be proved. */
 const addResolve = ({ level }: Transaction, error: CommitOutcomeUnknown): void => {
-  const { idTracker, provider } = level.connectionHolder
-  const { id } = idTracker
-  const { outcomes } = provider
-  if (id === undefined || outcomes === undefined) return
+  const { prove } = level.connectionHolder
+  if (prove === undefined) return
   const resolve = Effect.async<ProvedOutcome, CommitOutcomeUnknown>((resume) => {
-    const giveUp = outcomes.resolve(id, (outcome) =>
-      resume(outcome === undefined ? Effect.fail(error) : Effect.succeed(outcome))
-    )
+    const giveUp = prove((outcome) => resume(outcome === undefined ? Effect.fail(error) : Effect.succeed(outcome)))
     return Effect.sync(giveUp)
   })
   setResolve(error, resolve)

@@ -6,25 +6,31 @@ import type { Session } from "../../Consistency.js"
 import type { Connection, Failure } from "../connection/connection.js"
 import type { StatementFailure } from "../connection/plainFailure.js"
 import { type ErrorLocation, statementFailure } from "../connection/statementFailure.js"
+import { CommitMarker } from "../consistency/commitMarker.js"
 import { TokenRecorder } from "../consistency/tokenRecorder.js"
 import type { Step } from "../protocol/frontendMessages.js"
 import { restoreSearchPath, type SearchPath } from "../sql/searchPath.js"
 import type { OnCheckout } from "../topology/connectionSource.js"
+import type { CommitMarkers } from "./commitMarkers.js"
 import type { CommitOutcomes } from "./commitOutcomes.js"
 import { IdTracker } from "./idTracker.js"
+import type { Prove } from "./resolution.js"
 
 /** Source of the connection of a transaction. */
 export interface ConnectionProvider {
   readonly location: ErrorLocation
   /** The longest wait of a statement for a nested transaction to end, in ms. */
   readonly busyTimeout: number
-  /** The COMMITs without an answer, if their outcomes are to be proved. */
+  /** The COMMITs without an answer, if their outcomes are to be proved by status. */
   readonly outcomes?: CommitOutcomes | undefined
+  /** The markers of COMMITs, if their outcomes are to be proved by them. */
+  readonly markers?: CommitMarkers | undefined
   readonly checkout: (callback: OnCheckout) => () => void
   readonly checkin: (connection: Connection) => void
 }
 
 const none: ReadonlyArray<never> = []
+const notifyWord = /notify/i
 
 /** The connection that the levels of one transaction share. */
 export class ConnectionHolder {
@@ -54,6 +60,10 @@ export class ConnectionHolder {
 
   /** The id of the transaction. */
   readonly idTracker: IdTracker
+  /** The marker of the COMMIT that was sent, if it had one. */
+  marker: CommitMarker | undefined = undefined
+  /** True if a statement may have notified. */
+  private mayNotify = false
 
   constructor(readonly provider: ConnectionProvider) {
     this.idTracker = new IdTracker(provider.outcomes)
@@ -78,6 +88,27 @@ export class ConnectionHolder {
     // the first step also saves the earlier path, so it is necessary even if both paths are the
     // same
     return hasSearchPath && connection?.hasSearchPath(path) === true ? none : path.forTransaction
+  }
+
+  /** Records the text of a statement of a transaction that may write. */
+  recordText(text: string): void {
+    if (this.provider.markers !== undefined && !this.mayNotify) this.mayNotify = notifyWord.test(text)
+  }
+
+  /** Creates the marker of a COMMIT, if its outcome is to be proved by one. */
+  makeMarker(): CommitMarker | undefined {
+    this.marker = this.provider.markers === undefined ? undefined : new CommitMarker(this.mayNotify)
+    return this.marker
+  }
+
+  /** Returns the function that proves the outcome of the COMMIT, if it can be proved. */
+  get prove(): Prove | undefined {
+    const { idTracker, marker, provider } = this
+    const { markers, outcomes } = provider
+    const { id } = idTracker
+    if (marker !== undefined && markers !== undefined) return (callback) => markers.resolve(marker, callback)
+    if (id !== undefined && outcomes !== undefined) return (callback) => outcomes.resolve(id, callback)
+    return undefined
   }
 
   /** Adds a causal session that has written in the transaction. */
@@ -137,6 +168,8 @@ export class ConnectionHolder {
   /** Stores a connection that was checked out, and registers a callback for its loss. */
   hold(connection: Connection): void {
     this.idTracker.reset()
+    this.marker = undefined
+    this.mayNotify = false
     this.connection = connection
     connection.onLost = (error) => this.recordLoss({ _tag: "lost", error, sent: true, acknowledged: 0 })
   }

@@ -64,7 +64,7 @@ export class IdTracker {
       if (failure !== undefined && acknowledged === request.before + request.main) {
         if (isUnsupported(failure)) outcomes.isSupported = false
         // the program has deallocated all statements
-        else connection.hasIdStatement = false
+        else connection.hasProofStatement = false
       }
     } else if (!isPlainSelect(text) && !withoutId.test(text)) this.isOutdated = true
     this.isAsked = false

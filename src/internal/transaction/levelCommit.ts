@@ -6,13 +6,13 @@ import type { Connection, Failure } from "../connection/connection.js"
 import type { TransactionFailure } from "../connection/plainFailure.js"
 import { statementFailure } from "../connection/statementFailure.js"
 import { commitAndQueryPosition } from "../consistency/commitAndQueryPosition.js"
-import type { TransactionId } from "../consistency/transactionStatus.js"
+import { markerStepOf } from "../consistency/commitMarker.js"
 import * as wire from "../protocol/frontendMessages.js"
-import type { ProvedOutcome } from "./commitOutcomes.js"
 import type { Level, LevelState } from "./level.js"
 import { commitFailure, rolledBackAtCommit } from "./levelFailure.js"
 import { acquireForEnd } from "./levelLock.js"
 import { revert } from "./levelRollback.js"
+import type { OnOutcome, Prove } from "./resolution.js"
 import type { Savepoint } from "./savepoint.js"
 
 /**
@@ -108,9 +108,11 @@ export const commitLevel = (level: Level, done: OnEnd): ((onEnded: () => void, c
     if (blockedBy !== undefined) return revert(level, level, () => finish("failed", blockedBy))
     if (!level.isBegun || connection === undefined) return finish("committed", undefined)
     if (level.undone !== undefined) return revert(level, level, () => finish("failed", rolledBackAtCommit(level)))
-    const resolve: Resolve = (id, done) => {
-      if (!isTimeOver) stopResolving = resolveOutcome(level, id, done)
-      else done(undefined)
+    const resolve: Resolve = (prove, done) => {
+      if (isTimeOver) return done(undefined)
+      // the pool may have no other connection
+      connectionHolder.checkIn()
+      stopResolving = prove(done)
     }
     if (savepoint === undefined)
       connectionHolder.idTracker.beforeCommit(connection, () => sendCommit(level, connection, resolve, finish))
@@ -140,47 +142,45 @@ export const commitLevel = (level: Level, done: OnEnd): ((onEnded: () => void, c
 
 type OnCommitted = (state: LevelState, failure: TransactionFailure | undefined) => void
 
-/** Function that proves the outcome of a transaction, or calls back with `undefined`. */
-type Resolve = (id: TransactionId, done: (outcome: ProvedOutcome | undefined) => void) => void
-
-/**
- * Begins to prove the outcome of a COMMIT without an answer. The connection is checked in first,
- * because the pool may have no other one. The returned function gives up.
- */
-const resolveOutcome = ({ connectionHolder }: Level, id: TransactionId, done: Parameters<Resolve>[1]): (() => void) => {
-  const { outcomes } = connectionHolder.provider
-  connectionHolder.checkIn()
-  if (outcomes !== undefined) return outcomes.resolve(id, done)
-  done(undefined)
-  return nothing
-}
+/** Function that proves the outcome of a COMMIT while there is time for that. */
+type Resolve = (prove: Prove, done: OnOutcome) => void
 
 const sendCommit = (level: Level, connection: Connection, resolve: Resolve, finish: OnCommitted): void => {
-  // an aborted transaction stores nothing, so it needs no token
-  const recorder = level.readOnly || connection.status === "E" ? undefined : level.connectionHolder.recordTokens()
+  const { connectionHolder } = level
+  // an aborted transaction stores nothing, so it needs no token and no marker
+  const isStoring = !level.readOnly && connection.status !== "E"
+  const recorder = isStoring ? connectionHolder.recordTokens() : undefined
+  const marker = isStoring ? connectionHolder.makeMarker() : undefined
+  const steps = marker === undefined ? commit : [markerStepOf(connection, marker), ...commit]
   const refused = (failure: Failure) => {
     const [state, reported] = commitFailure(level, failure)
-    const { id } = level.connectionHolder.idTracker
-    if (state !== "unknown") return finish(state, reported)
-    const end = (outcome: ProvedOutcome | undefined) => {
+    if (state !== "unknown") {
+      connectionHolder.provider.markers?.onRefused(failure)
+      // if the step before COMMIT was refused, the transaction is still open
+      return revert(level, level, () => finish(state, reported))
+    }
+    const end: OnOutcome = (outcome) => {
       if (outcome !== "undone") recorder?.recordCommit(undefined)
       if (outcome === "committed") finish("committed", undefined)
       else if (outcome === undefined) finish(state, reported)
-      else finish("failed", statementFailure(level.connectionHolder.location, failure, "undone"))
+      else finish("failed", statementFailure(connectionHolder.location, failure, "undone"))
     }
-    if (id === undefined) end(undefined)
-    else resolve(id, end)
+    const { prove } = connectionHolder
+    if (prove === undefined) end(undefined)
+    else resolve(prove, end)
   }
-  const ended = (isKept: boolean) =>
+  const ended = (isKept: boolean) => {
+    if (marker !== undefined && !marker.notifies) connection.hasProofStatement = connection.preparesStatements
     finish(isKept ? "committed" : "failed", isKept ? undefined : rolledBackAtCommit(level))
+  }
   if (recorder === undefined) {
-    connection.steps(commit, (failure, exchange) => {
+    connection.steps(steps, (failure, exchange) => {
       // a failure after the answer to COMMIT cannot undo it
-      if (failure !== undefined && exchange.acknowledged === 0) return refused(failure)
+      if (failure !== undefined && exchange.acknowledged < steps.length) return refused(failure)
       ended(exchange.result.command !== "ROLLBACK")
     })
   } else {
-    commitAndQueryPosition(connection, (failure, { status, isCommitted }) => {
+    commitAndQueryPosition(connection, steps, (failure, { status, isCommitted }) => {
       if (failure !== undefined) return refused(failure)
       if (isCommitted) recorder.recordCommit(status)
       ended(isCommitted)

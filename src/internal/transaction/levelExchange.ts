@@ -61,8 +61,10 @@ export const exchangeIn = (
     send(connection, pending, (failure, exchange, undone = "nothing") => {
       isFinished = true
       const { connectionHolder } = level
-      if (isolation !== "readOnly" && !level.readOnly)
+      if (isolation !== "readOnly" && !level.readOnly) {
+        connectionHolder.recordText(request.text)
         connectionHolder.idTracker.onExchange(connection, exchange, failure, request.text)
+      }
       // the statement may have committed earlier writes, even if it has begun another transaction
       // after that
       if (exchange.result.command === "COMMIT" || exchange.results.length > 0)

@@ -5,6 +5,7 @@
 import type { Connection, Exchange, Failure } from "../connection/connection.js"
 import type { PlainFailure, StatementFailure, TransactionFailure } from "../connection/plainFailure.js"
 import { afterFirst, statementFailure } from "../connection/statementFailure.js"
+import { isFenced, isMarkerRefused, markerHint } from "../consistency/commitMarker.js"
 import type { ConnectionHolder } from "./connectionHolder.js"
 import { type EndingStatement, endingStatementOf, mayCommit } from "./endingStatement.js"
 import type { Interrupted, Level, LevelState } from "./level.js"
@@ -92,21 +93,28 @@ const markEnded = (
 }
 
 /** Returns the fields of an error that identify the transaction on its server, if they are known. */
-const idFields = ({ idTracker: { id } }: ConnectionHolder) =>
-  id === undefined ? {} : { xid: id.xid, systemId: id.run.systemId, timeline: id.run.timeline }
+const idFields = ({ idTracker: { id }, marker }: ConnectionHolder) => ({
+  ...(id === undefined ? {} : { xid: id.xid, systemId: id.run.systemId, timeline: id.run.timeline }),
+  ...(marker === undefined ? {} : { marker: marker.id })
+})
 
 /** Returns the state of a level after a failed COMMIT, and the failure to report. */
 export const commitFailure = (
   { connectionHolder, readOnly }: Level,
   failure: Failure
 ): readonly [LevelState, TransactionFailure] => {
-  const { location } = connectionHolder
+  const { location, marker } = connectionHolder
   if (failure._tag === "lost") {
     return failure.sent && !failure.undone && !readOnly
       ? ["unknown", { _tag: "CommitOutcomeUnknown", ...location, cause: failure.error, ...idFields(connectionHolder) }]
       : ["failed", statementFailure(location, failure, "undone")]
   }
-  const earlier = statementFailure(location, failure, "undone")
+  // the COMMIT came after the proof that its transaction is undone
+  if (marker !== undefined && isFenced(failure))
+    return ["failed", { _tag: "Disconnected", ...location, cause: failure.error, outcome: "undone" }]
+  const refusal = statementFailure(location, failure, "undone")
+  const isUnusable = marker !== undefined && isMarkerRefused(failure)
+  const earlier = isUnusable && refusal._tag === "QueryFailed" ? { ...refusal, hint: markerHint } : refusal
   const sqlState = failure._tag === "refused" ? (failure.error.code ?? "") : ""
   return ["failed", { _tag: "CommitFailed", ...location, sqlState, earlier }]
 }

@@ -1,0 +1,146 @@
+/**
+ * The marker of a COMMIT: a row that is stored with the transaction, by which its outcome is proved
+ * after the answer to the COMMIT was lost.
+ *
+ * To prove it, a fence with the id of the marker is inserted on the primary. The insertion waits for
+ * a transaction that has inserted the marker and is still open. If it finds the marker, the
+ * transaction is committed. Otherwise the transaction is undone for good, because its own marker
+ * would collide with the fence. The marker travels with replication and recovery, so it shows the
+ * outcome in the history that the primary has.
+ */
+
+import { meaning } from "../../SqlState.js"
+import * as clock from "../concurrency/clock.js"
+import type { Connection, Failure, Request } from "../connection/connection.js"
+import { codeOf } from "../connection/statementFailure.js"
+import { constantStep, parameterStep, type Step, step } from "../protocol/frontendMessages.js"
+import type { TransactionStatus } from "./transactionStatus.js"
+
+/**
+ * The marker of one COMMIT. It lives as long as the transaction, so it is a class and no object
+ * literal (see "Performance rules" in CONTRIBUTING.md).
+ */
+export class CommitMarker {
+  readonly id = clock.uuid()
+  readonly createdAt = clock.now()
+
+  /**
+   * `notifies` is true if the transaction may have notified. The server assigns the id of such a
+   * transaction at COMMIT, later than the marker, so the marker must not depend on the id.
+   */
+  constructor(readonly notifies: boolean) {}
+}
+
+const hasWritten = "pg_catalog.pg_current_xact_id_if_assigned() IS NOT NULL"
+const mayWrite = "pg_catalog.current_setting('transaction_read_only') OPERATOR(pg_catalog.=) 'off'"
+
+/** Returns the text that inserts a marker, unless the transaction has nothing to commit. */
+const markerText = (notifies: boolean, id: string): string =>
+  `SELECT CASE WHEN ${hasWritten}${notifies ? ` OR ${mayWrite}` : ""} THEN effect_db.mark_commit(${id}) END`
+
+const preparedText = markerText(false, "$1")
+const preparedName = "effect_db_marker"
+
+/** Returns the step before COMMIT that inserts a marker. */
+export const markerStepOf = (connection: Connection, { id, notifies }: CommitMarker): Step => {
+  const text = () => markerText(notifies, `'${id}'`)
+  if (notifies || connection.isPooled || !connection.preparesStatements) return step(text())
+  return parameterStep(preparedName, preparedText, id, connection.hasProofStatement, text)
+}
+
+/** Checks if a COMMIT was refused because of the fence with the id of its marker. */
+export const isFenced = (failure: Failure): boolean => {
+  if (failure._tag !== "refused" || meaning(codeOf(failure.error)) !== "UniqueViolation") return false
+  const { schema, table } = failure.error
+  return schema === "effect_db" && table === "outcome"
+}
+
+/**
+ * Checks if a COMMIT was refused because its transaction may not use the table, or because there is
+ * none, for example since a failover has lost it.
+ */
+export const isMarkerRefused = (failure: Failure): boolean =>
+  failure._tag === "refused" && failure.acknowledged === 0 && /^(?:42|3F)/.test(codeOf(failure.error))
+
+/** The advice for such a refusal. */
+export const markerHint =
+  'outcome: "marker" writes to effect_db.outcome: create it with Migrations.outcomeTable, and ' +
+  "GRANT USAGE ON SCHEMA effect_db to each role that transactions set"
+
+const none: ReadonlyArray<never> = []
+const commit = [constantStep("COMMIT")]
+const rollback = [constantStep("ROLLBACK")]
+
+/** The longest wait for an open transaction in one attempt, in ms. */
+const lockTimeout = 500
+
+/**
+ * The begin of a transaction of the library. Its COMMIT need not be on disk: after a crash, the
+ * transactions that a fence concerns do not exist any more.
+ */
+const beginSteps = [
+  constantStep("BEGIN ISOLATION LEVEL READ COMMITTED, READ WRITE"),
+  constantStep(`SELECT pg_catalog.set_config('lock_timeout', '${lockTimeout}', true),
+  pg_catalog.set_config('statement_timeout', '${4 * lockTimeout}', true),
+  pg_catalog.set_config('synchronous_commit', 'off', true)`)
+]
+
+const requestOf = (text: string, values: ReadonlyArray<unknown>): Request => ({
+  text,
+  values,
+  rows: "raw",
+  isMaintenance: true,
+  prepare: false,
+  simple: false
+})
+
+/** Runs a statement in a transaction of its own, in one exchange if it does not fail. */
+const runAlone = (
+  connection: Connection,
+  before: ReadonlyArray<Step>,
+  request: Request,
+  callback: Parameters<Connection["run"]>[3]
+): void =>
+  connection.run([...beginSteps, ...before], request, commit, (failure, exchange) => {
+    if (failure?._tag !== "refused" || connection.status === "I") return callback(failure, exchange)
+    connection.undo(rollback, () => callback(failure, exchange))
+  })
+
+const ownerRequest = (id: string): Request =>
+  requestOf("SELECT o.is_fence FROM effect_db.outcome o WHERE o.id OPERATOR(pg_catalog.=) $1", [id])
+
+/** Queries the outcome of the transaction of a marker, and fences it unless it is committed. */
+export const queryMarker = (
+  connection: Connection,
+  { id }: CommitMarker,
+  callback: (status: TransactionStatus) => void
+): void => {
+  const fence = step(`INSERT INTO effect_db.outcome (id, is_fence) VALUES ('${id}', true) ON CONFLICT DO NOTHING`)
+  runAlone(connection, [fence], ownerRequest(id), (failure, exchange) => {
+    const row = exchange.result.rows[0]
+    const [isFence]: ReadonlyArray<unknown> = Array.isArray(row) ? row : none
+    if (failure !== undefined || isFence === undefined) return callback("open")
+    callback(isFence === "t" ? "undone" : "committed")
+  })
+}
+
+/** The number of rows of one batch. */
+const batchSize = 5000
+
+/** Matches the rows of markers: the time is a part of their ids, which the primary key orders. */
+const sweepText = `WITH old AS (
+  SELECT o.id FROM effect_db.outcome o WHERE o.id OPERATOR(pg_catalog.<) $1::pg_catalog.uuid
+    AND o.at OPERATOR(pg_catalog.<) (pg_catalog.now() OPERATOR(pg_catalog.-) pg_catalog.make_interval(secs => $2))
+  ORDER BY o.id LIMIT ${batchSize} FOR UPDATE SKIP LOCKED
+) DELETE FROM effect_db.outcome d USING old WHERE d.id OPERATOR(pg_catalog.=) old.id`
+
+/**
+ * Deletes a batch of the rows that are older than `retention` ms. `callback` receives true if there
+ * may be more. It waits for no lock.
+ */
+export const sweepMarkers = (connection: Connection, retention: number, callback: (hasMore: boolean) => void): void => {
+  const values = [clock.uuidBefore(retention), retention / 1000]
+  runAlone(connection, none, requestOf(sweepText, values), (failure, exchange) =>
+    callback(failure === undefined && exchange.result.rowCount === batchSize)
+  )
+}

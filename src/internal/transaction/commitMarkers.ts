@@ -1,0 +1,82 @@
+/**
+ * The markers of the COMMITs of one database: their table, the proof of outcomes by them, and the
+ * deletion of old ones.
+ */
+import * as clock from "../concurrency/clock.js"
+import type { Connection, Failure } from "../connection/connection.js"
+import { type CommitMarker, isMarkerRefused, queryMarker, sweepMarkers } from "../consistency/commitMarker.js"
+import { type OutcomeTableState, prepareOutcomeTable } from "../consistency/outcomeTable.js"
+import type { ConnectionSource } from "../topology/connectionSource.js"
+import { type OnOutcome, resolveOutcome } from "./resolution.js"
+
+/** The settings of the markers; times are in ms. */
+export interface MarkerSettings {
+  /** The longest time to prove an outcome. */
+  readonly timeout: number
+  /** The time for which markers are kept. */
+  readonly retention: number
+  /** True if the table is created if it is missing. */
+  readonly creates: boolean
+}
+
+/** The mean pause between two deletions, in ms, and the pause while there are more old rows. */
+const sweepPause = 60_000
+const nextBatchPause = 1000
+
+const nothing = () => {}
+
+/** The markers of one database. */
+export class CommitMarkers {
+  /** True if the table is known to be usable. */
+  isReady = false
+  /** The time of the next deletion. */
+  private sweepsAt: number
+
+  constructor(
+    private readonly settings: MarkerSettings,
+    private readonly source: () => ConnectionSource
+  ) {
+    this.sweepsAt = Number.isFinite(settings.retention) ? 0 : Number.POSITIVE_INFINITY
+  }
+
+  /** Checks on an idle connection that the table can be used, and creates it if that is allowed. */
+  prepare(connection: Connection, callback: (state: OutcomeTableState) => void): void {
+    prepareOutcomeTable(connection, this.settings.creates, (state) => {
+      this.isReady = state === "ready"
+      callback(state)
+    })
+  }
+
+  /** Makes the next transaction check the table again if a COMMIT was refused because of it. */
+  onRefused(failure: Failure): void {
+    if (isMarkerRefused(failure)) this.isReady = false
+  }
+
+  /**
+   * Proves the outcome of the transaction of a marker, which cannot commit any more after that. The
+   * returned function gives up, and calls back without an outcome. A marker that may have been
+   * deleted proves nothing.
+   */
+  resolve(marker: CommitMarker, callback: OnOutcome): () => void {
+    const { retention, timeout } = this.settings
+    if (clock.now() + timeout - marker.createdAt >= retention) {
+      callback(undefined)
+      return nothing
+    }
+    return resolveOutcome(this.source(), timeout, (connection, done) => queryMarker(connection, marker, done), callback)
+  }
+
+  /** Deletes a batch of old markers on an idle connection if it is time for that. */
+  sweep(connection: Connection, callback: () => void): void {
+    const now = clock.now()
+    const isIdle = connection.broken === undefined && !connection.busy && connection.status === "I"
+    if (now < this.sweepsAt || !this.isReady || !isIdle) return callback()
+    // processes that were started together do not delete together
+    const next = now + sweepPause * (0.5 + clock.random())
+    this.sweepsAt = next
+    sweepMarkers(connection, this.settings.retention, (hasMore) => {
+      if (hasMore) this.sweepsAt = now + nextBatchPause
+      callback()
+    })
+  }
+}

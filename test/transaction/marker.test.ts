@@ -1,0 +1,570 @@
+/**
+ * The proof of an outcome by a marker: the table and its rights, the rows, and the proof on servers
+ * that are away, restarted or replaced.
+ */
+import * as Migrator from "@effect/sql/Migrator"
+import { assert, it } from "@effect/vitest"
+import * as Cause from "effect/Cause"
+import * as Chunk from "effect/Chunk"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Redacted from "effect/Redacted"
+import * as Stream from "effect/Stream"
+import { Consistency, type Database, DatabaseError, Migrations, TestDatabase, UnitOfWork } from "effect-db"
+import { describe } from "vitest"
+import { Audit, Db, idle, run } from "../support/databases.js"
+import { make } from "../support/embedded.js"
+import { eventually } from "../support/eventually.js"
+import { answers, makeProxy, sends } from "../support/proxy.js"
+import { freshRole, loggedIn, type Role } from "../support/roles.js"
+import { freshDatabase, query } from "../support/server.js"
+
+const marker = { outcome: "marker" } as const
+
+const behind = (url: Redacted.Redacted<string>, options: Partial<Database.Options> = {}) =>
+  Effect.gen(function* () {
+    yield* query(url, "CREATE TABLE item (name text)")
+    const proxy = yield* makeProxy(url)
+    const context = yield* Layer.build(Db.layer({ writer: proxy.url, ...marker, ...options }))
+    const stored = Effect.map(query(url, "SELECT name FROM item ORDER BY name"), (rows) => rows.map((row) => row.name))
+    return { proxy, context: Context.pick(Db)(context), stored }
+  })
+
+const given = (options: Partial<Database.Options> = {}) =>
+  Effect.flatMap(freshDatabase, ({ writer }) => Effect.map(behind(writer, options), (all) => ({ ...all, writer })))
+
+const insert = (name: string) => Effect.flatMap(Db.writer, (sql) => sql`INSERT INTO item VALUES (${name})`)
+
+const failed = <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.flip(DatabaseError.refine(self))
+
+const outcomeOf = (given: unknown): string => {
+  const error = DatabaseError.fromUnknown(given)
+  return "outcome" in error ? error.outcome : error._tag
+}
+
+const asUnknown = (error: unknown): DatabaseError.CommitOutcomeUnknown =>
+  error instanceof DatabaseError.CommitOutcomeUnknown ? error : assert.fail(`not in doubt: ${error}`)
+
+/** The number of markers, and of fences. */
+const rowsIn = (url: Redacted.Redacted<string>) =>
+  Effect.map(
+    query<{ markers: number; fences: number }>(
+      url,
+      "SELECT count(*) FILTER (WHERE NOT is_fence)::int AS markers, count(*) FILTER (WHERE is_fence)::int AS fences FROM effect_db.outcome"
+    ),
+    ([row]) => row ?? assert.fail("no row")
+  )
+
+/** A role that may write the table `item`, and nothing else. */
+const limitedRole = (url: Redacted.Redacted<string>) =>
+  Effect.gen(function* () {
+    yield* query(url, "CREATE TABLE IF NOT EXISTS item (name text)")
+    const role = yield* freshRole(url)
+    yield* Effect.addFinalizer(() => query(url, `DROP OWNED BY ${role.name}`))
+    yield* query(url, `GRANT ALL ON item TO ${role.name}`)
+    return role
+  })
+
+const grants = (role: Role) => [
+  `GRANT USAGE ON SCHEMA effect_db TO ${role.name}`,
+  `GRANT SELECT, INSERT, UPDATE, DELETE ON effect_db.outcome TO ${role.name}`
+]
+
+const build = (writer: Redacted.Redacted<string>, options: Partial<Database.Options> = {}) =>
+  Layer.build(Db.layer({ writer, ...marker, ...options }))
+
+describe("the table of markers", () => {
+  for (const startup of ["verify", "lazy"] as const) {
+    it.scopedLive(
+      `the table of markers is created once by processes that start at the same time, with startup ${startup}`,
+      () =>
+        Effect.gen(function* () {
+          const { writer } = yield* freshDatabase
+          yield* query(writer, "CREATE TABLE item (name text)")
+          const names = ["a", "b", "c", "d", "e", "f"]
+          yield* Effect.forEach(
+            names,
+            (name) =>
+              Effect.scoped(
+                Effect.flatMap(build(writer, { startup }), (context) =>
+                  Effect.provide(Db.withTransaction(insert(name)), context)
+                )
+              ),
+            { concurrency: "unbounded" }
+          )
+          assert.deepStrictEqual(yield* rowsIn(writer), { markers: 6, fences: 0 })
+        })
+    )
+
+    it.scopedLive(`a user without rights gets ConnectFailed with the grants, with startup ${startup}`, () =>
+      Effect.gen(function* () {
+        const { writer } = yield* freshDatabase
+        const role = yield* limitedRole(writer)
+        const url = loggedIn(writer, role)
+        const use = (options: Partial<Database.Options> = {}) =>
+          Effect.scoped(
+            Effect.flatMap(build(url, { startup, ...options }), (context) =>
+              Effect.provide(Db.withTransaction(insert("a")), context)
+            )
+          )
+        const refusal = (options?: Partial<Database.Options>) =>
+          Effect.map(failed(use(options)), (error) => {
+            assert.strictEqual(error._tag === "ConnectFailed" && error.reason, "outcomeTable")
+            return error.message
+          })
+        assert.match(yield* refusal(), /cannot be created: permission denied .* Migrations\.outcomeTable/)
+        assert.match(yield* refusal({ outcomeTable: "exists" }), /does not exist: create it with Migrations/)
+        const owner = yield* build(writer, { outcome: "status" })
+        const loader = Migrator.fromRecord({ "1_outcome": Migrations.outcomeTable })
+        yield* Effect.provide(Migrations.run(Db, { loader }), owner)
+        assert.match(yield* refusal({ outcomeTable: "exists" }), /may not use the table .* GRANT USAGE ON SCHEMA/)
+        for (const grant of grants(role)) yield* query(writer, grant)
+        yield* use({ outcomeTable: "exists" })
+        assert.deepStrictEqual(yield* rowsIn(writer), { markers: 1, fences: 0 })
+      })
+    )
+  }
+
+  it.scopedLive(
+    "a table of markers that is dropped fails a COMMIT with advice, and is created again for the next transaction",
+    () =>
+      Effect.gen(function* () {
+        const { context, stored, writer } = yield* given()
+        yield* Effect.provide(Db.withTransaction(insert("a")), context)
+        yield* query(writer, "DROP SCHEMA effect_db CASCADE")
+        const error = yield* Effect.provide(failed(Db.withTransaction(insert("b"))), context)
+        assert.strictEqual(error._tag, "CommitFailed")
+        assert.include(error.message, "Migrations.outcomeTable")
+        yield* Effect.provide(Db.withTransaction(insert("c")), context)
+        assert.deepStrictEqual(yield* stored, ["a", "c"])
+        yield* Effect.provide(idle, context)
+      })
+  )
+
+  it.scopedLive(
+    "a role that a transaction sets needs USAGE on the schema of the markers alone, and a COMMIT without it says so",
+    () =>
+      Effect.gen(function* () {
+        const { context, stored, writer } = yield* given()
+        const role = yield* limitedRole(writer)
+        const work = (name: string) =>
+          Db.withTransaction(Effect.zipRight(run(`SET LOCAL ROLE ${role.name}`), insert(name)))
+        const error = yield* Effect.provide(failed(work("a")), context)
+        assert.strictEqual(error._tag === "CommitFailed" && error.sqlState, "42501")
+        assert.include(error.message, "GRANT USAGE ON SCHEMA effect_db to each role that transactions set")
+        yield* query(writer, `GRANT USAGE ON SCHEMA effect_db TO ${role.name}`)
+        yield* Effect.provide(work("b"), context)
+        assert.deepStrictEqual(yield* stored, ["b"])
+      })
+  )
+
+  it.scopedLive("markers older than the retention are deleted, and no others", () =>
+    Effect.gen(function* () {
+      const { context, writer } = yield* given({ outcomeRetention: "1 hour", startup: "lazy" })
+      const [oldId, newId] = ["00000000-0000-7000-8000-000000000001", "ffffffff-0000-7000-8000-000000000001"]
+      yield* Effect.scoped(Effect.asVoid(build(writer)))
+      yield* query(
+        writer,
+        `INSERT INTO effect_db.outcome (id, at) VALUES ('${oldId}', now() - interval '2 hours'), ('${newId}', now() - interval '10 minutes')`
+      )
+      yield* Effect.provide(Db.withTransaction(insert("a")), context)
+      yield* Effect.provide(idle, context)
+      const left = yield* query(writer, "SELECT id FROM effect_db.outcome ORDER BY at")
+      assert.lengthOf(left, 2)
+      assert.deepStrictEqual(left[0], { id: newId })
+    })
+  )
+
+  it.scopedLive("an old marker that is locked is left, and delays no transaction", () =>
+    Effect.gen(function* () {
+      const { context, writer } = yield* given({ startup: "lazy", maxConnections: 1 })
+      yield* Effect.scoped(Effect.asVoid(build(writer)))
+      yield* query(
+        writer,
+        "INSERT INTO effect_db.outcome (id, at) SELECT ('00000000-0000-7000-8000-00000000000' || n)::uuid, now() - interval '2 days' FROM generate_series(1, 2) n"
+      )
+      yield* Effect.scoped(
+        Effect.gen(function* () {
+          const holder = Context.pick(Audit)(yield* Layer.build(Audit.layer({ writer })))
+          yield* Effect.gen(function* () {
+            yield* Effect.flatMap(
+              Audit.writer,
+              (sql) => sql`SELECT 1 FROM effect_db.outcome WHERE id::text LIKE '%1' FOR UPDATE`
+            )
+            yield* Effect.provide(Db.withTransaction(insert("a")), context)
+            yield* Effect.provide(Db.withTransaction(insert("b")), context)
+          }).pipe(Audit.withTransaction(), Effect.provide(holder))
+        })
+      )
+      const old = yield* query(writer, "SELECT id FROM effect_db.outcome WHERE at < now() - interval '1 day'")
+      assert.deepStrictEqual(old, [{ id: "00000000-0000-7000-8000-000000000001" }])
+    })
+  )
+
+  it.effect("a retention that is not longer than the proof is refused", () =>
+    Effect.gen(function* () {
+      const error = yield* Effect.flip(
+        Layer.build(Db.layer({ writer: Redacted.make("postgres://u:p@localhost/d"), outcomeRetention: "5 seconds" }))
+      )
+      assert.strictEqual(error._tag === "ConfigInvalid" && error.setting, "outcomeRetention")
+    }).pipe(Effect.scoped)
+  )
+})
+
+describe("the marker of a transaction", () => {
+  const writes: ReadonlyArray<readonly [name: string, write: Effect.Effect<unknown, unknown, Db>]> = [
+    ["a text with several commands", run("INSERT INTO item VALUES ('a'); SELECT 1")],
+    ["a DO", run("DO $$ BEGIN INSERT INTO item VALUES ('a'); END $$")],
+    ["a function", run("SELECT add('a')")],
+    ["a row lock", Effect.zipRight(insert("a"), run("SELECT * FROM item FOR UPDATE"))],
+    [
+      "a search path",
+      Effect.zipRight(run("SET LOCAL search_path = pg_temp"), run("INSERT INTO public.item VALUES ('a')"))
+    ],
+    ["a text that drops all prepared statements", Effect.zipRight(run("DEALLOCATE ALL"), insert("a"))],
+    [
+      "a stream",
+      Effect.flatMap(Db.writer, (sql) =>
+        Stream.runDrain(sql<{ name: string }>`INSERT INTO item VALUES ('a') RETURNING name`.stream)
+      )
+    ],
+    ["a COPY", Effect.flatMap(Db.writer, (sql) => sql.copyFrom("item", ["name"], Stream.make(["a"])))],
+    ["a savepoint", Db.withTransaction(insert("a"))]
+  ]
+  for (const mode of ["session", "transactionPooler"] as const) {
+    for (const [name, write] of writes) {
+      it.scopedLive(`a marker proves a COMMIT without an answer if the write was ${name}, in the mode ${mode}`, () =>
+        Effect.gen(function* () {
+          const { context, proxy, stored, writer } = yield* given({ mode, maxConnections: 1 })
+          yield* query(writer, "CREATE FUNCTION add(text) RETURNS void LANGUAGE sql AS 'INSERT INTO item VALUES ($1)'")
+          yield* proxy.when(answers("COMMIT"), "cut")
+          yield* Effect.provide(Db.withTransaction(write), context)
+          yield* proxy.when(sends("COMMIT"), "cut")
+          const error = yield* Effect.provide(failed(Db.withTransaction(write)), context)
+          assert.strictEqual(outcomeOf(error), "undone")
+          assert.deepStrictEqual(yield* stored, ["a"])
+          assert.deepStrictEqual(yield* rowsIn(writer), { markers: 1, fences: 1 })
+          yield* Effect.provide(idle, context)
+        })
+      )
+    }
+  }
+
+  for (const isolation of ["read committed", "repeatable read", "serializable"] as const) {
+    it.scopedLive(`a marker is stored in a ${isolation} transaction, and also with a token of the COMMIT`, () =>
+      Effect.gen(function* () {
+        const { context, proxy, stored, writer } = yield* given()
+        const work = (name: string) => Db.withTransaction(insert(name), { isolation })
+        yield* Effect.provide(work("a"), context)
+        yield* proxy.when(answers("COMMIT"), "cut")
+        yield* Effect.provide(work("b"), context)
+        const session = Consistency.makeSession()
+        yield* Consistency.withSession(work("c"), session).pipe(Effect.provide(context))
+        yield* Consistency.withSession(work("d"), session).pipe(Effect.provide(context))
+        assert.include(Consistency.encodeSession(session), "app")
+        assert.deepStrictEqual(yield* stored, ["a", "b", "c", "d"])
+        assert.deepStrictEqual(yield* rowsIn(writer), { markers: 4, fences: 0 })
+      })
+    )
+  }
+
+  it.scopedLive("a marker costs no round trip", () =>
+    Effect.gen(function* () {
+      const trips = (options: Partial<Database.Options>) =>
+        Effect.gen(function* () {
+          const { context, proxy } = yield* given({ maxConnections: 1, ...options })
+          const once = Effect.provide(Db.withTransaction(insert("a")), context)
+          yield* once
+          yield* Effect.provide(idle, context)
+          const before = proxy.roundTrips
+          yield* once
+          return proxy.roundTrips - before
+        })
+      assert.strictEqual(yield* trips({}), yield* trips({ outcome: "unknown" }))
+    })
+  )
+
+  it.scopedLive("a marker survives sessions that are reset after each use", () =>
+    Effect.gen(function* () {
+      const { context, writer } = yield* given({ maxConnections: 1, resetOnReturn: "discardAll" })
+      for (const name of ["a", "b", "c"]) yield* Effect.provide(Db.withTransaction(insert(name)), context)
+      assert.deepStrictEqual(yield* rowsIn(writer), { markers: 3, fences: 0 })
+    })
+  )
+
+  it.scopedLive("a transaction that stores nothing leaves no marker", () =>
+    Effect.gen(function* () {
+      const { context, writer } = yield* given()
+      yield* Effect.gen(function* () {
+        yield* Db.withTransaction(Effect.void)
+        yield* Db.withTransaction(run("SELECT count(*) FROM item"))
+        yield* Db.withTransaction(run("SELECT count(*) FROM item"), { access: "read only" })
+        yield* Db.withTransaction(Effect.zipRight(run("SET TRANSACTION READ ONLY"), run("SELECT count(*) FROM item")))
+        const reader = yield* Db.reader
+        yield* reader.withTransaction(reader`SELECT count(*) FROM item`)
+        yield* Effect.ignore(Db.withTransaction(Effect.zipRight(insert("a"), Effect.fail("x"))))
+        yield* insert("autocommit")
+        yield* Effect.provide(Db.withTransaction(insert("sandbox")), TestDatabase.layer(Db))
+      }).pipe(Effect.provide(context))
+      assert.deepStrictEqual(yield* rowsIn(writer), { markers: 0, fences: 0 })
+    })
+  )
+
+  it.scopedLive("a marker is stored for a transaction that only notifies, so that it notifies once", () =>
+    Effect.gen(function* () {
+      const { context, proxy, writer } = yield* given()
+      yield* proxy.when(answers("COMMIT"), "cut")
+      yield* Effect.provide(Db.withTransaction(run("SELECT pg_notify('news', 'x')"), { retry: true }), context)
+      assert.deepStrictEqual(yield* rowsIn(writer), { markers: 1, fences: 0 })
+    })
+  )
+
+  it.scopedLive("a marker is undone with a COMMIT that a deferred constraint refuses", () =>
+    Effect.gen(function* () {
+      const { context, writer } = yield* given()
+      yield* query(writer, "CREATE TABLE once (id int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+      const error = yield* Effect.provide(failed(Db.withTransaction(run("INSERT INTO once VALUES (1), (1)"))), context)
+      assert.strictEqual(error._tag === "CommitFailed" && error.sqlState, "23505")
+      assert.deepStrictEqual(yield* rowsIn(writer), { markers: 0, fences: 0 })
+    })
+  )
+
+  it.scopedLive("each database of a unit of work has a marker of its own", () =>
+    Effect.gen(function* () {
+      const { context, writer } = yield* given()
+      const { writer: other } = yield* freshDatabase
+      yield* query(other, "CREATE TABLE event (name text)")
+      const audit = Context.pick(Audit)(yield* Layer.build(Audit.layer({ writer: other, ...marker })))
+      yield* UnitOfWork.run(
+        Effect.zipRight(
+          insert("a"),
+          Effect.flatMap(Audit.writer, (sql) => sql`INSERT INTO event VALUES ('a')`)
+        )
+      ).pipe(Effect.provide(Context.merge(context, audit)))
+      assert.deepStrictEqual(yield* rowsIn(writer), { markers: 1, fences: 0 })
+      assert.deepStrictEqual(yield* rowsIn(other), { markers: 1, fences: 0 })
+    })
+  )
+})
+
+describe("the proof by a marker", () => {
+  it.scopedLive("a COMMIT that arrives after the proof that it is undone stores nothing", () =>
+    Effect.gen(function* () {
+      const { context, proxy, stored, writer } = yield* given({ resolveWithin: "20 seconds" })
+      // warms the prepared statement, so that a text with COMMIT is the first message after it
+      yield* Effect.provide(Db.withTransaction(insert("a")), context)
+      const held = yield* proxy.when(
+        ({ bytes, from }) => from === "client" && bytes.includes("effect_db_marker"),
+        "freeze"
+      )
+      const fiber = yield* Effect.fork(Effect.provide(Db.withTransaction(insert("late")), context))
+      yield* held
+      const exit = yield* Fiber.interrupt(fiber)
+      const failures = Exit.isFailure(exit) ? Chunk.toReadonlyArray(Cause.failures(exit.cause)) : []
+      const unknown = asUnknown(failures[0])
+      assert.strictEqual(yield* unknown.resolve, "undone")
+      yield* proxy.thaw
+      yield* eventually(
+        query<{ is: number }>(
+          writer,
+          "SELECT count(*)::int AS is FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND datname = current_database()"
+        ),
+        ([row]) => row?.is === 0
+      )
+      assert.deepStrictEqual(yield* stored, ["a"])
+      assert.deepStrictEqual(yield* rowsIn(writer), { markers: 1, fences: 1 })
+    })
+  )
+
+  it.scopedLive("a COMMIT that its fence refuses is undone, and no violation of the program", () =>
+    Effect.gen(function* () {
+      const { context, stored, writer } = yield* given()
+      yield* query(
+        writer,
+        `CREATE FUNCTION collide() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+          INSERT INTO effect_db.outcome (id, is_fence) VALUES (NEW.id, true); RETURN NEW; END $$`
+      )
+      yield* query(
+        writer,
+        "CREATE TRIGGER collide BEFORE INSERT ON effect_db.outcome FOR EACH ROW WHEN (NOT NEW.is_fence) EXECUTE FUNCTION collide()"
+      )
+      const error = yield* Effect.provide(failed(Db.withTransaction(insert("a"))), context)
+      assert.strictEqual(error._tag, "Disconnected")
+      assert.strictEqual(outcomeOf(error), "undone")
+      assert.deepStrictEqual(yield* stored, [])
+      yield* Effect.provide(idle, context)
+    })
+  )
+
+  it.scopedLive("the proof by a marker waits for a COMMIT in progress, whose end decides", () =>
+    Effect.gen(function* () {
+      const { context, proxy, stored, writer } = yield* given({ resolveWithin: "20 seconds" })
+      yield* query(
+        writer,
+        `CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+          PERFORM pg_advisory_xact_lock(1); IF NEW.name = 'refused' THEN RAISE 'refused'; END IF; RETURN NULL; END $$`
+      )
+      yield* query(
+        writer,
+        "CREATE CONSTRAINT TRIGGER hold AFTER INSERT ON item DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION hold()"
+      )
+      const waiting = "SELECT count(*)::int AS is FROM pg_stat_activity WHERE wait_event = 'transactionid'"
+      const waits = (n: number) => eventually(query<{ is: number }>(writer, waiting), ([row]) => row?.is === n)
+      for (const [name, outcome] of [
+        ["kept", "stored"],
+        ["refused", "undone"]
+      ] as const) {
+        const holder = Context.pick(Audit)(yield* Layer.build(Audit.layer({ writer })))
+        const joined = yield* Effect.gen(function* () {
+          yield* Effect.flatMap(Audit.writer, (sql) => sql`SELECT pg_advisory_xact_lock(1)`)
+          const fiber = yield* Effect.fork(
+            Effect.provide(Db.withTransaction(insert(name)), context).pipe(
+              DatabaseError.refine,
+              Effect.match({ onFailure: outcomeOf, onSuccess: () => "stored" }),
+              UnitOfWork.outside
+            )
+          )
+          yield* eventually(
+            query<{ is: number }>(
+              writer,
+              "SELECT count(*)::int AS is FROM pg_stat_activity WHERE wait_event = 'advisory'"
+            ),
+            ([row]) => row?.is === 1
+          )
+          yield* proxy.cut
+          yield* waits(1)
+          return fiber
+        }).pipe(Audit.withTransaction(), Effect.provide(holder))
+        assert.strictEqual(yield* Fiber.join(joined), outcome)
+      }
+      assert.deepStrictEqual(yield* stored, ["kept"])
+    })
+  )
+
+  it.scopedLive("an outcome that a marker has not proved in time can be resolved later", () =>
+    Effect.gen(function* () {
+      const { context, proxy, stored } = yield* given({ resolveWithin: "100 millis" })
+      const log: Array<string> = []
+      const hooks = Effect.zipRight(
+        Db.afterUnknown(Effect.sync(() => void log.push("unknown"))),
+        Db.afterCommit(Effect.sync(() => void log.push("committed")))
+      )
+      for (const [name, point, outcome] of [
+        ["a", answers("COMMIT"), "committed"],
+        ["b", sends("COMMIT"), "undone"]
+      ] as const) {
+        const cut = yield* proxy.when(point, "cut")
+        const [error] = yield* Effect.all(
+          [
+            Effect.provide(failed(Db.withTransaction(Effect.zipRight(hooks, insert(name)))), context),
+            Effect.zipRight(cut, proxy.refuse)
+          ],
+          { concurrency: 2 }
+        )
+        const unknown = asUnknown(error)
+        assert.match(unknown.marker ?? "", /^[0-9a-f]{8}-[0-9a-f]{4}-7/)
+        yield* proxy.accept
+        assert.strictEqual(yield* Effect.retry(unknown.resolve, { times: 50 }), outcome)
+        assert.strictEqual(yield* Effect.retry(unknown.resolve, { times: 50 }), outcome)
+      }
+      assert.deepStrictEqual(log, ["unknown", "unknown"])
+      assert.deepStrictEqual(yield* stored, ["a"])
+    })
+  )
+
+  it.scopedLive("a fence whose own answer was lost still says that the transaction is undone", () =>
+    Effect.gen(function* () {
+      const { context, proxy, stored, writer } = yield* given({ resolveWithin: "20 seconds" })
+      yield* proxy.when(sends("COMMIT"), "cut")
+      let fences = 0
+      yield* proxy.when((message) => {
+        if (sends("is_fence) VALUES")(message)) fences++
+        return false
+      }, "pass")
+      // the answer to the COMMIT of the fence
+      yield* proxy.when(answers("COMMIT"), "cut")
+      const error = yield* Effect.provide(failed(Db.withTransaction(insert("a"))), context)
+      assert.strictEqual(outcomeOf(error), "undone")
+      assert.strictEqual(fences, 2)
+      assert.deepStrictEqual(yield* stored, [])
+      assert.deepStrictEqual(yield* rowsIn(writer), { markers: 0, fences: 1 })
+    })
+  )
+
+  it.scopedLive("an interruption during the proof by a marker ends with CommitOutcomeUnknown", () =>
+    Effect.gen(function* () {
+      const { context, proxy } = yield* given()
+      const cut = yield* proxy.when(answers("COMMIT"), "cut")
+      const fiber = yield* Effect.fork(Effect.provide(Db.withTransaction(insert("a")), context))
+      yield* cut
+      yield* proxy.freeze
+      const exit = yield* Fiber.interrupt(fiber)
+      const failures = Exit.isFailure(exit) ? Chunk.toReadonlyArray(Cause.failures(exit.cause)) : []
+      assert.strictEqual(asUnknown(failures[0]).database, "app")
+      yield* proxy.thaw
+    })
+  )
+
+  for (const stop of ["kill", "stop"] as const) {
+    it.scopedLive(`a marker proves the outcome after the server was ended by ${stop}`, () =>
+      Effect.gen(function* () {
+        const { primary } = yield* make({ settings: { wal_writer_delay: "10s", autovacuum: false } })
+        const { context, proxy, stored } = yield* behind(primary.url(), { resolveWithin: "20 seconds" })
+        for (const [name, point, outcome] of [
+          ["a", answers("COMMIT"), "stored"],
+          ["b", sends("COMMIT"), "undone"]
+        ] as const) {
+          const gone = yield* proxy.when(point, "freeze")
+          const fiber = yield* Effect.provide(Db.withTransaction(insert(name)), context).pipe(
+            DatabaseError.refine,
+            Effect.match({ onFailure: outcomeOf, onSuccess: () => "stored" }),
+            Effect.fork
+          )
+          yield* gone
+          yield* primary[stop]
+          yield* primary.start
+          yield* proxy.cut
+          assert.strictEqual(yield* Fiber.join(fiber), outcome)
+        }
+        assert.deepStrictEqual(yield* stored, ["a"])
+      })
+    )
+  }
+
+  it.scopedLive("a COMMIT that a promoted standby has is stored, one that it lacks is undone", () =>
+    Effect.gen(function* () {
+      const { primary, replicas, awaitReplicas } = yield* make({ replicas: 1 })
+      const replica = replicas[0] ?? assert.fail("there is no replica")
+      const { context, proxy } = yield* behind(primary.url(), { resolveWithin: "20 seconds" })
+      const attempt = (name: string) =>
+        Effect.provide(Db.withTransaction(insert(name)), context).pipe(
+          DatabaseError.refine,
+          Effect.match({ onFailure: outcomeOf, onSuccess: () => "stored" }),
+          Effect.fork
+        )
+      const first = yield* proxy.when(answers("COMMIT"), "freeze")
+      const kept = yield* attempt("kept")
+      yield* first
+      yield* awaitReplicas
+      yield* replica.stop
+      const second = yield* proxy.when(answers("COMMIT"), "freeze")
+      const lost = yield* attempt("lost")
+      yield* second
+      yield* primary.kill
+      yield* replica.start
+      yield* replica.promote
+      const url = replica.url()
+      // the new primary gives the id of the lost transaction to others
+      for (let i = 0; i < 10; i++) yield* query(url, "INSERT INTO item VALUES ('other')")
+      yield* proxy.retarget(url)
+      yield* proxy.cut
+      assert.strictEqual(yield* Fiber.join(kept), "stored")
+      assert.strictEqual(yield* Fiber.join(lost), "undone")
+      const rows = yield* query(url, "SELECT name FROM item WHERE name <> 'other'")
+      assert.deepStrictEqual(rows, [{ name: "kept" }])
+    })
+  )
+})
