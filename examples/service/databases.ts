@@ -32,26 +32,31 @@ const anyOf = ({ primary, replicas }: EmbeddedPostgres.EmbeddedPostgres.Service,
 const standbysOf = ({ replicas }: EmbeddedPostgres.EmbeddedPostgres.Service, database: string) =>
   replicas.map((server) => ({ url: server.url(database), targetSessionAttrs: "standby" as const }))
 
-/** Both databases on an embedded cluster, the first with its replicas. */
-export const embedded = Layer.unwrapEffect(
-  Effect.map(EmbeddedPostgres.EmbeddedPostgres, (postgres) =>
-    Layer.mergeAll(
-      Db.layer({
-        ...limits,
-        writer: anyOf(postgres, Db.databaseName),
-        readers: standbysOf(postgres, Db.databaseName),
-        // the page shows the lag of each replica
-        monitorInterval: "1 second",
-        // while there is no primary, no replica receives its log, and reads go on
-        whenAllBehind: "leastBehind"
-      }),
-      Audit.layer({ ...limits, writer: anyOf(postgres, Audit.databaseName) }),
-      Servers.embedded(postgres),
-      Playground.embedded(postgres),
-      Cluster.embedded(postgres)
+/**
+ * Both databases on an embedded cluster, the first with its replicas. With the outcome `"marker"` a lost COMMIT is proved also after a
+ * promotion.
+ */
+export const embedded = (outcome: "status" | "marker" = "status") =>
+  Layer.unwrapEffect(
+    Effect.map(EmbeddedPostgres.EmbeddedPostgres, (postgres) =>
+      Layer.mergeAll(
+        Db.layer({
+          ...limits,
+          outcome,
+          writer: anyOf(postgres, Db.databaseName),
+          readers: standbysOf(postgres, Db.databaseName),
+          // the page shows the lag of each replica
+          monitorInterval: "1 second",
+          // while there is no primary, no replica receives its log, and reads go on
+          whenAllBehind: "leastBehind"
+        }),
+        Audit.layer({ ...limits, outcome, writer: anyOf(postgres, Audit.databaseName) }),
+        Servers.embedded(postgres),
+        Playground.embedded(postgres),
+        Cluster.embedded(postgres)
+      )
     )
   )
-)
 
 /** A cluster with a replica and both databases, for as long as the layer lives. */
 export const cluster = (options: EmbeddedPostgres.EmbeddedPostgres.Options = {}) =>
@@ -90,13 +95,15 @@ const isGiven = Config.all(
 /** Options of the embedded servers; `undefined` if the user has not chosen. */
 export interface Options {
   readonly replicas: number | undefined
-  /** True if each commit waits for a replica, so that a promotion loses nothing that was acknowledged. */
+  /**
+   * True if each commit waits for a replica, so that a promotion loses nothing that was acknowledged, and leaves a row that proves it.
+   */
   readonly synchronous: boolean
 }
 
 const own = ({ replicas = defaultReplicas, synchronous }: Options) =>
   Revive.layer.pipe(
-    Layer.provideMerge(embedded),
+    Layer.provideMerge(embedded(synchronous ? "marker" : "status")),
     Layer.provide(cluster({ replicas, synchronous: synchronous ? 1 : 0 }))
   )
 

@@ -1,6 +1,6 @@
-import { Data, Duration, Effect, Option } from "effect"
+import { Data, Duration, Effect, Option, Stream } from "effect"
 import { Cluster } from "./cluster.js"
-import { Db } from "./databases.js"
+import { Audit, Db } from "./databases.js"
 import type { Attempt, Ledger } from "./ledger.js"
 import * as Tasks from "./tasks.js"
 
@@ -28,6 +28,23 @@ export const run = Effect.gen(function* () {
   ]
 })
 
+/** Counts the attempts that the library makes again, until the scope ends. */
+export const countRetries = Effect.gen(function* () {
+  const counts = { transaction: 0, statement: 0, acquire: 0 }
+  yield* Stream.merge(Db.observations, Audit.observations).pipe(
+    Stream.runForEach((event) =>
+      Effect.sync(() => {
+        if (event._tag === "Retried") counts[event.what]++
+      })
+    ),
+    Effect.forkScoped
+  )
+  return Effect.sync(
+    () =>
+      `retried    by the library: transactions ${counts.transaction}, statements ${counts.statement}, checkouts ${counts.acquire}`
+  )
+})
+
 const meaning: Readonly<Partial<Record<Attempt["outcome"], string>>> = {
   "found stored": "looked up on the new primary: stored, so it was not sent again",
   "found not stored": "looked up on the new primary: not stored, so it was sent again",
@@ -43,8 +60,9 @@ export const effects = (ledger: Ledger) =>
     })
     return [
       `writer     found on timeline ${timeline ?? "?"}; ${seconds(ledger.longestPause)} at most without an acknowledged change`,
+      "commits    each transaction leaves a marker, by which the new primary proves a COMMIT whose answer was lost",
       "standbys   each commit waits for one (synchronous replication), so the promoted one has all that was acknowledged",
-      `unknown    ${unknown.length === 0 ? "no outcome" : `${unknown.length} outcomes, each of them resolved:`}`,
+      `unknown    ${unknown.length === 0 ? "no outcome is left to the clients" : `${unknown.length}, resolved:`}`,
       ...unknown
     ]
   })

@@ -75,13 +75,14 @@ const job = (file: string, failover: boolean) =>
     yield* Listen.drained
 
     const name = `once-${randomBytes(4).toString("hex")}`
+    const retries = yield* Failover.countRetries
     const disturbed = yield* Ref.make<ReadonlyArray<string>>([])
     const fault = Effect.if(failover, { onTrue: () => Failover.run, onFalse: () => killConnections })
     const interfere = Effect.flatMap(fault, (lines) => Ref.set(disturbed, lines))
     const [took, ledger] = yield* Effect.timed(Load.run({ baseUrl: yield* Banner.baseUrl, name, interfere }))
     const caughtUp = yield* servers.caughtUp
     const findings = yield* Check.all(name, ledger, rows)
-    const effects = failover ? yield* Failover.effects(ledger) : []
+    const effects = failover ? [yield* retries, ...(yield* Failover.effects(ledger))] : []
     yield* Console.log(report(ledger, [...(yield* disturbed), ...effects], took, findings))
     const problems = [
       ...ledger.failures,
