@@ -140,7 +140,8 @@ const make = (postgres: EmbeddedPostgres.EmbeddedPostgres.Service) =>
         })
       ),
       ended: (member) =>
-        Effect.repeat(member.server.isRunning, {
+        // between two actions, which stop and start servers themselves
+        Effect.repeat(lock.withPermits(1)(member.server.isRunning), {
           while: (runs) => runs || killed.has(member),
           schedule: Schedule.spaced("200 millis")
         }).pipe(Effect.asVoid),

@@ -20,7 +20,7 @@ const limits = {
 } as const
 
 /** The number of replicas of an embedded cluster, if the user says nothing else. */
-export const defaultReplicas = 1
+const defaultReplicas = 1
 
 /** Returns one URL with all servers of a cluster, so that the writer of a database is found after a promotion. */
 const anyOf = ({ primary, replicas }: EmbeddedPostgres.EmbeddedPostgres.Service, database: string) => {

@@ -7,7 +7,7 @@ const span = 120
 /** The time without a stored write from which on it is a pause, in milliseconds. The load writes more often. */
 const shortestPause = 500
 
-export const Second = Schema.Struct({
+const Second = Schema.Struct({
   at: Schema.Number.annotations({ description: "The second, since 1970" }),
   reads: Schema.Number,
   writes: Schema.Number,

@@ -1,7 +1,9 @@
 /** A visitor of the example service kills the primary, promotes a replica, and sees the effect on a load. */
+import * as fs from "node:fs"
 import { describe, expect, it, layer } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import { Figures } from "../../examples/service/figures.js"
+import { directory } from "../support/directory.js"
 import { eventually } from "../support/eventually.js"
 import { send, service } from "../support/service.js"
 import * as Program from "./program.js"
@@ -106,6 +108,36 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the cluster of t
       // it was not replaced meanwhile, so it goes on as the primary
       yield* eventually(members, (all) => all.some(({ role, state }) => role === "primary" && state === "up"))
       expect(yield* send("POST", "/todos", { id: "again", title: "a" })).toMatchObject({ status: 201 })
+    })
+  )
+})
+
+describe("the end of a service that is in a failover", () => {
+  it.scopedLive("Ctrl-C ends a service whose primary is killed and whose load is on, and leaves nothing", () =>
+    Effect.gen(function* () {
+      const folder = fs.mkdtempSync(`${directory}/service-cluster-`)
+      fs.chmodSync(folder, 0o755)
+      yield* Effect.addFinalizer(() => Effect.sync(() => fs.rmSync(folder, { recursive: true, force: true })))
+      const program = yield* Program.start(["--replicas", "2"], { TMPDIR: folder })
+      const url = yield* program.url
+      yield* program.line(/Ctrl-C stops/)
+      const ask = (method: string, path: string, body?: object) =>
+        Effect.promise(() =>
+          fetch(`${url}${path}`, {
+            method,
+            ...(body && { body: JSON.stringify(body), headers: { "content-type": "application/json" } })
+          }).then((response) => response.json())
+        )
+      yield* ask("PUT", "/load", { rate: 30 })
+      yield* eventually(ask("GET", "/load"), ({ answered }) => answered > 0)
+      expect(yield* ask("POST", "/cluster/kill")).toEqual({ servers: ["server 1"] })
+      expect(yield* ask("POST", "/cluster/promote")).toEqual({ servers: ["server 2"] })
+      expect(yield* ask("POST", "/cluster/start")).toEqual({ servers: ["server 1"] })
+      expect(yield* ask("POST", "/cluster/kill")).toEqual({ servers: ["server 2"] })
+      yield* program.signal("SIGINT")
+      expect(yield* program.ended).toMatchObject({ code: 0 })
+      expect(yield* program.written).not.toMatch(/has ended; it is started again/)
+      expect(fs.readdirSync(folder).filter((name) => name.startsWith("effect-db-"))).toEqual([])
     })
   )
 })
