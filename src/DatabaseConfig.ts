@@ -445,6 +445,17 @@ export interface DatabaseOptions extends PoolOptions, SessionOptions {
    */
   readonly outcomeRetention?: Duration.DurationInput | undefined
   /**
+   * True if the transactions of the database may end in two phases, for units of work with `atomic:
+   * "twoPhase"`. It needs `outcome: "marker"`, and `max_prepared_transactions` above 0 on the server:
+   * otherwise the layer fails with `ConfigInvalid`, or with `startup: "lazy"` the end of the first such
+   * unit does. Each process looks for prepared transactions that another one has left, at its start
+   * and every 10 seconds.
+   *
+   * @see `UnitOfWork.Options` for the option `atomic`
+   * @default false
+   */
+  readonly twoPhase?: boolean | undefined
+  /**
    * The longest time to find out if a COMMIT without an answer is stored; it must be finite.
    *
    * @default "5 seconds"
@@ -750,6 +761,8 @@ export interface DatabaseConfig {
   readonly createsOutcomeTable: boolean
   /** The time after which markers are deleted. */
   readonly outcomeRetention: number
+  /** True if transactions may end in two phases. */
+  readonly twoPhase: boolean
   /** The longest time to find out if a COMMIT without an answer is stored. */
   readonly resolveWithin: number
   /** The time for which a failed reader takes no part in routing. */
@@ -822,6 +835,7 @@ const known: KnownNames<DatabaseOptions> = {
   outcome: true,
   outcomeTable: true,
   outcomeRetention: true,
+  twoPhase: true,
   resolveWithin: true,
   readerRetryDelay: true,
   maxLag: true,
@@ -929,6 +943,10 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
   const counts = connectionCounts(options)
   const preparedStatements = count("preparedStatements", options.preparedStatements, 256, 0)
   const isPooled = [givenWriter, ...givenReaders].some((server) => server.isPooled)
+  const outcome = oneOf("outcome", options.outcome, "status", "marker", "unknown")
+  const twoPhase = boolean("twoPhase", options.twoPhase)
+  if (twoPhase && outcome !== "marker")
+    throw new Invalid("twoPhase", `true with outcome: "${outcome}"`, 'outcome: "marker"')
   const resolveWithin = finite("resolveWithin", duration("resolveWithin", options.resolveWithin, "5 seconds"))
   const mode = oneOf(
     "mode",
@@ -974,7 +992,7 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
     },
     startup: oneOf("startup", options.startup, "verify", "lazy"),
     shutdownTimeout: finite("shutdownTimeout", duration("shutdownTimeout", options.shutdownTimeout, "5 seconds")),
-    outcome: oneOf("outcome", options.outcome, "status", "marker", "unknown"),
+    outcome,
     createsOutcomeTable: oneOf("outcomeTable", options.outcomeTable, "create", "exists") === "create",
     outcomeRetention: longerThan(
       "outcomeRetention",
@@ -982,6 +1000,7 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
       resolveWithin,
       "resolveWithin"
     ),
+    twoPhase,
     resolveWithin,
     readerRetryDelay: duration("readerRetryDelay", options.readerRetryDelay, "5 seconds"),
     routing: {

@@ -30,7 +30,7 @@ import type * as UnitOfWork from "./UnitOfWork.js"
  */
 export interface NodeOptions
   extends LabelOptions,
-    Pick<UnitOfWork.Options<never, never>, "databases" | "order" | "checkFirst"> {
+    Pick<UnitOfWork.Options<never, never>, "databases" | "order" | "checkFirst" | "atomic"> {
   /**
    * Decides by the status of the response if the unit of work commits.
    *
@@ -64,7 +64,7 @@ export interface NodeOptions
  */
 export interface HandlerOptions
   extends LabelOptions,
-    Pick<UnitOfWork.Options<never, never>, "databases" | "order" | "checkFirst"> {
+    Pick<UnitOfWork.Options<never, never>, "databases" | "order" | "checkFirst" | "atomic"> {
   /**
    * Decides by the response if the unit of work commits.
    *

@@ -179,6 +179,27 @@ export type Observation = Data.TaggedEnum<{
     readonly lagMillis: number
     readonly lagBytes: number
   }
+  /**
+   * A prepared transaction of a unit of work cannot be ended now, or is older than a minute: it holds
+   * its locks until it is ended. Reported once for each transaction, and logged as a warning also
+   * without `echo`.
+   */
+  PreparedLeft: {
+    readonly database: string
+    readonly server: string
+    /** The name of the prepared transaction, as `pg_prepared_xacts` shows it. */
+    readonly gid: string
+    readonly ageMillis: number
+    readonly message: string
+  }
+  /** A prepared transaction that a process had left was ended by the decision of its unit. */
+  PreparedRecovered: {
+    readonly database: string
+    readonly server: string
+    readonly gid: string
+    readonly outcome: "committed" | "undone"
+    readonly ageMillis: number
+  }
   /** A server was marked down: reads are routed to others. */
   MarkedDown: { readonly database: string; readonly server: string; readonly message: string }
   /** A server was marked up, and serves reads again. */

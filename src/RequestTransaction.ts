@@ -84,7 +84,7 @@ export interface LabelOptions {
  */
 export interface Options
   extends LabelOptions,
-    Pick<UnitOfWork.Options<never, never>, "databases" | "order" | "checkFirst"> {
+    Pick<UnitOfWork.Options<never, never>, "databases" | "order" | "checkFirst" | "atomic"> {
   /**
    * Decides by the response if the unit of work commits.
    *

@@ -331,6 +331,13 @@ export const isStalePlan = (sqlState: string, message: string): boolean =>
 export const isInvalidParameter = (sqlState: string): boolean => sqlState === "22023"
 
 /**
+ * Checks if a server does not know the object of a command, such as a prepared transaction.
+ *
+ * @internal
+ */
+export const isUndefinedObject = (sqlState: string): boolean => sqlState === "42704"
+
+/**
  * Checks if a statement ended because a client cancelled it, and not because of the server's own
  * limit.
  *

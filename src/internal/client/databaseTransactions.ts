@@ -26,6 +26,7 @@ import { CommitOutcomes } from "../transaction/commitOutcomes.js"
 import type { TransactionContext } from "../transaction/context.js"
 import { MarkedSource } from "../transaction/markedSource.js"
 import { inMillis } from "../transaction/plainOptions.js"
+import { PreparedTransactions } from "../transaction/preparedTransactions.js"
 import { begin, type Origin, type Transaction } from "../transaction/transaction.js"
 import { unitOf } from "../unitOfWork/unitOf.js"
 import { OpenTransactions } from "./openTransactions.js"
@@ -62,6 +63,8 @@ export class DatabaseTransactions implements Origin {
   readonly outcomes: CommitOutcomes | undefined
   /** The markers of COMMITs, if `outcome` has them proved by markers. */
   readonly markers: CommitMarkers | undefined
+  /** The prepared transactions, if units of work may end in two phases. */
+  readonly prepared: PreparedTransactions | undefined
   protected readonly routing: ReadRouting
 
   constructor(
@@ -85,6 +88,16 @@ export class DatabaseTransactions implements Origin {
     this.outcomes =
       config.outcome === "status" ? new CommitOutcomes(config.resolveWithin, () => this.writes) : undefined
     this.markers = config.outcome === "marker" ? this.makeMarkers(config) : undefined
+    this.prepared =
+      this.markers !== undefined && config.twoPhase && sandbox === undefined
+        ? new PreparedTransactions({
+            database: name,
+            observer,
+            markers: this.markers,
+            timeout: config.resolveWithin,
+            source: () => this.writes
+          })
+        : undefined
     this.routing = new ReadRouting(name, topology, choose, config.routing.whenAllBehind)
   }
 

@@ -31,6 +31,7 @@ import { proveRole } from "../topology/roleProof.js"
 import { type MakeMetrics, Topology } from "../topology/topology.js"
 import { rollback } from "../transaction/completion.js"
 import { outcomeTableFailure } from "../transaction/markedSource.js"
+import { refusesPrepare } from "../transaction/preparation.js"
 import { make as makeClient } from "./client.js"
 import { Executor } from "./executor.js"
 import { makeLifecycleHooks } from "./lifecycleHooks.js"
@@ -146,6 +147,26 @@ const verify = (
     })
   })
 
+/** Checks that the server of a database takes prepared transactions, if units may end in two phases. */
+const verifyPrepared = (
+  pool: Pool,
+  { prepared }: Executor,
+  { name, pool: { acquireTimeout } }: DatabaseConfig.DatabaseConfig
+): Effect.Effect<void, StartupError> =>
+  prepared === undefined
+    ? Effect.void
+    : Effect.async((resume) => {
+        const cancel = pool.checkout(clock.now() + acquireTimeout, [], (_, connection) => {
+          // the first unit that needs it reports the failure
+          if (connection === undefined) return resume(Effect.void)
+          prepared.identify(connection, (_, error) => {
+            pool.checkin(connection)
+            resume(error === undefined ? Effect.void : Effect.fail(refusesPrepare(name, error.message)))
+          })
+        })
+        return Effect.sync(cancel)
+      })
+
 /** Opens a database in a scope. */
 export const openDatabase = <L extends Listening>(
   owner: NamedClass,
@@ -169,12 +190,16 @@ export const openDatabase = <L extends Listening>(
       (topology) => Effect.async<void>((resume) => topology.close(config.shutdownTimeout, () => resume(Effect.void)))
     ).pipe(Scope.extend(sockets))
     const executor = new Executor(config, topology, observers, yield* Router, undefined)
+    yield* Effect.addFinalizer(() => Effect.sync(() => executor.prepared?.stop()))
     if (executor.isWatched) yield* Effect.acquireRelease(Effect.sync(recordCallSites), Effect.sync)
     const { readers, writer } = topology
     if (config.startup === "verify") {
       // a server that is started at the same time may not listen yet
       const mayCome = (reason: ConnectReason) => isNotYet(reason) || reason === "unreachable"
-      if (writer.writes !== undefined) yield* reportBeforeInterrupt(verify(writer.writes, config, mayCome, executor))
+      if (writer.writes !== undefined) {
+        const started = verify(writer.writes, config, mayCome, executor)
+        yield* reportBeforeInterrupt(Effect.zipRight(started, verifyPrepared(writer.writes, executor, config)))
+      }
       yield* Effect.forEach(
         readers,
         (server) =>

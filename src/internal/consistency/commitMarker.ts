@@ -21,14 +21,22 @@ import type { TransactionStatus } from "./transactionStatus.js"
  * literal (see "Performance rules" in CONTRIBUTING.md).
  */
 export class CommitMarker {
-  readonly id = clock.uuid()
-  readonly createdAt = clock.now()
-
   /**
    * `notifies` is true if the transaction may have notified. The server assigns the id of such a
    * transaction at COMMIT, later than the marker, so the marker must not depend on the id.
    */
-  constructor(readonly notifies: boolean) {}
+  constructor(
+    readonly notifies: boolean,
+    /** True if the marker decides about prepared transactions, so that it is stored in every case. */
+    readonly isDecision = false,
+    readonly id = clock.uuid(),
+    readonly createdAt = clock.now()
+  ) {}
+
+  /** True if its step is a statement that sessions keep prepared. */
+  get isPreparable(): boolean {
+    return !this.notifies && !this.isDecision
+  }
 }
 
 const hasWritten = "pg_catalog.pg_current_xact_id_if_assigned() IS NOT NULL"
@@ -42,9 +50,13 @@ const preparedText = markerText(false, "$1")
 const preparedName = "effect_db_marker"
 
 /** Returns the step before COMMIT that inserts a marker. */
-export const markerStepOf = (connection: Connection, { id, notifies }: CommitMarker): Step => {
+export const markerStepOf = (
+  connection: Connection,
+  { id, isDecision, isPreparable, notifies }: CommitMarker
+): Step => {
+  if (isDecision) return step(`SELECT effect_db.mark_commit('${id}')`)
   const text = () => markerText(notifies, `'${id}'`)
-  if (notifies || connection.isPooled || !connection.preparesStatements) return step(text())
+  if (!isPreparable || connection.isPooled || !connection.preparesStatements) return step(text())
   return parameterStep(preparedName, preparedText, id, connection.hasProofStatement, text)
 }
 

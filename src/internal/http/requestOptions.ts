@@ -23,7 +23,7 @@ type RequestSettings = UnitOfWork.UnitSettings | "none"
 /** Options for requests of any library. `outcome` gets the response or its status as `Answer`. */
 export interface RequestOptions<Request, Answer>
   extends LabelSettings,
-    Pick<UnitOfWork.Options<never, never>, "databases" | "order" | "checkFirst"> {
+    Pick<UnitOfWork.Options<never, never>, "databases" | "order" | "checkFirst" | "atomic"> {
   readonly outcome?: ((answer: Answer) => UnitOfWork.Outcome) | undefined
   readonly transaction?: ((request: Request) => RequestSettings) | UnitOfWork.UnitSettings | undefined
 }

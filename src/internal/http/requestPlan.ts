@@ -108,12 +108,12 @@ export const demandOf = (
   unit: Unit | undefined,
   transaction: UnitOfWork.UnitSettings | undefined
 ): OptionsConflict | undefined => {
-  const { checkFirst, databases, order, retry } = options
+  const { atomic, checkFirst, databases, order, retry } = options
   const settings = fixed ?? settingsByDatabase({ databases, transaction })
   if (unit === undefined) return demandAround(around, settings)
   // a request that cannot be kept is answered once, as it is without a unit around it
   const demanded = isRepeatable(request) ? retry : undefined
-  return demandOfUnit(around, unit, settings, { checkFirst, order, retry: demanded })
+  return demandOfUnit(around, unit, settings, { atomic, checkFirst, order, retry: demanded })
 }
 
 /** Returns the outcome of a request that has joined a unit of work. A failure is a rollback. */

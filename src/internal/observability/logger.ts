@@ -73,6 +73,8 @@ const messageOf: (observation: Observation) => LogMessage = Observation.$match({
     warning(
       `${to} is the writer${timeline === undefined ? "" : ` on timeline ${timeline}`}${from === undefined ? "" : `, in place of ${from}, after ${ms(tookMillis)}`}`
     ),
+  PreparedLeft: ({ gid, message }) => warning(`the prepared transaction ${gid} is not ended: ${message}`),
+  PreparedRecovered: ({ gid, outcome }) => info(`the prepared transaction ${gid} was found and ended (${outcome})`),
   FellBehind: ({ lagBytes, lagMillis }) =>
     warning(
       Number.isFinite(lagBytes)

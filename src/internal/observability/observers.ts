@@ -22,7 +22,7 @@ export class Observers implements Observer {
     // plain observations of the core are converted, so that those with equal fields are equal
     const observation: Observation = Equal.isEqual(given) ? given : Data.struct(given)
     for (const subscriber of this.all) subscriber(observation)
-    if (observation._tag === "Leaked") this.report(observation)
+    if (observation._tag === "Leaked" || observation._tag === "PreparedLeft") this.report(observation)
     if (observation._tag === "PassedOver" && observation.reason === "unproved") this.reportOnce(observation)
   }
 

@@ -179,7 +179,8 @@ const outcomes = {
   unknown: "unknown"
 } as const
 
-const observe = (transaction: Transaction, error?: TransactionError | undefined): void => {
+/** Ends the span of a transaction, and reports its end to the observers. */
+export const observe = (transaction: Transaction, error?: TransactionError | undefined): void => {
   const { level, options, origin } = transaction
   transaction.span?.end(outcomes[level.state], error)
   if (!origin.observer.active || level.parent !== undefined) return

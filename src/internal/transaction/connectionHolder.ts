@@ -62,6 +62,8 @@ export class ConnectionHolder {
   readonly idTracker: IdTracker
   /** The marker of the COMMIT that was sent, if it had one. */
   marker: CommitMarker | undefined = undefined
+  /** The marker to use for the COMMIT, if that decides about prepared transactions. */
+  decision: CommitMarker | undefined = undefined
   /** True if a statement may have notified. */
   private mayNotify = false
 
@@ -97,7 +99,7 @@ export class ConnectionHolder {
 
   /** Creates the marker of a COMMIT, if its outcome is to be proved by one. */
   makeMarker(): CommitMarker | undefined {
-    this.marker = this.provider.markers === undefined ? undefined : new CommitMarker(this.mayNotify)
+    this.marker = this.decision ?? (this.provider.markers === undefined ? undefined : new CommitMarker(this.mayNotify))
     return this.marker
   }
 
@@ -169,6 +171,7 @@ export class ConnectionHolder {
   hold(connection: Connection): void {
     this.idTracker.reset()
     this.marker = undefined
+    this.decision = undefined
     this.mayNotify = false
     this.connection = connection
     connection.onLost = (error) => this.recordLoss({ _tag: "lost", error, sent: true, acknowledged: 0 })

@@ -42,6 +42,11 @@ export class JoinedPart {
     this.around?.part(transaction)?.recordSent(transaction)
   }
 
+  /** Returns a transaction in which the part has sent a writer's statement, if there is one. */
+  get sentIn(): Transaction | undefined {
+    return this.sent?.values().next().value
+  }
+
   /**
    * Ends the part in rollback. The transactions in which it has sent statements must end in
    * rollback then.

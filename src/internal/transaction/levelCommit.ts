@@ -170,7 +170,7 @@ const sendCommit = (level: Level, connection: Connection, resolve: Resolve, fini
     else resolve(prove, end)
   }
   const ended = (isKept: boolean) => {
-    if (marker !== undefined && !marker.notifies) connection.hasProofStatement = connection.preparesStatements
+    if (marker?.isPreparable === true) connection.hasProofStatement = connection.preparesStatements
     finish(isKept ? "committed" : "failed", isKept ? undefined : rolledBackAtCommit(level))
   }
   if (recorder === undefined) {

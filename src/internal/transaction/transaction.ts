@@ -20,6 +20,7 @@ import { type Hook, type HookKind, passedOn } from "./hook.js"
 import { Level } from "./level.js"
 import type { LevelSettings } from "./pendingBegin.js"
 import type { PlainOptions } from "./plainOptions.js"
+import type { PreparedTransactions } from "./preparedTransactions.js"
 
 /**
  * An opened database, as the origin of transactions. Databases are compared by the identity of this
@@ -38,6 +39,8 @@ export interface Origin {
    * inside of it.
    */
   readonly sandbox?: Transaction | undefined
+  /** The prepared transactions of the database, if units of work may end in two phases. */
+  readonly prepared?: PreparedTransactions | undefined
   /**
    * Takes one more attempt of a transaction or unit from the retry budget, and reports the retry.
    * Returns false if the budget is used up.

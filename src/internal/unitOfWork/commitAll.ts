@@ -25,6 +25,7 @@ import { rollbackNested } from "../transaction/levelRollback.js"
 import type { Transaction } from "../transaction/transaction.js"
 import type { CommitOptions } from "./commitOptions.js"
 import { inCommitOrder } from "./commitOrder.js"
+import { commitTwoPhase } from "./commitTwoPhase.js"
 import type { Unit } from "./unit.js"
 
 /**
@@ -174,7 +175,7 @@ export interface CommitGroup {
  */
 export const finish = (
   { beginAll, close, context, isEarly, otherEnd, unit }: CommitGroup,
-  { checked, leavesForks, order }: CommitOptions,
+  { checked, isTwoPhase, leavesForks, order }: CommitOptions,
   restore: Restore | undefined
 ): Effect.Effect<void, TransactionError> =>
   Effect.suspend(() => {
@@ -193,6 +194,8 @@ export const finish = (
           rollbackAll(ordered, restore),
           Effect.fail(toDatabaseError(rolledBackAtCommit(undone.level)))
         )
+      const inTwoPhases = isTwoPhase ? commitTwoPhase(ordered, unit.writesAround, restore) : undefined
+      if (inTwoPhases !== undefined) return inTwoPhases
       const [only] = ordered
       if (only !== undefined && ordered.length === 1 && restore !== undefined)
         return commitAndRunHooks(only, restore, identity)

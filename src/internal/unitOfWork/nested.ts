@@ -15,7 +15,7 @@ import { inMillis } from "../transaction/plainOptions.js"
 import { mergeSettings } from "../transaction/settingsByDatabase.js"
 import { SiblingTurn } from "../transaction/siblingTurn.js"
 import { nest, type Origin, type Transaction } from "../transaction/transaction.js"
-import type { CommitOptions, Order } from "./commitOptions.js"
+import type { CommitOptions, RequiredEnd } from "./commitOptions.js"
 import type { Begin, HooksOfDatabase } from "./hooksBeforeBegin.js"
 import { Unit } from "./unit.js"
 import { joinableUnitOf, unitOf } from "./unitOf.js"
@@ -78,9 +78,9 @@ export class NestedUnit extends Unit {
     return mergeSettings(own, { access, isolation })
   }
 
-  override demandCommitOptions(order: Order | undefined, checked: boolean | undefined): Demanded {
+  override demandCommitOptions(required: RequiredEnd): Demanded {
     const unit = unitOf(this.outside)
-    return unit === undefined ? super.demandCommitOptions(order, checked) : unit.demandCommitOptions(order, checked)
+    return unit === undefined ? super.demandCommitOptions(required) : unit.demandCommitOptions(required)
   }
 
   /**

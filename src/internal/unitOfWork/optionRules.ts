@@ -48,7 +48,8 @@ const isDatabaseSettings = (given: unknown): boolean =>
 export const sharedOptions = {
   databases: aList("a list of UnitOfWork.on(database, settings)", isDatabaseSettings),
   order: anyOf(aWord("safest", "touched"), aList("a list of databases", isDatabase)),
-  checkFirst: aBoolean
+  checkFirst: aBoolean,
+  atomic: aWord("twoPhase")
 }
 
 const unitOptions: OptionRules<UnitOptions<unknown, unknown>> = {

@@ -16,7 +16,7 @@ import { retryRefused } from "../transaction/propagation.js"
 import { runAsPart } from "../transaction/runInTransaction.js"
 import type { SettingsByDatabase } from "../transaction/settingsByDatabase.js"
 import { slotOf } from "../transaction/transactionSlot.js"
-import { commitOptionsOf, type EndOptions, orderOf } from "./commitOptions.js"
+import { commitOptionsOf, type EndOptions, requiredEnd } from "./commitOptions.js"
 import { NestedUnit } from "./nested.js"
 import { nestedHandle, openUnit, type UnitHandle, type UnitPlan } from "./openUnit.js"
 import { invalidOfNested, invalidOfSettings, invalidOfUnit } from "./optionRules.js"
@@ -101,11 +101,11 @@ export const demandOfUnit = (
   context: TransactionContext,
   unit: Unit,
   settings: SettingsByDatabase | undefined,
-  { checkFirst, order, retry = false }: EndOptions & Pick<UnitOptions<never, never>, "retry">
+  { retry = false, ...end }: EndOptions & Pick<UnitOptions<never, never>, "retry">
 ): OptionsConflict | undefined => {
   const takeSettings = settings === undefined ? undefined : context.demand(settings, true)
   if (takeSettings instanceof OptionsConflict) return takeSettings
-  const takeEnd = unit.demandCommitOptions(order === undefined ? undefined : orderOf(order), checkFirst)
+  const takeEnd = unit.demandCommitOptions(requiredEnd(end))
   if (takeEnd instanceof OptionsConflict) return takeEnd
   if (retry !== false && !context.takeRetry(undefined, retry)) return retryRefused(unit.begun[0]?.origin.database ?? "")
   takeSettings?.()

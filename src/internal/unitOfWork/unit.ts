@@ -13,7 +13,7 @@ import { JoinedPart, type PartName } from "../transaction/joinedPart.js"
 import { raiseIsolation } from "../transaction/propagation.js"
 import { type SettingsByDatabase, settingsOf } from "../transaction/settingsByDatabase.js"
 import type { Transaction } from "../transaction/transaction.js"
-import { type CommitOptions, conflictOfCommit, type Order, raiseCommitOptions } from "./commitOptions.js"
+import { type CommitOptions, conflictOfCommit, type RequiredEnd, raiseCommitOptions } from "./commitOptions.js"
 import { type End, EndsUnderWay } from "./endsUnderWay.js"
 import { conflictOfBegun, conflictOfSettings, raiseAll } from "./requiredSettings.js"
 import { UnitTransactions } from "./unitTransactions.js"
@@ -87,6 +87,11 @@ export class Unit extends UnitTransactions {
     if (this.isOwn(transaction)) return undefined
     this.joined ??= new JoinedPart(this.parent, this.name)
     return this.joined
+  }
+
+  /** A transaction around the unit in which the unit has written, if there is one. */
+  get writesAround(): Transaction | undefined {
+    return this.joined?.sentIn
   }
 
   /** Makes the transactions around the unit end in rollback if the unit has written in them. */
@@ -166,13 +171,13 @@ export class Unit extends UnitTransactions {
    * Checks the commit options that a part requires. Returns the conflict, or a function that
    * applies them, as {@link demand}.
    */
-  demandCommitOptions(order: Order | undefined, checked: boolean | undefined): Demanded {
+  demandCommitOptions(required: RequiredEnd): Demanded {
     const { commitOptions } = this
-    const conflict = conflictOfCommit(commitOptions, order, checked)
+    const conflict = conflictOfCommit(commitOptions, required)
     if (conflict !== undefined)
       return new OptionsConflict({ database: this.begun[0]?.origin.database ?? "", server: "", ...conflict })
     return () => {
-      this.commitOptions = raiseCommitOptions(commitOptions, order, checked)
+      this.commitOptions = raiseCommitOptions(commitOptions, required)
     }
   }
 

@@ -1,0 +1,123 @@
+/**
+ * Prepared transactions of units of work (PREPARE TRANSACTION): their names, their list on a server,
+ * and their end.
+ *
+ * A unit prepares its transactions on all databases but one, which decides: the marker in its COMMIT
+ * is the decision. The name of a prepared transaction has the deciding database and the id of the
+ * marker, so that any process that has the deciding database open can end the transaction.
+ */
+import { isUndefinedObject } from "../../SqlState.js"
+import type { Connection, Failure, Request } from "../connection/connection.js"
+import { codeOf } from "../connection/statementFailure.js"
+import { constantStep, type Step, step } from "../protocol/frontendMessages.js"
+
+/** Identity of a database, which stays the same after a failover, and its limit. */
+export interface DatabaseIdentity {
+  /** The system identifier of the cluster and the number of the database. */
+  readonly key: string
+  /** `max_prepared_transactions` of the server; 0 if it refuses PREPARE TRANSACTION. */
+  readonly maxPrepared: number
+}
+
+/** Decision of a unit of work about a prepared transaction. */
+export type Decision = "commit" | "rollback"
+
+/** Prepared transaction on a server. */
+export interface PreparedTransaction {
+  readonly gid: string
+  /** The identity of the deciding database. */
+  readonly decider: string
+  /** The id of the marker. */
+  readonly marker: string
+  /** The time since the PREPARE, in ms, by the clock of the server. */
+  readonly age: number
+}
+
+const prefix = "effect-db"
+const form = new RegExp(`^${prefix}:(\\d{1,20}/\\d{1,10}):([0-9a-f-]{36}):\\d{1,4}$`)
+
+/**
+ * Returns the name of a prepared transaction. Several databases of a unit may be on one server, where
+ * names must differ, so it has the number of the transaction in its unit.
+ */
+export const gidOf = (decider: string, marker: string, index: number): string =>
+  `${prefix}:${decider}:${marker}:${index}`
+
+const none: ReadonlyArray<never> = []
+
+const requestOf = (text: string): Request => ({
+  text,
+  values: none,
+  rows: "raw",
+  isMaintenance: true,
+  prepare: false,
+  simple: false
+})
+
+const identityRequest = requestOf(`SELECT pg_catalog.concat(s.system_identifier, '/', d.oid),
+  pg_catalog.current_setting('max_prepared_transactions')
+FROM pg_catalog.pg_control_system() s, pg_catalog.pg_database d
+WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()`)
+
+/** Queries the identity of the database of a connection. */
+export const queryIdentity = (
+  connection: Connection,
+  callback: (failure: Failure | undefined, identity: DatabaseIdentity | undefined) => void
+): void =>
+  connection.run(none, identityRequest, none, (failure, exchange) => {
+    const row = exchange.result.rows[0]
+    const [key, maxPrepared]: ReadonlyArray<unknown> = Array.isArray(row) ? row : none
+    callback(failure, typeof key === "string" ? { key, maxPrepared: Number(maxPrepared) } : undefined)
+  })
+
+const listRequest = requestOf(`SELECT p.gid,
+  (pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) p.prepared))::pg_catalog.text
+FROM pg_catalog.pg_prepared_xacts p
+WHERE p.database OPERATOR(pg_catalog.=) pg_catalog.current_database()
+  AND p.gid OPERATOR(pg_catalog.~~) '${prefix}:%' ORDER BY p.prepared`)
+
+/** Lists the prepared transactions of units of work, the oldest first; `undefined` after a failure. */
+export const listPrepared = (
+  connection: Connection,
+  callback: (all: ReadonlyArray<PreparedTransaction> | undefined) => void
+): void =>
+  connection.run(none, listRequest, none, (failure, exchange) => {
+    if (failure !== undefined) return callback(undefined)
+    const rows: ReadonlyArray<unknown> = exchange.result.rows
+    callback(
+      rows.flatMap((row) => {
+        const [gid, age]: ReadonlyArray<unknown> = Array.isArray(row) ? row : none
+        const [, decider, marker] = form.exec(String(gid)) ?? []
+        return decider === undefined || marker === undefined
+          ? []
+          : [{ gid: String(gid), decider, marker, age: 1000 * Number(age) }]
+      })
+    )
+  })
+
+/**
+ * The steps that prepare a transaction. The constraints are checked in the role of the program. Then
+ * the role of the login takes over, because only the owner may end a prepared transaction, and a role
+ * that the transaction has set ends with it.
+ */
+export const prepareSteps = (gid: string): ReadonlyArray<Step> => [
+  constantStep("SET CONSTRAINTS ALL IMMEDIATE"),
+  constantStep("SET LOCAL ROLE NONE"),
+  step(`PREPARE TRANSACTION '${gid}'`)
+]
+
+/** Result of the end of a prepared transaction; `lost` if the connection was lost before the answer. */
+export type EndResult = "ended" | "lost" | { readonly refused: Error }
+
+/** Ends a prepared transaction. One that does not exist any more has been ended by another process. */
+export const endPrepared = (
+  connection: Connection,
+  gid: string,
+  decision: Decision,
+  callback: (result: EndResult) => void
+): void =>
+  connection.steps([step(`${decision === "commit" ? "COMMIT" : "ROLLBACK"} PREPARED '${gid}'`)], (failure) => {
+    if (failure === undefined) return callback("ended")
+    if (failure._tag !== "refused") return callback("lost")
+    callback(isUndefinedObject(codeOf(failure.error)) ? "ended" : { refused: failure.error })
+  })

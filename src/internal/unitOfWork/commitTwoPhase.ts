@@ -1,0 +1,172 @@
+/**
+ * The end of several transactions in two phases: all but one are prepared, the COMMIT of the last one
+ * decides by its marker, and then the others follow the decision.
+ *
+ * A process may be killed at every step. The recovery of each database finds what is still prepared,
+ * and asks the deciding database for the marker. Without it, the unit is undone and cannot commit any
+ * more.
+ */
+import * as Cause from "effect/Cause"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import { ConfigInvalid, OptionsConflict, type TransactionError } from "../../DatabaseError.js"
+import { CommitMarker } from "../consistency/commitMarker.js"
+import { gidOf } from "../consistency/preparedTransaction.js"
+import type { Restore } from "../edge/cancellable.js"
+import { runAfterHooks } from "../transaction/afterHooks.js"
+import { commitUninterruptibly, isSavepoint, rollbackAll, sendCommit } from "../transaction/completion.js"
+import {
+  endPrepared,
+  identify,
+  leavePrepared,
+  type PreparableTransaction,
+  preparable,
+  prepare
+} from "../transaction/preparation.js"
+import type { Transaction } from "../transaction/transaction.js"
+
+/** The time that an interrupted caller waits for the second phase, in ms; the recovery does the rest. */
+const interruptedTimeout = 500
+
+/** Transaction that is prepared, or to be prepared, with its name. */
+interface Participant extends PreparableTransaction {
+  readonly gid: string
+  isPrepared: boolean
+}
+
+type End = Effect.Effect<void, TransactionError>
+
+/** Returns the transactions that must end together, or the reason why they cannot. */
+const preparables = (
+  storing: ReadonlyArray<Transaction>,
+  around: Transaction | undefined
+): ReadonlyArray<PreparableTransaction> | OptionsConflict | ConfigInvalid => {
+  const all: Array<PreparableTransaction> = []
+  const outside = around ?? storing.find(isSavepoint)
+  if (outside !== undefined) {
+    const outer = "a transaction around the unit, which ends later"
+    const { database } = outside.origin
+    return new OptionsConflict({ database, server: "", option: "atomic", outer, inner: "twoPhase" })
+  }
+  for (const transaction of storing) {
+    const { database } = transaction.origin
+    const found = preparable(transaction)
+    if (found === undefined) {
+      const expected = 'true, with outcome: "marker", on each database of a unit with atomic: "twoPhase"'
+      return new ConfigInvalid({ database, setting: "twoPhase", given: "false", expected })
+    }
+    all.push(found)
+  }
+  return all
+}
+
+/** Prepares all participants at the same time. A failure of one leaves the others prepared. */
+const prepareAll = (participants: ReadonlyArray<Participant>): End =>
+  Effect.flatMap(
+    Effect.forEach(
+      participants,
+      (participant) =>
+        Effect.exit(
+          Effect.tap(prepare(participant.transaction, participant.gid), () => {
+            participant.isPrepared = true
+          })
+        ),
+      { concurrency: "unbounded" }
+    ),
+    (exits) => exits.find(Exit.isFailure) ?? Effect.void
+  )
+
+const endAll = (participants: ReadonlyArray<Participant>, decision: "commit" | "rollback", timeout?: number) =>
+  Effect.forEach(
+    participants.filter(({ isPrepared }) => isPrepared),
+    (participant) => endPrepared(participant, participant.gid, decision, timeout ?? participant.prepared.timeout),
+    { concurrency: "unbounded", discard: true }
+  )
+
+/**
+ * Ends what a lost PREPARE may have left, which would hold its locks until the recovery. It is too early
+ * if the server is still at the PREPARE; then the recovery ends it.
+ */
+const endLost = (participants: ReadonlyArray<Participant>) =>
+  Effect.forEach(
+    participants.filter(
+      ({ isPrepared, transaction }) => !isPrepared && transaction.level.connectionHolder.lost !== undefined
+    ),
+    ({ gid, prepared }) =>
+      Effect.async<void>((resume) => prepared.end(gid, "rollback", interruptedTimeout, () => resume(Effect.void))),
+    { concurrency: "unbounded", discard: true }
+  )
+
+/**
+ * Commits transactions in two phases, if several of them store work; `undefined` if the end needs only
+ * one phase.
+ */
+export const commitTwoPhase = (
+  transactions: ReadonlyArray<Transaction>,
+  /** A transaction around the unit in which the unit has written, if there is one. */
+  around: Transaction | undefined,
+  restore: Restore | undefined
+): End | undefined => {
+  const storing = transactions.filter((transaction) => transaction.stores)
+  // a sandbox stores nothing
+  if (storing.length + (around === undefined ? 0 : 1) < 2 || storing.some(({ origin }) => origin.sandbox !== undefined))
+    return undefined
+  const all = preparables(storing, around)
+  const undo = (cause: Cause.Cause<TransactionError>, participants: ReadonlyArray<Participant>): End => {
+    const isInterrupted = Cause.isInterrupted(cause)
+    const ended = Effect.zipRight(
+      endAll(participants, "rollback", isInterrupted ? interruptedTimeout : undefined),
+      endLost(participants)
+    )
+    const rolledBack = rollbackAll(transactions, isInterrupted ? undefined : restore)
+    return Effect.zipRight(Effect.zipRight(ended, rolledBack), Effect.failCause(cause))
+  }
+  if (!("length" in all)) return undo(Cause.fail(all), [])
+  const decider = all[all.length - 1]
+  if (decider === undefined) return undefined
+  const { transaction: deciding } = decider
+  const within = <A>(effect: Effect.Effect<A, TransactionError>) => (restore === undefined ? effect : restore(effect))
+  return Effect.matchCauseEffect(within(identify(decider)), {
+    onFailure: (cause) => undo(cause, []),
+    onSuccess: (identity) => {
+      const marker = new CommitMarker(false, true)
+      deciding.level.connectionHolder.decision = marker
+      const participants = all.slice(0, -1).map((one, i): Participant => {
+        return { ...one, gid: gidOf(identity.key, marker.id, i), isPrepared: false }
+      })
+      const others = transactions.filter((transaction) => !storing.includes(transaction))
+      const decided = (interruption: Cause.Cause<TransactionError> | undefined): End => {
+        const ended = endAll(participants, "commit", interruption === undefined ? undefined : interruptedTimeout)
+        const hooks = runAfterHooks(transactions, interruption === undefined ? restore : undefined)
+        const failed = interruption === undefined ? Effect.void : Effect.failCause(interruption)
+        return Effect.zipRight(Effect.zipRight(ended, hooks), failed)
+      }
+      const undecided = (cause: Cause.Cause<TransactionError>): End => {
+        for (const participant of participants) leavePrepared(participant)
+        return Effect.zipRight(runAfterHooks(transactions, undefined), Effect.failCause(cause))
+      }
+      const decide = Effect.suspend(() =>
+        Effect.matchCauseEffect(
+          restore === undefined ? commitUninterruptibly(deciding) : sendCommit(deciding, restore),
+          {
+            onSuccess: () => decided(undefined),
+            onFailure: (cause) => {
+              const { state } = deciding.level
+              if (state === "committed") return decided(cause)
+              return state === "unknown" ? undecided(cause) : undo(cause, participants)
+            }
+          }
+        )
+      )
+      // those that store nothing first, because their failure would undo nothing later
+      const first = Effect.zipRight(
+        Effect.forEach(others, (transaction) => commitUninterruptibly(transaction), { discard: true }),
+        within(prepareAll(participants))
+      )
+      return Effect.matchCauseEffect(first, {
+        onFailure: (cause) => undo(cause, participants),
+        onSuccess: () => decide
+      })
+    }
+  })
+}
