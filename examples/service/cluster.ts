@@ -106,10 +106,15 @@ const make = (postgres: EmbeddedPostgres.EmbeddedPostgres.Service) =>
       else {
         yield* Effect.mapError(member.server.promote, impossible)
         for (const other of yield* stopped) outdated.add(other)
-        yield* Effect.forEach(
-          standbys.filter((other) => other !== member),
-          (other) => Effect.mapError(other.server.follow(member.server), impossible),
-          { concurrency: "unbounded", discard: true }
+        const others = standbys.filter((other) => other !== member)
+        // after this action, because writes go on meanwhile
+        yield* Effect.forEach(others, ({ server }) => server.follow(member.server), {
+          concurrency: "unbounded",
+          discard: true
+        }).pipe(
+          lock.withPermits(1),
+          Effect.catchAll(({ message }) => Effect.logWarning(message)),
+          Effect.forkIn(scope)
         )
       }
       return member

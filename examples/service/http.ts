@@ -7,11 +7,11 @@ import {
   HttpServerError,
   HttpServerResponse
 } from "@effect/platform"
-import { Array as Arr, Cause, Effect, Layer, Option } from "effect"
+import { Array as Arr, Cause, Effect, Fiber, Layer, Option } from "effect"
 import { RequestTransaction } from "effect-db"
 import { Api, EmbeddedApi } from "./api.js"
 import * as Audit from "./audit.js"
-import { type Actions, Cluster, type Member } from "./cluster.js"
+import { type Actions, Cluster, type Member, NotPossible } from "./cluster.js"
 import * as Databases from "./databases.js"
 import { answer, broken, brokenResponse, fromDatabase, respond, Unavailable } from "./failures.js"
 import * as History from "./history.js"
@@ -94,7 +94,15 @@ const failover = ({ killPrimary, promote, start }: Actions, { thaw }: Acts) =>
           Effect.zipRight(action),
           Effect.map((members) => members.map(({ name }) => name)),
           Effect.tap((names) => Effect.forEach(names, (name) => add(`${name} ${done}`))),
-          Effect.map((servers) => ({ servers }))
+          Effect.map((servers) => ({ servers })),
+          // a timeout ends the wait and not the action
+          Effect.forkDaemon,
+          Effect.flatMap(Fiber.join),
+          Effect.timeoutFail({
+            duration: "7 seconds",
+            onTimeout: () =>
+              new NotPossible({ message: "this takes longer than 7 s, and goes on: the servers show its end" })
+          })
         )
       return handlers
         .handle("killPrimary", () => act(Effect.map(killPrimary, Arr.of), "was killed"))

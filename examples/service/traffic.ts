@@ -1,5 +1,5 @@
 import { FetchHttpClient, HttpApiClient, type HttpClientResponse } from "@effect/platform"
-import { Clock, Effect, FiberSet, Option, Ref } from "effect"
+import { Clock, Effect, FiberHandle, FiberSet, Option, Ref, Schedule } from "effect"
 import { Api } from "./api.js"
 import * as Banner from "./banner.js"
 import { Unavailable } from "./failures.js"
@@ -28,6 +28,7 @@ const serverOf = ({ headers }: HttpClientResponse.HttpClientResponse): string =>
 export const make = Effect.gen(function* () {
   const client = yield* HttpApiClient.make(Api, { baseUrl: yield* Banner.baseUrl })
   const requests = yield* FiberSet.make()
+  const tidying = yield* FiberHandle.make()
   const isOn = yield* Effect.makeLatch(false)
   const rate = yield* Ref.make(0)
   let figures = new Figures(yield* Clock.currentTimeMillis)
@@ -108,10 +109,20 @@ export const make = Effect.gen(function* () {
   })
   yield* Effect.forkScoped(Effect.forever(tick))
 
-  const tidy = Effect.suspend(() =>
-    Effect.forEach([...stored.splice(0), ...unknown.splice(0)], (id) => Effect.ignore(remove(id)), {
-      concurrency: 4,
-      discard: true
+  /** Deletes the todos that are left when all requests have ended. A service that cannot do it now is asked again. */
+  const tidy = FiberSet.awaitEmpty(requests).pipe(
+    Effect.zipRight(
+      Effect.suspend(() =>
+        Effect.forEach([...stored.splice(0), ...unknown.splice(0)], (id) => Effect.ignore(remove(id)), {
+          concurrency: 4,
+          discard: true
+        })
+      )
+    ),
+    Effect.zipRight(Ref.get(rate)),
+    Effect.repeat({
+      until: (rate) => rate > 0 || stored.length + unknown.length === 0,
+      schedule: Schedule.spaced("1 second")
     })
   )
 
@@ -126,7 +137,7 @@ export const make = Effect.gen(function* () {
         }
         if (next > 0 || before === 0) return
         yield* isOn.close
-        yield* FiberSet.run(requests, Effect.delay(tidy, "1 second"))
+        yield* FiberHandle.run(tidying, tidy)
       }),
     figures: Effect.zipWith(Clock.currentTimeMillis, Ref.get(rate), (now, rate) => figures.at(now, rate))
   }

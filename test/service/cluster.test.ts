@@ -129,7 +129,7 @@ describe("the end of a service that is in a failover", () => {
           }).then((response) => response.json())
         )
       yield* ask("PUT", "/load", { rate: 30 })
-      yield* eventually(ask("GET", "/load"), ({ answered }) => answered > 0)
+      yield* eventually(ask("GET", "/load"), (body) => (body as Load).answered > 0)
       expect(yield* ask("POST", "/cluster/kill")).toEqual({ servers: ["server 1"] })
       expect(yield* ask("POST", "/cluster/promote")).toEqual({ servers: ["server 2"] })
       expect(yield* ask("POST", "/cluster/start")).toEqual({ servers: ["server 1"] })

@@ -88,7 +88,7 @@ const showMembers = (members) => {
 
 /** @param {ReadonlyArray<{ readonly at: number, readonly text: string }>} events */
 const showEvents = (events) => {
-  const lines = events.slice(0, 6).map(({ at, text }) => ({ time: new Date(at), text }))
+  const lines = events.slice(0, 8).map(({ at, text }) => ({ time: new Date(at), text }))
   const key = lines.map(({ text, time }) => `${time.getTime()} ${text}`).join()
   if (happenings.dataset.key === key) return
   happenings.dataset.key = key
