@@ -177,7 +177,7 @@ export interface Members<Self> {
    */
   readonly layerEnv: (
     prefix?: string,
-    options?: Omit<DatabaseConfig.ConfigOptions, "writer">
+    options?: DatabaseConfig.ConfigCommonOptions
   ) => Layer.Layer<Self, StartupError | ConfigError.ConfigError>
   /**
    * Provides the writer under the tags of `@effect/sql` and `@effect/sql-pg`: for Migrator, Model,

@@ -14,6 +14,7 @@ import * as Either from "effect/Either"
 import type * as LogLevel from "effect/LogLevel"
 import type * as Redacted from "effect/Redacted"
 import { ConfigInvalid } from "./DatabaseError.js"
+import { readerAt, sharedName } from "./internal/config/clusterHosts.js"
 import { fromEnvironment } from "./internal/config/environment.js"
 import {
   boolean,
@@ -33,11 +34,14 @@ import {
   text
 } from "./internal/config/optionParsers.js"
 import { isEmptyUrl, redactInput } from "./internal/config/serverInput.js"
-import { fileOf, serverConfig } from "./internal/config/serverOptions.js"
+import { type CheckedServer, fileOf, type SharedOptions, serverConfig } from "./internal/config/serverOptions.js"
 import { checkSsl } from "./internal/config/sslCheck.js"
 import { type KnownNames, refuseUnknown } from "./internal/config/unknownSetting.js"
 import { concealSecrets } from "./internal/protocol/tlsOptions.js"
 import type {
+  DiscoveredHost,
+  Endpoint,
+  Host,
   ProtocolLimits,
   ServerConfig,
   ServerInput,
@@ -51,6 +55,7 @@ import type {
 export type {
   AuthMethod,
   Connector,
+  DiscoveredHost,
   Endpoint,
   Host,
   ProtocolLimits,
@@ -330,24 +335,54 @@ export interface SessionOptions {
 }
 
 /**
- * Settings of one named database.
+ * Database whose servers have given roles.
  *
- * A duration is anything that Effect's `Duration` accepts; a plain number is in milliseconds. A
- * setting that is not valid, or has an unknown name, is refused with `ConfigInvalid`.
- *
- * @see {@link make} to check settings
- * @see {@link ConfigOptions} for settings from `Config`
- * @see `Database.Service` for the class that takes them
- * @since 0.1.0
+ * @see {@link CommonOptions} for the option `readers`
+ * @see {@link HostsOption} for servers whose roles are discovered
+ * @since 0.2.0
  * @category models
  */
-export interface DatabaseOptions extends PoolOptions, SessionOptions {
+export interface WriterOption {
   /**
    * The primary. With several hosts, it is the host that accepts writes: all of them are probed at
    * once, and again when a connection is lost. A former primary, which is on an older timeline, is
    * not used.
    */
   readonly writer: ServerInput
+}
+
+/**
+ * Database whose servers are one cluster, with roles that are discovered.
+ *
+ * @see {@link CommonOptions} for the option `discover`
+ * @see {@link WriterOption} for servers with given roles
+ * @since 0.2.0
+ * @category models
+ */
+export interface HostsOption {
+  /**
+   * All servers of one cluster, whose roles are discovered: one server in any form, with several
+   * hosts, which share the database, the user, the password and the settings of TLS. It is refused
+   * beside `writer` and `readers`.
+   *
+   * The host that accepts writes is the writer, as with `writer` and several hosts. Each other host
+   * serves reads if it is a standby; the writer leaves reading, and returns after it has become a
+   * standby. Without a standby that answers, readers use the writer, read-only. Each host needs a
+   * name of its own. `targetSessionAttrs` may be `"read-write"` or `"primary"`.
+   */
+  readonly hosts: ServerInput
+}
+
+/**
+ * Settings of one named database, without its servers.
+ *
+ * A duration is anything that Effect's `Duration` accepts; a plain number is in milliseconds.
+ *
+ * @see {@link DatabaseOptions}, which has the servers as well
+ * @since 0.2.0
+ * @category models
+ */
+export interface CommonOptions extends PoolOptions, SessionOptions {
   /**
    * The replicas. Without one, readers use the primary, read-only.
    *
@@ -355,7 +390,31 @@ export interface DatabaseOptions extends PoolOptions, SessionOptions {
    */
   readonly readers?: ReadonlyArray<ServerInput> | undefined
   /**
-   * User and password in place of those in `writer` and `readers`, requested for each physical
+   * The hosts of the cluster, beside `hosts` or in place of the hosts in it. The effect is run at the
+   * start, every `discoverInterval`, and when the writer is lost: at once, then every second until
+   * there is a writer. The timeout of one run is `connectTimeout`. With `startup: "lazy"` the first
+   * run is at the first connect.
+   *
+   * An answer replaces all known hosts. A new host is probed, and serves reads if it is a standby.
+   * A host that is missing gets no further connection, and its connections are closed when they are
+   * not in use; but the writer stays until it does not answer as the writer, or another host does,
+   * so that an incomplete answer stops no writes. If the effect fails, has no answer in time, or
+   * returns no host or an invalid one, the known hosts stay, and `Observation.DiscoveryFailed` has
+   * the reason. It needs `hosts`, and is refused behind a transaction pooler.
+   *
+   * @see `Discovery` for DNS, Patroni and a static list
+   * @default undefined (the hosts in `hosts`)
+   */
+  readonly discover?: Effect.Effect<ReadonlyArray<DiscoveredHost>, unknown> | undefined
+  /**
+   * The interval of `discover`, above 0; infinity means only at the start and after the loss of the
+   * writer.
+   *
+   * @default "30 seconds"
+   */
+  readonly discoverInterval?: Duration.DurationInput | undefined
+  /**
+   * User and password in place of those in `writer`, `readers` and `hosts`, requested for each physical
    * connection. After a change, connections with the old credentials are replaced gradually, each
    * when it is not in use. If a server refuses the credentials, they are requested once more. If
    * the effect fails, the connect fails with the reason `credentials`.
@@ -608,6 +667,22 @@ export interface DatabaseOptions extends PoolOptions, SessionOptions {
 }
 
 /**
+ * Settings of one named database.
+ *
+ * Either `writer` or `hosts` is required. A setting that is not valid, or has an unknown name, is refused with `ConfigInvalid`.
+ *
+ * @see {@link make} to check settings
+ * @see {@link ConfigOptions} for settings from `Config`
+ * @see `Database.Service` for the class that takes them
+ * @since 0.1.0
+ * @category models
+ */
+export type DatabaseOptions = CommonOptions & (WriterOption | HostsOption)
+
+/** Settings of a database before their check. */
+type GivenOptions = CommonOptions & Partial<WriterOption & HostsOption>
+
+/**
  * Options of a pool with defaults; times in milliseconds.
  *
  * @see {@link PoolOptions} for the meaning of each field
@@ -733,6 +808,22 @@ export interface MonitorConfig {
 }
 
 /**
+ * Cluster whose roles are discovered; times in milliseconds.
+ *
+ * @see {@link DatabaseOptions} for the meaning of `hosts` and `discover`
+ * @since 0.2.0
+ * @category models
+ */
+export interface ClusterConfig {
+  /** The effect that returns the hosts; `undefined` if they do not change. */
+  readonly discover: Effect.Effect<ReadonlyArray<DiscoveredHost>, unknown> | undefined
+  /** The interval of `discover`. */
+  readonly discoverInterval: number
+  /** Returns a host with the TLS that the settings require for it; throws if they refuse it. */
+  readonly endpointOf: (host: Host) => Endpoint
+}
+
+/**
  * Settings of a database, checked and complete; times in milliseconds.
  *
  * @see {@link make}, which returns it
@@ -747,6 +838,11 @@ export interface DatabaseConfig {
   readonly writer: ServerConfig
   /** The replicas. */
   readonly readers: ReadonlyArray<ServerConfig>
+  /**
+   * The cluster, if the option `hosts` was given: its hosts are those of `writer`, and each of them
+   * is one of `readers`.
+   */
+  readonly cluster: ClusterConfig | undefined
   /** The options of its pools. */
   readonly pool: PoolConfig
   /** The limits and settings of its sessions. */
@@ -776,11 +872,11 @@ export interface DatabaseConfig {
   /** The interval of heartbeats on the listening connection; infinity without heartbeats. */
   readonly listenHeartbeat: number
   /** The settings as they were given, with their secrets redacted. */
-  readonly options: DatabaseOptions
+  readonly options: CommonOptions & Partial<WriterOption & HostsOption>
 }
 
 /** Checks the strategy and the numbers of connections of a pool, and fills in the defaults. */
-const connectionCounts = (options: DatabaseOptions) => {
+const connectionCounts = (options: GivenOptions) => {
   const strategy = oneOf("strategy", options.strategy, "pooled", "none", "single", "assertSingle")
   const isOne = strategy === "single" || strategy === "assertSingle"
   const maxConnections = count("maxConnections", options.maxConnections, isOne ? 1 : 10, 1)
@@ -794,14 +890,14 @@ const connectionCounts = (options: DatabaseOptions) => {
   return { strategy, maxConnections, minConnections, maxOverflow }
 }
 
-const primaryReads = ({ maxPrimaryReads }: DatabaseOptions, most: number): number => {
+const primaryReads = ({ maxPrimaryReads }: GivenOptions, most: number): number => {
   const given = count("maxPrimaryReads", maxPrimaryReads, most, 1)
   if (given > most) throw new Invalid("maxPrimaryReads", String(given), `at most maxConnections, which is ${most}`)
   return given
 }
 
 /** The names of all options; if one is missing, this does not compile. */
-const known: KnownNames<DatabaseOptions> = {
+const known: KnownNames<GivenOptions> = {
   maxConnections: true,
   minConnections: true,
   idleExit: true,
@@ -825,6 +921,9 @@ const known: KnownNames<DatabaseOptions> = {
   applicationName: true,
   writer: true,
   readers: true,
+  hosts: true,
+  discover: true,
+  discoverInterval: true,
   credentials: true,
   passwordFile: true,
   ssl: true,
@@ -879,8 +978,8 @@ const synonyms: Readonly<Record<string, string>> = {
 
 /** Returns a server with the session settings of its connection string that no option overrides. */
 const withoutOverridden = (
-  { isPooled: _, ...given }: ReturnType<typeof serverConfig>,
-  options: DatabaseOptions
+  { endpointOf: _, isPooled: __, ...given }: CheckedServer,
+  options: GivenOptions
 ): ServerConfig => {
   const { applicationName, keepAlive, ...own } = given.own
   const limitsIdleTime = /\bidle_in_transaction_session_timeout\b/.test(own.startupOptions ?? "")
@@ -899,7 +998,7 @@ const withoutOverridden = (
 }
 
 /** Returns the given readers; a single empty URL, from an empty variable, counts as none. */
-const readersOf = (readers: DatabaseOptions["readers"]): ReadonlyArray<ServerInput> => {
+const readersOf = (readers: CommonOptions["readers"]): ReadonlyArray<ServerInput> => {
   if (readers === undefined) return []
   if (!Array.isArray(readers)) throw new Invalid("readers", "no list", "a list of URLs or servers in parts")
   return readers.length === 1 && isEmptyUrl(readers[0]) ? [] : readers
@@ -908,14 +1007,75 @@ const readersOf = (readers: DatabaseOptions["readers"]): ReadonlyArray<ServerInp
 /** The smallest valid limit for the bytes of a login or of notices. */
 const minStartupBytes = 16_384
 
-const protocolLimits = (options: DatabaseOptions): ProtocolLimits => ({
+const protocolLimits = (options: GivenOptions): ProtocolLimits => ({
   maxRowBytes: count("maxRowBytes", options.maxRowBytes, 268_435_456, 1024),
   maxNoticeBytes: count("maxNoticeBytes", options.maxNoticeBytes, 67_108_864, minStartupBytes),
   maxStartupBytes: count("maxStartupBytes", options.maxStartupBytes, 1_048_576, minStartupBytes),
   maxScramIterations: count("maxScramIterations", options.maxScramIterations, 1_000_000, 4096)
 })
 
-const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
+/** Checked servers of a database. */
+interface Servers extends Pick<DatabaseConfig, "writer" | "readers" | "cluster"> {
+  /** True if a connection string has `pgbouncer=true`. */
+  readonly isPooled: boolean
+  /** The servers as they were given, with their secrets redacted. */
+  readonly given: WriterOption | HostsOption
+}
+
+/** Checks `hosts` and `discover`; each host of the cluster is a reader as well. */
+const clusterOf = (options: GivenOptions, input: ServerInput, common: SharedOptions): Servers => {
+  if (options.writer !== undefined || options.readers !== undefined) {
+    const other = options.writer === undefined ? "readers" : "writer"
+    throw new Invalid(
+      "hosts",
+      `given beside ${other}`,
+      "hosts alone, whose roles are discovered, or writer and readers"
+    )
+  }
+  const given = serverConfig("hosts", input, "cluster", common)
+  if (given.socket !== undefined) {
+    throw new Invalid("hosts.socket", "a stream, which has no hosts", "hosts, or writer with the socket")
+  }
+  const duplicate = sharedName(given.hosts)
+  if (duplicate !== undefined) throw new Invalid("hosts", `${duplicate} twice`, "a name of its own for each host")
+  const writer = withoutOverridden(given, options)
+  return {
+    writer,
+    readers: writer.hosts.map((host) => readerAt(writer, host)),
+    cluster: {
+      discover: options.discover,
+      discoverInterval: positive(
+        "discoverInterval",
+        duration("discoverInterval", options.discoverInterval, "30 seconds")
+      ),
+      endpointOf: given.endpointOf
+    },
+    isPooled: given.isPooled,
+    given: { hosts: redactInput(input) }
+  }
+}
+
+/** Checks the servers, whose roles are given or discovered. */
+const serversOf = (options: GivenOptions, common: SharedOptions): Servers => {
+  effect("discover", options.discover)
+  if (options.hosts !== undefined) return clusterOf(options, options.hosts, common)
+  for (const name of ["discover", "discoverInterval"] as const) {
+    if (options[name] === undefined) continue
+    throw new Invalid(name, "given without hosts", "hosts, which has the user and the database of all hosts")
+  }
+  if (options.writer === undefined) throw new Invalid("writer", "missing", "writer, or hosts for a whole cluster")
+  const writer = serverConfig("writer", options.writer, "writer", common)
+  const readers = readersOf(options.readers).map((input, i) => serverConfig(`readers[${i}]`, input, "reader", common))
+  return {
+    writer: withoutOverridden(writer, options),
+    readers: readers.map((reader) => withoutOverridden(reader, options)),
+    cluster: undefined,
+    isPooled: [writer, ...readers].some((server) => server.isPooled),
+    given: { writer: redactInput(options.writer) }
+  }
+}
+
+const parse = (name: string, options: GivenOptions): DatabaseConfig => {
   text("name", name)
   refuseUnknown("", options, known, synonyms)
   const hasCredentials = options.credentials !== undefined
@@ -923,18 +1083,14 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
   const common = {
     passwordFile: fileOf("passwordFile", options.passwordFile, hasCredentials),
     hasCredentials,
+    isDiscovered: options.discover !== undefined,
     ssl: options.ssl,
     connectTimeout:
       options.connectTimeout === undefined
         ? undefined
         : positive("connectTimeout", finite("connectTimeout", duration("connectTimeout", options.connectTimeout, 0)))
   }
-  const givenWriter = serverConfig("writer", options.writer, "writer", common)
-  const givenReaders = readersOf(options.readers).map((input, i) =>
-    serverConfig(`readers[${i}]`, input, "reader", common)
-  )
-  const writer = withoutOverridden(givenWriter, options)
-  const readers = givenReaders.map((reader) => withoutOverridden(reader, options))
+  const { cluster, given, isPooled, readers, writer } = serversOf(options, common)
   if (typeof options.resetOnReturn === "string") oneOf("resetOnReturn", options.resetOnReturn, "none", "discardAll")
   else effect("resetOnReturn", options.resetOnReturn)
   effect("credentials", options.credentials)
@@ -942,7 +1098,6 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
   effect("onCheckout", options.onCheckout)
   const counts = connectionCounts(options)
   const preparedStatements = count("preparedStatements", options.preparedStatements, 256, 0)
-  const isPooled = [givenWriter, ...givenReaders].some((server) => server.isPooled)
   const outcome = oneOf("outcome", options.outcome, "status", "marker", "unknown")
   const twoPhase = boolean("twoPhase", options.twoPhase)
   if (twoPhase && outcome !== "marker")
@@ -954,6 +1109,9 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
     "session",
     "transactionPooler"
   )
+  if (mode === "transactionPooler" && options.discover !== undefined) {
+    throw new Invalid("discover", "given behind a transaction pooler", "the poolers as hosts, without discover")
+  }
   if (mode === "transactionPooler" && options.resetOnReturn === "discardAll") {
     throw new Invalid(
       "resetOnReturn",
@@ -965,6 +1123,7 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
     name,
     writer,
     readers,
+    cluster,
     pool: {
       ...counts,
       idleExit: boolean("idleExit", options.idleExit),
@@ -1026,7 +1185,7 @@ const parse = (name: string, options: DatabaseOptions): DatabaseConfig => {
     listenHeartbeat: positive("listenHeartbeat", duration("listenHeartbeat", options.listenHeartbeat, "30 seconds")),
     options: {
       ...options,
-      writer: redactInput(options.writer),
+      ...given,
       readers: options.readers?.map(redactInput),
       ...(options.ssl === undefined ? {} : { ssl: concealSecrets(options.ssl) })
     }
@@ -1105,9 +1264,17 @@ export type ConfigServer =
  * @since 0.2.0
  * @category models
  */
-export type ConfigOptions = Configured<Omit<DatabaseOptions, "writer" | "readers" | "ssl">> & {
-  /** The primary. */
-  readonly writer: ConfigServer
+export type ConfigOptions = ConfigCommonOptions & ({ readonly writer: ConfigServer } | { readonly hosts: ConfigServer })
+
+/**
+ * Settings that come from `Config` or are plain values, without `writer` and `hosts`.
+ *
+ * @see {@link ConfigOptions}, which has the servers as well
+ * @see {@link CommonOptions} for the meaning of each setting
+ * @since 0.2.0
+ * @category models
+ */
+export type ConfigCommonOptions = Configured<Omit<CommonOptions, "readers" | "ssl">> & {
   /**
    * The replicas: a list with parts from `Config`, or the whole list from `Config`.
    *

@@ -163,6 +163,19 @@ export type Observation = Data.TaggedEnum<{
     readonly tookMillis: number
   }
   /**
+   * The hosts of the cluster have changed: `discover` has returned other ones. A host with another
+   * address is in both lists.
+   */
+  HostsChanged: {
+    readonly database: string
+    /** The hosts that are used from now on. */
+    readonly added: ReadonlyArray<string>
+    /** The hosts that get no further connection; the writer stays until it is lost or moves. */
+    readonly removed: ReadonlyArray<string>
+  }
+  /** `discover` has failed, had no answer in time, or has returned no usable hosts. The known hosts stay. */
+  DiscoveryFailed: { readonly database: string; readonly message: string }
+  /**
    * A reader is further behind the primary than `maxLag` or `maxLagBytes`: reads are routed to others.
    * Both figures are infinite if it receives no log from the primary.
    */

@@ -231,6 +231,37 @@ export interface Host {
 }
 
 /**
+ * Host in the answer of the option `discover`; a {@link Host} is one.
+ *
+ * @see `DatabaseConfig.DatabaseOptions` for the option `discover`
+ * @see `Discovery` for ready sources of hosts
+ * @since 0.2.0
+ * @category models
+ */
+export interface DiscoveredHost {
+  /** A host name, an address, or the folder of a Unix socket. A certificate is compared with it. */
+  readonly host: string
+  /**
+   * The port, from 1 to 65535.
+   *
+   * @default 5432
+   */
+  readonly port?: number | undefined
+  /**
+   * The address to connect to without a lookup of the name.
+   *
+   * @default undefined (the name is looked up at each connect)
+   */
+  readonly address?: string | undefined
+  /**
+   * The name in errors and observations, by which the host is recognised in the next answer.
+   *
+   * @default `host:port`, or the folder of a Unix socket
+   */
+  readonly name?: string | undefined
+}
+
+/**
  * Host of a server, with its TLS.
  *
  * @see {@link ServerConfig}, which has one or more

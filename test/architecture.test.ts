@@ -21,7 +21,7 @@ const layers: ReadonlyArray<string> = [
   "Topology",
   "observability",
   "config",
-  "DatabaseConfig",
+  "DatabaseConfig Discovery",
   "connection",
   "consistency pool",
   "topology",
@@ -102,6 +102,7 @@ const packages: Readonly<Record<string, ReadonlyArray<string>>> = {
     "internal/transaction/invalidations"
   ],
   "@effect/platform": [
+    "Discovery",
     "RequestTransaction",
     "internal/http/answerWithRetry",
     "internal/http/apiFailureResponse",

@@ -8,9 +8,10 @@
 # POSTGRES_BIN      the folder of initdb, pg_ctl and pg_basebackup, where they are not Debian's
 # PGBOUNCER         the program, where it is not Debian's
 # CHROMIUM          the same
+# PATRONI, ETCD, HAPROXY   the same
 # VITEST_JSON       where a report in JSON goes; those of the other passes go beside it, to *.pooler.json and *.pooling.json
 #
-# Ends with 77 where PostgreSQL 15, PgBouncer or Chromium is missing and cannot be installed.
+# Ends with 77 where PostgreSQL 15, PgBouncer, Chromium, Patroni, etcd or HAProxy is missing and cannot be installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -25,12 +26,12 @@ pooled=()
 if [ -n "$soak" ]; then
   export EFFECT_DB_CHAOS=full
   if [ $# -eq 0 ]; then
-    files=(test/{chaos/storm,chaos/failover,chaos/pairs,pool/outage,chaos/outage,chaos/requests,chaos/consistency,protocol/frames}.test.ts)
+    files=(test/{chaos/storm,chaos/failover,chaos/pairs,chaos/twoPhase,pool/outage,chaos/outage,chaos/requests,chaos/consistency,protocol/frames,topology/patroni}.test.ts)
   fi
 elif [ $# -eq 0 ]; then
   for file in client/{database,copy,copyFrom,copyTo,migrations,readers,tenant,tenantNames,tenantSessions} config/connectionString \
     connection/{connection,hosts,pooler,poolerFaults,stalePlans} consistency/consistency ecosystem/{knownFailures,plainClient,sql} \
-    listen/{listeners,lostConnection,notification,replacement} pool/pool service/page topology/serverRole \
+    listen/{listeners,lostConnection,notification,replacement} pool/pool service/page topology/{patroni,serverRole} \
     transaction/{transaction,streams,interrupted} unitOfWork/unitOfWork chaos/{storm,outage,consistency}; do
     files+=("test/$file.test.ts")
   done
@@ -42,12 +43,15 @@ fi
 bin=${POSTGRES_BIN:-/usr/lib/postgresql/15/bin}
 pgbouncer=${PGBOUNCER:-/usr/sbin/pgbouncer}
 chromium=${CHROMIUM:-/usr/bin/chromium}
+patroni=${PATRONI:-/usr/bin/patroni}
+etcd=${ETCD:-/usr/bin/etcd}
+haproxy=${HAPROXY:-/usr/sbin/haproxy}
 
 missing() {
   cat >&2 <<END
-test/cluster.sh: PostgreSQL 15, PgBouncer or Chromium is not at $bin, $pgbouncer or $chromium: $1.
-On Debian 12, as root:  apt-get install postgresql-15 pgbouncer chromium
-Elsewhere install them and say where they are:  POSTGRES_BIN=/path/to/bin PGBOUNCER=/path/to/pgbouncer CHROMIUM=/path/to/chromium npm run test:cluster
+test/cluster.sh: PostgreSQL 15, PgBouncer, Chromium, Patroni, etcd or HAProxy is not at $bin, $pgbouncer, $chromium, $patroni, $etcd or $haproxy: $1.
+On Debian 12, as root:  apt-get install postgresql-15 pgbouncer chromium patroni etcd-server haproxy
+Elsewhere install them and say where they are, by POSTGRES_BIN=/path/to/bin, and PGBOUNCER, CHROMIUM, PATRONI, ETCD and HAPROXY=/path/to/program
 END
   exit 77
 }
@@ -61,14 +65,17 @@ if [ ! -x "$bin/initdb" ]; then
   if [ -n "${POSTGRES_BIN:-}" ]; then missing "there is no initdb"; fi
   packages+=(postgresql-15)
 fi
-if [ ! -x "$pgbouncer" ]; then
-  if [ -n "${PGBOUNCER:-}" ]; then missing "there is no such program"; fi
-  packages+=(pgbouncer)
-fi
-if [ ! -x "$chromium" ]; then
-  if [ -n "${CHROMIUM:-}" ]; then missing "there is no such program"; fi
-  packages+=(chromium)
-fi
+# the program, its package, and its place, if it was given
+want() {
+  if [ -x "$1" ]; then return; fi
+  if [ -n "$3" ]; then missing "there is no such program"; fi
+  packages+=("$2")
+}
+want "$pgbouncer" pgbouncer "${PGBOUNCER:-}"
+want "$chromium" chromium "${CHROMIUM:-}"
+want "$patroni" patroni "${PATRONI:-}"
+want "$etcd" etcd-server "${ETCD:-}"
+want "$haproxy" haproxy "${HAPROXY:-}"
 
 if [ ${#packages[@]} -gt 0 ]; then
   if ! command -v apt-get >/dev/null; then missing "there is no apt-get to install it with"; fi
@@ -204,6 +211,8 @@ cd "$OLDPWD"
 "$bin/postgres" --version
 "$pgbouncer" --version | head -1
 "$chromium" --version 2>/dev/null
+"$patroni" --version
+"$haproxy" -v | sed -n 1p
 export EFFECT_DB_TEST_WRITER="postgres://postgres:$password@127.0.0.1:$primary/postgres"
 export EFFECT_DB_TEST_READER="postgres://postgres:$password@127.0.0.1:$replica/postgres"
 export EFFECT_DB_TEST_BOUNCER="postgres://postgres:$password@127.0.0.1:$bouncer_primary/postgres"
@@ -211,6 +220,10 @@ export EFFECT_DB_TEST_BOUNCER_READER="postgres://postgres:$password@127.0.0.1:$b
 # for tests that need one of their own
 export EFFECT_DB_TEST_PGBOUNCER=$pgbouncer
 export EFFECT_DB_TEST_CHROMIUM=$chromium
+export EFFECT_DB_TEST_PATRONI=$patroni
+export EFFECT_DB_TEST_ETCD=$etcd
+export EFFECT_DB_TEST_HAPROXY=$haproxy
+export EFFECT_DB_TEST_POSTGRES_BIN=$bin
 
 run() {
   local report=$1 status=0

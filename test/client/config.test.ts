@@ -10,7 +10,7 @@ import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
-import { type Database, DatabaseConfig } from "effect-db"
+import { type Database, DatabaseConfig, type ServerConfig } from "effect-db"
 import Pg from "pg"
 import postgres from "postgres"
 import { describe } from "vitest"
@@ -25,7 +25,7 @@ const configOf = (options: Database.Options) =>
 const text = (url: Redacted.Redacted<string> | undefined) => url && Redacted.value(url)
 
 /** Kinds of writers, and the URL with the same settings; undefined if a URL cannot hold them. */
-const urls: ReadonlyArray<readonly [what: string, writer: Database.Options["writer"], url: string | undefined]> = [
+const urls: ReadonlyArray<readonly [what: string, writer: ServerConfig.ServerInput, url: string | undefined]> = [
   ["a URL", Redacted.make("postgres://me:pw@localhost/app"), "postgres://me:pw@localhost:5432/app?sslmode=disable"],
   [
     "a keyword string",

@@ -334,6 +334,17 @@ describe("layerConfig", () => {
     })
   )
 
+  it.scopedLive("layerConfig accepts a cluster from Config", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* freshDatabase
+      const layer = Db.layerConfig({ hosts: Config.redacted("URL"), discoverInterval: "1 minute", discover: undefined })
+      const variables = { URL: Redacted.value(writer) }
+      const read = Effect.flatMap(Db.reader, (sql) => sql<{ n: number }>`SELECT 1 AS n`)
+      const rows = yield* Effect.provide(read, Layer.provide(layer, Layer.setConfigProvider(provider(variables))))
+      assert.deepStrictEqual(rows, [{ n: 1 }])
+    })
+  )
+
   it.scopedLive("layerConfig takes an empty variable for readers as no readers", () =>
     Effect.gen(function* () {
       const { writer } = yield* freshDatabase

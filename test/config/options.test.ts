@@ -84,6 +84,35 @@ describe("DatabaseConfig", () => {
     assert.strictEqual(echo, LogLevel.None)
   })
 
+  it("each host of a cluster may be the writer, and is a reader that takes standbys only", () => {
+    const url = Redacted.make("postgres://me:pw@a,b:6000,[::1]/app?connect_timeout=3&application_name=x")
+    const { cluster, options, readers, writer } = make({ hosts: { url, ssl: false } })
+    assert.deepStrictEqual([writer.name, writer.target], ["a:5432,b:6000,[::1]:5432", "read-write"])
+    assert.deepStrictEqual(
+      readers.map(({ connectTimeout, database, hosts, name, own, target, username }) => ({
+        ...{ name, target, database, username, connectTimeout, own, hosts: hosts.length }
+      })),
+      ["a:5432", "b:6000", "[::1]:5432"].map((name) => ({
+        ...{ name, target: "standby" as const, database: "app", username: "me", connectTimeout: 3000, hosts: 1 },
+        own: { applicationName: "x" }
+      }))
+    )
+    assert.deepStrictEqual([cluster?.discover, cluster?.discoverInterval], [undefined, 30_000])
+    assert.deepStrictEqual(Object.keys(options).includes("writer"), false)
+  })
+
+  it("a discovered host gets the TLS that the settings require for it", () => {
+    const endpointOf = (url: string, host: string) =>
+      make({ hosts: Redacted.make(url), discover: Effect.succeed([{ host }]) }).cluster?.endpointOf({
+        ...{ name: host, host, address: undefined, port: 5432 }
+      }).ssl
+    const url = "postgres://me:pw@/app"
+    assert.deepStrictEqual([endpointOf(url, "db"), endpointOf(url, "127.0.0.1")], [true, false])
+    assert.isFalse(endpointOf(`${url}?sslmode=disable`, "db"))
+    assert.throws(() => endpointOf(`${url}?sslmode=prefer`, "db"))
+    assert.throws(() => endpointOf(`${url}?channel_binding=require`, "127.0.0.1"))
+  })
+
   it("echo takes a boolean or a log level, and another word is refused", () => {
     const writer = Redacted.make("postgres://me@localhost/app")
     const echo = (given: Database.Options["echo"]) => make({ writer, echo: given }).echo
@@ -170,7 +199,31 @@ describe("DatabaseConfig", () => {
       ["resetOnReturn", "no effect", { resetOnReturn: () => Effect.void }],
       ["applicationName", "empty", { applicationName: "" }],
       ["writer", "neither a redacted URL nor a server in parts", { writer: "postgres://me:secret@localhost/app" }],
-      ["writer", "neither a redacted URL nor a server in parts", { writer: undefined }],
+      ["writer", "missing", { writer: undefined }],
+      ["hosts", "given beside writer", { hosts: secret }],
+      ["hosts", "given beside readers", { writer: undefined, readers: [], hosts: secret }],
+      ["hosts", "neither a redacted URL nor a server in parts", { writer: undefined, hosts: "a,b" }],
+      ["hosts", "a:5432 twice", { writer: undefined, hosts: { ...server, host: ["a", "b", "a"] } }],
+      ["hosts.host", "missing", { writer: undefined, hosts: { ...server, host: [] } }],
+      [
+        "hosts.targetSessionAttrs",
+        "any for a cluster, whose roles are discovered",
+        { writer: undefined, hosts: { ...server, targetSessionAttrs: "any" } }
+      ],
+      [
+        "hosts.socket",
+        "a stream, which has no hosts",
+        { writer: undefined, hosts: { socket: Effect.never, database: "app", username: "me" } }
+      ],
+      ["discover", "given without hosts", { discover: Effect.succeed([]) }],
+      ["discoverInterval", "given without hosts", { discoverInterval: "1 minute" }],
+      ["discover", "no effect", { writer: undefined, hosts: secret, discover: () => Effect.succeed([]) }],
+      ["discoverInterval", "0", { writer: undefined, hosts: secret, discoverInterval: 0 }],
+      [
+        "discover",
+        "given behind a transaction pooler",
+        { writer: undefined, hosts: secret, mode: "transactionPooler", discover: Effect.succeed([]) }
+      ],
       ["writer.host", "missing", { writer: { ...server, host: undefined } }],
       ["readers", "no list", { readers: secret }],
       ["readers[1].database", "no text", { readers: [secret, { ...server, database: 3 }] }]

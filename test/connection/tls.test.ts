@@ -7,7 +7,7 @@ import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import * as Fiber from "effect/Fiber"
 import * as Redacted from "effect/Redacted"
-import { type Database, DatabaseConfig } from "effect-db"
+import { type Database, DatabaseConfig, type ServerConfig } from "effect-db"
 import { describe } from "vitest"
 import { Db } from "../support/databases.js"
 import { directory } from "../support/directory.js"
@@ -41,7 +41,7 @@ const given = Effect.gen(function* () {
   return { server, write, ca, text }
 })
 
-const session = (writer: Database.Options["writer"], options: Partial<Database.Options> = {}) =>
+const session = (writer: ServerConfig.ServerInput, options: Partial<Database.Options> = {}) =>
   Effect.provide(
     Effect.flatMap(
       Db.writer,
@@ -51,7 +51,7 @@ const session = (writer: Database.Options["writer"], options: Partial<Database.O
     Db.layer({ writer, connectTimeout: "3 seconds", ...options })
   ).pipe(Effect.map(([row]) => row))
 
-const failure = (writer: Database.Options["writer"]) =>
+const failure = (writer: ServerConfig.ServerInput) =>
   Effect.map(Effect.flip(session(writer)), (error) => ({
     reason: error._tag === "ConnectFailed" ? error.reason : error._tag,
     message: error.message

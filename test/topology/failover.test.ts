@@ -260,4 +260,32 @@ describe("a writer on several hosts", () => {
       }).pipe(Effect.provide(Db.layer({ writer, connectTimeout: "1 minute" })), Effect.timeout("20 seconds"))
     })
   )
+
+  it.scopedLive("a search does not wait for a connect that is stuck, if the host has answered before", () =>
+    Effect.gen(function* () {
+      const { primary } = yield* cluster
+      const proxy = yield* makeProxy(primary.url())
+      const at = (port: number) => ({ host: "127.0.0.1", port, url: () => proxy.url })
+      const writer = urlOf([at(proxy.port), at(yield* closedPort)])
+      yield* Effect.gen(function* () {
+        yield* insert(1)
+        yield* proxy.freeze
+        const { accepted } = proxy
+        yield* Effect.exit(insert(2))
+        // the check on another socket, then the connect of the next probe
+        yield* eventually(
+          Effect.sync(() => proxy.accepted - accepted),
+          (more) => more >= 2
+        )
+        yield* proxy.strand
+        yield* insert(3)
+        assert.includeMembers(yield* numbers(primary), [1, 3])
+      }).pipe(
+        Effect.provide(
+          Db.layer({ writer, connectTimeout: "1 minute", detectionTime: "400 millis", acquireTimeout: "50 seconds" })
+        ),
+        Effect.timeout("30 seconds")
+      )
+    })
+  )
 })

@@ -1,7 +1,14 @@
 /** The transitions of the state of a writer. */
 import { assert, describe, it } from "vitest"
 import { type ServerReport, withoutHistory } from "../../src/internal/topology/serverReport.js"
-import { initial, onDoubt, onNoAnswer, onReport, type WriterState } from "../../src/internal/topology/writerState.js"
+import {
+  initial,
+  onDoubt,
+  onListed,
+  onNoAnswer,
+  onReport,
+  type WriterState
+} from "../../src/internal/topology/writerState.js"
 
 const primary = (timeline: number | undefined, systemId = "1"): ServerReport => ({
   ...withoutHistory,
@@ -91,5 +98,24 @@ describe("the state of a writer", () => {
     const [state, change] = onReport(onA, "a", primary(2))
     assert.deepInclude(state, { host: "a", highest: { systemId: "1", timeline: 2 } })
     assert.isUndefined(change)
+  })
+
+  it("a writer that was removed from the hosts stays, and yields to another one on its timeline", () => {
+    const removed = onListed(onA, "a", false)
+    assert.deepInclude(removed, { _tag: "Known", host: "a", isRemoved: true })
+    assert.deepStrictEqual(onReport(removed, "b", standby), [removed, undefined])
+    assert.deepStrictEqual(onReport(removed, "b", primary(9, "2")), [removed, undefined])
+    assert.deepInclude(stateAfter(removed, ["a", primary(1)]), { _tag: "Known", host: "a", isRemoved: true })
+    const [state, change] = onReport(removed, "b", primary(1))
+    assert.deepInclude(state, { _tag: "Known", host: "b", isRemoved: false })
+    assert.deepStrictEqual(change, { from: "a", to: "b", timeline: 1 })
+  })
+
+  it("a writer that returns to the hosts yields to none on its timeline, and the removal of another host changes nothing", () => {
+    const returned = onListed(onListed(onA, "a", false), "a", true)
+    assert.deepStrictEqual(returned, onA)
+    assert.deepStrictEqual(onReport(returned, "b", primary(1)), [onA, undefined])
+    assert.deepStrictEqual(onListed(onA, "b", false), onA)
+    assert.deepStrictEqual(onListed(initial, "a", false), initial)
   })
 })

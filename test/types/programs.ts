@@ -16,6 +16,7 @@ import {
   Database,
   type DatabaseError,
   DatabaseRuntime,
+  Discovery,
   Notification,
   RequestTransaction,
   Tenant,
@@ -60,7 +61,12 @@ export const settingsAreKnown = () => [
   // @ts-expect-error: there is no such start-up
   App.layer({ writer: url, startup: "later" }),
   // @ts-expect-error: the writer is missing
-  App.layer({ readers: [url] })
+  App.layer({ readers: [url] }),
+  App.layer({ hosts: url, discover: Discovery.list([{ host: "a" }]) }),
+  // @ts-expect-error: the user and the database are missing
+  App.layer({ discover: Discovery.list([{ host: "a" }]) }),
+  // @ts-expect-error: Patroni needs an HttpClient
+  App.layer({ hosts: url, discover: Discovery.patroni(["http://a:8008"]) })
 ]
 
 export const poolOptionsHaveKnownValues = (session: Effect.Effect<number, string, SqlClient>) => [

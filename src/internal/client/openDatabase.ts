@@ -19,6 +19,7 @@ import * as clock from "../concurrency/clock.js"
 import type { Connection } from "../connection/connection.js"
 import { makeCredentialSource } from "../edge/credentials.js"
 import { toDatabaseError } from "../edge/databaseError.js"
+import { makeHostSource } from "../edge/hostSource.js"
 import { reportBeforeInterrupt } from "../edge/reportBeforeInterrupt.js"
 import { revealRedactedValues } from "../edge/revealRedacted.js"
 import { recordCallSites } from "../observability/callSite.js"
@@ -186,22 +187,34 @@ export const openDatabase = <L extends Listening>(
     // only
     const sockets = yield* Scope.fork(yield* Effect.scope, ExecutionStrategy.parallel)
     const topology = yield* Effect.acquireRelease(
-      Effect.sync(() => new Topology(config, credentials, makeLifecycleHooks(config, runtime), observers, makeMetrics)),
+      Effect.sync(
+        () =>
+          new Topology(
+            config,
+            credentials,
+            makeLifecycleHooks(config, runtime),
+            observers,
+            makeMetrics,
+            makeHostSource(config, runtime)
+          )
+      ),
       (topology) => Effect.async<void>((resume) => topology.close(config.shutdownTimeout, () => resume(Effect.void)))
     ).pipe(Scope.extend(sockets))
     const executor = new Executor(config, topology, observers, yield* Router, undefined)
     yield* Effect.addFinalizer(() => Effect.sync(() => executor.prepared?.stop()))
     if (executor.isWatched) yield* Effect.acquireRelease(Effect.sync(recordCallSites), Effect.sync)
-    const { readers, writer } = topology
+    const { writer } = topology
     if (config.startup === "verify") {
+      topology.discover()
       // a server that is started at the same time may not listen yet
       const mayCome = (reason: ConnectReason) => isNotYet(reason) || reason === "unreachable"
       if (writer.writes !== undefined) {
         const started = verify(writer.writes, config, mayCome, executor)
         yield* reportBeforeInterrupt(Effect.zipRight(started, verifyPrepared(writer.writes, executor, config)))
       }
+      // one of the hosts of a cluster is no reader, and the others may come later
       yield* Effect.forEach(
-        readers,
+        config.cluster === undefined ? topology.readers : [],
         (server) =>
           // reads go to other servers, so the start neither fails nor waits for this one
           Effect.catchAll(verify(server.reads, config, isNotYet), (error) =>

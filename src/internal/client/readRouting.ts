@@ -79,14 +79,17 @@ export class ReadRouting {
     ambient: TransactionContext | undefined,
     affinity: ReadAffinity | undefined
   ): () => ConnectionSource {
-    const { readers, sampler, writer } = this.topology
-    if (readers.length === 0) return () => writer.reads
-    this.topology.startMonitors()
+    const { topology } = this
+    const { sampler, writer } = topology
+    if (topology.readers.length === 0) return () => writer.reads
+    topology.startMonitors()
     const consistency = this.consistency(fiber)
     const session = causalSessionOf(fiber.currentContext, ambient)
     const tried = new Set<Server>()
     const next = () => {
       const now = clock.now()
+      // the readers of a cluster may change between two attempts
+      const { readers } = topology
       const mayServe = (server: Server) => server.isUsable(now) && !tried.has(server)
       const isKept = (server: Server) => server.name === affinity?.reader && mayServe(server) && !server.isBehind
       const kept = affinity?.reader === undefined ? undefined : readers.find(isKept)
@@ -114,7 +117,8 @@ export class ReadRouting {
           : new ReplicaSelection(candidates, requirement)
       }
       const server = next()
-      const isRefused = server === writer && this.whenAllBehind === "fail" && readers.some(({ isBehind }) => isBehind)
+      const isRefused =
+        server === writer && this.whenAllBehind === "fail" && topology.readers.some(({ isBehind }) => isBehind)
       return isRefused ? new ReplicaSelection(candidates, noReplica) : remember(server)
     }
   }

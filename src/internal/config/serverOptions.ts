@@ -2,7 +2,7 @@
  * The check of the settings of a server, and the defaults of missing ones.
  */
 import * as Redacted from "effect/Redacted"
-import type { Endpoint, ServerConfig, ServerInput, Ssl, TargetSessionAttrs } from "../../ServerConfig.js"
+import type { Endpoint, Host, ServerConfig, ServerInput, Ssl, TargetSessionAttrs } from "../../ServerConfig.js"
 import { concealSecrets } from "../protocol/tlsOptions.js"
 import { hostsOf } from "./hosts.js"
 import { isSocket } from "./localHost.js"
@@ -24,6 +24,19 @@ export interface SharedOptions {
    * connection string, which applies to each host.
    */
   readonly connectTimeout: number | undefined
+  /** True if the hosts of a cluster are discovered, so that none needs to be given. */
+  readonly isDiscovered: boolean
+}
+
+/** Use of a server. A cluster is a writer whose other hosts are readers. */
+type Use = "writer" | "reader" | "cluster"
+
+/** Checked server. */
+export interface CheckedServer extends ServerConfig {
+  /** True if the connection string has `pgbouncer=true`. */
+  readonly isPooled: boolean
+  /** Returns a host with the TLS that the settings require for it. Throws `Invalid`. */
+  readonly endpointOf: (host: Host) => Endpoint
 }
 
 /** The default timeout for all hosts of a server together, in milliseconds. */
@@ -36,17 +49,22 @@ export const fileOf = (setting: string, given: string | undefined, hasCredential
   return text(setting, given)
 }
 
-const endpointsOf = (given: ServerParts, ssl: Ssl | undefined): ReadonlyArray<Endpoint> => {
+const endpointsOf = (
+  given: ServerParts,
+  ssl: Ssl | undefined,
+  checkTls: (endpoint: Endpoint) => Endpoint,
+  isOptional: boolean
+): ReadonlyArray<Endpoint> => {
   const { part, parts } = given
   if (parts.socket === undefined) {
-    return hostsOf(given).map((host) => ({ ...host, ssl: ssl ?? tlsParameters(given, host) }))
+    return hostsOf(given, isOptional).map((host) => checkTls({ ...host, ssl: ssl ?? tlsParameters(given, host) }))
   }
   effect(part("socket"), parts.socket)
   if (ssl === true || (typeof ssl === "object" && ssl.rejectUnauthorized !== false && !ssl.servername)) {
     throw new Invalid(part("ssl"), "without a name to verify, over a socket", "{ servername: ... }, or no ssl")
   }
   const name = text(part("name"), parts.name ?? "socket")
-  return [{ name, host: "localhost", address: undefined, port: 5432, ssl: ssl ?? false }]
+  return [checkTls({ name, host: "localhost", address: undefined, port: 5432, ssl: ssl ?? false })]
 }
 
 /**
@@ -64,14 +82,17 @@ const partOrParameter = (
 
 const targets = ["any", "read-write", "read-only", "primary", "standby", "prefer-standby"] as const
 
-const targetOf = (given: ServerParts, role: "writer" | "reader"): TargetSessionAttrs => {
-  const [setting, value = role === "writer" ? "read-write" : "prefer-standby"] = partOrParameter(
+const targetOf = (given: ServerParts, use: Use): TargetSessionAttrs => {
+  const [setting, value = use === "reader" ? "prefer-standby" : "read-write"] = partOrParameter(
     given,
     "targetSessionAttrs",
     "target_session_attrs"
   )
   const target = oneOf(setting, value, ...targets)
-  if (role === "reader" || target === "any" || target === "read-write" || target === "primary") return target
+  if (use === "reader" || target === "read-write" || target === "primary") return target
+  if (use === "cluster")
+    throw new Invalid(setting, `${target} for a cluster, whose roles are discovered`, "read-write or primary")
+  if (target === "any") return target
   throw new Invalid(setting, `${target} for the writer, which is to accept writes`, "read-write, primary or any")
 }
 
@@ -88,11 +109,14 @@ const databaseOf = ({ parameter, parameters, part, parts }: ServerParts, usernam
 }
 
 /** Refuses a setting that requires TLS if a host, except for a Unix socket, has no TLS. */
-const requireTls = (setting: string, given: string, hosts: ReadonlyArray<Endpoint>): void => {
-  if (hosts.some((host) => host.ssl === false && !isSocket(host))) {
+const requireTls = (setting: string, given: string, host: Endpoint): void => {
+  if (host.ssl === false && !isSocket(host)) {
     throw new Invalid(setting, `${given} without TLS`, "sslmode=verify-full beside it, or ssl")
   }
 }
+
+/** Stands for the first host while no host is known. */
+const noHost = { name: "discovered", host: "localhost", address: undefined, port: 5432, ssl: false } as const
 
 const weightOf = (setting: string, given: number | undefined): number => {
   if (given === undefined) return 1
@@ -101,25 +125,25 @@ const weightOf = (setting: string, given: number | undefined): number => {
 }
 
 /** Checks a server and fills in the defaults. */
-export const serverConfig = (
-  setting: string,
-  input: ServerInput,
-  role: "writer" | "reader",
-  common: SharedOptions
-): ServerConfig & { readonly isPooled: boolean } => {
+export const serverConfig = (setting: string, input: ServerInput, use: Use, common: SharedOptions): CheckedServer => {
   const given = readInput(setting, input)
   const { parameter, parameters, part, parts } = given
   const value = (name: string) => parameters?.get(name) || undefined
   checkSsl(part("ssl"), parts.ssl)
   const ssl = concealSecrets(parts.ssl ?? common.ssl)
-  const hosts = endpointsOf(given, ssl)
-  const [first] = hosts
-  if (first === undefined) throw new Invalid(part("host"), "an empty list", "one host or more")
   const [bindingSetting, givenBinding] = partOrParameter(given, "channelBinding", "channel_binding")
   const binding = oneOf(bindingSetting, givenBinding, "prefer", "disable", "require")
-  if (binding === "require") requireTls(bindingSetting, "require", hosts)
   const negotiation = oneOf(parameter("sslnegotiation"), value("sslnegotiation"), "postgres", "direct")
-  if (negotiation === "direct") requireTls(parameter("sslnegotiation"), "direct", hosts)
+  const checkTls = (endpoint: Endpoint): Endpoint => {
+    if (binding === "require") requireTls(bindingSetting, "require", endpoint)
+    if (negotiation === "direct") requireTls(parameter("sslnegotiation"), "direct", endpoint)
+    return endpoint
+  }
+  const endpointOf = (host: Host) => checkTls({ ...host, ssl: ssl ?? tlsParameters(given, host) })
+  const isOptional = use === "cluster" && common.isDiscovered
+  const hosts = endpointsOf(given, ssl, checkTls, isOptional)
+  const first = hosts[0] ?? (isOptional ? noHost : undefined)
+  if (first === undefined) throw new Invalid(part("host"), "an empty list", "one host or more")
   const balance = oneOf(...partOrParameter(given, "loadBalanceHosts", "load_balance_hosts"), "disable", "random")
   if (parts.password !== undefined && parts.passwordFile !== undefined) {
     throw new Invalid(part("passwordFile"), "given beside a password", "one of the two")
@@ -132,7 +156,7 @@ export const serverConfig = (
   const hostTimeout = common.connectTimeout === undefined ? givenTimeout : undefined
   return {
     ...first,
-    name: hosts.map(({ name }) => name).join(","),
+    name: hosts.map(({ name }) => name).join(",") || first.name,
     hosts,
     socket: parts.socket,
     database: databaseOf(given, username),
@@ -145,12 +169,14 @@ export const serverConfig = (
     sendsServerName: flag(parameter("sslsni"), value("sslsni")),
     bindsChannel: binding === "require",
     requireAuth: parseRequireAuth(parameter("require_auth"), value("require_auth")),
-    target: targetOf(given, role),
+    target: targetOf(given, use),
     isShuffled: balance === "random",
-    connectTimeout: common.connectTimeout ?? (hostTimeout && hostTimeout * hosts.length) ?? defaultConnectTimeout,
+    connectTimeout:
+      common.connectTimeout ?? (hostTimeout && hostTimeout * Math.max(1, hosts.length)) ?? defaultConnectTimeout,
     hostTimeout,
     weight: weightOf(part("weight"), parts.weight),
     own: sessionParameters(given),
-    isPooled: oneOf(parameter("pgbouncer"), value("pgbouncer"), "false", "true") === "true"
+    isPooled: oneOf(parameter("pgbouncer"), value("pgbouncer"), "false", "true") === "true",
+    endpointOf
   }
 }

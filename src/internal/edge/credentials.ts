@@ -2,13 +2,10 @@
  * The provider of the credentials of a server. It runs effects of the program, and conceals the
  * secrets in their results and failures.
  */
-import { TransactionConnection } from "@effect/sql/SqlClient"
 import * as Cause from "effect/Cause"
-import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
 import * as Redacted from "effect/Redacted"
-import * as Runtime from "effect/Runtime"
+import type * as Runtime from "effect/Runtime"
 import type { Connector, Credentials, DatabaseConfig, ServerConfig } from "../../DatabaseConfig.js"
 import type { ConnectFailure } from "../connection/connectFailure.js"
 import { type CredentialProvider, CredentialSource, type ProvidedCredentials } from "../connection/credentials.js"
@@ -18,39 +15,7 @@ import { isLasting } from "../connection/textFile.js"
 import { toError } from "../protocol/pgDriver.js"
 import { Secret } from "../protocol/secret.js"
 import { connectedStream } from "../protocol/socket.js"
-
-/**
- * Function that runs an effect and calls `callback` once. The returned function interrupts the
- * effect and prevents the call.
- */
-type Run = <A, E>(
-  effect: Effect.Effect<A, E>,
-  callback: (value: A | undefined, cause: Cause.Cause<E> | undefined) => void
-) => () => void
-
-const makeRun = (runtime: Runtime.Runtime<never>): Run => {
-  // a database may be opened inside of a transaction of another one, and the provider must not run
-  // in that transaction
-  const fork = Runtime.runFork(Runtime.updateContext(runtime, Context.omit(TransactionConnection)))
-  return (effect, callback) => {
-    let isOver = false
-    // the fiber succeeds with an exit, because Effect logs a failed fiber at debug level, with the
-    // message of the failure
-    const fiber = fork(Effect.exit(Effect.interruptible(effect)))
-    fiber.addObserver((ended) => {
-      if (isOver) return
-      isOver = true
-      const exit = Exit.flatten(ended)
-      if (Exit.isSuccess(exit)) callback(exit.value, undefined)
-      else callback(undefined, exit.cause)
-    })
-    return () => {
-      if (isOver) return
-      isOver = true
-      fiber.unsafeInterruptAsFork(fiber.id())
-    }
-  }
-}
+import { makeRun, type Run } from "./runCallback.js"
 
 const secretOf = (redacted: Redacted.Redacted<string> | undefined): Secret | undefined =>
   redacted === undefined ? undefined : new Secret(Redacted.value(redacted))

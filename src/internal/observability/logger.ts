@@ -75,6 +75,11 @@ const messageOf: (observation: Observation) => LogMessage = Observation.$match({
     ),
   PreparedLeft: ({ gid, message }) => warning(`the prepared transaction ${gid} is not ended: ${message}`),
   PreparedRecovered: ({ gid, outcome }) => info(`the prepared transaction ${gid} was found and ended (${outcome})`),
+  HostsChanged: ({ added, removed }) =>
+    info(
+      `the hosts of the cluster have changed: ${[...added.map((host) => `added ${host}`), ...removed.map((host) => `removed ${host}`)].join(", ")}`
+    ),
+  DiscoveryFailed: ({ message }) => warning(`the hosts could not be discovered, so the known ones stay: ${message}`),
   FellBehind: ({ lagBytes, lagMillis }) =>
     warning(
       Number.isFinite(lagBytes)

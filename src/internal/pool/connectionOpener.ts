@@ -56,6 +56,7 @@ export class ConnectionOpener {
     while (
       !this.pool.isPaused &&
       !this.backoff.isPausing &&
+      options.isWarm?.() !== false &&
       connections.all.size + this.pendingConnects.size < options.pool.minConnections
     )
       this.open()

@@ -5,18 +5,24 @@
  */
 export class OutageWaiters {
   private pausing = 0
-  private readonly queues: Array<() => number> = []
+  private readonly queues = new Set<() => number>()
 
   constructor(private readonly limit: number) {}
 
-  /** Adds a pool. `queued` returns the number of its waiters during an outage, otherwise 0. */
-  add(queued: () => number): void {
-    this.queues.push(queued)
+  /**
+   * Adds a pool. `queued` returns the number of its waiters during an outage, otherwise 0. The
+   * returned function removes it.
+   */
+  add(queued: () => number): () => void {
+    this.queues.add(queued)
+    return () => {
+      this.queues.delete(queued)
+    }
   }
 
   /** Checks if another caller may wait. */
   get hasRoom(): boolean {
-    return this.queues.reduce((waiting, queued) => waiting + queued(), this.pausing) < this.limit
+    return [...this.queues].reduce((waiting, queued) => waiting + queued(), this.pausing) < this.limit
   }
 
   /** Counts a caller that waits between two attempts. */

@@ -13,6 +13,7 @@ import type { CloseReason } from "../../Observation.js"
 import type { PoolStats } from "../../Pool.js"
 import * as clock from "../concurrency/clock.js"
 import type { Connection, Owner } from "../connection/connection.js"
+import type { CheckoutFailure } from "../connection/plainFailure.js"
 import type { ErrorLocation } from "../connection/statementFailure.js"
 import type { PoolMetrics } from "../observability/poolMetrics.js"
 import type { Caller, OnCheckout } from "./caller.js"
@@ -45,10 +46,13 @@ export class Pool implements PoolState {
   readonly events: PoolEvents
   private readonly metrics: PoolMetrics
   private readonly opener: ConnectionOpener
+  private readonly leaveOutageWaiters: () => void
   /** True while checkouts are held back: callers wait in the queue. */
   isPaused = false
   /** Called after each checkin while the pool is paused. */
   private onReturned: (() => void) | undefined
+  /** The failure of a caller after the pool was closed. */
+  private closed: CheckoutFailure | undefined
   /** Called when the last connection is closed; set while the pool is closing or closed. */
   private onEmpty: (() => void) | undefined
 
@@ -80,7 +84,7 @@ export class Pool implements PoolState {
       closed: (connection, reason) => this.onClosed(connection, reason)
     }
     this.opener = new ConnectionOpener(this, owner, (connection, now) => this.release(connection, now, true))
-    outageWaiters.add(() => (this.isPaused || this.opener.isInOutage ? this.waiters.size : 0))
+    this.leaveOutageWaiters = outageWaiters.add(() => (this.isPaused || this.opener.isInOutage ? this.waiters.size : 0))
     credentials.follow((generation) => this.connections.retireOldCredentials(generation))
   }
 
@@ -115,7 +119,7 @@ export class Pool implements PoolState {
     caller?: Caller | undefined
   ): () => void {
     if (this.onEmpty !== undefined) {
-      callback(closedFailure(this), undefined)
+      callback(this.closed ?? closedFailure(this), undefined)
       return nothing
     }
     const now = clock.now()
@@ -320,17 +324,24 @@ export class Pool implements PoolState {
 
   /**
    * Closes the pool: fails the waiters and all later checkouts, waits up to `timeout` ms for
-   * connections in use, then aborts them. `callback` is called when all connections are closed.
+   * connections in use, then aborts them. `callback` is called when all connections are closed. A
+   * second call may shorten the wait.
    */
-  close(timeout: number, callback: () => void): void {
+  close(timeout: number, callback: () => void, failure = closedFailure(this)): void {
     const cutOff = clock.timer(timeout, () => this.connections.abortAll("shutdown"))
+    const before = this.onEmpty
     this.onEmpty = () => {
       clock.clear(cutOff)
       this.onEmpty = nothing
-      this.metrics.close()
+      if (before === undefined) this.metrics.close()
+      else before()
       callback()
     }
-    shutDown(this, this.opener)
+    if (before === undefined) {
+      this.closed = failure
+      this.leaveOutageWaiters()
+      shutDown(this, this.opener, failure)
+    }
     if (this.connections.all.size === 0) this.onEmpty()
   }
 }

@@ -25,6 +25,8 @@ export interface PoolDependencies {
   readonly outageWaiters: OutageWaiters
   /** Locates the host to connect to, if the server has several hosts and a role. */
   readonly locator?: HostLocator | undefined
+  /** Checks if `minConnections` applies: not while the server is known to have another role. */
+  readonly isWarm?: (() => boolean) | undefined
   /** Called after each successful or failed connect. */
   readonly onHealth?: ((healthy: boolean, message: string) => void) | undefined
 }

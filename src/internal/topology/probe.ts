@@ -38,6 +38,11 @@ export interface ProbeOptions {
   readonly credentials: CredentialSource
   /** The timeout of a connect, in ms. */
   readonly connectTimeout: number
+  /**
+   * The timeout of a connect to a server that has answered before, in ms. It is doubled after each
+   * connect without an answer, up to `connectTimeout`, because a login may be slow.
+   */
+  readonly reconnectTimeout: number
   /** True if the connection stays open between two probes. */
   readonly staysOpen: boolean
   /** Called when the open connection is lost between two probes. */
@@ -74,6 +79,10 @@ export class Probe {
   private isFallback = false
   private callbacks: Array<OnProbed> = []
   private cancelConnect = nothing
+  /** True if the server has ever answered. */
+  private hasAnswered = false
+  /** The number of connects without an answer since the last answer. */
+  private timeouts = 0
   private isClosed = false
   private onAllClosed = nothing
   private readonly sockets = new Set<Connection>()
@@ -91,6 +100,11 @@ export class Probe {
         if (this.sockets.size === 0) this.onAllClosed()
       }
     }
+  }
+
+  /** Checks if a connection is open, so that the next probe needs no login. */
+  get isOpen(): boolean {
+    return this.connection !== undefined
   }
 
   /**
@@ -117,6 +131,11 @@ export class Probe {
     if (this.sockets.size === 0) callback()
   }
 
+  private get connectLimit(): number {
+    const { connectTimeout, reconnectTimeout } = this.options
+    return this.hasAnswered ? Math.min(connectTimeout, reconnectTimeout * 2 ** this.timeouts) : connectTimeout
+  }
+
   private get age(): number {
     return clock.now() - (this.connection?.createdAt ?? 0)
   }
@@ -126,7 +145,8 @@ export class Probe {
    * that a standby is not logged in to at each probe.
    */
   private connect(timeout: number, isFallback: boolean): void {
-    const { connectTimeout, credentials, session, staysOpen } = this.options
+    const { credentials, session, staysOpen } = this.options
+    const connectTimeout = this.connectLimit
     const server = isFallback ? { ...this.options.server, target: "any" as const } : this.options.server
     this.isFallback = isFallback
     this.cancelConnect = connect(
@@ -136,6 +156,7 @@ export class Probe {
         this.cancelConnect = nothing
         if (failure?.reason === "wrongRole" && staysOpen && !isFallback) return this.connect(timeout, true)
         if (connection === undefined) {
+          if (failure?.reason === "unresponsive") this.timeouts++
           return this.finish(failed(failure ?? unresponsive(connectTimeout)))
         }
         this.sockets.add(connection)
@@ -152,9 +173,10 @@ export class Probe {
     const startedAt = clock.now()
     let isTimedOut = false
     // a login may be slow, and so may the first query after it
-    const limit = isNew ? this.options.connectTimeout : timeout
+    const limit = isNew ? this.connectLimit : timeout
     const cancelTimer = clock.later(limit, () => {
       isTimedOut = true
+      if (isNew) this.timeouts++
       this.connection = undefined
       connection.destroy("invalid")
     })
@@ -218,6 +240,10 @@ export class Probe {
   }
 
   private finish(result: ProbeResult): void {
+    if (result._tag === "Answered") {
+      this.hasAnswered = true
+      this.timeouts = 0
+    }
     const { callbacks } = this
     this.callbacks = []
     for (const callback of callbacks) callback(result)

@@ -5,13 +5,18 @@
 
 import type { MonitorConfig } from "../../DatabaseConfig.js"
 import * as clock from "../concurrency/clock.js"
+import type { Lag } from "./primaryPositions.js"
 import type { PrimarySampler } from "./primarySampler.js"
 import type { Probe, ProbeResult } from "./probe.js"
 import type { Server } from "./server.js"
+import type { ServerReport } from "./serverReport.js"
 import { answerPart, SilenceWatch } from "./silenceWatch.js"
 import { fast } from "./writerMonitor.js"
 
 const nothing = () => {}
+
+/** Probe of a reader, of its own or shared with the search for the writer. */
+export type ReaderProbe = Pick<Probe, "ask" | "close">
 
 /** Monitor of one reader. It starts with the first read. */
 export class ReaderMonitor {
@@ -20,10 +25,12 @@ export class ReaderMonitor {
   private changedAt = Number.NEGATIVE_INFINITY
   private cancel = nothing
   private isStarted = false
+  /** True if the primary has answered at the last check. */
+  private isPrimaryThere = true
 
   constructor(
     private readonly server: Server,
-    private readonly probe: Probe,
+    private readonly probe: ReaderProbe,
     private readonly sampler: PrimarySampler,
     private readonly config: MonitorConfig,
     /** The interval of probing a reader that has failed, in ms. */
@@ -79,8 +86,9 @@ export class ReaderMonitor {
     const { cancel } = this
     // not after `close`, and not if a change has begun a new interval
     const isCurrent = () => this.isStarted && this.cancel === cancel
-    this.sampler.sample(this.timeout, () => {
+    this.sampler.sample(this.timeout, (isAnswered) => {
       if (!isCurrent()) return
+      this.isPrimaryThere = isAnswered
       this.probe.ask(this.timeout, (result) => {
         if (!this.isStarted) return
         this.handle(result)
@@ -93,9 +101,7 @@ export class ReaderMonitor {
     const { server } = this
     if (result._tag === "Answered") {
       const { latency, report } = result
-      // a reader that has become the primary has all writes
-      const lag = report.isStandby ? this.sampler.positions.lagOf(report, clock.now()) : { bytes: 0, millis: 0 }
-      return server.onReport(report, latency, lag)
+      return server.onReport(report, latency, this.lagOf(report))
     }
     const { failure, silentSince } = result
     const { reason } = failure
@@ -109,5 +115,14 @@ export class ReaderMonitor {
     server.onFailure(failure.error.message)
     // the interval of a reader that has failed is another one
     this.schedule()
+  }
+
+  /** Returns the lag by the report of the reader, or `undefined` if it is unknown. */
+  private lagOf(report: ServerReport): Lag | undefined {
+    // a reader that has become the primary has all writes
+    if (!report.isStandby) return { bytes: 0, millis: 0 }
+    // while the primary is away no standby receives its log, and all of them have to serve reads
+    if (report.isStreaming === false && !this.isPrimaryThere) return undefined
+    return this.sampler.positions.lagOf(report, clock.now())
   }
 }

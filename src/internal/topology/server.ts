@@ -7,6 +7,7 @@ import type { Observer } from "../../Observation.js"
 import type { Role, ServerState, ServerStatus } from "../../Topology.js"
 import * as clock from "../concurrency/clock.js"
 import type { HostLocator } from "../connection/connect.js"
+import { connectFailed } from "../connection/connectFailure.js"
 import type { CredentialSource } from "../connection/credentials.js"
 import type { ReaderMetrics } from "../observability/readerMetrics.js"
 import type { HostActivity } from "../pool/connections.js"
@@ -23,6 +24,8 @@ export interface ServerDependencies
   readonly config: DatabaseConfig
   readonly locator: HostLocator | undefined
   readonly metrics: ReaderMetrics | undefined
+  /** Checks if the host of a reader is known to be the writer of the cluster, so that it serves no reads. */
+  readonly isWriter: () => boolean
 }
 
 /** The weight of the latest latency in the average. */
@@ -41,6 +44,8 @@ export class Server {
   private readonly config: DatabaseConfig
   private readonly observer: Observer
   private readonly metrics: ReaderMetrics | undefined
+  private readonly isWriter: () => boolean
+  private isRemoved = false
   private health: Health = initial
   private lagState = initialLag
   /** The lag of a reader by the last check; `undefined` if it is unknown. */
@@ -52,12 +57,13 @@ export class Server {
   constructor(
     readonly server: ServerConfig,
     readonly role: Role,
-    { config, credentials, locator, makeMetrics, metrics, observer, outageWaiters, tasks }: ServerDependencies
+    { config, credentials, isWriter, locator, makeMetrics, metrics, observer, outageWaiters, tasks }: ServerDependencies
   ) {
     this.config = config
     this.credentials = credentials
     this.observer = observer
     this.metrics = metrics
+    this.isWriter = isWriter
     const { maxPrimaryReads } = config.routing
     const database = config.name
     const pool = { ...config.pool, connectTimeout: server.connectTimeout }
@@ -70,6 +76,7 @@ export class Server {
       // when no replica can serve a read
       pool: role === "writer" ? { ...pool, minConnections: 0, maxConnections: maxPrimaryReads } : pool,
       readOnly: true,
+      isWarm: () => !this.isLeftOut,
       onHealth: role === "reader" ? (healthy, message) => this.onConnect(healthy, message) : undefined
     })
     credentials.follow((generation) =>
@@ -87,13 +94,35 @@ export class Server {
 
   /**
    * Checks if the server takes part in routing. After a failure a reader is left out for
-   * `readerRetryDelay`. Then one read tries it, until it has answered.
+   * `readerRetryDelay`. Then one read tries it, until it has answered. The host of a cluster that is
+   * the writer is no reader.
    */
   isUsable(now: number): boolean {
     const { health } = this
     // an idle connection may serve the trial, without a connect
     if (health._tag === "trial" && this.reads.connections.heardAt > health.since) this.setHealth(onAnswer())
-    return isUsable(this.health, now)
+    return isUsable(this.health, now) && !this.isLeftOut
+  }
+
+  private get isLeftOut(): boolean {
+    return this.isRemoved || this.isWriter()
+  }
+
+  /**
+   * Takes the server out of the database: waiters go to other servers, idle connections are closed,
+   * and those in use when they are checked in. `callback` is called when all are closed.
+   */
+  remove(callback: () => void): void {
+    this.isRemoved = true
+    const location = { database: this.config.name, server: this.name }
+    const error = new Error("the host was removed from the cluster")
+    let left = this.pools.length
+    const onClosed = () => {
+      left--
+      if (left === 0) callback()
+    }
+    const failure = connectFailed(location, { reason: "unreachable", error })
+    for (const pool of this.pools) pool.close(Number.POSITIVE_INFINITY, onClosed, failure)
   }
 
   /** True while callers wait for its answers. */
@@ -131,8 +160,11 @@ export class Server {
 
   /** Records an answer to the monitor. */
   onReport(report: ServerReport, latency: number | undefined, lag: Lag | undefined): void {
-    this.setHealth(onAnswer())
     this.timeline = report.timeline
+    // each of its logins would be refused
+    if (this.server.target === "standby" && !report.isStandby && !this.isWriter())
+      return this.onFailure("it is no standby")
+    this.setHealth(onAnswer())
     if (latency !== undefined) {
       this.latency = this.latency === undefined ? latency : this.latency + latencyShare * (latency - this.latency)
     }
@@ -192,6 +224,7 @@ export class Server {
 
   private get reason(): string | undefined {
     const { health, lag, lastConnectFailure } = this
+    if (this.isWriter()) return "it is the writer"
     if (lastConnectFailure !== undefined) return lastConnectFailure
     if (health._tag === "down" || health._tag === "trial") return health.message
     if (health._tag === "suspect") return "callers wait for its answers"
@@ -203,7 +236,8 @@ export class Server {
 
   private onConnect(healthy: boolean, message: string): void {
     if (healthy) this.setHealth(onAnswer())
-    else this.onFailure(message)
+    // that the writer takes no readers is no failure
+    else if (!this.isLeftOut) this.onFailure(message)
   }
 
   private setHealth(health: Health): void {

@@ -46,6 +46,11 @@ export class SilenceWatch {
     this.cancel()
   }
 
+  /** Forgets the probe that is running, because it will not call back. */
+  reset(): void {
+    this.isProbing = false
+  }
+
   private probeOnce(): void {
     if (this.isProbing) return
     this.isProbing = true

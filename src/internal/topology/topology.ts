@@ -2,20 +2,23 @@
  * The servers of a database, their roles and their health.
  */
 
-import type { DatabaseConfig, ServerConfig } from "../../DatabaseConfig.js"
+import type { DatabaseConfig, Endpoint, ServerConfig } from "../../DatabaseConfig.js"
 import type { Observer } from "../../Observation.js"
 import type { Role, ServerStatus } from "../../Topology.js"
 import * as clock from "../concurrency/clock.js"
+import { readerAt } from "../config/clusterHosts.js"
 import type { HostLocator } from "../connection/connect.js"
 import type { CredentialSource } from "../connection/credentials.js"
 import type { MakePoolMetrics } from "../observability/poolMetrics.js"
 import type { MakeReaderMetrics } from "../observability/readerMetrics.js"
 import type { ConnectionTasks } from "../pool/connectionTasks.js"
 import { OutageWaiters } from "../pool/outageWaiters.js"
+import { HostDiscovery, type HostSource } from "./hostDiscovery.js"
 import { makeWriterSearch } from "./makeWriterSearch.js"
 import { PrimarySampler } from "./primarySampler.js"
 import { Probe, type ProbeResult } from "./probe.js"
-import { ReaderMonitor } from "./readerMonitor.js"
+import { ReaderMonitor, type ReaderProbe } from "./readerMonitor.js"
+import { type Close, type Reader, Readers } from "./readers.js"
 import { Server } from "./server.js"
 import { WriterMonitor } from "./writerMonitor.js"
 import type { WriterSearch } from "./writerSearch.js"
@@ -31,26 +34,26 @@ const nothing = () => {}
 /** Servers of one database. */
 export class Topology {
   readonly writer: Server
-  readonly readers: ReadonlyArray<Server>
   /** @internal */ readonly outageWaiters: OutageWaiters
   /** The search for the writer, if it may be on several hosts. */
   readonly writerSearch: WriterSearch | undefined
   /** The positions of the primary, with which those of the replicas are compared. */
   readonly sampler: PrimarySampler
   private readonly writerMonitor: WriterMonitor | undefined
-  private readonly readerMonitors: ReadonlyArray<ReaderMonitor>
+  private readonly allReaders: Readers
+  private readonly discovery: HostDiscovery | undefined
   /** The probe of a writer that is not searched. */
   private writerProbe: Probe | undefined
   /** The pauses that wait for connections in use. */
   private readonly drains = new Set<(isOver: boolean) => void>()
-  private isMonitoring = false
 
   constructor(
     private readonly config: DatabaseConfig,
     credentials: (server: ServerConfig) => CredentialSource,
     tasks: ConnectionTasks,
-    observer: Observer,
-    makeMetrics: MakeMetrics
+    private readonly observer: Observer,
+    makeMetrics: MakeMetrics,
+    hosts?: HostSource | undefined
   ) {
     this.outageWaiters = new OutageWaiters(config.pool.maxOutageWaiters)
     const database = config.name
@@ -60,6 +63,7 @@ export class Topology {
         ...common,
         credentials,
         locator,
+        isWriter: () => role === "reader" && config.cluster !== undefined && this.writerSearch?.writer === server.name,
         metrics: role === "reader" ? makeMetrics.reader(database, server.name) : undefined
       })
     const source = credentials(config.writer)
@@ -70,36 +74,94 @@ export class Topology {
         // the first writer of a database is no change
         if (change.from === undefined) return
         this.writerMonitor?.onChanged()
-        for (const monitor of this.readerMonitors) monitor.onWriterChanged()
+        this.allReaders.onWriterChanged()
       },
       onFailed: (server, { error, reason }) =>
         observer.observe({ _tag: "ConnectFailed", database, server, reason, message: error.message }),
       hasHeard: (host, since) =>
         Math.max(this.writer.activityOf(host).heardAt, this.writerMonitor?.progressAt ?? 0) > since,
       onSilent: (host, error) => this.writer.giveUpHost(host, error),
-      onSearch: () => this.writerMonitor?.start()
+      onSearch: () => {
+        this.writerMonitor?.start()
+        this.discovery?.hurry()
+      },
+      onHosts: (added, removed) => this.writerMonitor?.onHosts(added, removed),
+      awaitsHosts: () => this.discovery?.isAsking === true
     })
     if (this.writerSearch !== undefined && config.monitor.isOn) {
       this.writerMonitor = new WriterMonitor(this.writerSearch, config.monitor, (host) => this.writer.activityOf(host))
     }
     this.writer = make(config.writer, "writer", source, this.writerSearch)
-    this.readers = config.readers.map((server) => make(server, "reader", credentials(server)))
     this.sampler = new PrimarySampler((timeout, callback) => this.askPrimary(timeout, callback))
-    // behind a pooler, and with several hosts, the probe and the reads may go to different servers
-    const isMonitored = config.monitor.isOn && config.session.mode === "session"
-    this.readerMonitors = this.readers
-      .filter(({ server }) => isMonitored && server.hosts.length === 1)
-      .map(
-        (server) =>
-          new ReaderMonitor(server, this.makeProbe(server), this.sampler, config.monitor, config.readerRetryDelay)
-      )
+    this.allReaders = new Readers(config.readers, (server) =>
+      this.withMonitor(make(server, "reader", credentials(server)))
+    )
+    if (hosts === undefined || config.cluster === undefined) return
+    const times = { interval: config.cluster.discoverInterval, timeout: config.pool.connectTimeout }
+    this.discovery = new HostDiscovery(hosts, times, {
+      onHosts: (endpoints) => this.setHosts(endpoints),
+      onFailed: (error) => {
+        observer.observe({ _tag: "DiscoveryFailed", database, message: error.message })
+        this.writerSearch?.onDiscoveryFailed(error)
+      },
+      isUrgent: () => this.writerSearch?.isRunning === true
+    })
   }
 
-  /** Starts the monitors of the readers, if they are off: with the first read. */
+  get readers(): ReadonlyArray<Server> {
+    return this.allReaders.servers
+  }
+
+  /** Starts the monitors of the readers, and the discovery of hosts, if they are off: with the first read. */
   startMonitors(): void {
-    if (this.isMonitoring) return
-    this.isMonitoring = true
-    for (const monitor of this.readerMonitors) monitor.start()
+    this.allReaders.startMonitors()
+    this.discovery?.start()
+  }
+
+  /** Begins to discover the hosts of the cluster, if they are discovered. */
+  discover(): void {
+    this.discovery?.start()
+  }
+
+  /** Sets the hosts of the cluster: each may be the writer, and is a reader. */
+  private setHosts(endpoints: ReadonlyArray<Endpoint>): void {
+    const { name: database, startup, writer } = this.config
+    const { added, removed } = this.allReaders.set(endpoints.map((endpoint) => readerAt(writer, endpoint)))
+    if (added.length + removed.length > 0) {
+      const names = (servers: ReadonlyArray<Server>) => servers.map(({ name }) => name)
+      this.observer.observe({ _tag: "HostsChanged", database, added: names(added), removed: names(removed) })
+    }
+    this.writerSearch?.setHosts(endpoints)
+    for (const { reads } of added) {
+      if (this.writer.reads.isPaused) reads.pause(nothing)
+      if (startup === "verify") reads.warm()
+    }
+  }
+
+  private withMonitor(server: Server): Reader {
+    const { monitor, readerRetryDelay, session } = this.config
+    // behind a pooler, and with several hosts, the probe and the reads may go to different servers
+    const isMonitored = monitor.isOn && session.mode === "session" && server.server.hosts.length === 1
+    if (!isMonitored) return { server, monitor: undefined }
+    const probe = this.sharedProbe(server) ?? this.makeProbe(server)
+    return { server, monitor: new ReaderMonitor(server, probe, this.sampler, monitor, readerRetryDelay) }
+  }
+
+  /** Returns the probe by which the host of a reader is searched as a writer, too. */
+  private sharedProbe({ name }: Server): ReaderProbe | undefined {
+    const { writerSearch } = this
+    if (this.config.cluster === undefined || writerSearch === undefined) return undefined
+    return {
+      ask: (timeout, callback) => {
+        const host = writerSearch.hosts.find(({ endpoint }) => endpoint.name === name)
+        // a host without a probe has been removed, and its monitor is being closed
+        host?.probe.ask(timeout, (result) => {
+          writerSearch.handle(host, result)
+          callback(result)
+        })
+      },
+      close: (callback) => callback()
+    }
   }
 
   private makeProbe({ credentials, server }: Server): Probe {
@@ -109,6 +171,7 @@ export class Topology {
       session: { ...session, ...server.own },
       credentials,
       connectTimeout: server.connectTimeout,
+      reconnectTimeout: monitor.isOn ? monitor.detectionTime : server.connectTimeout,
       staysOpen: monitor.isOn,
       onLost: nothing
     })
@@ -182,13 +245,18 @@ export class Topology {
 
   /** Closes all pools; `callback` is called when all sockets are closed. */
   close(timeout: number, callback: () => void): void {
-    const { readerMonitors, servers, writerMonitor, writerProbe, writerSearch } = this
-    const closing: ReadonlyArray<(onClosed: () => void) => void> = [
-      ...servers.flatMap(({ pools }) => pools).map((pool) => (onClosed: () => void) => pool.close(timeout, onClosed)),
-      ...readerMonitors.map((monitor) => (onClosed: () => void) => monitor.close(onClosed)),
+    const { allReaders, discovery, writer, writerMonitor, writerProbe, writerSearch } = this
+    const closing: ReadonlyArray<Close> = [
+      ...writer.pools.map(
+        (pool): Close =>
+          (onClosed) =>
+            pool.close(timeout, onClosed)
+      ),
+      ...allReaders.closing(timeout),
       ...[writerProbe, writerSearch].flatMap((part) => (part ? [(onClosed: () => void) => part.close(onClosed)] : []))
     ]
     let left = closing.length
+    discovery?.stop()
     writerMonitor?.stop()
     for (const close of closing)
       close(() => {

@@ -54,6 +54,16 @@ export class WriterMonitor {
     this.watch.start()
   }
 
+  /** Begins to monitor hosts, and ends it for others, whose probes are closed and do not call back. */
+  onHosts(added: ReadonlyArray<SearchedHost>, removed: ReadonlyArray<SearchedHost>): void {
+    for (const { endpoint } of removed) {
+      this.cancels.get(endpoint.name)?.()
+      this.cancels.delete(endpoint.name)
+    }
+    if (removed.length > 0) this.watch.reset()
+    if (this.isStarted) for (const host of added) this.schedule(host)
+  }
+
   stop(): void {
     for (const cancel of this.cancels.values()) cancel()
     this.cancels.clear()

@@ -14,6 +14,7 @@ import {
   initial,
   type NotWriter,
   onDoubt,
+  onListed,
   onNoAnswer,
   onReport,
   type WriterChange,
@@ -27,8 +28,11 @@ export interface SearchedHost {
   readonly probe: Probe
 }
 
-/** The pauses of one host between two probes of a search, in ms; each is twice the one before. */
-const pauses = { shortest: 100, longest: 1000 }
+/**
+ * The pauses of one host between two probes of a search, in ms; each is twice the one before. A
+ * standby that is asked on an open connection is asked more often: the next writer is one of them.
+ */
+const pauses = { shortest: 100, longest: 1000, longestOpen: 500 }
 
 /** Callbacks for the events of a search. */
 export interface SearchReports {
@@ -45,6 +49,10 @@ export interface SearchReports {
   readonly onSilent: (host: string, error: Error) => void
   /** Called when a search begins. */
   readonly onSearch: () => void
+  /** Called when hosts are searched from now on, or no longer. */
+  readonly onHosts: (added: ReadonlyArray<SearchedHost>, removed: ReadonlyArray<SearchedHost>) => void
+  /** Checks if an answer with other hosts is awaited. */
+  readonly awaitsHosts: () => boolean
 }
 
 type OnLocated = Parameters<HostLocator["locate"]>[1]
@@ -57,9 +65,18 @@ const reasons: Readonly<Record<NotWriter, string>> = {
   unproved: "it does not report its timeline"
 }
 
+/** Checks if a state has a later timeline than another one. */
+const isNewer = (state: WriterState, other: WriterState): boolean =>
+  (state.highest?.timeline ?? 0) > (other.highest?.timeline ?? 0)
+
 /** Search for the writer of one database. */
 export class WriterSearch implements HostLocator {
   private state: WriterState = initial
+  private readonly members: Map<string, SearchedHost>
+  /** The names of the hosts that are to be searched. The writer may be another one, until it is lost. */
+  private listed: ReadonlySet<string>
+  /** The last failure to find out the hosts, if they are discovered. */
+  private discoveryFailure: ConnectFailure | undefined
   private readonly waiters = new Set<OnLocated>()
   /** The last failure of each host in the current search. */
   private readonly failures = new Map<string, ConnectFailure>()
@@ -71,11 +88,25 @@ export class WriterSearch implements HostLocator {
   private readonly followers = new Set<(host: string, error: Error) => void>()
 
   constructor(
-    readonly hosts: ReadonlyArray<SearchedHost>,
+    endpoints: ReadonlyArray<Endpoint>,
+    private readonly makeHost: (endpoint: Endpoint) => SearchedHost,
     /** The timeout of one probe, in ms. */
     private readonly probeTimeout: number,
     private readonly reports: SearchReports
-  ) {}
+  ) {
+    this.members = new Map(endpoints.map((endpoint) => [endpoint.name, makeHost(endpoint)]))
+    this.listed = new Set(this.members.keys())
+  }
+
+  /** Returns the hosts that are searched; the writer is one of them even if it has been removed. */
+  get hosts(): ReadonlyArray<SearchedHost> {
+    return [...this.members.values()]
+  }
+
+  /** Checks if a search is running. */
+  get isRunning(): boolean {
+    return this.current !== undefined
+  }
 
   /** Returns the name of the host that is the writer, if it is known. */
   get writer(): string | undefined {
@@ -143,8 +174,10 @@ export class WriterSearch implements HostLocator {
   }
 
   /** Handles the result of a probe, of the search itself or of a monitor. */
-  handle({ endpoint: { name } }: SearchedHost, result: ProbeResult): void {
-    if (this.isClosed) return
+  handle(host: SearchedHost, result: ProbeResult): void {
+    const { name } = host.endpoint
+    // the host may have been removed before the result arrived
+    if (this.isClosed || this.members.get(name) !== host) return
     if (result._tag === "Failed") {
       const { failure } = result
       const isNews = failure.reason !== "wrongRole" && failure.reason !== this.failures.get(name)?.reason
@@ -157,11 +190,67 @@ export class WriterSearch implements HostLocator {
       else this.failures.set(name, { reason: "wrongRole", error: new Error(reasons[reason]) })
       const [state, change] = onReport(this.state, name, result.report)
       const isLost = this.state._tag === "Known" && state._tag === "Searching"
+      const isAlive = this.state._tag === "Known" && this.state.isRemoved && !isNewer(state, this.state)
       this.state = state
-      if (change !== undefined) this.report(change)
+      if (change !== undefined) this.report(change, isAlive)
       if (isLost) this.search()
     }
+    this.dropUnlisted()
     this.settle()
+  }
+
+  /**
+   * Sets the hosts. A new one is probed at once. One that is missing is dropped; if it is the writer,
+   * this happens when it no longer answers as the writer, or another host does.
+   */
+  setHosts(endpoints: ReadonlyArray<Endpoint>): void {
+    if (this.isClosed) return
+    this.discoveryFailure = undefined
+    const listed = new Map(endpoints.map((endpoint) => [endpoint.name, endpoint]))
+    this.listed = new Set(listed.keys())
+    if (this.writer !== undefined) this.state = onListed(this.state, this.writer, this.listed.has(this.writer))
+    const wasRunning = this.isRunning
+    const moved = this.hosts.filter(({ endpoint: { address, name } }) => {
+      const now = listed.get(name)
+      return now !== undefined && now.address !== address
+    })
+    for (const host of moved) this.drop(host)
+    this.dropUnlisted()
+    const added = endpoints.filter(({ name }) => !this.members.has(name)).map(this.makeHost)
+    for (const host of added) this.members.set(host.endpoint.name, host)
+    this.reports.onHosts(added, [])
+    // its address has changed, so it may be another server
+    for (const { endpoint } of moved) this.doubt(endpoint.name)
+    for (const host of added) {
+      // a search that has begun in this call probes them already
+      if (wasRunning) this.probe(host, pauses.shortest)
+      else if (!this.isRunning && this.state._tag === "Known")
+        host.probe.ask(this.probeTimeout, (result) => this.handle(host, result))
+    }
+    this.settle()
+  }
+
+  /** Records that the hosts could not be found out; the known ones stay. */
+  onDiscoveryFailed(error: Error): void {
+    this.discoveryFailure = { reason: "unreachable", error }
+    this.settle()
+  }
+
+  private dropUnlisted(): void {
+    for (const host of this.hosts) {
+      const { name } = host.endpoint
+      if (!this.listed.has(name) && name !== this.writer) this.drop(host)
+    }
+  }
+
+  private drop(host: SearchedHost): void {
+    const { name } = host.endpoint
+    this.members.delete(name)
+    this.failures.delete(name)
+    clock.clear(this.pauses.get(name))
+    this.pauses.delete(name)
+    this.reports.onHosts([], [host])
+    host.probe.close(() => {})
   }
 
   /** Gives the writer up, unless the failure of its probe, or an answer to a caller, shows that it is alive. */
@@ -186,7 +275,8 @@ export class WriterSearch implements HostLocator {
   close(callback: () => void): void {
     this.isClosed = true
     this.stop()
-    let left = this.hosts.length
+    let left = this.members.size
+    if (left === 0) return callback()
     for (const { probe } of this.hosts)
       probe.close(() => {
         left--
@@ -194,13 +284,14 @@ export class WriterSearch implements HostLocator {
       })
   }
 
-  private report(change: WriterChange): void {
+  /** Reports a change; `isAlive` if the former writer was only removed from the hosts. */
+  private report(change: WriterChange, isAlive: boolean): void {
     const { from, timeline, to } = change
     const took = this.current === undefined ? 0 : clock.now() - this.current.since
     const failure = from === undefined ? undefined : this.failures.get(from)
     const isDemoted = failure?.reason === "wrongRole" && failure.error.message !== reasons.olderTimeline
     const error = new Error(`${to} has become the writer, on timeline ${timeline ?? "unknown"}`)
-    this.reports.onChange(change, took, isDemoted ? undefined : error)
+    this.reports.onChange(change, took, isDemoted || isAlive ? undefined : error)
     for (const follower of this.followers) follower(to, error)
   }
 
@@ -208,7 +299,7 @@ export class WriterSearch implements HostLocator {
   private get located(): Endpoint | undefined {
     const { state } = this
     if (state._tag !== "Known" || state.isDoubted) return undefined
-    return this.hosts.find(({ endpoint }) => endpoint.name === state.host)?.endpoint
+    return this.members.get(state.host)?.endpoint
   }
 
   private search(): void {
@@ -223,11 +314,12 @@ export class WriterSearch implements HostLocator {
     const { current } = this
     host.probe.ask(this.probeTimeout, (result) => {
       this.handle(host, result)
-      // this search has ended, or another one has begun
-      if (this.current !== current || current === undefined) return
-      const timer = clock.timer(pause, () => {
+      // this search has ended, or another one has begun, or the host has been removed
+      if (this.current !== current || current === undefined || this.members.get(host.endpoint.name) !== host) return
+      const longest = host.probe.isOpen ? pauses.longestOpen : pauses.longest
+      const timer = clock.timer(Math.min(pause, longest), () => {
         this.pauses.delete(host.endpoint.name)
-        this.probe(host, Math.min(pause * 2, pauses.longest))
+        this.probe(host, pause * 2)
       })
       // only the callers that wait keep the process alive
       timer.unref()
@@ -242,7 +334,7 @@ export class WriterSearch implements HostLocator {
    */
   private get isHopeless(): boolean {
     const all = [...this.failures.values()]
-    if (all.length < this.hosts.length) return false
+    if (all.length === 0 || all.length < this.members.size || this.reports.awaitsHosts()) return false
     const isPermanent = (failure: ConnectFailure) => !mayPass(failure) && failure.reason !== "protocol"
     return (
       all.every((failure) => !mayPass(failure)) ||
@@ -270,8 +362,8 @@ export class WriterSearch implements HostLocator {
       reason: "unresponsive",
       error: new Error(`no answer within ${Math.round(timeout)} ms`)
     }
-    return combineFailures(
-      this.hosts.map(({ endpoint: { name } }) => [name, this.failures.get(name) ?? silent] as const)
-    )
+    const all = this.hosts.map(({ endpoint: { name } }) => [name, this.failures.get(name) ?? silent] as const)
+    const { discoveryFailure = all.length === 0 ? silent : undefined } = this
+    return combineFailures(discoveryFailure === undefined ? all : [...all, ["discover", discoveryFailure]])
   }
 }

@@ -19,6 +19,8 @@ export type WriterState =
       readonly highest: History | undefined
       /** True after an event that makes the writer doubtful, while it is searched. */
       readonly isDoubted: boolean
+      /** True after the host has been removed from the hosts: it stays until another one is the writer. */
+      readonly isRemoved: boolean
     }
   | { readonly _tag: "Searching"; readonly lost: string | undefined; readonly highest: History | undefined }
 
@@ -47,7 +49,8 @@ export interface WriterChange {
 
 /**
  * Handles the report of a host. A host on a higher timeline becomes the writer at once. On an equal
- * timeline the known writer stays, unless a search has given it up.
+ * timeline the known writer stays, unless a search has given it up, or it was removed from the hosts:
+ * then the other host may be the same server under another name.
  */
 export const onReport = (
   state: WriterState,
@@ -65,15 +68,19 @@ export const onReport = (
     return [{ ...state, highest: history, isDoubted: false }, undefined]
   }
   const isNewer = history !== undefined && (highest === undefined || history.timeline > highest.timeline)
-  if (state._tag === "Known" && !isNewer) return [state, undefined]
+  if (state._tag === "Known" && !isNewer && !state.isRemoved) return [state, undefined]
   const from = state._tag === "Known" ? state.host : state.lost
-  const known: WriterState = { _tag: "Known", host, highest: history, isDoubted: false }
+  const known: WriterState = { _tag: "Known", host, highest: history, isDoubted: false, isRemoved: false }
   return [known, from === host ? undefined : { from, to: host, timeline }]
 }
 
 /** Handles an event that makes the writer doubtful, such as a lost connection to it. */
 export const onDoubt = (state: WriterState, host: string): WriterState =>
   state._tag === "Known" && state.host === host ? { ...state, isDoubted: true } : state
+
+/** Handles the removal of a host from the hosts, or its return. */
+export const onListed = (state: WriterState, host: string, isListed: boolean): WriterState =>
+  state._tag === "Known" && state.host === host ? { ...state, isRemoved: !isListed } : state
 
 /** Handles a host that gives no answer: a writer without an answer is searched elsewhere. */
 export const onNoAnswer = (state: WriterState, host: string): WriterState =>

@@ -1,0 +1,82 @@
+/**
+ * The readers of a database, and their monitors. Those of a cluster change with its hosts.
+ */
+
+import type { ServerConfig } from "../../DatabaseConfig.js"
+import type { ReaderMonitor } from "./readerMonitor.js"
+import type { Server } from "./server.js"
+
+/** Reader, with its monitor if it has one. */
+export interface Reader {
+  readonly server: Server
+  readonly monitor: ReaderMonitor | undefined
+}
+
+/** Function that closes a part of a database, and calls back when its sockets are closed. */
+export type Close = (onClosed: () => void) => void
+
+/** Readers of one database. */
+export class Readers {
+  private current: ReadonlyArray<Reader>
+  /** The servers of {@link current}, for the choice of each read. */
+  servers: ReadonlyArray<Server>
+  /** The readers that were removed, until their connections are closed. */
+  private readonly leaving = new Set<Server>()
+  private isMonitoring = false
+
+  constructor(
+    configs: ReadonlyArray<ServerConfig>,
+    private readonly make: (config: ServerConfig) => Reader
+  ) {
+    this.current = configs.map(make)
+    this.servers = this.current.map(({ server }) => server)
+  }
+
+  /** Starts the monitors, if they are off. */
+  startMonitors(): void {
+    if (this.isMonitoring) return
+    this.isMonitoring = true
+    for (const { monitor } of this.current) monitor?.start()
+  }
+
+  onWriterChanged(): void {
+    for (const { monitor, server } of this.current) {
+      monitor?.onWriterChanged()
+      // the former writer of a cluster may be a reader from now on
+      server.reads.warm()
+    }
+  }
+
+  /** Sets the readers; returns those that are new, and those that are used no longer. */
+  set(configs: ReadonlyArray<ServerConfig>): {
+    readonly added: ReadonlyArray<Server>
+    readonly removed: ReadonlyArray<Server>
+  } {
+    const isSame = (a: ServerConfig, b: ServerConfig) => a.name === b.name && a.address === b.address
+    const removed = this.current.filter(({ server }) => !configs.some((config) => isSame(config, server.server)))
+    const kept = this.current.filter((reader) => !removed.includes(reader))
+    const added = configs.filter((config) => !kept.some(({ server }) => isSame(config, server.server))).map(this.make)
+    this.current = [...kept, ...added]
+    this.servers = this.current.map(({ server }) => server)
+    for (const { monitor, server } of removed) {
+      monitor?.close(() => {})
+      this.leaving.add(server)
+      server.remove(() => this.leaving.delete(server))
+    }
+    if (this.isMonitoring) for (const { monitor } of added) monitor?.start()
+    return { added: added.map(({ server }) => server), removed: removed.map(({ server }) => server) }
+  }
+
+  /** Returns the parts to close: the pools, also those of removed readers, and the monitors. */
+  closing(timeout: number): ReadonlyArray<Close> {
+    const pools = [...this.servers, ...this.leaving].flatMap((server) => server.pools)
+    return [
+      ...pools.map(
+        (pool): Close =>
+          (onClosed) =>
+            pool.close(timeout, onClosed)
+      ),
+      ...this.current.flatMap(({ monitor }) => (monitor ? [(onClosed: () => void) => monitor.close(onClosed)] : []))
+    ]
+  }
+}

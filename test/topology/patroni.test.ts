@@ -1,0 +1,141 @@
+/**
+ * A cluster under Patroni whose leader is killed under writes, reached by three kinds of settings.
+ * No acknowledged row is lost, and none is stored twice.
+ *
+ * `EFFECT_DB_CHAOS=full` has 5 rounds, and not 1.
+ */
+import * as FetchHttpClient from "@effect/platform/FetchHttpClient"
+import { assert, describe, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Redacted from "effect/Redacted"
+import * as Ref from "effect/Ref"
+import * as Schedule from "effect/Schedule"
+import type * as Scope from "effect/Scope"
+import { type Database, DatabaseError, Discovery } from "effect-db"
+import { Db } from "../support/databases.js"
+import { eventually } from "../support/eventually.js"
+import { acceptsWrites, hasPatroni, makeHaproxy, makePatroni } from "../support/patroni.js"
+import { query } from "../support/server.js"
+
+const rounds = process.env.EFFECT_DB_CHAOS === "full" ? 5 : 1
+
+/** The transactions of all fibers in a second. */
+const rate = 200
+const fibers = 20
+
+type Patroni = Effect.Effect.Success<typeof makePatroni>
+
+const urlOf = ({ password }: Patroni, hosts: string) =>
+  Redacted.make(`postgres://postgres:${password}@${hosts}/postgres?sslmode=disable`)
+
+/** Kills the leader again and again while fibers insert rows; prints the time until the first success. */
+const failovers = (cluster: Patroni, name: string) =>
+  Effect.gen(function* () {
+    const sql = yield* Db.writer
+    const acknowledged: Array<string> = []
+    const unknown = new Set<string>()
+    const lastSuccess = yield* Ref.make(0)
+    let count = 0
+    const once = Effect.suspend(() => {
+      const id = `row ${count++}`
+      return Db.withTransaction(sql`INSERT INTO item VALUES (${id})`).pipe(
+        DatabaseError.refine,
+        Effect.matchEffect({
+          onFailure: (error) =>
+            Effect.sync(() => {
+              if (error._tag === "CommitOutcomeUnknown") unknown.add(id)
+            }),
+          onSuccess: () => {
+            acknowledged.push(id)
+            return Ref.set(lastSuccess, performance.now())
+          }
+        })
+      )
+    })
+    const read = Effect.flatMap(Db.reader, (reader) => reader<{ n: number }>`SELECT 1 AS n`)
+    const load = yield* Effect.fork(
+      Effect.forEach(
+        Array.from({ length: fibers }),
+        () => Effect.repeat(once, Schedule.spaced(`${(1000 * fibers) / rate} millis`)),
+        { concurrency: "unbounded", discard: true }
+      )
+    )
+    const waits: Array<number> = []
+    for (let round = 0; round < rounds; round++) {
+      const [leader, standby] = yield* cluster.settled
+      const before = acknowledged.length
+      yield* eventually(
+        Effect.sync(() => acknowledged.length - before),
+        (more) => more > 50
+      )
+      yield* leader.kill
+      yield* eventually(acceptsWrites(standby), (accepts) => accepts)
+      const accepted = performance.now()
+      yield* eventually(Ref.get(lastSuccess), (time) => time > accepted)
+      waits.push((yield* Ref.get(lastSuccess)) - accepted)
+      assert.deepStrictEqual(yield* read, [{ n: 1 }])
+      yield* leader.start
+    }
+    const [leader] = yield* cluster.settled
+    yield* Fiber.interrupt(load)
+    const rows = yield* query<{ id: string }>(leader.url, "SELECT id FROM item")
+    const stored = new Set(rows.map(({ id }) => id))
+    assert.strictEqual(stored.size, rows.length)
+    assert.deepStrictEqual(
+      acknowledged.filter((id) => !stored.has(id)),
+      []
+    )
+    waits.sort((a, b) => a - b)
+    const shown = [0.5, 1].map((part) => Math.round(waits[Math.ceil(part * waits.length) - 1] ?? 0))
+    console.log(
+      `${name}: ${acknowledged.length} transactions, ${unknown.size} unknown; first success ${shown[0]} ms (median), ${shown[1]} ms (longest) after the new leader accepts writes`
+    )
+  })
+
+const cases: ReadonlyArray<
+  readonly [name: string, optionsOf: (cluster: Patroni) => Effect.Effect<Database.Options, unknown, Scope.Scope>]
+> = [
+  [
+    "hosts with the names of both",
+    (cluster) =>
+      Effect.succeed({ hosts: urlOf(cluster, cluster.nodes.map(({ host, port }) => `${host}:${port}`).join()) })
+  ],
+  [
+    "hosts that Patroni's API returns",
+    (cluster) => {
+      const [a, b] = cluster.nodes
+      const discover = Effect.provide(Discovery.patroni([a.api, b.api]), FetchHttpClient.layer)
+      return Effect.succeed({ hosts: urlOf(cluster, ""), discover, discoverInterval: "1 second" })
+    }
+  ],
+  [
+    "HAProxy with a port for each role",
+    (cluster) =>
+      Effect.map(makeHaproxy(cluster), ({ primary, replica }) => ({
+        writer: urlOf(cluster, `127.0.0.1:${primary}`),
+        readers: [urlOf(cluster, `127.0.0.1:${replica}`)]
+      }))
+  ]
+]
+
+describe.skipIf(!hasPatroni)(
+  hasPatroni ? "a cluster under Patroni" : "a cluster under Patroni (there is none: npm run test:cluster)",
+  () => {
+    for (const [name, optionsOf] of cases) {
+      it.scopedLive(
+        `a leader that is killed (rounds: ${rounds}) under ${rate} transactions a second loses and doubles no row, by ${name}`,
+        () =>
+          Effect.gen(function* () {
+            const cluster = yield* makePatroni
+            const [leader] = yield* cluster.settled
+            yield* query(leader.url, "CREATE TABLE item (id text NOT NULL)")
+            yield* query(leader.url, "CREATE TABLE probe (n int)")
+            const options = yield* optionsOf(cluster)
+            yield* Effect.provide(failovers(cluster, name), Db.layer(options))
+          }),
+        120_000 + rounds * 60_000
+      )
+    }
+  }
+)
