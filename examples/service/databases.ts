@@ -22,15 +22,11 @@ const limits = {
 /** The number of replicas of an embedded cluster, if the user says nothing else. */
 const defaultReplicas = 1
 
-/** Returns one URL with all servers of a cluster, so that the writer of a database is found after a promotion. */
+/** Returns one URL with all servers of a cluster, among which the primary is found, also after a promotion. */
 const anyOf = ({ primary, replicas }: EmbeddedPostgres.EmbeddedPostgres.Service, database: string) => {
   const addresses = [primary, ...replicas].map(({ host, port }) => `${host}:${port}`)
   return Redacted.make(Redacted.value(primary.url(database)).replace(addresses[0] ?? "", addresses.join()))
 }
-
-/** Returns the replicas of a cluster as readers. The one that is promoted leaves reading. */
-const standbysOf = ({ replicas }: EmbeddedPostgres.EmbeddedPostgres.Service, database: string) =>
-  replicas.map((server) => ({ url: server.url(database), targetSessionAttrs: "standby" as const }))
 
 /**
  * Both databases on an embedded cluster, the first with its replicas. With the outcome `"marker"` a lost COMMIT is proved also after a
@@ -43,11 +39,10 @@ export const embedded = (outcome: "status" | "marker" = "status") =>
         Db.layer({
           ...limits,
           outcome,
-          writer: anyOf(postgres, Db.databaseName),
-          readers: standbysOf(postgres, Db.databaseName),
+          hosts: anyOf(postgres, Db.databaseName),
           // the page shows the lag of each replica
           monitorInterval: "1 second",
-          // while there is no primary, no replica receives its log, and reads go on
+          // while there is no primary, reads go on
           whenAllBehind: "leastBehind"
         }),
         Audit.layer({ ...limits, outcome, writer: anyOf(postgres, Audit.databaseName) }),

@@ -57,6 +57,12 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the cluster of t
 
       expect(yield* act("start")).toEqual({ status: 200, servers: ["server 1"] })
       yield* roles("replica", "primary")
+      // the former primary serves reads
+      yield* eventually(members, (all) => all[0]?.state === "up")
+      yield* eventually(
+        send("GET", "/records"),
+        ({ headers }) => headers.get("x-served-by")?.startsWith("replica") === true
+      )
       expect(yield* send("POST", "/todos", { id: "after", title: "a" })).toMatchObject({ status: 201 })
       expect(yield* send("GET", "/todos/after")).toMatchObject({ status: 200 })
       // with a running primary it is a switch-over

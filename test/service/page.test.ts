@@ -366,7 +366,7 @@ describe.skipIf(!hasChromium)(`the page ${inChromium}`, () => {
 
             await button(page, "Start it again").click()
             await told(servers(page), "Server 1 runs again.")
-            await serverRow(page, /^server 1 .* replica /).waitFor()
+            await serverRow(page, /^server 1 .* replica up/).waitFor()
             await button(page, "Send 30 requests a second").click()
             await told(servers(page), "The load is off.")
             await button(page, "Promote a replica").click()
