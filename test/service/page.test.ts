@@ -364,6 +364,12 @@ describe.skipIf(!hasChromium)(`the page ${inChromium}`, () => {
             expect(await page.locator("#requests-chart .gap").count()).toBeGreaterThan(0)
             expect(await page.locator("#failed-chart .failed:not([height='0'])").count()).toBeGreaterThan(0)
 
+            await page.setViewportSize({ width: 360, height: 740 })
+            expect(await page.evaluate("document.documentElement.scrollWidth")).toBe(360)
+            // each cell has the name of its column on a narrow screen
+            await serverRow(page, /^server 2 .* Role primary State up Lag –/).waitFor()
+            await page.setViewportSize({ width: 1280, height: 720 })
+
             await button(page, "Start it again").click()
             await told(servers(page), "Server 1 runs again.")
             await serverRow(page, /^server 1 .* replica up/).waitFor()
