@@ -9,7 +9,8 @@
  * - `unknown`: no connect has succeeded or failed yet; reads use the server.
  * - `up`: reads use the server.
  * - `suspect`: callers wait for answers; reads use other servers, if there are any.
- * - `down`: a connect has failed, or the server is silent; no read uses it.
+ * - `down`: a connect has failed, or the server is silent; no read uses it until a time, which is
+ *   infinite if a monitor tries the server.
  * - `trial`: the time of the failure is over, and one read tries the server; no other uses it.
  */
 export type Health =
@@ -39,6 +40,10 @@ export const onChosen = (health: Health, now: number, until: number): Health =>
   health._tag === "down" || health._tag === "trial"
     ? { _tag: "trial", message: health.message, since: now, until }
     : health
+
+/** Returns the health as it is shown: a server whose time has passed waits for a trial. */
+export const shown = (health: Health, now: number): Health["_tag"] =>
+  health._tag === "down" && now >= health.until ? "trial" : health._tag
 
 /** Checks if a read may use the server. A trial without an answer is repeated after its time. */
 export const isUsable = (health: Health, now: number): boolean =>
