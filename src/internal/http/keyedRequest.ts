@@ -90,14 +90,16 @@ export class KeyedRequest {
   /**
    * Returns the answer that another request with the key has left, if the work of this one was
    * undone: its own failure may be a consequence of the work of the other one. `failure` is that of
-   * the unit, if there was one. A failed look-up is logged, and the request gets its own answer.
+   * the unit, if there was one. A failed look-up is logged; the request then gets its own answer, or
+   * 409 if it has collided with the key.
    */
   instead(failure: unknown): Effect.Effect<Earlier | undefined> {
     // after these failures the key may be that of this request
     if (isDatabaseError(failure) && keepsWork.has(failure._tag)) return Effect.succeed(undefined)
+    const otherwise = isTaken(failure) ? { problem: storedBefore } : undefined
     return Effect.matchEffect(this.earlier, {
-      onFailure: (error) => Effect.as(Effect.logError(error.message), undefined),
-      onSuccess: (earlier) => Effect.succeed(earlier ?? (isTaken(failure) ? { problem: storedBefore } : undefined))
+      onFailure: (error) => Effect.as(Effect.logError(error.message), otherwise),
+      onSuccess: (earlier) => Effect.succeed(earlier ?? otherwise)
     })
   }
 }
