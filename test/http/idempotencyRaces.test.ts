@@ -91,10 +91,7 @@ describe("a request with an idempotency key whose work is undone", () => {
 })
 
 describe("the answers of requests with idempotency keys", () => {
-  const handling = (
-    respond: () => Response,
-    options: DatabaseRuntime.WebOptions<Record<never, never>>["transaction"] = undefined
-  ) =>
+  const handling = (respond: () => Response, options: DatabaseRuntime.HandlerOptions["transaction"] = undefined) =>
     Effect.gen(function* () {
       const { items, layer } = yield* databases
       const runtime = yield* opened(layer)
@@ -230,6 +227,27 @@ describe("requests of @effect/platform with idempotency keys", () => {
         assert.deepStrictEqual([response.status, response.headers.get(replayed)], [201, isReplayed])
       }
       assert.deepStrictEqual(yield* items, ["a"])
+    })
+  )
+
+  it.scopedLive("a request that is stored in part keeps no response", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* freshDatabase
+      const { writer: other } = yield* freshDatabase
+      yield* query(writer, "CREATE TABLE item (name text)")
+      yield* query(other, "CREATE TABLE event (name text UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+      const layer = Layer.merge(Db.layer({ writer, outcome: "marker" }), Audit.layer({ writer: other }))
+      const both = RequestTransaction.middleware({
+        order: [Db, Audit],
+        checkFirst: false,
+        idempotencyKey: { database: Db, keepAnswer: true }
+      })
+      const refused = Effect.flatMap(Audit.writer, (sql) => sql`INSERT INTO event VALUES ('a'), ('a')`)
+      const app = HttpRouter.empty.pipe(HttpRouter.all("*", Effect.orDie(Effect.zipRight(refused, inserted))))
+      const url = yield* served(HttpServer.serve(HttpRouter.use(app, both)), layer)
+      assert.strictEqual((yield* sendTo(url)).status, 500)
+      assert.strictEqual((yield* sendTo(url)).status, 409)
+      assert.lengthOf(yield* query(writer, "SELECT 1 FROM item"), 1)
     })
   )
 

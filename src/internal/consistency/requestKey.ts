@@ -29,6 +29,10 @@ export const keepStep = (key: RequestKey, answer: string | undefined): Step =>
 export const findText =
   "SELECT o.fingerprint, o.answer FROM effect_db.outcome o WHERE o.id OPERATOR(pg_catalog.=) $1::pg_catalog.uuid"
 
+/** The statement that removes the answer that is kept with a key. */
+export const forgetText =
+  "UPDATE effect_db.outcome SET answer = NULL WHERE id OPERATOR(pg_catalog.=) $1::pg_catalog.uuid"
+
 /** Checks if a refused statement has collided with a stored key. */
 export const isKeyTaken = ({
   schema,

@@ -5,10 +5,25 @@
 import { type SqlClient, TransactionConnection } from "@effect/sql/SqlClient"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
-import { ConfigInvalid, type DatabaseError, isDatabaseError, OptionsConflict, refine } from "../../DatabaseError.js"
+import {
+  ConfigInvalid,
+  type DatabaseError,
+  isDatabaseError,
+  OptionsConflict,
+  type PartialCommit,
+  refine
+} from "../../DatabaseError.js"
 import { isMissing } from "../../SqlState.js"
 import * as UnitOfWork from "../../UnitOfWork.js"
-import { findText, isKeyTaken, keepStep, keepText, keepValues, type RequestKey } from "../consistency/requestKey.js"
+import {
+  findText,
+  forgetText,
+  isKeyTaken,
+  keepStep,
+  keepText,
+  keepValues,
+  type RequestKey
+} from "../consistency/requestKey.js"
 import type { Origin } from "../transaction/transaction.js"
 import { slotOf } from "../transaction/transactionSlot.js"
 import type { Unit } from "../unitOfWork/unit.js"
@@ -87,6 +102,14 @@ export class KeyedRequest {
     })
   }
 
+  /** Removes the kept answer if the key is stored and the work of another database is not. */
+  private forgetAnswer({ committed }: PartialCommit): Effect.Effect<void> {
+    const { executor, writer } = this.opened
+    if (this.maxBytes === undefined || !committed.includes(executor.database)) return Effect.void
+    const forgotten = UnitOfWork.outside(refine(writer.unsafe(forgetText, [this.key.id]).withoutTransform))
+    return Effect.catchAll(forgotten, (error) => Effect.logError(error.message))
+  }
+
   /**
    * Returns the answer that another request with the key has left, if the work of this one was
    * undone: its own failure may be a consequence of the work of the other one. `failure` is that of
@@ -94,8 +117,11 @@ export class KeyedRequest {
    * 409 if it has collided with the key.
    */
   instead(failure: unknown): Effect.Effect<Earlier | undefined> {
-    // after these failures the key may be that of this request
-    if (isDatabaseError(failure) && keepsWork.has(failure._tag)) return Effect.succeed(undefined)
+    if (isDatabaseError(failure)) {
+      // the stored key may be that of this request
+      if (failure._tag === "CommitOutcomeUnknown") return Effect.succeed(undefined)
+      if (failure._tag === "PartialCommit") return Effect.as(this.forgetAnswer(failure), undefined)
+    }
     const otherwise = isTaken(failure) ? { problem: storedBefore } : undefined
     return Effect.matchEffect(this.earlier, {
       onFailure: (error) => Effect.as(Effect.logError(error.message), otherwise),
@@ -103,9 +129,6 @@ export class KeyedRequest {
     })
   }
 }
-
-/** The failures after which a part of the work of a unit is stored or may be stored. */
-const keepsWork: ReadonlySet<string> = new Set(["PartialCommit", "CommitOutcomeUnknown"])
 
 /** Checks if a request was undone because another request has stored its key. */
 export const isTaken = (error: unknown): boolean => {

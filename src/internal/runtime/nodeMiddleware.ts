@@ -20,7 +20,7 @@ import { outcomeByStatus, type RequestOptions, requestOptions, settingsFor } fro
 import { headerOf, type SessionTokenOptions, type SessionTokens, sessionOf } from "../http/sessionCookie.js"
 import { currentContext } from "../transaction/context.js"
 import { runDescribed } from "../unitOfWork/runUnit.js"
-import { addHeader, setAdded } from "./answerHead.js"
+import { addHeader } from "./answerHead.js"
 import { runPlain } from "./asyncContext.js"
 import { type Answer, HeldResponse } from "./heldResponse.js"
 import { keyedRequestOf, type PlainKeyOptions, Refused, storeKey } from "./plainKeys.js"
@@ -116,7 +116,6 @@ const replacementOf = (earlier: Earlier): Answer => {
 
 /** Sends the answer of an earlier request; the handler does not run. */
 const sendEarlier = (response: ServerResponse, earlier: Earlier): void => {
-  setAdded(response)
   if ("problem" in earlier) {
     response.writeHead(earlier.problem.status, { "content-type": problemType })
     response.end(JSON.stringify(earlier.problem))

@@ -1,6 +1,7 @@
 /**
  * The reading of a body that may be a stream without an end.
  */
+import { immediate } from "../concurrency/clock.js"
 
 /** The result of a read that waits for more than one turn of the event loop. */
 const isLate = Symbol("late")
@@ -17,7 +18,7 @@ export const readWhole = async (
   const parts: Array<Uint8Array> = []
   let length = 0
   while (reader !== undefined) {
-    const late = new Promise<typeof isLate>((resolve) => setImmediate(resolve, isLate))
+    const late = new Promise<typeof isLate>((resolve) => immediate(() => resolve(isLate)))
     const read = await Promise.race([reader.read(), late])
     if (read !== isLate && read.done) break
     if (read !== isLate) {
