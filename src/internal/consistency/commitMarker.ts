@@ -49,12 +49,20 @@ const markerText = (notifies: boolean, id: string): string =>
 const preparedText = markerText(false, "$1")
 const preparedName = "effect_db_marker"
 
+/**
+ * Makes the COMMIT wait for the disk. A decision must not be lost in a crash, because others have
+ * followed it.
+ */
+const durably = `pg_catalog.set_config('synchronous_commit', CASE
+  WHEN pg_catalog.current_setting('synchronous_commit') OPERATOR(pg_catalog.=) 'off' THEN 'on'
+  ELSE pg_catalog.current_setting('synchronous_commit') END, true)`
+
 /** Returns the step before COMMIT that inserts a marker. */
 export const markerStepOf = (
   connection: Connection,
   { id, isDecision, isPreparable, notifies }: CommitMarker
 ): Step => {
-  if (isDecision) return step(`SELECT effect_db.mark_commit('${id}')`)
+  if (isDecision) return step(`SELECT effect_db.mark_commit('${id}'), ${durably}`)
   const text = () => markerText(notifies, `'${id}'`)
   if (!isPreparable || connection.isPooled || !connection.preparesStatements) return step(text())
   return parameterStep(preparedName, preparedText, id, connection.hasProofStatement, text)

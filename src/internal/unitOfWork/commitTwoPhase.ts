@@ -11,7 +11,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import { ConfigInvalid, OptionsConflict, type TransactionError } from "../../DatabaseError.js"
 import { CommitMarker } from "../consistency/commitMarker.js"
-import { gidOf } from "../consistency/preparedTransaction.js"
+import { type DatabaseIdentity, gidOf } from "../consistency/preparedTransaction.js"
 import type { Restore } from "../edge/cancellable.js"
 import { runAfterHooks } from "../transaction/afterHooks.js"
 import { commitUninterruptibly, isSavepoint, rollbackAll, sendCommit } from "../transaction/completion.js"
@@ -39,10 +39,10 @@ type End = Effect.Effect<void, TransactionError>
 /** Returns the transactions that must end together, or the reason why they cannot. */
 const preparables = (
   storing: ReadonlyArray<Transaction>,
-  around: Transaction | undefined
+  around: ReadonlyArray<Transaction>
 ): ReadonlyArray<PreparableTransaction> | OptionsConflict | ConfigInvalid => {
   const all: Array<PreparableTransaction> = []
-  const outside = around ?? storing.find(isSavepoint)
+  const outside = around[0] ?? storing.find(isSavepoint)
   if (outside !== undefined) {
     const outer = "a transaction around the unit, which ends later"
     const { database } = outside.origin
@@ -59,6 +59,23 @@ const preparables = (
   }
   return all
 }
+
+/**
+ * Identifies all databases, which also starts their recovery. Each is awaited, because a transaction is
+ * locked meanwhile.
+ */
+const identifyAll = (
+  decider: PreparableTransaction,
+  others: ReadonlyArray<PreparableTransaction>
+): Effect.Effect<DatabaseIdentity, TransactionError> =>
+  Effect.flatMap(
+    Effect.zip(
+      Effect.exit(identify(decider)),
+      Effect.forEach(others, (one) => Effect.exit(identify(one)), { concurrency: "unbounded" }),
+      { concurrent: true }
+    ),
+    ([identity, rest]) => rest.find(Exit.isFailure) ?? identity
+  )
 
 /** Prepares all participants at the same time. A failure of one leaves the others prepared. */
 const prepareAll = (participants: ReadonlyArray<Participant>): End =>
@@ -103,14 +120,16 @@ const endLost = (participants: ReadonlyArray<Participant>) =>
  */
 export const commitTwoPhase = (
   transactions: ReadonlyArray<Transaction>,
-  /** A transaction around the unit in which the unit has written, if there is one. */
-  around: Transaction | undefined,
+  /** The transactions around the unit in which the unit has written. */
+  around: ReadonlyArray<Transaction>,
   restore: Restore | undefined
 ): End | undefined => {
   const storing = transactions.filter((transaction) => transaction.stores)
+  const origins = new Set([...storing, ...around].map(({ origin }) => origin))
   // a sandbox stores nothing
-  if (storing.length + (around === undefined ? 0 : 1) < 2 || storing.some(({ origin }) => origin.sandbox !== undefined))
-    return undefined
+  if (origins.size < 2 || storing.some(({ origin }) => origin.sandbox !== undefined)) return undefined
+  // a nested part ends with the unit around it
+  if (around.length === 0 && storing.every(isSavepoint)) return undefined
   const all = preparables(storing, around)
   const undo = (cause: Cause.Cause<TransactionError>, participants: ReadonlyArray<Participant>): End => {
     const isInterrupted = Cause.isInterrupted(cause)
@@ -118,7 +137,12 @@ export const commitTwoPhase = (
       endAll(participants, "rollback", isInterrupted ? interruptedTimeout : undefined),
       endLost(participants)
     )
-    const rolledBack = rollbackAll(transactions, isInterrupted ? undefined : restore)
+    const rolledBack = Effect.suspend(() => {
+      const isCommitted = ({ level }: Transaction) => level.state === "committed"
+      const committed = transactions.filter(isCommitted)
+      const rest = transactions.filter((transaction) => !isCommitted(transaction))
+      return rollbackAll(rest, isInterrupted ? undefined : restore, committed)
+    })
     return Effect.zipRight(Effect.zipRight(ended, rolledBack), Effect.failCause(cause))
   }
   if (!("length" in all)) return undo(Cause.fail(all), [])
@@ -126,7 +150,7 @@ export const commitTwoPhase = (
   if (decider === undefined) return undefined
   const { transaction: deciding } = decider
   const within = <A>(effect: Effect.Effect<A, TransactionError>) => (restore === undefined ? effect : restore(effect))
-  return Effect.matchCauseEffect(within(identify(decider)), {
+  return Effect.matchCauseEffect(within(identifyAll(decider, all.slice(0, -1))), {
     onFailure: (cause) => undo(cause, []),
     onSuccess: (identity) => {
       const marker = new CommitMarker(false, true)
@@ -143,6 +167,8 @@ export const commitTwoPhase = (
       }
       const undecided = (cause: Cause.Cause<TransactionError>): End => {
         for (const participant of participants) leavePrepared(participant)
+        // for their hooks, the outcome is that of the unit
+        for (const { level } of others) level.state = "unknown"
         return Effect.zipRight(runAfterHooks(transactions, undefined), Effect.failCause(cause))
       }
       const decide = Effect.suspend(() =>
