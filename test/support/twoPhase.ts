@@ -65,3 +65,13 @@ export const leave = (url: Redacted.Redacted<string>, decider: Redacted.Redacted
     yield* query(url, `BEGIN; INSERT INTO moved VALUES (${id}); PREPARE TRANSACTION 'effect-db:${key}:${uuid}:0'`)
     return uuid
   })
+
+/** Undoes what is still prepared in a database, so that it can be dropped. */
+export const undoPrepared = (url: Redacted.Redacted<string>) =>
+  Effect.gen(function* () {
+    const left = yield* query<{ gid: string }>(
+      url,
+      "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"
+    )
+    for (const { gid } of left) yield* query(url, `ROLLBACK PREPARED '${gid}'`)
+  })

@@ -12,7 +12,7 @@ import { eventually } from "../support/eventually.js"
 import { failure } from "../support/failures.js"
 import { answers, type Message, type Proxy, sends } from "../support/proxy.js"
 import { freshDatabase, query } from "../support/server.js"
-import { both, given, move, moveOther, options, run } from "../support/twoPhase.js"
+import { both, given, move, moveOther, options, run, undoPrepared } from "../support/twoPhase.js"
 
 class Third extends Database.Service<Third>()("third") {}
 
@@ -198,6 +198,15 @@ describe("a unit of work in two phases", () => {
     })
   )
 
+  it.scopedLive("markers of decisions are kept for an hour at least", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* freshDatabase
+      const failed = yield* Effect.flip(Layer.build(Db.layer({ writer, ...options, outcomeRetention: "59 minutes" })))
+      assert.deepInclude(failed, { _tag: "ConfigInvalid", setting: "outcomeRetention" })
+      yield* Layer.build(Db.layer({ writer, ...options, outcomeRetention: "1 hour" }))
+    })
+  )
+
   it.scopedLive("a server without prepared transactions fails the start of the layer", () =>
     Effect.gen(function* () {
       const { primary } = yield* EmbeddedPostgres.make({ directory })
@@ -224,13 +233,14 @@ describe("a lost connection in two phases", () => {
   for (const [name, isStored, lose] of points) {
     it.scopedLive(`both databases agree if a connection is lost ${name}`, () =>
       Effect.gen(function* () {
-        const { context, prepared, proxies, stored } = yield* given()
+        const { context, prepared, proxies, stored } = yield* given({ resolveWithin: "1 minute" })
         for (let id = 1; id <= 5; id++) {
           const armed = lose(proxies.one, proxies.two)
           const exit = yield* Effect.exit(run(Effect.zipRight(both(id), armed))).pipe(Effect.provide(context))
           assert.strictEqual(Exit.isSuccess(exit), isStored, `unit ${id} ended as ${exit}`)
         }
-        yield* eventually(prepared, (count) => count === 0)
+        // the recovery would come later
+        assert.strictEqual(yield* prepared, 0)
         const ids = isStored ? [1, 2, 3, 4, 5] : []
         assert.deepStrictEqual(yield* stored, [ids, ids])
       })
@@ -267,6 +277,9 @@ const moments: ReadonlyArray<readonly [name: string, at: "one" | "two", matches:
   ["at COMMIT PREPARED", "one", sends("COMMIT PREPARED")]
 ]
 
+/** The longest time that an interrupted unit of these tests may take. */
+const soon = "20 seconds"
+
 describe("an interrupted unit in two phases", () => {
   for (const [name, at, matches] of moments) {
     it.scopedLive(`both databases agree if the unit is interrupted ${name}`, () =>
@@ -278,9 +291,28 @@ describe("an interrupted unit in two phases", () => {
         const interrupted = yield* Effect.fork(Fiber.interrupt(fiber))
         yield* proxies[at].thaw
         yield* Fiber.join(interrupted)
+        const exit = yield* Fiber.await(fiber)
+        assert.isTrue(Exit.isInterrupted(exit), `the unit ended as ${exit}`)
         yield* eventually(prepared, (count) => count === 0)
         const [one, two] = yield* stored
         assert.deepStrictEqual(one, two)
+      })
+    )
+
+    it.scopedLive(`an interrupted unit does not wait for resolveWithin ${name}`, () =>
+      Effect.gen(function* () {
+        const { context, one, proxies, two } = yield* given({ resolveWithin: "1 minute" })
+        const reached = yield* proxies[at].when(matches, "freeze")
+        const fiber = yield* Effect.fork(Effect.provide(run(both(1)), context))
+        yield* reached
+        const exit = yield* Effect.timeoutFail(Effect.disconnect(Fiber.interrupt(fiber)), {
+          duration: soon,
+          onTimeout: () => new Error("the unit still waits")
+        })
+        assert.isTrue(Exit.isInterrupted(exit), `the unit ended as ${exit}`)
+        yield* proxies[at].cut
+        yield* proxies[at].thaw
+        for (const url of [one, two]) yield* undoPrepared(url)
       })
     )
   }

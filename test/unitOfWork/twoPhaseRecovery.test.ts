@@ -1,10 +1,19 @@
 /** The recovery of prepared transactions that a process has left. */
 import { assert, describe, it } from "@effect/vitest"
+import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Redacted from "effect/Redacted"
+import { Database } from "effect-db"
+import { Db } from "../support/databases.js"
 import { eventually } from "../support/eventually.js"
-import { query } from "../support/server.js"
+import { sends } from "../support/proxy.js"
+import { freshDatabase, query } from "../support/server.js"
 import { told, watch } from "../support/suites/pooling/observations.js"
-import { both, given, leave, run } from "../support/twoPhase.js"
+import { both, given, leave, move, options, run } from "../support/twoPhase.js"
+
+class Third extends Database.Service<Third>()("third") {}
 
 describe("the recovery of prepared transactions", () => {
   it.scopedLive("a prepared transaction follows the marker of its unit, and is undone without one", () =>
@@ -42,6 +51,101 @@ describe("the recovery of prepared transactions", () => {
       yield* eventually(prepared, (count) => count < 3)
       assert.strictEqual(yield* prepared, 2)
       for (const gid of ["other:1", "effect-db:other"]) yield* query(one, `ROLLBACK PREPARED '${gid}'`)
+    })
+  )
+
+  it.scopedLive("callers that wait for a prepared transaction do not keep the recovery from its end", () =>
+    Effect.gen(function* () {
+      const { context, one, stored, two } = yield* given({ resolveWithin: "100 millis", maxConnections: 1 })
+      yield* query(one, "CREATE UNIQUE INDEX ON moved (id)")
+      yield* leave(one, two, 1)
+      const moved = Effect.timeoutFail(Effect.disconnect(move(1)), {
+        duration: "20 seconds",
+        onTimeout: () => new Error("the statement still waits")
+      })
+      yield* Effect.provide(moved, context)
+      assert.deepStrictEqual(yield* stored, [[1], []])
+    })
+  )
+
+  it.scopedLive("a prepared transaction without its deciding database is reported, and ended when that is open", () =>
+    Effect.gen(function* () {
+      const { context, one, prepared } = yield* given({ resolveWithin: "100 millis" })
+      const { writer } = yield* freshDatabase
+      const seen = yield* Effect.provide(watch, context)
+      yield* leave(one, writer, 1)
+      const [left] = yield* told(seen, "PreparedLeft")
+      assert.include(left?.message, "is not open in this process")
+      assert.isAbove(left?.ageMillis ?? 0, 1200)
+      assert.strictEqual(yield* prepared, 1)
+      yield* Layer.build(Third.layer({ writer, ...options, resolveWithin: "100 millis" }))
+      const [recovered] = yield* told(seen, "PreparedRecovered")
+      assert.strictEqual(recovered?.gid, left?.gid)
+      assert.strictEqual(yield* prepared, 0)
+    })
+  )
+
+  it.scopedLive("a deciding database that does not answer does not keep others from their decisions", () =>
+    Effect.gen(function* () {
+      const { context, one, prepared, proxies, two } = yield* given({ resolveWithin: "500 millis" })
+      const seen = yield* Effect.provide(watch, context)
+      const { writer } = yield* freshDatabase
+      yield* Layer.build(Third.layer({ writer, ...options }))
+      yield* proxies.two.refuse
+      yield* proxies.two.cut
+      for (let id = 1; id <= 5; id++) yield* leave(one, two, id)
+      yield* leave(one, writer, 6)
+      yield* told(seen, "PreparedRecovered")
+      assert.strictEqual(yield* prepared, 5)
+      const left = yield* told(seen, "PreparedLeft", 5)
+      assert.include(left[0]?.message, "does not answer")
+      yield* proxies.two.accept
+      yield* eventually(prepared, (count) => count === 0)
+    })
+  )
+
+  it.scopedLive("prepared transactions that cannot be listed are reported", () =>
+    Effect.gen(function* () {
+      const { context, proxies } = yield* given({ resolveWithin: "100 millis" })
+      const seen = yield* Effect.provide(watch, context)
+      yield* proxies.one.refuse
+      const [failed] = yield* told(seen, "RecoveryFailed")
+      assert.include(failed?.message, "ECONNREFUSED")
+    })
+  )
+
+  it.scopedLive("a prepared transaction that is lost after the decision is reported", () =>
+    Effect.gen(function* () {
+      const { context, one, proxies, stored } = yield* given()
+      const seen = yield* Effect.provide(watch, context)
+      const reached = yield* proxies.one.when(sends("COMMIT PREPARED"), "freeze")
+      const fiber = yield* Effect.fork(Effect.provide(run(both(1)), context))
+      yield* reached
+      const [found] = yield* query<{ gid: string }>(
+        one,
+        "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"
+      )
+      yield* query(one, `ROLLBACK PREPARED '${found?.gid}'`)
+      yield* proxies.one.thaw
+      yield* Fiber.join(fiber)
+      const [missing] = yield* told(seen, "PreparedMissing")
+      assert.strictEqual(missing?.gid, found?.gid)
+      assert.deepStrictEqual(yield* stored, [[], [1]])
+    })
+  )
+
+  it.scopedLive("sessions that have another role by default end what they have prepared", () =>
+    Effect.gen(function* () {
+      const { context, one, prepared, proxies, stored } = yield* given({ resolveWithin: "1 minute" })
+      yield* query(one, "DO $$ BEGIN CREATE ROLE mover; EXCEPTION WHEN duplicate_object THEN NULL; END $$")
+      yield* query(one, "DO $$ BEGIN EXECUTE format('GRANT ALL ON DATABASE %I TO mover', current_database()); END $$")
+      yield* query(one, "GRANT ALL ON moved, effect_db.outcome TO mover")
+      yield* query(one, "GRANT USAGE ON SCHEMA effect_db TO mover")
+      const url = Redacted.make(`${Redacted.value(proxies.one.url)}?options=-c%20role%3Dmover`)
+      const inRole = yield* Layer.build(Db.layer({ writer: url, ...options, resolveWithin: "1 minute" }))
+      yield* Effect.provide(run(both(1)), Context.merge(context, inRole))
+      assert.strictEqual(yield* prepared, 0)
+      assert.deepStrictEqual(yield* stored, [[1], [1]])
     })
   )
 })

@@ -157,15 +157,20 @@ const verifyPrepared = (
   prepared === undefined
     ? Effect.void
     : Effect.async((resume) => {
-        const cancel = pool.checkout(clock.now() + acquireTimeout, [], (_, connection) => {
+        const deadline = clock.now() + acquireTimeout
+        let checkedOut: Connection | undefined
+        const cancel = pool.checkout(deadline, [], (_, connection) => {
           // the first unit that needs it reports the failure
           if (connection === undefined) return resume(Effect.void)
-          prepared.identify(connection, (_, error) => {
+          checkedOut = connection
+          const stop = clock.later(deadline - clock.now(), () => connection.destroy("invalid"))
+          prepared.identify(connection, (result) => {
+            stop()
             pool.checkin(connection)
-            resume(error === undefined ? Effect.void : Effect.fail(refusesPrepare(name, error.message)))
+            resume("refusal" in result ? Effect.fail(refusesPrepare(name, result.refusal.message)) : Effect.void)
           })
         })
-        return Effect.sync(cancel)
+        return Effect.sync(() => (checkedOut === undefined ? cancel() : checkedOut.abort("cancelled")))
       })
 
 /** Opens a database in a scope. */
@@ -201,7 +206,12 @@ export const openDatabase = <L extends Listening>(
       (topology) => Effect.async<void>((resume) => topology.close(config.shutdownTimeout, () => resume(Effect.void)))
     ).pipe(Scope.extend(sockets))
     const executor = new Executor(config, topology, observers, yield* Router, undefined)
-    yield* Effect.addFinalizer(() => Effect.sync(() => executor.prepared?.stop()))
+    yield* Effect.addFinalizer(() =>
+      Effect.async<void>((resume) => {
+        if (executor.prepared === undefined) resume(Effect.void)
+        else executor.prepared.stop(() => resume(Effect.void))
+      })
+    )
     if (executor.isWatched) yield* Effect.acquireRelease(Effect.sync(recordCallSites), Effect.sync)
     const { writer } = topology
     if (config.startup === "verify") {

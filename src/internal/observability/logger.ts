@@ -74,6 +74,12 @@ const messageOf: (observation: Observation) => LogMessage = Observation.$match({
       `${to} is the writer${timeline === undefined ? "" : ` on timeline ${timeline}`}${from === undefined ? "" : `, in place of ${from}, after ${ms(tookMillis)}`}`
     ),
   PreparedLeft: ({ gid, message }) => warning(`the prepared transaction ${gid} is not ended: ${message}`),
+  PreparedMissing: ({ gid }) =>
+    warning(
+      `the prepared transaction ${gid} of a unit of work that is stored does not exist: if a failover has lost it, its work is missing here`
+    ),
+  RecoveryFailed: ({ message }) =>
+    warning(`the prepared transactions could not be listed, and are not ended: ${message}`),
   PreparedRecovered: ({ gid, outcome }) => info(`the prepared transaction ${gid} was found and ended (${outcome})`),
   HostsChanged: ({ added, removed }) =>
     info(

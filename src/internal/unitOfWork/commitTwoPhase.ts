@@ -15,6 +15,7 @@ import { type DatabaseIdentity, gidOf } from "../consistency/preparedTransaction
 import type { Restore } from "../edge/cancellable.js"
 import { runAfterHooks } from "../transaction/afterHooks.js"
 import { commitUninterruptibly, isSavepoint, rollbackAll, sendCommit } from "../transaction/completion.js"
+import { interruptedTimeout } from "../transaction/levelPrepare.js"
 import {
   endPrepared,
   identify,
@@ -23,10 +24,8 @@ import {
   preparable,
   prepare
 } from "../transaction/preparation.js"
+import { beginUnit } from "../transaction/preparedTransactions.js"
 import type { Transaction } from "../transaction/transaction.js"
-
-/** The time that an interrupted caller waits for the second phase, in ms; the recovery does the rest. */
-const interruptedTimeout = 500
 
 /** Transaction that is prepared, or to be prepared, with its name. */
 interface Participant extends PreparableTransaction {
@@ -84,7 +83,7 @@ const prepareAll = (participants: ReadonlyArray<Participant>): End =>
       participants,
       (participant) =>
         Effect.exit(
-          Effect.tap(prepare(participant.transaction, participant.gid), () => {
+          prepare(participant.transaction, participant.gid, () => {
             participant.isPrepared = true
           })
         ),
@@ -94,10 +93,12 @@ const prepareAll = (participants: ReadonlyArray<Participant>): End =>
   )
 
 const endAll = (participants: ReadonlyArray<Participant>, decision: "commit" | "rollback", timeout?: number) =>
-  Effect.forEach(
-    participants.filter(({ isPrepared }) => isPrepared),
-    (participant) => endPrepared(participant, participant.gid, decision, timeout ?? participant.prepared.timeout),
-    { concurrency: "unbounded", discard: true }
+  Effect.suspend(() =>
+    Effect.forEach(
+      participants.filter(({ isPrepared }) => isPrepared),
+      (participant) => endPrepared(participant, participant.gid, decision, timeout ?? participant.prepared.timeout),
+      { concurrency: "unbounded", discard: true }
+    )
   )
 
 /**
@@ -105,13 +106,17 @@ const endAll = (participants: ReadonlyArray<Participant>, decision: "commit" | "
  * if the server is still at the PREPARE; then the recovery ends it.
  */
 const endLost = (participants: ReadonlyArray<Participant>) =>
-  Effect.forEach(
-    participants.filter(
-      ({ isPrepared, transaction }) => !isPrepared && transaction.level.connectionHolder.lost !== undefined
-    ),
-    ({ gid, prepared }) =>
-      Effect.async<void>((resume) => prepared.end(gid, "rollback", interruptedTimeout, () => resume(Effect.void))),
-    { concurrency: "unbounded", discard: true }
+  Effect.suspend(() =>
+    Effect.forEach(
+      participants.filter(
+        ({ isPrepared, transaction }) => !isPrepared && transaction.level.connectionHolder.lost !== undefined
+      ),
+      ({ gid, prepared }) =>
+        Effect.async<void>((resume) => {
+          prepared.end(gid, "rollback", interruptedTimeout, true, () => resume(Effect.void))
+        }),
+      { concurrency: "unbounded", discard: true }
+    )
   )
 
 /**
@@ -160,10 +165,15 @@ export const commitTwoPhase = (
       })
       const others = transactions.filter((transaction) => !storing.includes(transaction))
       const decided = (interruption: Cause.Cause<TransactionError> | undefined): End => {
-        const ended = endAll(participants, "commit", interruption === undefined ? undefined : interruptedTimeout)
-        const hooks = runAfterHooks(transactions, interruption === undefined ? restore : undefined)
-        const failed = interruption === undefined ? Effect.void : Effect.failCause(interruption)
-        return Effect.zipRight(Effect.zipRight(ended, hooks), failed)
+        if (interruption === undefined) {
+          return Effect.matchCauseEffect(within(endAll(participants, "commit")), {
+            onSuccess: () => runAfterHooks(transactions, restore),
+            onFailure: (cause) => Effect.zipRight(runAfterHooks(transactions, undefined), Effect.failCause(cause))
+          })
+        }
+        const ended = endAll(participants, "commit", interruptedTimeout)
+        const hooks = runAfterHooks(transactions, undefined)
+        return Effect.zipRight(Effect.zipRight(ended, hooks), Effect.failCause(interruption))
       }
       const undecided = (cause: Cause.Cause<TransactionError>): End => {
         for (const participant of participants) leavePrepared(participant)
@@ -189,10 +199,11 @@ export const commitTwoPhase = (
         Effect.forEach(others, (transaction) => commitUninterruptibly(transaction), { discard: true }),
         within(prepareAll(participants))
       )
-      return Effect.matchCauseEffect(first, {
+      const ended = Effect.matchCauseEffect(first, {
         onFailure: (cause) => undo(cause, participants),
         onSuccess: () => decide
       })
+      return Effect.ensuring(ended, Effect.sync(beginUnit(marker.id)))
     }
   })
 }
