@@ -509,7 +509,8 @@ export interface CommonOptions extends PoolOptions, SessionOptions {
    * "twoPhase"`. It needs `outcome: "marker"`, and `max_prepared_transactions` above 0 on the server:
    * otherwise the layer fails with `ConfigInvalid`, or with `startup: "lazy"` the end of the first such
    * unit does. Each process looks for prepared transactions that another one has left, at its start
-   * and every 10 seconds.
+   * (with `"lazy"` from its first such unit) and about every 10 seconds, on a connection of its own
+   * beside those of `maxConnections`, which it closes after that.
    *
    * @see `UnitOfWork.Options` for the option `atomic`
    * @default false

@@ -247,6 +247,18 @@ describe("a lost connection in two phases", () => {
     )
   }
 
+  it.scopedLive("a connection that is lost while its database is identified is no invalid setting", () =>
+    Effect.gen(function* () {
+      const { context, proxies, stored } = yield* given({ startup: "lazy" })
+      yield* proxies.one.when(sends("pg_control_system"), "cut")
+      const failed = yield* Effect.provide(failure(run(both(1))), context)
+      assert.deepInclude(failed, { _tag: "Disconnected", outcome: "undone" })
+      yield* proxies.one.when(sends("pg_control_system"), "cut")
+      yield* Effect.provide(UnitOfWork.run(both(2), { atomic: "twoPhase", retry: true }), context)
+      assert.deepStrictEqual(yield* stored, [[2], [2]])
+    })
+  )
+
   it.scopedLive("a unit with retry runs again after a lost connection, and is stored once", () =>
     Effect.gen(function* () {
       const { context, prepared, proxies, stored } = yield* given()

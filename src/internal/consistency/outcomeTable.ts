@@ -21,6 +21,7 @@ const createTable = `CREATE TABLE IF NOT EXISTS effect_db.outcome (
   is_fence pg_catalog.bool NOT NULL DEFAULT false
 )`
 
+// it needs no SET search_path: the only name in it has its schema
 const createFunction = `CREATE OR REPLACE FUNCTION effect_db.mark_commit(pg_catalog.uuid) RETURNS pg_catalog.bool
 LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN

@@ -154,6 +154,8 @@ export const commitTwoPhase = (
   const decider = all[all.length - 1]
   if (decider === undefined) return undefined
   const { transaction: deciding } = decider
+  const commit = (transaction: Transaction) =>
+    restore === undefined ? commitUninterruptibly(transaction) : sendCommit(transaction, restore)
   const within = <A>(effect: Effect.Effect<A, TransactionError>) => (restore === undefined ? effect : restore(effect))
   return Effect.matchCauseEffect(within(identifyAll(decider, all.slice(0, -1))), {
     onFailure: (cause) => undo(cause, []),
@@ -182,23 +184,17 @@ export const commitTwoPhase = (
         return Effect.zipRight(runAfterHooks(transactions, undefined), Effect.failCause(cause))
       }
       const decide = Effect.suspend(() =>
-        Effect.matchCauseEffect(
-          restore === undefined ? commitUninterruptibly(deciding) : sendCommit(deciding, restore),
-          {
-            onSuccess: () => decided(undefined),
-            onFailure: (cause) => {
-              const { state } = deciding.level
-              if (state === "committed") return decided(cause)
-              return state === "unknown" ? undecided(cause) : undo(cause, participants)
-            }
+        Effect.matchCauseEffect(commit(deciding), {
+          onSuccess: () => decided(undefined),
+          onFailure: (cause) => {
+            const { state } = deciding.level
+            if (state === "committed") return decided(cause)
+            return state === "unknown" ? undecided(cause) : undo(cause, participants)
           }
-        )
+        })
       )
       // those that store nothing first, because their failure would undo nothing later
-      const first = Effect.zipRight(
-        Effect.forEach(others, (transaction) => commitUninterruptibly(transaction), { discard: true }),
-        within(prepareAll(participants))
-      )
+      const first = Effect.zipRight(Effect.forEach(others, commit, { discard: true }), within(prepareAll(participants)))
       const ended = Effect.matchCauseEffect(first, {
         onFailure: (cause) => undo(cause, participants),
         onSuccess: () => decide
