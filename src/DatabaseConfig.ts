@@ -339,7 +339,7 @@ export interface SessionOptions {
  *
  * @see {@link CommonOptions} for the option `readers`
  * @see {@link HostsOption} for servers whose roles are discovered
- * @since 0.2.0
+ * @since 0.3.0
  * @category models
  */
 export interface WriterOption {
@@ -356,7 +356,7 @@ export interface WriterOption {
  *
  * @see {@link CommonOptions} for the option `discover`
  * @see {@link WriterOption} for servers with given roles
- * @since 0.2.0
+ * @since 0.3.0
  * @category models
  */
 export interface HostsOption {
@@ -379,7 +379,7 @@ export interface HostsOption {
  * A duration is anything that Effect's `Duration` accepts; a plain number is in milliseconds.
  *
  * @see {@link DatabaseOptions}, which has the servers as well
- * @since 0.2.0
+ * @since 0.3.0
  * @category models
  */
 export interface CommonOptions extends PoolOptions, SessionOptions {
@@ -400,7 +400,8 @@ export interface CommonOptions extends PoolOptions, SessionOptions {
    * not in use; but the writer stays until it does not answer as the writer, or another host does,
    * so that an incomplete answer stops no writes. If the effect fails, has no answer in time, or
    * returns no host or an invalid one, the known hosts stay, and `Observation.DiscoveryFailed` has
-   * the reason. It needs `hosts`, and is refused behind a transaction pooler.
+   * the message of its failure, which must contain no secret. It needs `hosts`, and is refused behind
+   * a transaction pooler.
    *
    * @see `Discovery` for DNS, Patroni and a static list
    * @default undefined (the hosts in `hosts`)
@@ -486,7 +487,7 @@ export interface CommonOptions extends PoolOptions, SessionOptions {
   readonly outcome?: "status" | "marker" | "unknown" | undefined
   /**
    * The creation of the table `effect_db.outcome` for `outcome: "marker"`. With `"create"` the
-   * client creates it, with its schema and its function, if it is missing. With `"exists"` another
+   * client creates it, with its schema and its functions, if it is missing. With `"exists"` another
    * user must have created it, for example by `Migrations.outcomeTable`. The user needs USAGE on the
    * schema, and SELECT, INSERT, UPDATE and DELETE on the table; a role that a transaction sets needs
    * USAGE alone. Otherwise the layer fails with `ConnectFailed` and the reason `outcomeTable`; with
@@ -531,8 +532,8 @@ export interface CommonOptions extends PoolOptions, SessionOptions {
   /**
    * The longest time that a reader may be behind the primary, above 0. A reader that is further behind
    * in two successive checks of its monitor takes no part in routing until two checks have found it
-   * below half of the limit; and so does a reader that receives no log from the primary. The lag of an
-   * idle primary's replica is zero. Infinity means no limit.
+   * below half of the limit. A reader that receives no log from the primary, or has another history, is
+   * infinitely far behind. The lag of an idle primary's replica is zero. Infinity means no limit.
    *
    * @default "1 minute"
    */
@@ -546,7 +547,7 @@ export interface CommonOptions extends PoolOptions, SessionOptions {
   /**
    * The server of a read if all readers that answer are further behind than `maxLag` or `maxLagBytes`:
    * the primary; the reader that is least behind; or none, and the read fails with
-   * `NoReplicaCaughtUp`.
+   * `NoReplicaCaughtUp`, unless its consistency names the primary.
    *
    * @default "primary"
    */
@@ -575,7 +576,7 @@ export interface CommonOptions extends PoolOptions, SessionOptions {
    */
   readonly monitorInterval?: Duration.DurationInput | undefined
   /**
-   * The time after which a server that answers neither callers nor its monitor is given up, with the
+   * The time after which a monitored server that answers neither callers nor its monitor is given up, with the
    * connections in use; finite and above 0. It must be longer than several round trips; a shorter
    * time also gives up a server that is only slow.
    *
@@ -813,7 +814,7 @@ export interface MonitorConfig {
  * Cluster whose roles are discovered; times in milliseconds.
  *
  * @see {@link DatabaseOptions} for the meaning of `hosts` and `discover`
- * @since 0.2.0
+ * @since 0.3.0
  * @category models
  */
 export interface ClusterConfig {
@@ -1280,7 +1281,7 @@ export type ConfigOptions = ConfigCommonOptions & ({ readonly writer: ConfigServ
  *
  * @see {@link ConfigOptions}, which has the servers as well
  * @see {@link CommonOptions} for the meaning of each setting
- * @since 0.2.0
+ * @since 0.3.0
  * @category models
  */
 export type ConfigCommonOptions = Configured<Omit<CommonOptions, "readers" | "ssl">> & {

@@ -16,7 +16,7 @@ import type { Consistency, Session } from "./Consistency.js"
 import type * as Copy from "./Copy.js"
 import type * as Database from "./Database.js"
 import { makeRuntime } from "./internal/runtime/databaseRuntime.js"
-import type { LabelOptions, ReadYourWrites } from "./RequestTransaction.js"
+import type { IdempotencyKey, LabelOptions, ReadYourWrites } from "./RequestTransaction.js"
 import type * as Tenant from "./Tenant.js"
 import type * as Transaction from "./Transaction.js"
 import type * as UnitOfWork from "./UnitOfWork.js"
@@ -53,6 +53,15 @@ export interface NodeOptions
    * @default undefined (off)
    */
   readonly readYourWrites?: ReadYourWrites | undefined
+  /**
+   * Stores the key in a header of the request with its work, so that the client may send the
+   * request again without doing it twice. The database must be one of those that
+   * `make` has received. See
+   * `RequestTransaction.IdempotencyKey`.
+   *
+   * @default undefined (off)
+   */
+  readonly idempotencyKey?: IdempotencyKey<unknown, IncomingMessage> | undefined
 }
 
 /**
@@ -99,6 +108,15 @@ export interface HandlerOptions
    * @default false
    */
   readonly retry?: UnitOfWork.Options<never, never>["retry"]
+  /**
+   * Stores the key in a header of the request with its work, so that the client may send the
+   * request again without doing it twice. The database must be one of those that
+   * `make` has received. See
+   * `RequestTransaction.IdempotencyKey`.
+   *
+   * @default undefined (off)
+   */
+  readonly idempotencyKey?: IdempotencyKey<unknown, Request> | undefined
 }
 
 /**

@@ -5,7 +5,7 @@
  * Each is an effect that returns the hosts of this moment. A failure keeps the hosts that are known,
  * and is reported as `Observation.DiscoveryFailed`.
  *
- * @since 0.2.0
+ * @since 0.3.0
  */
 import * as Dns from "node:dns"
 import * as Net from "node:net"
@@ -31,7 +31,7 @@ import type { DiscoveredHost } from "./ServerConfig.js"
  * - `noHosts`: the answer is valid, and has no host.
  *
  * @see {@link dns}, {@link srv} and {@link patroni}, which fail with it
- * @since 0.2.0
+ * @since 0.3.0
  * @category errors
  */
 export class DiscoveryError extends Schema.TaggedError<DiscoveryError>("effect-db/DiscoveryError")("DiscoveryError", {
@@ -91,7 +91,7 @@ const within =
  * export const discover = Discovery.list([{ host: "10.0.0.1" }, { host: "10.0.0.2", port: 5433 }])
  * ```
  *
- * @since 0.2.0
+ * @since 0.3.0
  * @category sources
  */
 export const list = (hosts: ReadonlyArray<DiscoveredHost>): Effect.Effect<ReadonlyArray<DiscoveredHost>> =>
@@ -102,7 +102,7 @@ export const list = (hosts: ReadonlyArray<DiscoveredHost>): Effect.Effect<Readon
  *
  * @see {@link dns}
  * @see {@link srv}
- * @since 0.2.0
+ * @since 0.3.0
  * @category models
  */
 export interface DnsOptions {
@@ -182,7 +182,7 @@ const addressesBy = async (resolver: Dns.promises.Resolver, name: string): Promi
  * })
  * ```
  *
- * @since 0.2.0
+ * @since 0.3.0
  * @category sources
  */
 export const dns = (
@@ -231,7 +231,7 @@ export const dns = (
  * export const discover = Discovery.srv("_postgresql._tcp.app.internal", { servers: ["10.0.0.53"] })
  * ```
  *
- * @since 0.2.0
+ * @since 0.3.0
  * @category sources
  */
 export const srv = (
@@ -360,7 +360,7 @@ const askPatroni = (
  * })
  * ```
  *
- * @since 0.2.0
+ * @since 0.3.0
  * @category sources
  */
 export const patroni = (

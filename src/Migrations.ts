@@ -556,7 +556,7 @@ export const layer = <Self, R = never>(
 
 /**
  * Migration that creates the table of `outcome: "marker"`, `effect_db.outcome`, with its schema and
- * its function `effect_db.mark_commit`, if they do not exist.
+ * the functions `effect_db.mark_commit` and `effect_db.keep_key`, if they do not exist.
  *
  * It is for a user that may create them while the user of the service may not, with `outcomeTable:
  * "exists"`. Each other user needs grants, which a migration adds:
@@ -566,8 +566,8 @@ export const layer = <Self, R = never>(
  * GRANT SELECT, INSERT, UPDATE, DELETE ON effect_db.outcome TO app
  * ```
  *
- * A role that transactions set (`SET LOCAL role`) needs USAGE alone, because the function runs with
- * the rights of its owner. It fails with the `SqlError` of a refused statement.
+ * A role that transactions set (`SET LOCAL role`) needs USAGE alone, because the functions run
+ * with the rights of their owner. It fails with the `SqlError` of a refused statement.
  *
  * @see `DatabaseConfig.DatabaseOptions` for `outcome` and `outcomeTable`
  * @example
@@ -582,7 +582,7 @@ export const layer = <Self, R = never>(
  * })
  * ```
  *
- * @since 0.2.0
+ * @since 0.3.0
  * @category migrations
  */
 export const outcomeTable: Effect.Effect<void, SqlError, SqlClient> = Effect.flatMap(SqlClient, (sql) =>

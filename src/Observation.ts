@@ -163,6 +163,11 @@ export type Observation = Data.TaggedEnum<{
     readonly tookMillis: number
   }
   /**
+   * The server has refused to delete old rows of `effect_db.outcome`, so the table grows. Check the
+   * rights of the user; the next attempt follows within two minutes.
+   */
+  OutcomesNotDeleted: { readonly database: string; readonly server: string; readonly message: string }
+  /**
    * The hosts of the cluster have changed: `discover` has returned other ones. A host with another
    * address is in both lists.
    */
@@ -177,7 +182,7 @@ export type Observation = Data.TaggedEnum<{
   DiscoveryFailed: { readonly database: string; readonly message: string }
   /**
    * A reader is further behind the primary than `maxLag` or `maxLagBytes`: reads are routed to others.
-   * Both figures are infinite if it receives no log from the primary.
+   * Both figures are infinite if it receives no log from the primary, or has another history.
    */
   FellBehind: {
     readonly database: string

@@ -7,8 +7,10 @@ import * as HttpApiMiddleware from "@effect/platform/HttpApiMiddleware"
 import type * as HttpApp from "@effect/platform/HttpApp"
 import type * as HttpServerRequest from "@effect/platform/HttpServerRequest"
 import type * as HttpServerResponse from "@effect/platform/HttpServerResponse"
-import { TransactionConnection } from "@effect/sql/SqlClient"
+import { type SqlClient, TransactionConnection } from "@effect/sql/SqlClient"
+import * as Context from "effect/Context"
 import type * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type * as Redacted from "effect/Redacted"
 import type * as Schedule from "effect/Schedule"
@@ -76,13 +78,88 @@ export interface LabelOptions {
 }
 
 /**
+ * Class of a database that stores the keys of requests, with `outcome: "marker"`.
+ *
+ * @see {@link IdempotencyKey} for the option
+ * @since 0.3.0
+ * @category models
+ */
+export interface KeyDatabase<Db> extends UnitOfWork.Named, Effect.Effect<{ readonly writer: SqlClient }, never, Db> {}
+
+/**
+ * Options of the keys by which a client may send a request again without doing it twice.
+ *
+ * The key of a request that commits is stored in the database, in the exchange of COMMIT if the
+ * unit has one transaction and no hook, else before the first COMMIT. A later request with the same
+ * key does not run: its response is the kept one, or 409 if none was kept. With other content it is
+ * 422. If two requests with one key run at the same time, the second to commit is undone and gets
+ * the response of the first. A request that rolls back leaves nothing, so the next one runs. A key
+ * that is not valid is 400. Keys are deleted after `outcomeRetention`.
+ *
+ * A key belongs to its method, path and scope. `GET`, `HEAD` and `OPTIONS`, requests without the
+ * header, and those with the setting `"none"` run as usual. Effects of a handler outside of the
+ * databases may happen twice.
+ *
+ * @see {@link Options} for the option `idempotencyKey`
+ * @example
+ * ```ts
+ * import { Database, RequestTransaction } from "effect-db"
+ *
+ * class Db extends Database.Service<Db>()("app") {}
+ *
+ * export const once = RequestTransaction.middleware({
+ *   idempotencyKey: { database: Db, keepAnswer: true, scope: (request) => request.headers["x-user"] ?? "" }
+ * })
+ * ```
+ *
+ * @since 0.3.0
+ * @category models
+ */
+export interface IdempotencyKey<Db, Request> {
+  /** The class of the database that stores the keys. It needs `outcome: "marker"`. */
+  readonly database: KeyDatabase<Db>
+  /**
+   * The name of the header with the key, of 1 to 255 printable characters.
+   *
+   * @default "idempotency-key"
+   */
+  readonly header?: string | undefined
+  /**
+   * Refuses a request without the header with 400.
+   *
+   * @default false
+   */
+  readonly required?: boolean | undefined
+  /**
+   * Returns the scope of a key, such as the user, so that users with the same key do not meet.
+   *
+   * @default one scope for all requests
+   */
+  readonly scope?: ((request: Request) => string) | undefined
+  /**
+   * Returns the content that requests with the same key must have in common, beside the query.
+   *
+   * @default the body, up to 1 MiB; of a request of Node the `body` that a parser has set
+   */
+  readonly fingerprint?: ((request: Request) => string | Uint8Array) | undefined
+  /**
+   * Keeps the response, to send it again: its status, its body and the headers that describe the
+   * body. A body that is longer than 64 KiB, or than `maxBytes`, or that is a stream, is not kept. The
+   * repeated response has the header `idempotent-replayed: true`.
+   *
+   * @default false
+   */
+  readonly keepAnswer?: boolean | { readonly maxBytes: number } | undefined
+}
+
+/**
  * Options of {@link middleware}.
  *
  * @see {@link ApiOptions} for an `HttpApi`
  * @since 0.1.0
  * @category models
  */
-export interface Options
+export interface Options<Db = never>
   extends LabelOptions,
     Pick<UnitOfWork.Options<never, never>, "databases" | "order" | "checkFirst" | "atomic"> {
   /**
@@ -128,6 +205,14 @@ export interface Options
    * @default the header `x-request-id`
    */
   readonly requestId?: ((request: HttpServerRequest.HttpServerRequest) => string | undefined) | undefined
+  /**
+   * Stores the key in a header of the request with its work, so that the client may send the
+   * request again without doing it twice. Inside of another unit of work, a request with a key is
+   * refused with `OptionsConflict`.
+   *
+   * @default undefined (off)
+   */
+  readonly idempotencyKey?: IdempotencyKey<Db, HttpServerRequest.HttpServerRequest> | undefined
 }
 
 /**
@@ -216,8 +301,9 @@ export const commitFailed = (error: DatabaseError): HttpServerResponse.HttpServe
  * @since 0.1.0
  * @category middleware
  */
-export const middleware = (options: Options = {}): (<E, R>(app: HttpApp.Default<E, R>) => HttpApp.Default<E, R>) =>
-  makeMiddleware(options)
+export const middleware = <Db = never>(
+  options: Options<Db> = {}
+): (<E, R>(app: HttpApp.Default<E, R>) => HttpApp.Default<E, R | Db>) => makeMiddleware(options)
 
 /**
  * Middleware of an `HttpApi`, or of some of its groups or endpoints, that runs each request as one
@@ -253,7 +339,7 @@ export class Api extends HttpApiMiddleware.Tag<Api>()("effect-db/RequestTransact
  * @since 0.1.0
  * @category models
  */
-export interface ApiOptions extends Omit<Options, "transaction"> {
+export interface ApiOptions<Db = never> extends Omit<Options<Db>, "transaction"> {
   /**
    * Settings for the transactions of a request.
    *
@@ -291,7 +377,15 @@ export interface ApiOptions extends Omit<Options, "transaction"> {
  * @since 0.1.0
  * @category layers
  */
-export const layerApi = (options: ApiOptions = {}): Layer.Layer<Api> => Layer.succeed(Api, makeApiMiddleware(options))
+export const layerApi = <Db = never>(options: ApiOptions<Db> = {}): Layer.Layer<Api, never, Db> => {
+  const { idempotencyKey } = options
+  return idempotencyKey === undefined
+    ? Layer.succeed(Api, makeApiMiddleware(options, Context.empty()))
+    : Layer.effect(
+        Api,
+        Effect.map(Effect.context<Db>(), (services) => makeApiMiddleware(options, services))
+      )
+}
 
 interface SessionOptions {
   /**

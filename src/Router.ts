@@ -25,7 +25,7 @@ export interface Candidate {
   readonly weight: number
   /**
    * The time that the server is behind the primary, in milliseconds; `undefined` if it is not known.
-   * A server above `maxLag` is no candidate.
+   * A server that is left out because of `maxLag` is no candidate.
    */
   readonly lagMillis: number | undefined
   /** The same lag in bytes of the log. */
@@ -157,7 +157,7 @@ export const weighted: Choose = (ask, candidates) => {
 
 /**
  * Chooses the faster of two servers that are drawn at random: the server with the lower product of its
- * latency and its load. A server whose latency is not known yet counts as the faster one.
+ * latency and its load. If the latency of one is not known, the load alone decides.
  *
  * Two draws keep all programs from choosing the same server at the same time.
  *
@@ -183,11 +183,11 @@ export const fastest: Choose = (ask, candidates) => {
   const draw = Math.floor(ask.random * length * (length - 1))
   const first = Math.floor(draw / (length - 1))
   const second = (first + 1 + (draw % (length - 1))) % length
-  const costOf = (index: number) => {
-    const { latencyMillis = 0, load = 0 } = candidates[index] ?? {}
-    return latencyMillis * (load + 1)
-  }
-  return costOf(second) < costOf(first) ? second : first
+  const [one, other] = [candidates[first], candidates[second]]
+  if (one === undefined || other === undefined) return first
+  const areKnown = one.latencyMillis !== undefined && other.latencyMillis !== undefined
+  const costOf = ({ latencyMillis = 1, load }: Candidate) => (areKnown ? latencyMillis : 1) * (load + 1)
+  return costOf(other) < costOf(one) ? second : first
 }
 
 /**

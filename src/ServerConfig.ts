@@ -235,7 +235,7 @@ export interface Host {
  *
  * @see `DatabaseConfig.DatabaseOptions` for the option `discover`
  * @see `Discovery` for ready sources of hosts
- * @since 0.2.0
+ * @since 0.3.0
  * @category models
  */
 export interface DiscoveredHost {

@@ -331,6 +331,13 @@ export const isStalePlan = (sqlState: string, message: string): boolean =>
 export const isInvalidParameter = (sqlState: string): boolean => sqlState === "22023"
 
 /**
+ * Checks if a statement was refused because its table or schema does not exist.
+ *
+ * @internal
+ */
+export const isMissing = (sqlState: string): boolean => sqlState === "42P01" || sqlState === "3F000"
+
+/**
  * Checks if a server does not know the object of a command, such as a prepared transaction.
  *
  * @internal

@@ -109,6 +109,7 @@ const packages: Readonly<Record<string, ReadonlyArray<string>>> = {
     "internal/http/apiMiddleware",
     "internal/http/describeRequest",
     "internal/http/enterUnitOfWork",
+    "internal/http/keyedAnswer",
     "internal/http/middleware",
     "internal/http/problemResponse",
     "internal/http/replayableRequest",

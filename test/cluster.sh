@@ -9,7 +9,8 @@
 # PGBOUNCER         the program, where it is not Debian's
 # CHROMIUM          the same
 # PATRONI, ETCD, HAPROXY   the same
-# VITEST_JSON       where a report in JSON goes; those of the other passes go beside it, to *.pooler.json and *.pooling.json
+# VITEST_JSON       where a report in JSON goes; those of the other passes go beside it, to *.pooler.json, *.pooling.json and
+#                   *.network.json
 #
 # Ends with 77 where PostgreSQL 15, PgBouncer, Chromium, Patroni, etcd or HAProxy is missing and cannot be installed.
 set -euo pipefail
@@ -50,7 +51,7 @@ haproxy=${HAPROXY:-/usr/sbin/haproxy}
 missing() {
   cat >&2 <<END
 test/cluster.sh: PostgreSQL 15, PgBouncer, Chromium, Patroni, etcd or HAProxy is not at $bin, $pgbouncer, $chromium, $patroni, $etcd or $haproxy: $1.
-On Debian 12, as root:  apt-get install postgresql-15 pgbouncer chromium patroni etcd-server haproxy
+On Debian 12, as root:  apt-get install postgresql-15 pgbouncer chromium patroni etcd-server haproxy nftables iproute2
 Elsewhere install them and say where they are, by POSTGRES_BIN=/path/to/bin, and PGBOUNCER, CHROMIUM, PATRONI, ETCD and HAPROXY=/path/to/program
 END
   exit 77
@@ -76,6 +77,8 @@ want "$chromium" chromium "${CHROMIUM:-}"
 want "$patroni" patroni "${PATRONI:-}"
 want "$etcd" etcd-server "${ETCD:-}"
 want "$haproxy" haproxy "${HAPROXY:-}"
+if ! command -v nft >/dev/null; then packages+=(nftables); fi
+if ! command -v ip >/dev/null; then packages+=(iproute2); fi
 
 if [ ${#packages[@]} -gt 0 ]; then
   if ! command -v apt-get >/dev/null; then missing "there is no apt-get to install it with"; fi

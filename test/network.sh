@@ -7,8 +7,8 @@ if ! command -v nft >/dev/null || ! command -v ip >/dev/null; then
   echo "test/network.sh: nft or ip is missing: on Debian 12, as root:  apt-get install nftables iproute2" >&2
   exit 77
 fi
-if ! unshare --net true 2>/dev/null; then
-  echo "test/network.sh: only root can make a network namespace" >&2
+if ! unshare --net nft add table inet try 2>/dev/null; then
+  echo "test/network.sh: only root can make a network namespace, and the machine must allow rules in it" >&2
   exit 77
 fi
 

@@ -2,8 +2,12 @@ import { createRequire } from "node:module"
 import { HttpApi, HttpApiEndpoint, HttpApiGroup, HttpApiSchema, OpenApi } from "@effect/platform"
 import { Schema } from "effect"
 import { Event } from "./audit.js"
+import { NotPossible } from "./cluster.js"
 import { Broken, Unavailable } from "./failures.js"
+import { Load, NewRate } from "./figures.js"
+import { Happening } from "./history.js"
 import { expected, plainText, strict } from "./input.js"
+import { Member } from "./members.js"
 import { Killed, State } from "./playground.js"
 import { Page } from "./records.js"
 import { CrossSite, TooLong } from "./refusals.js"
@@ -90,6 +94,38 @@ const servers = HttpApiGroup.make("servers")
     "The state of the servers: if the service has started them itself, and if a replica is frozen."
   )
 
+const View = Schema.Struct({
+  embedded: Schema.Boolean.annotations({ description: "True if the service has started the servers itself" }),
+  servers: Schema.Array(Member),
+  events: Schema.Array(Happening)
+}).annotations({ identifier: "Cluster" })
+
+const cluster = HttpApiGroup.make("cluster")
+  .add(HttpApiEndpoint.get("view", "/cluster").addSuccess(View))
+  .annotate(OpenApi.Description, "The servers of the first database, with their roles, and what has happened to them.")
+
+const Changed = Schema.Struct({ servers: Schema.Array(Schema.String) }).annotations({ identifier: "Changed" })
+
+const failover = HttpApiGroup.make("failover")
+  .add(HttpApiEndpoint.post("killPrimary", "/cluster/kill").addSuccess(Changed))
+  .add(HttpApiEndpoint.post("promote", "/cluster/promote").addSuccess(Changed))
+  .add(HttpApiEndpoint.post("start", "/cluster/start").addSuccess(Changed))
+  .addError(NotPossible)
+  .addError(CrossSite)
+  .addError(TooLong)
+  .annotate(
+    OpenApi.Description,
+    "Only on servers that the service has started itself: kill the primary, promote the replica with the most data, and start what is not running."
+  )
+
+const load = HttpApiGroup.make("load")
+  .add(HttpApiEndpoint.get("figures", "/load").addSuccess(Load))
+  .add(HttpApiEndpoint.put("set", "/load").setPayload(NewRate).addSuccess(Load).addError(CrossSite).addError(TooLong))
+  .annotate(
+    OpenApi.Description,
+    "Only on servers that the service has started itself: requests to this service at a fixed rate, and their figures by the second."
+  )
+
 const playground = HttpApiGroup.make("playground")
   .add(HttpApiEndpoint.post("kill", "/servers/kill").addSuccess(Killed))
   .add(HttpApiEndpoint.post("freeze", "/servers/freeze").addSuccess(State))
@@ -106,6 +142,7 @@ export const Api = HttpApi.make("example")
   .add(records)
   .add(audit)
   .add(servers)
+  .add(cluster)
   .addError(Unavailable)
   .addError(Broken)
   .annotate(OpenApi.Title, "effect-db example service")
@@ -115,4 +152,4 @@ export const Api = HttpApi.make("example")
     "Todos, airports and an audit trail, in two named databases. There is a page for it at /."
   )
 
-export const EmbeddedApi = Api.add(playground)
+export const EmbeddedApi = Api.add(playground).add(failover).add(load)

@@ -10,12 +10,22 @@ export interface Args {
   readonly once: boolean
   /** The file of the option `--csv`. */
   readonly csv: string | undefined
+  /** The number of replicas; `undefined` for the default. */
+  readonly replicas: number | undefined
+  /** True if the unattended job kills the primary and promotes a replica. */
+  readonly failover: boolean
 }
+
+const mostReplicas = 5
+const failoverReplicas = 2
 
 export const help = `effect-db example service: todos, airports and an audit trail in two named databases
 
   npm start                    servers of its own, import, HTTP service; Ctrl-C ends all of it
   npm start -- --once          the unattended job: import, 200 requests, connections killed half way, check, exit
+  npm start -- --once --failover
+                               the same with the primary killed half way and a replica promoted
+  npm start -- --replicas N    with 0 to ${mostReplicas} replicas; the default is 1, and ${failoverReplicas} with --failover
   npm start -- --csv FILE      imports this file instead (columns iata,name,city,state,country,latitude,longitude)
 
   Settings, for servers that are there already:
@@ -32,14 +42,32 @@ export const help = `effect-db example service: todos, airports and an audit tra
 export const airports = (): string =>
   join(dirname(createRequire(import.meta.url).resolve("vega-datasets")), "..", "data", "airports.csv")
 
+const replicasOf = (text: string | undefined): number | undefined => {
+  if (text === undefined) return undefined
+  if (/^\d$/.test(text) && Number(text) <= mostReplicas) return Number(text)
+  throw new Error(`--replicas is ${JSON.stringify(text)}: expected a whole number from 0 to ${mostReplicas}`)
+}
+
 export const parse = (argv: ReadonlyArray<string>): Effect.Effect<Args, UsageError> =>
   Effect.try({
     try: () => {
       const { values } = parseArgs({
         args: [...argv],
-        options: { help: { type: "boolean", short: "h" }, once: { type: "boolean" }, csv: { type: "string" } }
+        options: {
+          help: { type: "boolean", short: "h" },
+          once: { type: "boolean" },
+          csv: { type: "string" },
+          replicas: { type: "string" },
+          failover: { type: "boolean" }
+        }
       })
-      return { help: values.help ?? false, once: values.once ?? false, csv: values.csv }
+      const { csv, failover = false, help = false, once = false } = values
+      const replicas = replicasOf(values.replicas)
+      if (failover && !once) throw new Error("--failover is a part of the unattended job: give --once as well")
+      if (failover && replicas !== undefined && replicas < failoverReplicas) {
+        throw new Error("--failover needs 2 replicas: one is promoted, and commits wait for the other")
+      }
+      return { help, once, csv, failover, replicas: failover ? (replicas ?? failoverReplicas) : replicas }
     },
     catch: (cause) => {
       const reason = cause instanceof Error ? cause.message.split(". ")[0] : String(cause)

@@ -14,7 +14,7 @@ export const baseUrl = HttpServer.HttpServer.pipe(
 export const show = Effect.gen(function* () {
   const url = yield* baseUrl
   const servers = yield* Servers
-  const databases = servers.all.map(
+  const databases = (yield* servers.all).map(
     (server) => `  ${server.database.padEnd(6)} ${server.role.padEnd(8)} ${shown(server)}`
   )
   yield* Console.log(`

@@ -105,7 +105,7 @@ export const records = (server: Server, rows: ReadonlyArray<Airport>) =>
 export const all = (name: string, ledger: Ledger, rows: ReadonlyArray<Airport>) =>
   Effect.gen(function* () {
     const servers = yield* Servers
-    const checks = servers.all.map((server) =>
+    const checks = (yield* servers.all).map((server) =>
       server.database === "audit"
         ? [events(server, name, ledger)]
         : server.role === "primary"

@@ -1,5 +1,7 @@
 import { Config, Effect, Layer, Redacted } from "effect"
 import { Database, EmbeddedPostgres } from "effect-db"
+import { UsageError } from "./args.js"
+import * as Cluster from "./cluster.js"
 import * as Playground from "./playground.js"
 import * as Revive from "./revive.js"
 import * as Servers from "./servers.js"
@@ -17,23 +19,45 @@ const limits = {
   shutdownTimeout: "500 millis"
 } as const
 
-/** Both databases on an embedded cluster, the first with its replicas. */
-export const embedded = Layer.unwrapEffect(
-  Effect.map(EmbeddedPostgres.EmbeddedPostgres, (postgres) =>
-    Layer.mergeAll(
-      Db.layer({ ...limits, ...postgres.settings(Db.databaseName) }),
-      Audit.layer({ ...limits, writer: postgres.primary.url(Audit.databaseName) }),
-      Servers.embedded(postgres),
-      Playground.embedded(postgres)
+/** The number of replicas of an embedded cluster, if the user says nothing else. */
+const defaultReplicas = 1
+
+/** Returns one URL with all servers of a cluster, among which the primary is found, also after a promotion. */
+const anyOf = ({ primary, replicas }: EmbeddedPostgres.EmbeddedPostgres.Service, database: string) => {
+  const addresses = [primary, ...replicas].map(({ host, port }) => `${host}:${port}`)
+  return Redacted.make(Redacted.value(primary.url(database)).replace(addresses[0] ?? "", addresses.join()))
+}
+
+/**
+ * Both databases on an embedded cluster, the first with its replicas. With the outcome `"marker"` a lost COMMIT is proved also after a
+ * promotion.
+ */
+export const embedded = (outcome: "status" | "marker" = "status") =>
+  Layer.unwrapEffect(
+    Effect.map(EmbeddedPostgres.EmbeddedPostgres, (postgres) =>
+      Layer.mergeAll(
+        Db.layer({
+          ...limits,
+          outcome,
+          hosts: anyOf(postgres, Db.databaseName),
+          // the page shows the lag of each replica
+          monitorInterval: "1 second",
+          // while there is no primary, reads go on
+          whenAllBehind: "leastBehind"
+        }),
+        Audit.layer({ ...limits, outcome, writer: anyOf(postgres, Audit.databaseName) }),
+        Servers.embedded(postgres),
+        Playground.embedded(postgres),
+        Cluster.embedded(postgres)
+      )
     )
   )
-)
 
 /** A cluster with a replica and both databases, for as long as the layer lives. */
 export const cluster = (options: EmbeddedPostgres.EmbeddedPostgres.Options = {}) =>
   EmbeddedPostgres.EmbeddedPostgres.layer({
+    replicas: defaultReplicas,
     ...options,
-    replicas: 1,
     databases: [Db.databaseName, Audit.databaseName]
   })
 
@@ -53,7 +77,8 @@ const real = Layer.mergeAll(
   Db.layerConfig(Config.map(urls, ({ readers, writer }) => ({ ...limits, writer, readers }))),
   Audit.layerConfig(Config.map(urls, ({ audit }) => ({ ...limits, writer: audit }))),
   Layer.unwrapEffect(Effect.map(urls, Servers.real)),
-  Playground.none
+  Playground.none,
+  Cluster.none
 )
 
 const isGiven = Config.all(
@@ -62,9 +87,34 @@ const isGiven = Config.all(
   )
 ).pipe(Config.map((values) => values.some((value) => value !== "")))
 
-const own = Layer.merge(embedded, Revive.layer).pipe(Layer.provide(cluster()))
+/** Options of the embedded servers; `undefined` if the user has not chosen. */
+export interface Options {
+  readonly replicas: number | undefined
+  /**
+   * True if each commit waits for a replica, so that a promotion loses nothing that was acknowledged, and leaves a row that proves it.
+   */
+  readonly synchronous: boolean
+}
 
-type Made = Layer.Layer<Layer.Layer.Success<typeof own>, Layer.Layer.Error<typeof real | typeof own>>
+const own = ({ replicas = defaultReplicas, synchronous }: Options) =>
+  Revive.layer.pipe(
+    Layer.provideMerge(embedded(synchronous ? "marker" : "status")),
+    Layer.provide(cluster({ replicas, synchronous: synchronous ? 1 : 0 }))
+  )
+
+const notOurs = new UsageError({
+  message:
+    "--replicas and --failover are for servers that the service starts itself: leave them out, or unset DATABASE_URL, DATABASE_READER_URLS and AUDIT_DATABASE_URL"
+})
+
+type Own = ReturnType<typeof own>
+type Made = Layer.Layer<Layer.Layer.Success<Own>, Layer.Layer.Error<typeof real | Own>>
 
 /** The databases of the settings, or embedded databases if no setting is given. */
-export const layer = Layer.unwrapEffect(Effect.map(isGiven, (given): Made => (given ? real : own)))
+export const layer = (options: Options) =>
+  Layer.unwrapEffect(
+    Effect.flatMap(isGiven, (given): Effect.Effect<Made, UsageError> => {
+      if (!given) return Effect.succeed(own(options))
+      return options.replicas === undefined ? Effect.succeed(real) : Effect.fail(notOurs)
+    })
+  )

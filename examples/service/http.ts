@@ -5,14 +5,18 @@ import {
   HttpApiSwagger,
   type HttpApp,
   HttpServerError,
+  HttpServerRequest,
   HttpServerResponse
 } from "@effect/platform"
-import { Array as Arr, Cause, Effect, Layer, Option } from "effect"
+import { Array as Arr, Cause, Effect, Fiber, Layer, Option } from "effect"
 import { RequestTransaction } from "effect-db"
 import { Api, EmbeddedApi } from "./api.js"
 import * as Audit from "./audit.js"
+import { type Actions, Cluster, type Member } from "./cluster.js"
 import * as Databases from "./databases.js"
 import { answer, broken, brokenResponse, fromDatabase, respond, Unavailable } from "./failures.js"
+import * as History from "./history.js"
+import * as Members from "./members.js"
 import { allowed } from "./methods.js"
 import * as Page from "./page.js"
 import { type Acts, noState, Playground } from "./playground.js"
@@ -21,6 +25,7 @@ import { notCrossSite, notInParts, notTooLong } from "./refusals.js"
 import { signed } from "./served.js"
 import type { ServersFailed } from "./servers.js"
 import * as Todos from "./todos.js"
+import * as Traffic from "./traffic.js"
 
 const byApp = signed(Databases.Db)
 const byAudit = signed(Databases.Audit)
@@ -70,6 +75,45 @@ const playground = ({ freeze, kill, state, thaw }: Acts) =>
       .handle("thaw", () => Effect.catchAll(Effect.zipRight(thaw, state), asBroken))
   )
 
+const cluster = HttpApiBuilder.group(Api, "cluster", (handlers) =>
+  handlers.handle("view", () =>
+    Effect.gen(function* () {
+      const { latest } = yield* History.History
+      const embedded = Option.isSome(yield* Cluster)
+      return { embedded, servers: yield* Members.all, events: yield* latest }
+    })
+  )
+)
+
+const failover = ({ killPrimary, promote, start }: Actions, { thaw }: Acts) =>
+  HttpApiBuilder.group(EmbeddedApi, "failover", (handlers) =>
+    Effect.gen(function* () {
+      const { add } = yield* History.History
+      /** Runs an action, and adds what it has done to the history. A frozen server would not take part, so it is thawed. */
+      const act = <E>(action: Effect.Effect<ReadonlyArray<Member>, E>, done: string) =>
+        Effect.catchAll(thaw, asBroken).pipe(
+          Effect.zipRight(action),
+          Effect.map((members) => members.map(({ name }) => name)),
+          Effect.tap((names) => Effect.forEach(names, (name) => add(`${name} ${done}`))),
+          Effect.map((servers) => ({ servers })),
+          // a visitor who leaves ends the wait and not the action
+          Effect.forkDaemon,
+          Effect.flatMap(Fiber.join)
+        )
+      return handlers
+        .handle("killPrimary", () => act(Effect.map(killPrimary, Arr.of), "was killed"))
+        .handle("promote", () => act(Effect.map(promote, Arr.of), "was promoted"))
+        .handle("start", () => act(start, "was started"))
+    })
+  )
+
+const load = ({ figures, set }: Traffic.Traffic) =>
+  HttpApiBuilder.group(EmbeddedApi, "load", (handlers) =>
+    handlers
+      .handle("figures", () => figures)
+      .handle("set", ({ payload }) => Effect.zipRight(set(payload.rate), figures))
+  )
+
 const problem = (status: number, _tag: string, message: string, more: object = {}) =>
   HttpServerResponse.unsafeJson({ _tag, message, ...more }, { status })
 
@@ -104,33 +148,39 @@ const lastWord = (cause: Cause.Cause<never>) => {
   return Cause.isDie(cause) ? Effect.as(Effect.logError(Cause.pretty(cause)), brokenResponse) : Effect.failCause(cause)
 }
 
+/** The servers need seconds to change their roles, and longer on a busy machine. */
+const limitOf = ({ url }: HttpServerRequest.HttpServerRequest) =>
+  url.startsWith("/cluster/") ? "1 minute" : "8 seconds"
+
 /**
- * Runs each request as one unit of work: all databases commit, or none. Handlers have a shorter time limit, after which nothing is stored; the
- * limit here is for a COMMIT without an answer.
+ * Runs each request as one unit of work: all databases commit, or none. A unit that was undone, as by a lost connection, runs again.
+ * Handlers have a shorter time limit, after which nothing is stored; the limit here is for a COMMIT without an answer.
  */
 const requests = (app: HttpApp.Default) =>
-  notCrossSite(notInParts(notTooLong(app))).pipe(
-    RequestTransaction.middleware({ onCommitFailed: (error) => respond(fromDatabase(error)) }),
-    Effect.interruptible,
-    Effect.timeoutTo({
-      duration: "8 seconds",
-      onSuccess: (response) => response,
-      onTimeout: () => respond(Unavailable.because("Timeout", "unknown"))
-    }),
-    Effect.catchAllCause(lastWord)
+  Effect.flatMap(HttpServerRequest.HttpServerRequest, (request) =>
+    notCrossSite(notInParts(notTooLong(app))).pipe(
+      RequestTransaction.middleware({ retry: true, onCommitFailed: (error) => respond(fromDatabase(error)) }),
+      Effect.interruptible,
+      Effect.timeoutTo({
+        duration: limitOf(request),
+        onSuccess: (response) => response,
+        onTimeout: () => respond(Unavailable.because("Timeout", "unknown"))
+      }),
+      Effect.catchAllCause(lastWord)
+    )
   )
 
-const groups = Layer.mergeAll(todos, records, audit, servers)
+const groups = Layer.mergeAll(todos, records, audit, servers, cluster)
 
-const api = Layer.unwrapEffect(
-  Effect.map(
-    Playground,
-    Option.match({
-      onNone: () => HttpApiBuilder.api(Api).pipe(Layer.provide(groups)),
-      onSome: (acts) => HttpApiBuilder.api(EmbeddedApi).pipe(Layer.provide([groups, playground(acts)]))
-    })
-  )
-)
+const api = Layer.unwrapScoped(
+  Effect.gen(function* () {
+    const own = Option.all([yield* Playground, yield* Cluster])
+    if (Option.isNone(own)) return HttpApiBuilder.api(Api).pipe(Layer.provide(groups))
+    const [acts, actions] = own.value
+    const more = [playground(acts), failover(actions, acts), load(yield* Traffic.make)] as const
+    return HttpApiBuilder.api(EmbeddedApi).pipe(Layer.provide([groups, ...more]))
+  })
+).pipe(Layer.provide(History.layer))
 
 /** The service's handlers and its page, on the HTTP server that the layer is provided with. */
 export const layer = HttpApiBuilder.serve().pipe(

@@ -24,6 +24,15 @@ export class Ledger {
   /** The failures: a request without success in all attempts, or an unexpected answer. */
   readonly failures: Array<string> = []
   succeeded = 0
+  /** The longest time between two acknowledged changes, in milliseconds. */
+  longestPause = 0
+  private lastChange: number | undefined
+
+  /** Records an acknowledged change, at a time in milliseconds. */
+  change(at: number): void {
+    if (this.lastChange !== undefined) this.longestPause = Math.max(this.longestPause, at - this.lastChange)
+    this.lastChange = at
+  }
 
   serve(server: string | undefined): void {
     Ledger.count(this.served, server ?? "unknown")

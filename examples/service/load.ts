@@ -23,10 +23,10 @@ const meaning = (error: Tasks.Failure): Unavailable["stored"] | "refused" =>
  * stored is sent again, and if its outcome is unknown the row is looked up first. `interfere` runs
  * half way, while other requests are in flight.
  */
-export const run = (options: {
+export const run = <E, R>(options: {
   readonly baseUrl: string
   readonly name: string
-  readonly interfere: Effect.Effect<unknown>
+  readonly interfere: Effect.Effect<unknown, E, R>
 }) =>
   Effect.gen(function* () {
     const { lookUp, tasks } = yield* Tasks.plan(options.baseUrl, options.name)
@@ -43,6 +43,7 @@ export const run = (options: {
       task.send(request).pipe(
         Effect.map(([, response]): Attempt["outcome"] => {
           ledger.serve(response.headers[header])
+          if (task.change !== undefined) ledger.change(performance.now())
           return "acknowledged"
         }),
         Effect.catchAll((error) => {

@@ -28,7 +28,7 @@ const main = Effect.gen(function* () {
   if (args.once) interrupted = 130
   if (args.csv !== undefined) yield* Csv.check(args.csv)
   const file = args.csv ?? Args.airports()
-  yield* args.once ? Once.run(file) : Service.run(file)
+  yield* args.once ? Once.run(file, args) : Service.run(file, args)
 })
 
 // the terminal sends a signal to all processes, and npm sends it again: the second signal must not end the shutdown

@@ -2,10 +2,12 @@ import { randomBytes } from "node:crypto"
 import { basename } from "node:path"
 import { FetchHttpClient } from "@effect/platform"
 import { Console, Data, Duration, Effect, Layer, Logger, Ref, Stream } from "effect"
+import type { Args } from "./args.js"
 import * as Banner from "./banner.js"
 import * as Check from "./check.js"
 import * as Csv from "./csv.js"
 import * as Databases from "./databases.js"
+import * as Failover from "./failover.js"
 import * as Http from "./http.js"
 import * as Import from "./import.js"
 import type { Ledger } from "./ledger.js"
@@ -33,19 +35,32 @@ const kept = () => {
 const listed = (counts: ReadonlyMap<string, number>) =>
   [...counts].map(([name, count]) => `${count} ${name}`).join(", ")
 
-const report = (ledger: Ledger, killed: string, took: Duration.Duration, findings: ReadonlyArray<Check.Finding>) => {
+const report = (
+  ledger: Ledger,
+  disturbed: ReadonlyArray<string>,
+  took: Duration.Duration,
+  findings: ReadonlyArray<Check.Finding>
+) => {
   const again = ledger.attempts.length - Tasks.total
   const found = ledger.attempts.filter(({ outcome }) => outcome === "found stored").length
   return [
     `requests   ${ledger.succeeded} of ${Tasks.total} succeeded, ${Load.concurrency} at a time, in ${Duration.toSeconds(took).toFixed(1)} s`,
-    `killed     ${killed}`,
+    ...disturbed,
     `errors     ${listed(ledger.errors) || "none"}; ${again} requests sent again, ${found} looked up and found stored`,
     ...findings.map((finding) => finding.line),
     ...[...ledger.served].sort().map(([server, count]) => `served     ${count} requests by the ${server}`)
   ].join("\n")
 }
 
-const job = (file: string) =>
+/** Ends every connection, and returns the line of a report about it. */
+const killConnections = Effect.flatMap(Servers, ({ killBackends }) =>
+  Effect.match(killBackends, {
+    onFailure: ({ message }) => [`killed     nothing, because it is not permitted: ${message}`],
+    onSuccess: (count) => [`killed     ${count} connections, all there were, after ${Tasks.total / 2} requests`]
+  })
+)
+
+const job = (file: string, failover: boolean) =>
   Effect.gen(function* () {
     const servers = yield* Servers
     yield* Migrations.run
@@ -60,15 +75,15 @@ const job = (file: string) =>
     yield* Listen.drained
 
     const name = `once-${randomBytes(4).toString("hex")}`
-    const killed = yield* Ref.make("nothing")
-    const interfere = Effect.match(servers.killBackends, {
-      onFailure: ({ message }) => `nothing, because it is not permitted: ${message}`,
-      onSuccess: (count) => `${count} connections, all there were, after ${Tasks.total / 2} requests`
-    }).pipe(Effect.flatMap((line) => Ref.set(killed, line)))
+    const retries = yield* Failover.countRetries
+    const disturbed = yield* Ref.make<ReadonlyArray<string>>([])
+    const fault = Effect.if(failover, { onTrue: () => Failover.run, onFalse: () => killConnections })
+    const interfere = Effect.flatMap(fault, (lines) => Ref.set(disturbed, lines))
     const [took, ledger] = yield* Effect.timed(Load.run({ baseUrl: yield* Banner.baseUrl, name, interfere }))
     const caughtUp = yield* servers.caughtUp
     const findings = yield* Check.all(name, ledger, rows)
-    yield* Console.log(report(ledger, yield* killed, took, findings))
+    const effects = failover ? [yield* retries, ...(yield* Failover.effects(ledger))] : []
+    yield* Console.log(report(ledger, [...(yield* disturbed), ...effects], took, findings))
     const problems = [
       ...ledger.failures,
       ...findings.flatMap((finding) => finding.problems),
@@ -78,15 +93,18 @@ const job = (file: string) =>
     yield* Console.log("result     nothing lost, nothing doubled")
   })
 
-export const run = (file: string) => {
+export const run = (file: string, { failover, replicas }: Pick<Args, "failover" | "replicas">) => {
   const log = kept()
-  return job(file).pipe(
+  return job(file, failover).pipe(
     Effect.scoped,
     Effect.timeoutFail({
       duration: "2 minutes",
       onTimeout: () => new OnceFailed({ problems: ["the job did not end within two minutes"] })
     }),
-    Effect.provide([Layer.merge(Databases.layer, Listen.layer(0)), FetchHttpClient.layer]),
+    Effect.provide([
+      Layer.merge(Databases.layer({ replicas, synchronous: failover }), Listen.layer(0)),
+      FetchHttpClient.layer
+    ]),
     Effect.tapErrorCause(() => Effect.forEach(log.lines.slice(-20), (line) => Console.error(`log: ${line}`))),
     Effect.provide(Logger.replace(Logger.defaultLogger, log.logger))
   )

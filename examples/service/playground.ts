@@ -34,19 +34,30 @@ const make = (postgres: EmbeddedPostgres.EmbeddedPostgres.Service) =>
     const frozenUntil = yield* Ref.make(0)
     const forgotten = yield* FiberHandle.make()
 
+    const servers = [postgres.primary, ...postgres.replicas]
     const thawNow = Effect.zipRight(
-      Effect.forEach(postgres.replicas, (replica) => replica.thaw, { discard: true }),
+      Effect.forEach(servers, (server) => server.thaw, { discard: true }),
       Ref.set(frozenUntil, 0)
     )
     yield* Effect.addFinalizer(() => Effect.ignore(thawNow))
 
     // `terminateBackends` would wait for a frozen replica, so while there is one the primary is called alone
-    const primaries = (["app", "audit"] as const).map(
-      (database): Server => ({ database, role: "primary", url: postgres.primary.url(database) })
-    )
-    const killAnswering = Effect.map(Effect.forEach(primaries, killOn, { concurrency: "unbounded" }), (counts) =>
-      counts.reduce((sum, count) => sum + count, 0)
-    )
+    const killAnswering = Effect.gen(function* () {
+      const primary = yield* Effect.mapError(postgres.currentPrimary, failed)
+      const databases = (["app", "audit"] as const).map(
+        (database): Server => ({ database, role: "primary", url: primary.url(database) })
+      )
+      const counts = yield* Effect.forEach(databases, killOn, { concurrency: "unbounded" })
+      return counts.reduce((sum, count) => sum + count, 0)
+    })
+
+    const replicas = Effect.gen(function* () {
+      const primary = yield* Effect.option(postgres.currentPrimary)
+      return yield* Effect.filter(
+        servers.filter((server) => !Option.contains(primary, server)),
+        (server) => server.isRunning
+      )
+    })
 
     const acts: Acts = {
       kill: Effect.flatMap(Ref.get(frozenUntil), (until) =>
@@ -55,7 +66,7 @@ const make = (postgres: EmbeddedPostgres.EmbeddedPostgres.Service) =>
       freeze: Effect.gen(function* () {
         yield* Ref.set(frozenUntil, (yield* Clock.currentTimeMillis) + Duration.toMillis(frozenFor))
         yield* FiberHandle.run(forgotten, Effect.delay(Effect.ignore(thawNow), frozenFor))
-        yield* Effect.forEach(postgres.replicas, (replica) => replica.freeze, { discard: true })
+        yield* Effect.forEach(yield* replicas, (replica) => replica.freeze, { discard: true })
       }).pipe(
         Effect.tapError(() => Effect.ignore(thawNow)),
         Effect.mapError(failed),

@@ -30,7 +30,10 @@ export const page = (ask: { readonly search: string; readonly page: number; read
   Effect.gen(function* () {
     const sql = yield* Db.reader
     const pattern = `%${ask.search.replace(/[\\%_]/g, "\\$&")}%`
-    const found = sql`concat_ws(chr(10), iata, name, city, state, country) ILIKE ${pattern}`
+    const found =
+      ask.search === ""
+        ? sql.literal("true")
+        : sql`concat_ws(chr(10), iata, name, city, state, country) ILIKE ${pattern}`
     const [counted] = yield* sql<{ total: number }>`SELECT count(*)::int AS total FROM record WHERE ${found}`
     const total = counted?.total ?? 0
     const records = yield* sql<Airport>`

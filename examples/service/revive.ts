@@ -1,20 +1,28 @@
-import { Effect, Layer, Schedule } from "effect"
-import { EmbeddedPostgres } from "effect-db"
+import { Effect, Layer, Option } from "effect"
+import { type Actions, Cluster, type Member } from "./cluster.js"
 
-const revive = (server: EmbeddedPostgres.EmbeddedPostgres.Server) =>
+const revive = (actions: Actions, member: Member) =>
   Effect.gen(function* () {
-    yield* Effect.repeat(server.isRunning, { while: (runs) => runs, schedule: Schedule.spaced("200 millis") })
-    yield* Effect.logWarning(`the embedded ${server.name} has ended; it is started again`)
-    yield* server.start
-    yield* Effect.logInfo(`the embedded ${server.name} runs again`)
+    const { name } = member.server
+    yield* actions.ended(member)
+    yield* Effect.logWarning(`the embedded ${name} has ended; it is started again`)
+    yield* actions.revive(member)
+    yield* Effect.logInfo(`the embedded ${name} runs again`)
   }).pipe(
     Effect.forever,
     Effect.catchAll(({ message }) => Effect.logError(`${message}\n  the server stays down: restart the service`))
   )
 
-/** Restarts the embedded servers if they end while the service runs, for example because the system was out of memory. */
+/**
+ * Restarts the embedded servers if they end while the service runs, for example because the system was out of memory. A server that a
+ * visitor has killed stays down.
+ */
 export const layer = Layer.scopedDiscard(
-  Effect.flatMap(EmbeddedPostgres.EmbeddedPostgres, ({ primary, replicas }) =>
-    Effect.forEach([primary, ...replicas], (server) => Effect.forkScoped(revive(server)))
+  Effect.flatMap(
+    Cluster,
+    Option.match({
+      onNone: () => Effect.void,
+      onSome: (actions) => Effect.forEach(actions.members, (member) => Effect.forkScoped(revive(actions, member)))
+    })
   )
 )

@@ -17,7 +17,8 @@ export class Servers extends Context.Tag("example/Servers")<
   Servers,
   {
     readonly embedded: boolean
-    readonly all: ReadonlyArray<Server>
+    /** The servers that are running, with the roles that they have now. */
+    readonly all: Effect.Effect<ReadonlyArray<Server>, ServersFailed>
     /** Ends every connection that this program has, and returns their number. */
     readonly killBackends: Effect.Effect<number, ServersFailed>
     /** Waits, for ten seconds at most, until the replicas have the data that the primary has now. Returns false after a timeout. */
@@ -61,15 +62,17 @@ const bounded = <E>(wait: Effect.Effect<unknown, E>): Effect.Effect<boolean> =>
 export const embedded = (postgres: EmbeddedPostgres.EmbeddedPostgres.Service) =>
   Layer.succeed(Servers, {
     embedded: true,
-    all: [
-      { database: "app", role: "primary", url: postgres.primary.url("app") },
-      ...postgres.replicas.map((replica) => ({
-        database: "app" as const,
-        role: "replica" as const,
-        url: replica.url("app")
-      })),
-      { database: "audit", role: "primary", url: postgres.primary.url("audit") }
-    ],
+    all: Effect.gen(function* () {
+      const primary = yield* postgres.currentPrimary
+      const running = yield* Effect.filter([postgres.primary, ...postgres.replicas], (server) => server.isRunning)
+      const replicas = running.filter((server) => server !== primary)
+      const all: ReadonlyArray<Server> = [
+        { database: "app", role: "primary", url: primary.url("app") },
+        ...replicas.map((replica): Server => ({ database: "app", role: "replica", url: replica.url("app") })),
+        { database: "audit", role: "primary", url: primary.url("audit") }
+      ]
+      return all
+    }).pipe(Effect.mapError(failed)),
     killBackends: Effect.mapError(postgres.terminateBackends(), failed),
     caughtUp: bounded(postgres.awaitReplicas)
   })
@@ -117,7 +120,7 @@ export const real = (urls: {
   ]
   return Layer.succeed(Servers, {
     embedded: false,
-    all,
+    all: Effect.succeed(all),
     killBackends: Effect.map(Effect.forEach(all, killOn, { concurrency: "unbounded" }), (counts) =>
       counts.reduce((sum, count) => sum + count, 0)
     ),

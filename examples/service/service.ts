@@ -1,5 +1,6 @@
 import { basename } from "node:path"
 import { Console, Effect, Layer, Logger } from "effect"
+import type { Args } from "./args.js"
 import * as Banner from "./banner.js"
 import * as Csv from "./csv.js"
 import * as Databases from "./databases.js"
@@ -13,7 +14,7 @@ const lineOnStderr = Logger.make(({ logLevel, message }) => {
 })
 
 /** Imports a file and serves until it is interrupted. Resources are released in reverse order, so requests are drained before pools close. */
-export const run = (file: string) =>
+export const run = (file: string, { replicas }: Pick<Args, "replicas">) =>
   Effect.gen(function* () {
     yield* Migrations.run
     const rows = yield* Import.run(file, Csv.rows(file))
@@ -25,6 +26,6 @@ export const run = (file: string) =>
   }).pipe(
     Effect.onInterrupt(() => Console.log("\nstopping")),
     Effect.scoped,
-    Effect.provide(Layer.merge(Databases.layer, Listen.layer(3000))),
+    Effect.provide(Layer.merge(Databases.layer({ replicas, synchronous: false }), Listen.layer(3000))),
     Effect.provide(Logger.replace(Logger.defaultLogger, lineOnStderr))
   )

@@ -15,7 +15,7 @@ import { directory } from "../support/directory.js"
 import { query } from "../support/server.js"
 
 const pairs = process.env.EFFECT_DB_CHAOS === "full" ? 10_000 : 1000
-const clients = 8
+const clients = 10
 
 interface Answer {
   readonly status: number
@@ -96,7 +96,7 @@ it.scopedLive(
       const shown = ({ added, share }: typeof current) =>
         `${Math.round(1000 * share) / 10} % by replicas, ${added.toFixed(1)} ms added at the 95th percentile`
       console.log(`${pairs} pairs, none stale: ${shown(current)}; with one replica 45 s behind, ${shown(delayed)}`)
-      assert.isAtLeast(current.share, 0.9)
+      for (const { share } of [current, delayed]) assert.isAtLeast(share, 0.9)
     }),
   240_000
 )

@@ -211,16 +211,22 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
         )
         expect(statuses.sort()).toEqual([
           "DELETE /todos/{id} 204 400 403 404 413 500 503",
+          "GET /cluster 200 400 500 503",
           "GET /events 200 400 500 503",
+          "GET /load 200 400 500 503",
           "GET /records 200 400 500 503",
           "GET /servers 200 400 500 503",
           "GET /todos 200 400 500 503",
           "GET /todos/{id} 200 400 404 500 503",
           "PATCH /todos/{id} 200 400 403 404 413 500 503",
+          "POST /cluster/kill 200 400 403 409 413 500 503",
+          "POST /cluster/promote 200 400 403 409 413 500 503",
+          "POST /cluster/start 200 400 403 409 413 500 503",
           "POST /servers/freeze 200 400 403 413 500 503",
           "POST /servers/kill 200 400 403 413 500 503",
           "POST /servers/thaw 200 400 403 413 500 503",
-          "POST /todos 201 400 403 409 413 500 503"
+          "POST /todos 201 400 403 409 413 500 503",
+          "PUT /load 200 400 403 413 500 503"
         ])
       })
     )
@@ -252,6 +258,9 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
         ["POST", "/todos/life?done=true", "GET, PATCH, DELETE"],
         ["DELETE", "/records", "GET"],
         ["GET", "/servers/kill", "POST"],
+        ["GET", "/cluster/promote", "POST"],
+        ["DELETE", "/cluster", "GET"],
+        ["POST", "/load", "GET, PUT"],
         ["POST", "/", "GET"],
         ["PUT", "/docs", "GET"]
       ] as const
@@ -373,6 +382,8 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the service", (i
         for (const site of ["cross-site", "same-site"]) {
           expect(yield* from({ "sec-fetch-site": site })).toMatchObject(refused)
           expect(yield* from({ "sec-fetch-site": site }, "POST", "/servers/kill")).toMatchObject(refused)
+          expect(yield* from({ "sec-fetch-site": site }, "POST", "/cluster/kill")).toMatchObject(refused)
+          expect(yield* from({ "sec-fetch-site": site }, "PUT", "/load")).toMatchObject(refused)
           expect(yield* from({ "sec-fetch-site": site }, "DELETE", "/todos/any")).toMatchObject(refused)
         }
         for (const origin of ["https://example.com", "null", "http://localhost:1"]) {

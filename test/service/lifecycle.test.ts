@@ -114,6 +114,19 @@ describe("Ctrl-C", () => {
     })
   )
 
+  it.scopedLive("--replicas sets the number of servers, which the service lists", () =>
+    Effect.gen(function* () {
+      const replicas = 2
+      const service = yield* Program.start(["--replicas", String(replicas)], { TMPDIR: yield* temporary })
+      yield* service.line(/Ctrl-C stops/)
+      const lines = (yield* service.written).match(/^ {2}app +(?:primary|replica) +postgres:/gm) ?? []
+      expect(lines.filter((line) => line.includes("primary"))).toHaveLength(1)
+      expect(lines.filter((line) => line.includes("replica"))).toHaveLength(replicas)
+      yield* service.signal("SIGINT")
+      expect(yield* service.ended).toMatchObject({ code: 0, stderr: "" })
+    })
+  )
+
   it.scopedLive("a second Ctrl-C, as npm sends it, changes nothing", () =>
     Effect.gen(function* () {
       const folder = yield* temporary
@@ -381,6 +394,8 @@ describe("a start that fails", () => {
       expect(help).toMatchObject({ code: 0, stderr: "" })
       for (const word of [
         "--once",
+        "--once --failover",
+        "--replicas N",
         "--csv FILE",
         "DATABASE_URL",
         "DATABASE_READER_URLS",
@@ -392,6 +407,25 @@ describe("a start that fails", () => {
       for (const args of [["--onec"], ["file.csv"], ["--csv"], ["--once=yes"]]) {
         expect((yield* Effect.flip(Args.parse(args))).message).toMatch(/; --help shows what there is$/)
       }
+      const refused: ReadonlyArray<readonly [ReadonlyArray<string>, RegExp]> = [
+        ...["6", "-1", "two", "1.5", "", "01"].map(
+          (n) => [[`--replicas=${n}`], /^--replicas is ".*": expected a whole number from 0 to 5;/] as const
+        ),
+        [["--failover"], /^--failover is a part of the unattended job: give --once as well;/],
+        [["--once", "--failover", "--replicas", "1"], /^--failover needs 2 replicas: /]
+      ]
+      for (const [args, expected] of refused) {
+        expect((yield* Effect.flip(Args.parse(args))).message).toMatch(expected)
+      }
+      expect(yield* Args.parse(["--replicas", "0"])).toMatchObject({ replicas: 0, failover: false })
+      expect(yield* Args.parse(["--once", "--failover"])).toMatchObject({ replicas: 2, failover: true })
+      expect(yield* Program.run(["--replicas", "2"], { DATABASE_URL: "postgres://localhost/app" })).toMatchObject({
+        code: 2,
+        stdout: "",
+        stderr: expect.stringMatching(
+          /^error: --replicas and --failover are for servers that the service starts itself: /
+        )
+      })
       expect(yield* Program.run(["--onec"])).toEqual({
         code: 2,
         stdout: "",

@@ -48,6 +48,31 @@ describe("--once", () => {
     })
   )
 
+  it.scopedLive(
+    "--once --failover loses nothing when the primary is killed and a replica promoted, and leaves nothing",
+    () =>
+      Effect.gen(function* () {
+        const folder = fs.mkdtempSync(`${directory}/service-failover-`)
+        fs.chmodSync(folder, 0o755)
+        yield* Effect.addFinalizer(() => Effect.sync(() => fs.rmSync(folder, { recursive: true, force: true })))
+        const { code, stderr, stdout } = yield* Program.run(["--once", "--failover"], { TMPDIR: folder })
+        expect({ code, stderr }).toEqual({ code: 0, stderr: "" })
+        const [, killed] =
+          /killed +server 1 \((\S+)\), the primary, by SIGKILL after 100 requests, at \S+Z\n/.exec(stdout) ?? []
+        const [, promoted] = /promoted +server [23] \((\S+)\), which had the most data, in \d/.exec(stdout) ?? []
+        expect(stdout).toMatch(/writer +found on timeline 2; \d+\.\d s at most without an acknowledged change\n/)
+        expect(stdout).toMatch(/unknown +(?:no outcome is left to the clients|\d+, resolved:(?:\n {11}\S.*)+)\n/)
+        expect(stdout).toMatch(/requests +200 of 200 succeeded/)
+        expect(stdout).toMatch(/todos +22 as acknowledged, 18 deleted and gone/)
+        expect(stdout).toMatch(/audit +96 changes with one event each/)
+        for (const server of [killed, promoted]) {
+          expect(stdout).toMatch(new RegExp(`served +\\d+ requests by the primary ${server}\n`))
+        }
+        expect(stdout.trimEnd().endsWith("nothing lost, nothing doubled")).toBe(true)
+        expect(fs.readdirSync(folder).filter((name) => name.startsWith("effect-db-"))).toEqual([])
+      })
+  )
+
   it.scopedLive("--once succeeds also if both databases are one", () =>
     Effect.gen(function* () {
       const { env } = yield* Program.databases

@@ -35,6 +35,10 @@ const todos = (page: Page) => region(page, "Todos")
 const airports = (page: Page) => region(page, "Airports")
 const playground = (page: Page) => region(page, "Watch it go on")
 
+const servers = (page: Page) => region(page, "Servers")
+const serverRow = (page: Page, name: string | RegExp) =>
+  page.getByRole("table", { name: "Servers", exact: true }).getByRole("row", { name })
+
 const title = (page: Page) => page.getByRole("textbox", { name: "What is there to do?" })
 const addButton = (page: Page) => page.getByRole("button", { name: "Add", exact: true })
 const box = (page: Page, name: string) => page.getByRole("checkbox", { name, exact: true })
@@ -248,7 +252,7 @@ describe.skipIf(!hasChromium)(`the page ${inChromium}`, () => {
           await search(page, "<b>nowhere</b>")
           await told(airports(page), "0 airports.")
           await airports(page).getByText("No airport has “<b>nowhere</b>” in it.").waitFor()
-          expect(await page.getByRole("table").count()).toBe(0)
+          expect(await airports(page).getByRole("table").count()).toBe(0)
           await searchField(page).fill("")
           await told(airports(page), "3,376 airports")
         })
@@ -320,6 +324,93 @@ describe.skipIf(!hasChromium)(`the page ${inChromium}`, () => {
       )
     })
 
+    describe("a failover on the page", () => {
+      const button = (page: Page, name: string) => servers(page).getByRole("button", { name, exact: true })
+
+      it.scoped("a visitor kills the primary under load, promotes the replica, and sees the gap and its end", () =>
+        Effect.gen(function* () {
+          const { page } = yield* visit((yield* Service).url)
+          page.setDefaultTimeout(30_000)
+          yield* Effect.promise(async () => {
+            await serverRow(page, /^server 1 .* primary up/).waitFor()
+            await serverRow(page, /^server 2 .* replica up/).waitFor()
+            await button(page, "Send 30 requests a second").click()
+            await told(servers(page), "30 requests are sent a second, and writes are stored.")
+            expect(await button(page, "Send 30 requests a second").getAttribute("aria-pressed")).toBe("true")
+            const summary = servers(page).getByText("The same figures as a table")
+            await summary.click()
+            const figures = servers(page).getByRole("table", { name: "Figures of the load, the latest second first" })
+            const second = (failed: string) =>
+              figures.getByRole("row", { name: new RegExp(`^\\d\\d:\\d\\d:\\d\\d [1-9]\\d* ${failed}$`) }).first()
+            await second("[1-9]\\d* [\\d.,]+ ms [\\d.,]+ ms 0").waitFor()
+
+            await button(page, "Kill the primary").click()
+            await told(servers(page), "Server 1, the primary, is killed. Writes wait until a replica is promoted.")
+            await told(servers(page), "No write is stored any more.")
+            await serverRow(page, /^server 1 .* none stopped: its processes have ended/).waitFor()
+            await button(page, "Kill the primary").click()
+            await warned(servers(page), "No primary is running: promote a replica, or start the servers again.")
+            // writes that have waited for too long fail
+            await second("0 .* [1-9]\\d*").waitFor()
+
+            await button(page, "Promote a replica").click()
+            await told(servers(page), "Server 2 is the primary now.")
+            await told(servers(page), /^Writes are stored again\. None was for [\d.]+ s, while \d+ requests? failed\./)
+            await serverRow(page, /^server 2 .* primary up – .* 2 /).waitFor()
+            const events = servers(page).getByRole("list", { name: "Latest events of the servers" })
+            await events.getByText(/writes go to server 2, found in [\d.]+ s, on timeline 2$/).waitFor()
+            // the errors end
+            await second("[1-9]\\d* [\\d.,]+ ms [\\d.,]+ ms 0").waitFor()
+            expect(await page.locator("#requests-chart .gap").count()).toBeGreaterThan(0)
+            expect(await page.locator("#failed-chart .failed:not([height='0'])").count()).toBeGreaterThan(0)
+
+            await page.setViewportSize({ width: 360, height: 740 })
+            expect(await page.evaluate("document.documentElement.scrollWidth")).toBe(360)
+            // each cell has the name of its column on a narrow screen
+            await serverRow(page, /^server 2 .* Role primary State up Lag –/).waitFor()
+            await page.setViewportSize({ width: 1280, height: 720 })
+
+            await button(page, "Start it again").click()
+            await told(servers(page), "Server 1 runs again.")
+            await serverRow(page, /^server 1 .* replica up/).waitFor()
+            await button(page, "Send 30 requests a second").click()
+            await told(servers(page), "The load is off.")
+            await button(page, "Promote a replica").click()
+            await told(servers(page), "Server 1 is the primary now.")
+            await serverRow(page, /^server 1 .* primary up/).waitFor()
+          })
+        })
+      )
+
+      it.scoped("a button that waits says so and is not sent twice, and works from the keyboard", () =>
+        visiting(async (page) => {
+          let asked = 0
+          let release = () => {}
+          const held = new Promise<void>((resolve) => {
+            release = resolve
+          })
+          await page.route("**/cluster/kill", async (route) => {
+            asked++
+            await held
+            await route.fulfill({ json: { servers: ["server 1"] } })
+          })
+          const kill = button(page, "Kill the primary")
+          await kill.focus()
+          await page.keyboard.press("Enter")
+          const waiting = button(page, "Killing…")
+          await waiting.waitFor()
+          expect(await waiting.getAttribute("aria-disabled")).toBe("true")
+          expect(await hasFocus(waiting)).toBe(true)
+          await page.keyboard.press("Enter")
+          release()
+          await told(servers(page), /^Server 1, the primary, is killed/)
+          await kill.waitFor()
+          expect(await hasFocus(kill)).toBe(true)
+          expect(asked).toBe(1)
+        })
+      )
+    })
+
     describe("accessibility", () => {
       it.scoped("every function is reachable from the keyboard, and the focus is visible", () =>
         visiting(async (page) => {
@@ -384,7 +475,7 @@ describe.skipIf(!hasChromium)(`the page ${inChromium}`, () => {
         visiting(async (page) => {
           await told(airports(page), "3,376 airports")
           expect(await page.getByRole("heading", { level: 1 }).count()).toBe(1)
-          for (const name of ["Todos", "Audit trail", "Airports", "Watch it go on"]) {
+          for (const name of ["Todos", "Audit trail", "Airports", "Watch it go on", "Servers"]) {
             await region(page, name).getByRole("heading", { level: 2, name }).waitFor()
           }
           await page.getByRole("main").waitFor()
@@ -450,6 +541,11 @@ describe.skipIf(!hasChromium)(`the page ${inChromium}`, () => {
             for (const act of ["kill", "freeze", "thaw"]) {
               expect((await fetch(`${url}/servers/${act}`, { method: "POST" })).status).toBe(404)
             }
+            await servers(page)
+              .getByText(/^These servers were not started by the service/)
+              .waitFor()
+            await serverRow(page, new URL(env.DATABASE_URL).host).getByText("primary").waitFor()
+            expect(await servers(page).getByRole("button").count()).toBe(0)
             await add(page, "Before")
           })
           expect(complaints).toEqual([])

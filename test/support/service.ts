@@ -24,7 +24,7 @@ export const service = Layer.scoped(
     return { url: yield* Banner.baseUrl }
   })
 ).pipe(
-  Layer.provide([Databases.embedded, Listen.layer(0)]),
+  Layer.provide([Databases.embedded(), Listen.layer(0)]),
   Layer.provideMerge(Databases.cluster({ directory })),
   Layer.provide([Layer.setConfigProvider(ConfigProvider.fromMap(new Map())), Logger.remove(Logger.defaultLogger)])
 )

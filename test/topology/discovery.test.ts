@@ -381,6 +381,7 @@ describe("discovered hosts", () => {
         hosts: urlOf(primary, []),
         discover,
         discoverInterval: "20 millis",
+        monitorInterval: "50 millis",
         startup: "lazy"
       }
       yield* Effect.gen(function* () {
@@ -392,6 +393,13 @@ describe("discovered hosts", () => {
         leadTo(first, primary)
         yield* Fiber.join(waiting)
         assert.strictEqual(yield* portOf("writer"), primary.port)
+        // the host that was added while no writer was known is monitored
+        yield* eventually(Db.status, ({ servers }) =>
+          servers.some(
+            ({ latencyMillis, name, role }) =>
+              role === "reader" && name === `localhost:${primary.port}` && latencyMillis !== undefined
+          )
+        )
         // the answer of DNS leads elsewhere, but the writer still answers as the writer
         leadTo(first)
         yield* until(() => only(seen, "HostsChanged").length > 2)

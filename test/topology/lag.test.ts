@@ -59,6 +59,22 @@ describe("the lag of a replica", () => {
     assert.isUndefined(positions().lagOf(silent, 10_500))
   })
 
+  it("a server that is no standby has no lag if it was promoted, and is stale if it is a former primary", () => {
+    const all = new PrimaryPositions()
+    all.record(primary(1000n, 2), 1000, 1001)
+    assert.deepStrictEqual(all.lagOf(primary(10n, 3), 2000), { bytes: 0, millis: 0 })
+    assert.deepStrictEqual(all.lagOf(primary(1000n, 2), 2000), { bytes: 0, millis: 0 })
+    assert.deepStrictEqual(all.lagOf(primary(9000n, 1), 2000), infinite)
+    assert.isUndefined(all.lagOf(withoutHistory, 2000))
+  })
+
+  it("a log that ends at a page within a record is no lag", () => {
+    const all = new PrimaryPositions()
+    all.record(primary(81_920n), 1000, 1001)
+    assert.deepStrictEqual(all.lagOf(standby(81_900n, { replayedAgo: 60_000 }), 60_000), { bytes: 0, millis: 0 })
+    assert.strictEqual(all.lagOf(standby(70_000n), 60_000)?.bytes, 11_920)
+  })
+
   it("a user who may not see the state of replication gets the lag by the position", () => {
     const report = standby(1000n, { isStreaming: undefined, timeline: undefined })
     assert.deepStrictEqual(positions().lagOf(report, 10_500), { bytes: 0, millis: 0 })
@@ -101,11 +117,17 @@ describe("the state of a replica by its lag", () => {
       initial
     )
 
+  it("the first check decides alone, because nothing is known about the replica before it", () => {
+    assert.strictEqual(stateAfter(1001)._tag, "Behind")
+    assert.strictEqual(stateAfter(1000)._tag, "Current")
+    assert.isFalse(isUnsettled(initial))
+  })
+
   it("two successive checks above the limit leave a replica out", () => {
-    assert.strictEqual(stateAfter(1001)._tag, "Current")
-    assert.isTrue(isUnsettled(stateAfter(1001)))
-    assert.strictEqual(stateAfter(1001, 900, 1001)._tag, "Current")
-    assert.strictEqual(stateAfter(1001, 1001)._tag, "Behind")
+    assert.strictEqual(stateAfter(0, 1001)._tag, "Current")
+    assert.isTrue(isUnsettled(stateAfter(0, 1001)))
+    assert.strictEqual(stateAfter(0, 1001, 900, 1001)._tag, "Current")
+    assert.strictEqual(stateAfter(0, 1001, 1001)._tag, "Behind")
   })
 
   it("two successive checks below half of the limit bring it back", () => {
@@ -116,8 +138,9 @@ describe("the state of a replica by its lag", () => {
   })
 
   it("an unknown lag changes nothing", () => {
-    assert.strictEqual(stateAfter(2000, undefined)._tag, "Current")
-    assert.strictEqual(stateAfter(2000, undefined, 2000)._tag, "Behind")
+    assert.strictEqual(stateAfter(undefined)._tag, "Unchecked")
+    assert.strictEqual(stateAfter(0, 2000, undefined)._tag, "Current")
+    assert.strictEqual(stateAfter(0, 2000, undefined, 2000)._tag, "Behind")
     assert.strictEqual(stateAfter(2000, 2000, 0, undefined, 0)._tag, "Current")
   })
 

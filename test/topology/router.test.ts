@@ -54,8 +54,11 @@ describe("the policies of the router", () => {
     assert.deepStrictEqual(counts(Router.fastest, loaded), [0, 1200])
   })
 
-  it("a choice by latency tries a server whose latency is not known", () => {
-    const candidates = [candidate("known", {}), candidate("new", { latencyMillis: undefined })]
-    assert.deepStrictEqual(counts(Router.fastest, candidates), [0, 1200])
+  it("a choice by latency uses the load alone if the latency of a server is not known", () => {
+    const known = candidate("known", { latencyMillis: 30 })
+    const candidates = [known, candidate("new", { latencyMillis: undefined })]
+    assert.deepStrictEqual(counts(Router.fastest, candidates), [600, 600])
+    const loaded = [known, candidate("new", { latencyMillis: undefined, load: 1 })]
+    assert.deepStrictEqual(counts(Router.fastest, loaded), [1200, 0])
   })
 })

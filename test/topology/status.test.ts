@@ -37,7 +37,9 @@ describe("the status of a database", () => {
         )
         yield* select
         yield* read
-        const { servers } = yield* eventually(Db.status, ({ servers }) => servers[1]?.latencyMillis !== undefined)
+        const isMeasured = ({ servers }: Database.Status) =>
+          servers[1]?.latencyMillis !== undefined && servers[1].lagBytes === 0
+        const { servers } = yield* eventually(Db.status, isMeasured)
         const [writer, reader] = servers
         assert.deepInclude(writer, { role: "writer", up: true, state: "up", reason: undefined, timeline: 1 })
         assert.deepInclude(reader, {

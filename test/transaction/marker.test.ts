@@ -11,6 +11,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
 import { Consistency, type Database, DatabaseError, Migrations, TestDatabase, UnitOfWork } from "effect-db"
@@ -175,6 +176,33 @@ describe("the table of markers", () => {
       const left = yield* query(writer, "SELECT id FROM effect_db.outcome ORDER BY at")
       assert.lengthOf(left, 2)
       assert.deepStrictEqual(left[0], { id: newId })
+    })
+  )
+
+  it.scopedLive("a deletion of old markers that the server refuses is reported, and fails no transaction", () =>
+    Effect.gen(function* () {
+      const { context, stored, writer } = yield* given({ startup: "lazy" })
+      yield* Effect.scoped(Effect.asVoid(build(writer)))
+      yield* query(
+        writer,
+        "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'kept for the audit'; END $$"
+      )
+      yield* query(
+        writer,
+        "CREATE TRIGGER keep BEFORE DELETE ON effect_db.outcome FOR EACH STATEMENT EXECUTE FUNCTION keep()"
+      )
+      const reported = yield* Effect.fork(
+        Stream.runHead(Stream.filter(Db.observations, ({ _tag }) => _tag === "OutcomesNotDeleted")).pipe(
+          Effect.provide(context)
+        )
+      )
+      // subscribes before the transaction
+      yield* Effect.yieldNow()
+      yield* Effect.provide(Db.withTransaction(insert("a")), context)
+      const fact = Option.getOrThrow(yield* Fiber.join(reported))
+      assert.include("message" in fact ? fact.message : "", "kept for the audit")
+      yield* Effect.provide(idle, context)
+      assert.deepStrictEqual(yield* stored, ["a"])
     })
   )
 

@@ -1,6 +1,9 @@
 import { make } from "./dom.js"
 
+/** The time to wait for an answer, in milliseconds. */
 const patience = 15_000
+/** The same for a change of the servers. */
+const longPatience = 60_000
 
 /** Something did not work; its message is a sentence for the visitor. */
 export class Failure extends Error {
@@ -83,14 +86,14 @@ export const ask = async (method, path, payload = undefined) => {
   try {
     response = await fetch(path, {
       method,
-      signal: AbortSignal.timeout(patience),
+      signal: AbortSignal.timeout(path.startsWith("/cluster/") ? longPatience : patience),
       ...(payload === undefined
         ? {}
         : { body: JSON.stringify(payload), headers: { "content-type": "application/json" } })
     })
   } catch (error) {
     throw error instanceof DOMException && error.name === "TimeoutError"
-      ? new Failure("The service did not answer within 15 seconds.", "Timeout")
+      ? new Failure("The service did not answer in time.", "Timeout")
       : new Failure("The service cannot be reached: it may have been stopped.", "Unreachable")
   }
   const value = response.status === 204 ? undefined : await body(response)

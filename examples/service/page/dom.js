@@ -29,6 +29,39 @@ export const make = (tag, attributes = {}, ...children) => {
 }
 
 /**
+ * The drawing with an id.
+ *
+ * @param {string} id
+ */
+export const svgById = (id) => {
+  const element = document.getElementById(id)
+  if (element instanceof SVGSVGElement) return element
+  throw new Error(`there is no drawing #${id}`)
+}
+
+/**
+ * A new part of a drawing.
+ *
+ * @param {"rect" | "path" | "line"} tag
+ * @param {Readonly<Record<string, string | number>>} attributes
+ */
+export const shape = (tag, attributes) => {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag)
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, String(value))
+  return element
+}
+
+/**
+ * Changes a text only if it is another one, so that nothing is announced or selected anew.
+ *
+ * @param {HTMLElement} place
+ * @param {string} text
+ */
+export const write = (place, text) => {
+  if (place.textContent !== text) place.textContent = text
+}
+
+/**
  * A place for what went wrong, near what failed: a sentence, and a way to try again.
  *
  * @param {HTMLElement} place an element with the role "alert"

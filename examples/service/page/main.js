@@ -1,4 +1,5 @@
 import * as Audit from "./audit.js"
+import * as Cluster from "./cluster.js"
 import * as Records from "./records.js"
 import * as Servers from "./servers.js"
 import * as Todos from "./todos.js"
@@ -7,3 +8,4 @@ Todos.start()
 Audit.look()
 Records.start()
 Servers.start()
+Cluster.start()

@@ -219,7 +219,12 @@ export class DatabaseTransactions implements Origin {
 
   private makeMarkers({ createsOutcomeTable, outcomeRetention, resolveWithin }: DatabaseConfig): CommitMarkers {
     const settings = { timeout: resolveWithin, retention: outcomeRetention, creates: createsOutcomeTable }
-    return new CommitMarkers(settings, () => this.writes)
+    return new CommitMarkers(
+      settings,
+      () => this.writes,
+      (server, message) =>
+        this.observer.observe({ _tag: "OutcomesNotDeleted", database: this.database, server, message })
+    )
   }
 
   protected get writes(): Pool {

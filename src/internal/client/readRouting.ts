@@ -95,10 +95,7 @@ export class ReadRouting {
       const kept = affinity?.reader === undefined ? undefined : readers.find(isKept)
       const server = kept ?? this.pick(readers, mayServe) ?? writer
       if (server === writer) tried.clear()
-      else {
-        tried.add(server)
-        server.onChosen(now)
-      }
+      else tried.add(server)
       return server
     }
     const remember = ({ name, reads }: Server) => {
@@ -116,10 +113,10 @@ export class ReadRouting {
           ? new BoundedSelection(candidates, requirement, toMillis(consistency.lag), sampler)
           : new ReplicaSelection(candidates, requirement)
       }
+      if (this.refusesReads()) return new ReplicaSelection(candidates, noReplica)
       const server = next()
-      const isRefused =
-        server === writer && this.whenAllBehind === "fail" && topology.readers.some(({ isBehind }) => isBehind)
-      return isRefused ? new ReplicaSelection(candidates, noReplica) : remember(server)
+      server.onChosen(clock.now())
+      return remember(server)
     }
   }
 
@@ -137,12 +134,20 @@ export class ReadRouting {
     const explicit = consistency?._tag === "AtLeast" || consistency?._tag === "Bounded" ? consistency : undefined
     const known = session?.known.get(this.database)
     if (explicit === undefined && known === undefined) return "none"
-    const otherwise = explicit?.otherwise ?? "primary"
+    const otherwise = explicit?.otherwise ?? (explicit === undefined && this.refusesReads() ? "fail" : "primary")
     const maxWait = explicit === undefined ? (session?.maxWaitMillis ?? 0) : waitOf(explicit.maxWait)
     const common = { session, otherwise, maxWait }
     if (known === "unknown") return { ...common, tokens: undefined }
     const seen = known === undefined ? [] : [known]
     return { ...common, tokens: explicit?._tag === "AtLeast" ? [explicit.token, ...seen] : seen }
+  }
+
+  /** Checks if a read that the caller has not bound to the primary fails, because all readers are behind. */
+  private refusesReads(): boolean {
+    if (this.whenAllBehind !== "fail") return false
+    const now = clock.now()
+    const usable = this.topology.readers.filter((server) => server.isUsable(now))
+    return usable.length > 0 && usable.every(({ isBehind }) => isBehind)
   }
 
   /** Chooses a reader, or none if all are left out. */

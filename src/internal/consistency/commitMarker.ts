@@ -65,7 +65,7 @@ export const markerStepOf = (
   if (isDecision) return step(`SELECT effect_db.mark_commit('${id}'), ${durably}`)
   const text = () => markerText(notifies, `'${id}'`)
   if (!isPreparable || connection.isPooled || !connection.preparesStatements) return step(text())
-  return parameterStep(preparedName, preparedText, id, connection.hasProofStatement, text)
+  return parameterStep(preparedName, preparedText, [id], connection.hasProofStatement, text)
 }
 
 /** Checks if a COMMIT was refused because of the fence with the id of its marker. */
@@ -163,20 +163,32 @@ export const queryMarker = (
 /** The number of rows of one batch. */
 const batchSize = 5000
 
-/** Matches the rows of markers: the time is a part of their ids, which the primary key orders. */
-const sweepText = `WITH old AS (
-  SELECT o.id FROM effect_db.outcome o WHERE o.id OPERATOR(pg_catalog.<) $1::pg_catalog.uuid
-    AND o.at OPERATOR(pg_catalog.<) (pg_catalog.now() OPERATOR(pg_catalog.-) pg_catalog.make_interval(secs => $2))
-  ORDER BY o.id LIMIT ${batchSize} FOR UPDATE SKIP LOCKED
-) DELETE FROM effect_db.outcome d USING old WHERE d.id OPERATOR(pg_catalog.=) old.id`
+const isOld = `o.at OPERATOR(pg_catalog.<) (pg_catalog.now() OPERATOR(pg_catalog.-) pg_catalog.make_interval(secs => $2))`
 
 /**
- * Deletes a batch of the rows that are older than `retention` ms. `callback` receives true if there
- * may be more. It waits for no lock.
+ * Deletes old rows. The primary key orders markers by time, and an index of their own the keys of
+ * requests.
  */
-export const sweepMarkers = (connection: Connection, retention: number, callback: (hasMore: boolean) => void): void => {
+const sweepText = `WITH old_marker AS (
+  SELECT o.id FROM effect_db.outcome o WHERE o.id OPERATOR(pg_catalog.<) $1::pg_catalog.uuid AND ${isOld}
+  ORDER BY o.id LIMIT ${batchSize} FOR UPDATE SKIP LOCKED
+), old_key AS (
+  SELECT o.id FROM effect_db.outcome o WHERE o.fingerprint IS NOT NULL AND ${isOld}
+  ORDER BY o.at LIMIT ${batchSize} FOR UPDATE SKIP LOCKED
+) DELETE FROM effect_db.outcome d
+  USING (SELECT id FROM old_marker UNION ALL SELECT id FROM old_key) old WHERE d.id OPERATOR(pg_catalog.=) old.id`
+
+/**
+ * Deletes a batch of the rows that are older than `retention` ms. `callback` receives the failure,
+ * or true if there may be more rows. It waits for no lock.
+ */
+export const sweepMarkers = (
+  connection: Connection,
+  retention: number,
+  callback: (failure: Failure | undefined, hasMore: boolean) => void
+): void => {
   const values = [clock.uuidBefore(retention), retention / 1000]
   runAlone(connection, beginSteps, requestOf(sweepText, values), (failure, exchange) =>
-    callback(failure === undefined && exchange.result.rowCount === batchSize)
+    callback(failure, failure === undefined && (exchange.result.rowCount ?? 0) >= batchSize)
   )
 }

@@ -1,5 +1,5 @@
 /**
- * The table of the COMMITs that are proved by a marker, and the check that it can be used.
+ * The table of the markers of COMMITs and the keys of requests, and the check that it can be used.
  *
  * A COMMIT writes its marker by a function, not by an INSERT. The server refuses an INSERT in a
  * read-only transaction even if it inserts no row, and it would need the rights of the role that the
@@ -18,11 +18,16 @@ const createSchema = "CREATE SCHEMA IF NOT EXISTS effect_db"
 const createTable = `CREATE TABLE IF NOT EXISTS effect_db.outcome (
   id pg_catalog.uuid PRIMARY KEY,
   at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
-  is_fence pg_catalog.bool NOT NULL DEFAULT false
+  is_fence pg_catalog.bool NOT NULL DEFAULT false,
+  fingerprint pg_catalog.text,
+  answer pg_catalog.text
 )`
 
-// it needs no SET search_path: the only name in it has its schema
-const createFunction = `CREATE OR REPLACE FUNCTION effect_db.mark_commit(pg_catalog.uuid) RETURNS pg_catalog.bool
+/** The index for the deletion of keys, whose ids do not have the time. */
+const createIndex = "CREATE INDEX IF NOT EXISTS outcome_key_at ON effect_db.outcome (at) WHERE fingerprint IS NOT NULL"
+
+// the functions need no SET search_path: the only name in them has its schema
+const createMark = `CREATE OR REPLACE FUNCTION effect_db.mark_commit(pg_catalog.uuid) RETURNS pg_catalog.bool
 LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
   INSERT INTO effect_db.outcome (id) VALUES ($1);
@@ -30,22 +35,35 @@ BEGIN
 END
 $$`
 
-/** The commands that create the table and its function if they do not exist, for one transaction. */
+const createKeep = `CREATE OR REPLACE FUNCTION effect_db.keep_key(pg_catalog.uuid, pg_catalog.text, pg_catalog.text)
+RETURNS pg_catalog.bool
+LANGUAGE plpgsql SECURITY DEFINER AS $$
+BEGIN
+  INSERT INTO effect_db.outcome (id, fingerprint, answer) VALUES ($1, $2, $3);
+  RETURN true;
+END
+$$`
+
+/** The commands that create the table and its functions if they do not exist, for one transaction. */
 export const createCommands: ReadonlyArray<string> = [
   `SELECT pg_catalog.pg_advisory_xact_lock(${lockKey})`,
   createSchema,
   createTable,
-  createFunction
+  createIndex,
+  createMark,
+  createKeep
 ]
 
 /** The grants that a user needs, as a message shows them. */
 const grants =
   "GRANT USAGE ON SCHEMA effect_db, and SELECT, INSERT, UPDATE and DELETE ON effect_db.outcome, to the user"
 
-/** The query of the table, its function and the rights of the user. */
+/** The query of the table, its functions and the rights of the user. */
 const stateRequest: Request = {
-  text: `SELECT pg_catalog.pg_is_in_recovery(), c.oid IS NOT NULL AND p.oid IS NOT NULL, n.oid IS NOT NULL,
-  pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND pg_catalog.has_function_privilege(p.oid, 'EXECUTE')
+  text: `SELECT pg_catalog.pg_is_in_recovery(), c.oid IS NOT NULL AND p.oid IS NOT NULL AND k.oid IS NOT NULL,
+  n.oid IS NOT NULL,
+  pg_catalog.has_schema_privilege(n.oid, 'USAGE')
+    AND pg_catalog.has_function_privilege(p.oid, 'EXECUTE') AND pg_catalog.has_function_privilege(k.oid, 'EXECUTE')
     AND pg_catalog.has_table_privilege(c.oid, 'SELECT') AND pg_catalog.has_table_privilege(c.oid, 'INSERT')
     AND pg_catalog.has_table_privilege(c.oid, 'UPDATE') AND pg_catalog.has_table_privilege(c.oid, 'DELETE')
 FROM (SELECT 1) o
@@ -53,7 +71,9 @@ LEFT JOIN pg_catalog.pg_namespace n ON n.nspname OPERATOR(pg_catalog.=) 'effect_
 LEFT JOIN pg_catalog.pg_class c ON c.relnamespace OPERATOR(pg_catalog.=) n.oid
   AND c.relname OPERATOR(pg_catalog.=) 'outcome'
 LEFT JOIN pg_catalog.pg_proc p ON p.pronamespace OPERATOR(pg_catalog.=) n.oid
-  AND p.proname OPERATOR(pg_catalog.=) 'mark_commit'`,
+  AND p.proname OPERATOR(pg_catalog.=) 'mark_commit'
+LEFT JOIN pg_catalog.pg_proc k ON k.pronamespace OPERATOR(pg_catalog.=) n.oid
+  AND k.proname OPERATOR(pg_catalog.=) 'keep_key'`,
   values: none,
   rows: "raw",
   isMaintenance: true,
@@ -89,7 +109,7 @@ export const prepareOutcomeTable = (connection: Connection, creates: boolean, ca
     }
     if (!creates) {
       const fault = new Error(
-        `the table effect_db.outcome or its function does not exist: create it with Migrations.outcomeTable, then ${grants}`
+        `the table effect_db.outcome or a function of it does not exist: create it with Migrations.outcomeTable, then ${grants}`
       )
       return callback({ fault })
     }

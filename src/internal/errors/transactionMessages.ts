@@ -80,6 +80,11 @@ export const optionsConflict = (self: Conflict): string => {
         `${location}${inner} with its own outcome joined ${outer}, which decides the outcome` +
         " - set outcome on the outer middleware, or remove one of the two"
       )
+    case "idempotencyKey":
+      return (
+        `${location}${inner} with an idempotency key joined ${outer}, which commits it` +
+        " - set idempotencyKey on the outer middleware, or remove one of the two"
+      )
     case "retry":
       return (
         `${location}a part with retry joined outer work that cannot be run again` +

@@ -28,6 +28,8 @@ import type { Unit } from "../unitOfWork/unit.js"
 import { joinableUnitOf } from "../unitOfWork/unitOf.js"
 import { type Attempt, answerRepeatedly, openRepeatable } from "./answerWithRetry.js"
 import { responseOf } from "./apiFailureResponse.js"
+import { admit } from "./keyedAnswer.js"
+import { keyConflict } from "./keyedRequest.js"
 import { makeReplayable } from "./replayableRequest.js"
 import { answerIt, answerOnce, endBeforeResponse, endBy, undo } from "./requestAttempt.js"
 import { settingsFor } from "./requestOptions.js"
@@ -66,10 +68,11 @@ const outcomeConflict = (): OptionsConflict =>
 const openFor = (
   { currentContext }: Fiber.RuntimeFiber<unknown, unknown>,
   handle: UnitHandle,
+  isKeyed: boolean,
   end: (response: Response) => Effect.Effect<Response>
 ): Effect.Effect<TransactionContext["slot"]> => {
   const beforeResponse = HttpApp.appendPreResponseHandler((_, response) =>
-    Effect.suspend(() => (handle.endUntouched() ? Effect.succeed(response) : end(response)))
+    Effect.suspend(() => (!isKeyed && handle.endUntouched() ? Effect.succeed(response) : end(response)))
   )
   const scope = Context.unsafeGet(currentContext, Scope.Scope)
   return Effect.as(
@@ -158,51 +161,79 @@ const openWithRetry = (
         return Effect.mapInputContext(answered, () => outside as Context.Context<Request>)
       })
     return Effect.zipLeft(
-      openFor(fiber, first, (response) => endBeforeResponse(end(response))),
+      openFor(fiber, first, plan.keyed !== undefined, (response) => endBeforeResponse(end(response))),
       Effect.sync(() => {
         own = fiber.getFiberRef(HttpApp.currentPreResponseHandlers)
       })
     )
   })
 
-/** Makes the effect that provides the transaction slot of each request of an `HttpApi`. */
-export const makeApiMiddleware = (options: ApiMiddlewareOptions): Effect.Effect<TransactionContext["slot"]> => {
+/**
+ * Makes the effect that provides the transaction slot of each request of an `HttpApi`. `services`
+ * has the database of the keys, if the requests have keys.
+ */
+export const makeApiMiddleware = (
+  options: ApiMiddlewareOptions,
+  services: Context.Context<never>
+): Effect.Effect<TransactionContext["slot"]> => {
   const plan = makePlan(options)
-  const { retry } = options
+  const { idempotencyKey, retry } = options
   const attempts = new WeakSet<Unit>()
-  return Effect.withFiberRuntime((fiber, { runtimeFlags }) => {
-    const around = currentContext(fiber)
+  const open = (plan: RequestPlan) =>
+    Effect.withFiberRuntime<TransactionContext["slot"]>((fiber, { runtimeFlags }) => {
+      const around = currentContext(fiber)
+      const { unsafeMap } = fiber.currentContext
+      const request = Context.unsafeGet(fiber.currentContext, HttpServerRequest)
+      const { outcome } = options
+      const settings = settingsFor(options, request)
+      const invalid = invalidOfSettings({ transaction: settings })
+      if (invalid !== undefined) return Effect.flatMap(refuse(plan, invalid), Effect.die)
+      const unit = joinableUnitOf(around)
+      if (around !== undefined && unit !== undefined) {
+        // an attempt has run the route again, and this is its middleware
+        if (attempts.has(unit)) return Effect.succeed(around.slot)
+        if (plan.keyed !== undefined) return Effect.flatMap(refuse(plan, keyConflict()), Effect.die)
+        const conflict = outcome === undefined ? demandOf(plan, request, around, unit, settings) : outcomeConflict()
+        return conflict === undefined ? Effect.succeed(around.slot) : Effect.flatMap(refuse(plan, conflict), Effect.die)
+      }
+      const conflict = around === undefined ? undefined : demandOf(plan, request, around, undefined, settings)
+      if (conflict !== undefined) return Effect.flatMap(refuse(plan, conflict), Effect.die)
+      const unitPlan = unitPlanFor(plan, request, around, settings)
+      const routed: RouteContext | undefined = unsafeMap.get(Route.key)
+      const isOnce = retry === undefined || retry === false || routed === undefined
+      if (isOnce || !isRepeatable(request)) {
+        const handle = openUnit(unitPlan)
+        return openFor(fiber, handle, plan.keyed !== undefined, (response) =>
+          Effect.uninterruptibleMask((restore) =>
+            endBeforeResponse(endBy(plan, handle, response, Cause.empty, answerIt, restore))
+          )
+        )
+      }
+      const restore: Restore = RuntimeFlags.interruption(runtimeFlags) ? Effect.interruptible : Effect.uninterruptible
+      return Effect.matchEffect(makeReplayable(request), {
+        // if a defect is a response, the platform sends it
+        onFailure: (error) => Effect.flatMap(HttpServerRespondable.toResponse(error), Effect.die),
+        onSuccess: (fresh) => openWithRetry(plan, attempts, fiber, unitPlan, routed, fresh, retry, restore)
+      })
+    })
+  if (idempotencyKey === undefined) return open(plan)
+  return Effect.withFiberRuntime((fiber) => {
+    const unit = joinableUnitOf(currentContext(fiber))
+    if (unit !== undefined && attempts.has(unit)) return open(plan)
     const { unsafeMap } = fiber.currentContext
     const request = Context.unsafeGet(fiber.currentContext, HttpServerRequest)
-    const { outcome } = options
-    const settings = settingsFor(options, request)
-    const invalid = invalidOfSettings({ transaction: settings })
-    if (invalid !== undefined) return Effect.flatMap(refuse(plan, invalid), Effect.die)
-    const unit = joinableUnitOf(around)
-    if (around !== undefined && unit !== undefined) {
-      // an attempt has run the route again, and this is its middleware
-      if (attempts.has(unit)) return Effect.succeed(around.slot)
-      const conflict = outcome === undefined ? demandOf(plan, request, around, unit, settings) : outcomeConflict()
-      return conflict === undefined ? Effect.succeed(around.slot) : Effect.flatMap(refuse(plan, conflict), Effect.die)
-    }
-    const conflict = around === undefined ? undefined : demandOf(plan, request, around, undefined, settings)
-    if (conflict !== undefined) return Effect.flatMap(refuse(plan, conflict), Effect.die)
-    const unitPlan = unitPlanFor(plan, request, around, settings)
-    const routed: RouteContext | undefined = unsafeMap.get(Route.key)
-    const isOnce = retry === undefined || retry === false || routed === undefined
-    if (isOnce || !isRepeatable(request)) {
-      const handle = openUnit(unitPlan)
-      return openFor(fiber, handle, (response) =>
-        Effect.uninterruptibleMask((restore) =>
-          endBeforeResponse(endBy(plan, handle, response, Cause.empty, answerIt, restore))
-        )
-      )
-    }
-    const restore: Restore = RuntimeFlags.interruption(runtimeFlags) ? Effect.interruptible : Effect.uninterruptible
-    return Effect.matchEffect(makeReplayable(request), {
-      // if a defect is a response, the platform sends it
-      onFailure: (error) => Effect.flatMap(HttpServerRespondable.toResponse(error), Effect.die),
-      onSuccess: (fresh) => openWithRetry(plan, attempts, fiber, unitPlan, routed, fresh, retry, restore)
-    })
+    // without a route, the handler would not get the request whose body was read
+    const isKept = unsafeMap.has(Route.key) && isRepeatable(request)
+    const admitting = admit(idempotencyKey, request, isKept, (error) => refuse(plan, error))
+    return Effect.flatMap(
+      // the cast: the layer of the middleware has these services
+      Effect.provide(admitting, services as Context.Context<unknown>),
+      (admitted) => {
+        // if a defect is a response, the platform sends it
+        if (!("keyed" in admitted)) return Effect.die(admitted)
+        if (isKept) unsafeMap.set(HttpServerRequest.key, admitted.request)
+        return open({ ...plan, keyed: admitted.keyed })
+      }
+    )
   })
 }

@@ -15,6 +15,8 @@ import { openUnit } from "../unitOfWork/openUnit.js"
 import { invalidOfSettings } from "../unitOfWork/optionRules.js"
 import { joinableUnitOf } from "../unitOfWork/unitOf.js"
 import { answerWithRetry } from "./answerWithRetry.js"
+import { admit } from "./keyedAnswer.js"
+import { keyConflict } from "./keyedRequest.js"
 import { answerIt, answerOnce } from "./requestAttempt.js"
 import { makeLabeler } from "./requestLabel.js"
 import { settingsFor } from "./requestOptions.js"
@@ -24,6 +26,7 @@ import {
   joinedOutcome,
   type MiddlewareOptions,
   makePlan,
+  type RequestPlan,
   refuse,
   unitPlanFor
 } from "./requestPlan.js"
@@ -34,7 +37,7 @@ export const makeMiddleware = (
 ): (<E, R>(app: HttpApp.Default<E, R>) => HttpApp.Default<E, R>) => {
   const plan = makePlan(options)
   const { retry } = options
-  return <E, R>(app: HttpApp.Default<E, R>): HttpApp.Default<E, R> => {
+  const answer = <E, R>(app: HttpApp.Default<E, R>, plan: RequestPlan): HttpApp.Default<E, R> => {
     const self: HttpApp.Default<E, R> = Effect.withFiberRuntime((fiber, { runtimeFlags }) => {
       const around = currentContext(fiber)
       const request = Context.unsafeGet(fiber.currentContext, HttpServerRequest)
@@ -46,6 +49,7 @@ export const makeMiddleware = (
       const conflict = around === undefined ? undefined : demandOf(plan, request, around, unit, settings)
       if (conflict !== undefined) return refuse(plan, conflict)
       if (around !== undefined && unit !== undefined) {
+        if (plan.keyed !== undefined) return refuse(plan, keyConflict())
         const describe = makeLabeler(request, plan.describe, options)
         const name = { label: describe(fiber)?.label, site: undefined }
         return runAsPart(app, around, name, { describe }, (exit) => joinedOutcome(plan, exit))
@@ -60,5 +64,21 @@ export const makeMiddleware = (
       )
     })
     return self
+  }
+  const { idempotencyKey } = options
+  if (idempotencyKey === undefined) return (app) => answer(app, plan)
+  return <E, R>(app: HttpApp.Default<E, R>): HttpApp.Default<E, R> => {
+    const keyed = Effect.flatMap(HttpServerRequest, (request) => {
+      // without a unit there is no COMMIT to store the key with
+      if (settingsFor(options, request) === "none") return answer(app, plan)
+      const admitting = admit(idempotencyKey, request, isRepeatable(request), (error) => refuse(plan, error))
+      return Effect.flatMap(admitting, (admitted) =>
+        "keyed" in admitted
+          ? Effect.provideService(answer(app, { ...plan, keyed: admitted.keyed }), HttpServerRequest, admitted.request)
+          : Effect.succeed(admitted)
+      )
+    })
+    // the cast: the public type of the middleware adds the database of the keys to the requirements
+    return keyed as HttpApp.Default<E, R>
   }
 }

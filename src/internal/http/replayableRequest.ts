@@ -8,6 +8,9 @@ import { isBodiless } from "./isKeepable.js"
 
 type Ask = HttpServerRequest.HttpServerRequest
 
+/** The key of the function that makes another request with the same body. */
+const again = Symbol("again")
+
 /** Returns a request whose body was read before, and can be read any number of times. */
 const withBody = (request: Ask, body: ArrayBuffer): Ask => {
   const type = request.headers["content-type"]
@@ -21,7 +24,8 @@ const withBody = (request: Ask, body: ArrayBuffer): Ask => {
   )
   const own: PropertyDescriptorMap = {
     // a router that mounts another router modifies the path
-    modify: { value: (options: Parameters<Ask["modify"]>[0]) => withBody(request.modify(options), body) }
+    modify: { value: (options: Parameters<Ask["modify"]>[0]) => withBody(request.modify(options), body) },
+    [again]: { value: () => withBody(request, body) }
   }
   for (const part of [
     "text",
@@ -58,7 +62,11 @@ const wasRead = ({ source }: Ask): boolean =>
  * Reads the body, and returns a function that makes the request of each attempt. If there is no
  * body, or if other code has read it, all attempts get the same request.
  */
-export const makeReplayable = (request: Ask): Effect.Effect<() => Ask, RequestError> =>
-  isBodiless(request.method) || wasRead(request)
-    ? Effect.succeed(() => request)
-    : Effect.map(request.arrayBuffer, (body) => () => withBody(request, body))
+export const makeReplayable = (
+  request: Ask & { readonly [again]?: () => Ask }
+): Effect.Effect<() => Ask, RequestError> =>
+  request[again] !== undefined
+    ? Effect.succeed(request[again])
+    : isBodiless(request.method) || wasRead(request)
+      ? Effect.succeed(() => request)
+      : Effect.map(request.arrayBuffer, (body) => () => withBody(request, body))

@@ -9,12 +9,15 @@ import * as HttpServerResponse from "@effect/platform/HttpServerResponse"
 import * as Cause from "effect/Cause"
 import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import type { DatabaseError } from "../../DatabaseError.js"
 import type * as UnitOfWork from "../../UnitOfWork.js"
 import type { Restore } from "../edge/cancellable.js"
 import type { UnitHandle } from "../unitOfWork/openUnit.js"
 import { reasonOf } from "../unitOfWork/retryWork.js"
 import { responseOf } from "./apiFailureResponse.js"
 import { isRouteHandler, routeEntry, unitEntry } from "./enterUnitOfWork.js"
+import { answerOf, earlierResponse } from "./keyedAnswer.js"
+import { isTaken, type KeyedRequest } from "./keyedRequest.js"
 import type { RequestPlan } from "./requestPlan.js"
 import { type RequestSession, sessionOf } from "./sessionCookie.js"
 
@@ -44,12 +47,26 @@ export const answerIt = <E>({ otherwise }: Unstored<E>): Effect.Effect<Response,
  */
 export const undo = (handle: UnitHandle): Effect.Effect<void> => Effect.ignore(handle.end("rollback", undefined))
 
+/** Ends a unit; if it commits, the key of the request is stored with it. */
+const endWithKey = (
+  keyed: KeyedRequest | undefined,
+  handle: UnitHandle,
+  outcome: UnitOfWork.Outcome,
+  response: Response,
+  restore: Restore
+): Effect.Effect<void, DatabaseError> => {
+  const end = handle.end(outcome, restore)
+  if (keyed === undefined || outcome === "rollback") return end
+  const stored = Effect.onError(restore(keyed.store(handle.unit, answerOf(response))), () => undo(handle))
+  return Effect.zipRight(stored, end)
+}
+
 /**
  * Ends the unit of a request with the outcome of its response. If `cause` is not empty, the
  * response encodes this failure of the handler.
  */
 export const endBy = <E, E1>(
-  { onCommitFailed, outcome }: RequestPlan,
+  { keyed, onCommitFailed, outcome }: RequestPlan,
   handle: UnitHandle,
   response: Response,
   cause: Cause.Cause<E>,
@@ -62,16 +79,24 @@ export const endBy = <E, E1>(
       const answered = Effect.succeed(response)
       return reason === undefined ? answered : settle(new Unstored(reason, cause, answered))
     }
-    if (handle.endUntouched()) return answer()
+    if (handle.hasEnded || (keyed === undefined && handle.endUntouched())) return answer()
     let decided: UnitOfWork.Outcome
     try {
       decided = outcome(response)
     } catch (defect) {
       return Effect.zipRight(undo(handle), Effect.die(defect))
     }
-    return Effect.matchEffect(handle.end(decided, restore), {
+    return Effect.matchEffect(endWithKey(keyed, handle, decided, response, restore), {
       onFailure: (error) => {
-        const otherwise = Effect.suspend(() => Effect.as(Effect.logError(error.message), onCommitFailed(error)))
+        const refused = (failure: DatabaseError) =>
+          Effect.suspend(() => Effect.as(Effect.logError(failure.message), onCommitFailed(failure)))
+        const otherwise =
+          keyed !== undefined && isTaken(error)
+            ? Effect.matchEffect(keyed.taken, {
+                onFailure: refused,
+                onSuccess: (earlier) => Effect.succeed(earlierResponse(earlier))
+              })
+            : refused(error)
         return settle(new Unstored(error, Cause.fail(error), otherwise))
       },
       onSuccess: () => answer(decided === "rollback" ? reasonOf(handle.unit.failures, cause) : undefined)
@@ -152,7 +177,7 @@ export const answerOnce = <E, R, E1>(
     onFailure: (cause) => Effect.flatMap(leave, () => endByFailure(plan, handle, cause, outside, settle, restore)),
     onSuccess: (response) =>
       // the router drops the context right after the handler, so a unit without work is not left
-      isRoute && handle.endUntouched()
+      isRoute && plan.keyed === undefined && handle.endUntouched()
         ? Effect.succeed(response)
         : Effect.flatMap(leave, () => endBy(plan, handle, response, Cause.empty, settle, restore))
   })

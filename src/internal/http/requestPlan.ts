@@ -8,9 +8,9 @@ import type { HttpServerResponse } from "@effect/platform/HttpServerResponse"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Schedule from "effect/Schedule"
-import type { ConfigInvalid, DatabaseError, OptionsConflict } from "../../DatabaseError.js"
+import type { DatabaseError, OptionsConflict } from "../../DatabaseError.js"
 import type * as UnitOfWork from "../../UnitOfWork.js"
-import { aFunction, aRetry, type OptionRules } from "../config/optionRules.js"
+import { aFunction, anObject, aRetry, type OptionRules } from "../config/optionRules.js"
 import type { TransactionContext } from "../transaction/context.js"
 import { type CommitOptions, commitOptionsOf } from "../unitOfWork/commitOptions.js"
 import type { UnitPlan } from "../unitOfWork/openUnit.js"
@@ -18,7 +18,10 @@ import { settingsByDatabase } from "../unitOfWork/options.js"
 import { demandAround, demandOfUnit } from "../unitOfWork/runUnit.js"
 import type { Unit } from "../unitOfWork/unit.js"
 import { describeRequest } from "./describeRequest.js"
+import { invalidKeyOption } from "./idempotencyKey.js"
 import { isKeepable } from "./isKeepable.js"
+import type { PlatformKeyOptions } from "./keyedAnswer.js"
+import type { KeyedRequest } from "./keyedRequest.js"
 import { problemResponse } from "./problemResponse.js"
 import { makeLabeler } from "./requestLabel.js"
 import { invalidRequestOption, outcomeByStatus, type RequestOptions, requestOptions } from "./requestOptions.js"
@@ -31,6 +34,7 @@ export interface MiddlewareOptions extends RequestOptions<Request, Response> {
   readonly onCommitFailed?: ((error: DatabaseError) => Response) | undefined
   readonly retry?: boolean | Schedule.Schedule<unknown, DatabaseError> | undefined
   readonly requestId?: ((request: Request) => string | undefined) | undefined
+  readonly idempotencyKey?: PlatformKeyOptions<unknown> | undefined
 }
 
 /** Options of the middleware of an `HttpApi`, which opens a unit for each request. */
@@ -45,6 +49,8 @@ export interface RequestPlan {
   readonly onCommitFailed: (error: DatabaseError) => Response
   readonly describe: ReturnType<typeof describeRequest>
   readonly commitOptions: CommitOptions
+  /** The key of the request, if it has one. */
+  readonly keyed: KeyedRequest | undefined
   /** The settings, if they are the same for each request. */
   readonly settings: ReturnType<typeof settingsByDatabase>
 }
@@ -55,13 +61,14 @@ const rulesOfOptions: OptionRules<MiddlewareOptions> = {
   ...requestOptions,
   onCommitFailed: aFunction,
   retry: aRetry,
-  requestId: aFunction
+  requestId: aFunction,
+  idempotencyKey: anObject
 }
 
 /** Makes the plan of a middleware; throws `ConfigInvalid` if an option is invalid. */
 export const makePlan = (options: MiddlewareOptions): RequestPlan => {
   const { databases, onCommitFailed = problemResponse, outcome = byStatus, transaction } = options
-  const invalid = invalidRequestOption(options, rulesOfOptions)
+  const invalid = invalidRequestOption(options, rulesOfOptions) ?? invalidKeyOption(options.idempotencyKey)
   if (invalid !== undefined) throw invalid
   return {
     options,
@@ -69,6 +76,7 @@ export const makePlan = (options: MiddlewareOptions): RequestPlan => {
     onCommitFailed,
     describe: describeRequest(options.requestId),
     commitOptions: commitOptionsOf(options, true),
+    keyed: undefined,
     settings: typeof transaction === "function" ? undefined : settingsByDatabase({ databases, transaction })
   }
 }
@@ -88,10 +96,8 @@ export const unitPlanFor = (
 })
 
 /** Logs a refusal, and returns the response of the refused request. */
-export const refuse = (
-  { onCommitFailed }: RequestPlan,
-  refusal: ConfigInvalid | OptionsConflict
-): Effect.Effect<Response> => Effect.as(Effect.logError(refusal.message), onCommitFailed(refusal))
+export const refuse = ({ onCommitFailed }: RequestPlan, refusal: DatabaseError): Effect.Effect<Response> =>
+  Effect.as(Effect.logError(refusal.message), onCommitFailed(refusal))
 
 /** Checks if the body of a request allows another attempt. */
 export const isRepeatable = ({ headers, method, source }: Request): boolean =>

@@ -73,6 +73,7 @@ const messageOf: (observation: Observation) => LogMessage = Observation.$match({
     warning(
       `${to} is the writer${timeline === undefined ? "" : ` on timeline ${timeline}`}${from === undefined ? "" : `, in place of ${from}, after ${ms(tookMillis)}`}`
     ),
+  OutcomesNotDeleted: ({ message }) => warning(`old rows of effect_db.outcome could not be deleted: ${message}`),
   PreparedLeft: ({ gid, message }) => warning(`the prepared transaction ${gid} is not ended: ${message}`),
   PreparedMissing: ({ gid }) =>
     warning(
@@ -90,7 +91,7 @@ const messageOf: (observation: Observation) => LogMessage = Observation.$match({
     warning(
       Number.isFinite(lagBytes)
         ? `the server is ${ms(lagMillis)} and ${plural(lagBytes, "byte")} behind the primary, so reads use others`
-        : "the server receives no log from the primary, so reads use others"
+        : "the server does not replay the log of the primary, so reads use others"
     ),
   CaughtUp: () => info("the server has caught up with the primary"),
   MarkedDown: ({ message }) => warning(`the server is marked down: ${message}`),

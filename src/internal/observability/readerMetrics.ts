@@ -1,5 +1,5 @@
 /**
- * The metrics of a reader: its lag behind the primary, and its latency.
+ * The metrics of a reader: its lag behind the primary, its latency, and its part in routing.
  */
 import * as Metric from "effect/Metric"
 import * as MetricKey from "effect/MetricKey"
@@ -7,22 +7,26 @@ import * as MetricLabel from "effect/MetricLabel"
 
 /** Functions that set the gauges of one reader. Times are in milliseconds here, and in seconds in the metrics. */
 export interface ReaderMetrics {
-  /** Sets the lag behind the primary. */
+  /** Sets the lag behind the primary, unless it is infinite, which exporters cannot write. */
   readonly setLag: (lag: { readonly bytes: number; readonly millis: number }) => void
   /** Sets the average time of a round trip. */
   readonly setLatency: (millis: number) => void
+  /** Sets if reads use the server. */
+  readonly setUsable: (isUsable: boolean) => void
 }
 
 /** Function that makes the metrics of a reader. */
 export type MakeReaderMetrics = (database: string, server: string) => ReaderMetrics
 
+/** Makes a function that sets a gauge. The gauge does not exist before its first value. */
 const gauge = (name: string, description: string, unit: string, labels: ReadonlyArray<MetricLabel.MetricLabel>) => {
   const key = MetricKey.taggedWithLabels(MetricKey.gauge(name, { description }), [
     ...labels,
     MetricLabel.make("unit", unit)
   ])
-  const hook = Metric.globalMetricRegistry.get(key)
-  return (value: number) => hook.update(value)
+  return (value: number) => {
+    if (Number.isFinite(value)) Metric.globalMetricRegistry.get(key).update(value)
+  }
 }
 
 /** Makes the metrics of a reader. */
@@ -35,11 +39,13 @@ export const makeReaderMetrics: MakeReaderMetrics = (database, server) => {
   const lag = gauge("effect_db.reader.lag", "Time that the reader is behind the primary", "s", labels)
   const bytes = gauge("effect_db.reader.lag_bytes", "Bytes that the reader is behind the primary", "By", labels)
   const latency = gauge("effect_db.reader.latency", "Average time of a round trip to the reader", "s", labels)
+  const usable = gauge("effect_db.reader.usable", "1 if reads use the server, 0 if it is left out", "1", labels)
   return {
     setLag: ({ bytes: lagBytes, millis }) => {
       lag(millis / 1000)
       bytes(lagBytes)
     },
-    setLatency: (millis) => latency(millis / 1000)
+    setLatency: (millis) => latency(millis / 1000),
+    setUsable: (isUsable) => usable(isUsable ? 1 : 0)
   }
 }

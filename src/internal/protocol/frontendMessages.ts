@@ -74,17 +74,18 @@ export const preparedStep = (name: string, text: string): PreparedStep => {
 }
 
 /**
- * Creates the step of a text with one parameter, which a session keeps prepared under a name.
- * `isParsed` is false for the first use in a session. `simple` has the value in the text.
+ * Creates the step of a text with parameters, which a session keeps prepared under a name, if that
+ * is not empty. `isParsed` is false for the first use in a session. `simple` has the values in the
+ * text.
  */
 export const parameterStep = (
   name: string,
   text: string,
-  value: string,
+  values: ReadonlyArray<string | null>,
   isParsed: boolean,
   simple: () => string
 ): Step => {
-  const run = Buffer.concat([serialize.bind({ statement: name, values: [value] }), execute])
+  const run = Buffer.concat([serialize.bind({ statement: name, values: [...values] }), execute])
   const first = () => Buffer.concat([serialize.close({ type: "S", name }), serialize.parse({ name, text }), run])
   return {
     extended: isParsed ? run : first(),

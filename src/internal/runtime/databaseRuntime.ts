@@ -10,10 +10,11 @@ import type * as Layer from "effect/Layer"
 import * as ManagedRuntime from "effect/ManagedRuntime"
 import * as Stream from "effect/Stream"
 import { type Session, withSession } from "../../Consistency.js"
-import { type ConfigInvalid, DatabaseClosed, isDatabaseError, refine, toProblem } from "../../DatabaseError.js"
+import { ConfigInvalid, DatabaseClosed, isDatabaseError, refine, toProblem } from "../../DatabaseError.js"
 import type * as Tenant from "../../Tenant.js"
 import * as UnitOfWork from "../../UnitOfWork.js"
 import { aBoolean, invalidOption, type OptionRules } from "../config/optionRules.js"
+import { invalidKeyOption } from "../http/idempotencyKey.js"
 import { invalidRequestOption } from "../http/requestOptions.js"
 import { SessionTokens } from "../http/sessionCookie.js"
 import { trace } from "../observability/callSite.js"
@@ -21,6 +22,7 @@ import { tenantChange } from "../sql/schemaScopes.js"
 import { onAbort } from "./abortSignals.js"
 import { ambientSignals, inAmbient, inAmbientStream, inPlainScopes, runOutside, runPlain } from "./asyncContext.js"
 import { asError, inUnit, type NodeRequestOptions, nodeOptions } from "./nodeMiddleware.js"
+import type { PlainKeyOptions } from "./plainKeys.js"
 import { type DatabaseTag, makePromiseDatabase } from "./promiseDatabase.js"
 import { RefCounted } from "./refCounted.js"
 import { answerInSession, refusalResponse, type WebRequestOptions, webOptions } from "./webHandler.js"
@@ -48,6 +50,15 @@ const optionRules: OptionRules<RuntimeOptions> = { lazy: aBoolean }
 const throwRefusal = (refusal: ConfigInvalid | undefined): void => {
   if (refusal !== undefined) throw refusal
 }
+
+/** Makes the refusal of a database that the runtime does not open. */
+const foreignDatabase = ({ databaseName }: UnitOfWork.Named): ConfigInvalid =>
+  new ConfigInvalid({
+    database: databaseName,
+    setting: "idempotencyKey.database",
+    given: "a database that the runtime does not open",
+    expected: "one of the databases of the runtime"
+  })
 
 const logFailure = (error: unknown) => Effect.logError(asError(error).message)
 
@@ -78,6 +89,12 @@ export const makeRuntime = <R, E, const D extends { readonly [name: string]: Uni
   options: RuntimeOptions
 ) => {
   throwRefusal(invalidOption("", options, optionRules))
+  const refusalOfKeys = (keys: PlainKeyOptions<never> | undefined): ConfigInvalid | undefined => {
+    const invalid = invalidKeyOption(keys)
+    if (invalid !== undefined || keys === undefined) return invalid
+    const isOpened = Object.values<UnitOfWork.Named>(databases).includes(keys.database)
+    return isOpened ? undefined : foreignDatabase(keys.database)
+  }
   const names = Object.values(databases).map(({ databaseName }) => databaseName)
   const counted = new RefCounted(
     async () => {
@@ -146,7 +163,7 @@ export const makeRuntime = <R, E, const D extends { readonly [name: string]: Uni
       inPlainScopes(tenantChange(schema, options), code),
     withSession: <A>(code: Code<A>, session: Session) => runPromise(withSession(runPlain(code), session)),
     middleware: (options: NodeRequestOptions = {}) => {
-      throwRefusal(invalidRequestOption(options, nodeOptions))
+      throwRefusal(invalidRequestOption(options, nodeOptions) ?? refusalOfKeys(options.idempotencyKey))
       const tokens = tokensOf(options)
       return (
         request: IncomingMessage | Http2ServerRequest,
@@ -162,7 +179,7 @@ export const makeRuntime = <R, E, const D extends { readonly [name: string]: Uni
       handle: (request: Request, ...rest: Rest) => PromiseLike<Response> | Response,
       options: WebRequestOptions = {}
     ) => {
-      throwRefusal(invalidRequestOption(options, webOptions))
+      throwRefusal(invalidRequestOption(options, webOptions) ?? refusalOfKeys(options.idempotencyKey))
       const tokens = tokensOf(options)
       return (request: Request, ...rest: Rest): Promise<Response> => {
         const answer = answerInSession(request, (fresh) => handle(fresh, ...rest), options, tokens)

@@ -25,3 +25,10 @@ export const drop = ({ args }: Call): void => {
   const last = args.at(-1)
   if (typeof last === "function") process.nextTick(last)
 }
+
+/** Returns the bytes of the body that a kept call sends. */
+export const chunkOf = ({ args: [chunk, encoding] }: Call): Uint8Array => {
+  if (chunk instanceof Uint8Array) return chunk
+  if (typeof chunk !== "string") return Buffer.alloc(0)
+  return Buffer.from(chunk, typeof encoding === "string" && Buffer.isEncoding(encoding) ? encoding : "utf8")
+}

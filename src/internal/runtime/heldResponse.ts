@@ -3,15 +3,17 @@
  * it as usual. The writes are kept, and later sent or replaced by another answer.
  */
 import { type OutgoingHttpHeaders, ServerResponse } from "node:http"
+import type { KeptAnswer } from "../http/keptAnswer.js"
 import { AnswerHead, hasMessage, restoreHead, setAdded, withHeader } from "./answerHead.js"
-import { type Call, drop, refuseLate } from "./heldCalls.js"
+import { type Call, chunkOf, drop, refuseLate } from "./heldCalls.js"
 import { showHeld } from "./heldSocket.js"
 
 /** Answer that replaces the answer of a handler. */
 export interface Answer {
   readonly status: number
-  readonly type: string
-  readonly body: string
+  readonly type: string | undefined
+  readonly body: string | Uint8Array
+  readonly headers: ReadonlyArray<readonly [name: string, value: string]>
 }
 
 type Sending = Pick<ServerResponse, "writeHead" | "write" | "end" | "flushHeaders">
@@ -61,6 +63,8 @@ export class HeldResponse {
   private hasSecond = false
   /** The number of bytes that are held. */
   private size = 0
+  /** The headers of a kept `writeHead`. */
+  private writtenHeaders: OutgoingHttpHeaders = {}
 
   /**
    * Holds a response. `onReady` is called once, with the status, when the handler begins to send
@@ -84,6 +88,8 @@ export class HeldResponse {
           // invalid arguments throw here, where the handler can still send another answer
           new ServerResponse(response.req).writeHead(...args)
           this.state = new WritingHead(args[0])
+          const last: unknown = args.at(-1)
+          if (typeof last === "object" && last !== null && !Array.isArray(last)) this.writtenHeaders = { ...last }
         }
         this.call({ send: () => writeHead.apply(response, withHeader(args, response)), args: [] })
         return response
@@ -159,18 +165,36 @@ export class HeldResponse {
   }
 
   /** Sends another answer. The kept writes and all later ones are dropped. */
-  replace({ body, status, type }: Answer): void {
+  replace({ body, headers: more, status, type }: Answer): void {
     const { kept, real, response } = this
     // the state is `Released` during the sending, because the `end` of HTTP/2 calls `write`
     if (this.leave(released) === undefined) return
     for (const name of response.getHeaderNames()) response.removeHeader(name)
     setAdded(response)
     if (hasMessage(response)) response.statusMessage = ""
-    const headers: OutgoingHttpHeaders = { "content-type": type, "content-length": Buffer.byteLength(body) }
+    const headers: OutgoingHttpHeaders = {
+      ...Object.fromEntries(more),
+      ...(type === undefined ? {} : { "content-type": type }),
+      "content-length": Buffer.byteLength(body)
+    }
     real.writeHead.call(response, status, headers)
     this.end(() => real.end.call(response, body, "utf8"))
     this.state = replaced
     for (const call of kept) drop(call)
+  }
+
+  /** Returns the held answer, if it is held as a whole. */
+  get whole(): KeptAnswer | undefined {
+    const { kept, state, writtenHeaders } = this
+    if (state._tag !== "Ready" || !this.hasEnded) return undefined
+    const headers = Object.entries({ ...state.head.headers, ...writtenHeaders })
+    return {
+      status: state.head.status,
+      headers: headers.flatMap(([name, value]) =>
+        value === undefined ? [] : [[name.toLowerCase(), String(value)] as const]
+      ),
+      body: Buffer.concat(kept.map(chunkOf))
+    }
   }
 
   /** Drops all writes, because the client has disconnected. */

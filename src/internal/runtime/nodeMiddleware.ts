@@ -9,9 +9,12 @@ import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import { withSession } from "../../Consistency.js"
-import { isDatabaseError, type Problem, toProblem } from "../../DatabaseError.js"
+import { type DatabaseError, isDatabaseError, type Problem, toProblem } from "../../DatabaseError.js"
 import * as UnitOfWork from "../../UnitOfWork.js"
 import { anObject, type OptionRules } from "../config/optionRules.js"
+import type { KeyProblem } from "../http/idempotencyKey.js"
+import type { KeptAnswer } from "../http/keptAnswer.js"
+import { type Earlier, isTaken, type KeyedRequest } from "../http/keyedRequest.js"
 import { notStored, problemType } from "../http/problemJson.js"
 import { makeLabeler, pathOf } from "../http/requestLabel.js"
 import { outcomeByStatus, type RequestOptions, requestOptions, settingsFor } from "../http/requestOptions.js"
@@ -21,14 +24,20 @@ import { runDescribed } from "../unitOfWork/runUnit.js"
 import { addHeader } from "./answerHead.js"
 import { runPlain } from "./asyncContext.js"
 import { HeldResponse } from "./heldResponse.js"
+import { keyedRequestOf, type PlainKeyOptions, Refused, storeKey } from "./plainKeys.js"
 
 /** Options of requests. The outcome is decided by the status of the response. */
 export interface NodeRequestOptions extends RequestOptions<IncomingMessage, number> {
   readonly readYourWrites?: SessionTokenOptions | undefined
+  readonly idempotencyKey?: PlainKeyOptions<IncomingMessage> | undefined
 }
 
 /** The rules for the options. */
-export const nodeOptions: OptionRules<NodeRequestOptions> = { ...requestOptions, readYourWrites: anObject }
+export const nodeOptions: OptionRules<NodeRequestOptions> = {
+  ...requestOptions,
+  readYourWrites: anObject,
+  idempotencyKey: anObject
+}
 
 /** Failure of a request if its client disconnects before the response. */
 const disconnected = Symbol("the client has disconnected")
@@ -70,6 +79,43 @@ const isClosed = ({ destroyed, stream }: ServerResponse & { readonly stream?: Pi
 export const asError = (error: unknown): Error =>
   error instanceof Error ? error : new Error(String(error), { cause: error })
 
+/** Returns the content of a request that a body parser has read, as far as it is known. */
+const parsedBody = ({ body }: IncomingMessage & { readonly body?: unknown }): string | Uint8Array =>
+  typeof body === "string" || body instanceof Uint8Array ? body : (JSON.stringify(body) ?? "")
+
+/** Returns the key of a request, or fails with the answer if the request must not run. */
+const admit = (options: PlainKeyOptions<IncomingMessage>, request: IncomingMessage & Routed) => {
+  const { method = "", originalUrl, url = "" } = request
+  const facts = { method, path: pathIn(request), header: (name: string) => headerIn(request, name) }
+  const whole = typeof originalUrl === "string" ? originalUrl : url
+  const content = Effect.sync(() => parsedBody(request))
+  // the cast: the runtime has opened the database, which is one of its own
+  return keyedRequestOf(options, request, facts, whole, content) as Effect.Effect<
+    KeyedRequest | undefined,
+    DatabaseError | Refused
+  >
+}
+
+/** Returns a kept answer in place of a held one. */
+const replacementOf = ({ body, headers, status }: KeptAnswer) => ({
+  status,
+  type: headers.find(([name]) => name === "content-type")?.[1],
+  body,
+  headers: headers.filter(([name]) => name !== "content-type")
+})
+
+/** Sends the answer of an earlier request; the handler does not run. */
+const sendEarlier = (response: ServerResponse, earlier: Earlier): void => {
+  if ("problem" in earlier) {
+    response.writeHead(earlier.problem.status, { "content-type": problemType })
+    response.end(JSON.stringify(earlier.problem))
+    return
+  }
+  const { body, headers, status } = earlier.kept
+  response.writeHead(status, Object.fromEntries(headers))
+  response.end(body)
+}
+
 /**
  * Runs one request in one unit of work, from the call of `next` until the response is ready. When
  * the unit has ended, the response is sent, or replaced by problem details. With the settings
@@ -95,7 +141,8 @@ export const inUnit = (
     if (session !== undefined) session.onNewTokens = () => addHeader(response, headerOf(session.takeReply()))
     let held: HeldResponse | undefined
     let answered = false
-    const handled = runPlain(
+    let keyed: KeyedRequest | undefined
+    const called = runPlain(
       () =>
         new Promise<number>((resolve) => {
           held = new HeldResponse(response, (status) => {
@@ -104,6 +151,14 @@ export const inUnit = (
           })
           next()
         })
+    )
+    const handled = Effect.tap(called, (status) =>
+      keyed === undefined || outcome(status) === "rollback"
+        ? Effect.void
+        : storeKey(
+            keyed,
+            Effect.sync(() => held?.whole)
+          )
     )
     const closed = Effect.async<never, typeof disconnected>((resume) => {
       const onClose = () => resume(Effect.fail(disconnected))
@@ -130,23 +185,38 @@ export const inUnit = (
             },
             makeLabeler(request, describe, options)
           )
-    return (session === undefined ? unit : withSession(unit, session)).pipe(
+    const { idempotencyKey } = options
+    const keptUnit =
+      idempotencyKey === undefined || settings === "none"
+        ? unit
+        : Effect.flatMap(admit(idempotencyKey, request), (admitted) => {
+            keyed = admitted
+            return unit
+          })
+    return (session === undefined ? keptUnit : withSession(keptUnit, session)).pipe(
       Effect.matchCauseEffect({
         onSuccess: () => Effect.sync(() => held?.release()),
         onFailure: (cause) => {
           const error = Cause.squash(cause)
           if (error === disconnected) return Effect.sync(() => held?.discard())
-          const response = held
-          if (response === undefined) return Effect.fail(error)
-          const instead = (problem: Problem) =>
+          if (error instanceof Refused) return Effect.sync(() => sendEarlier(response, error.earlier))
+          const waiting = held
+          if (waiting === undefined) return Effect.fail(error)
+          const instead = (problem: Problem | KeyProblem) =>
             Effect.sync(() =>
-              response.replace({ status: problem.status, type: problemType, body: JSON.stringify(problem) })
+              waiting.replace({ status: problem.status, type: problemType, body: JSON.stringify(problem), headers: [] })
+            )
+          if (keyed !== undefined && isTaken(error))
+            return Effect.flatMap(keyed.taken, (earlier) =>
+              "problem" in earlier
+                ? instead(earlier.problem)
+                : Effect.sync(() => waiting.replace(replacementOf(earlier.kept)))
             )
           if (isDatabaseError(error)) return Effect.zipRight(Effect.logError(error.message), instead(toProblem(error)))
           // the kept answer would report work that was undone
           if (answered) return Effect.zipRight(Effect.logError(cause), instead(notStored))
           return Effect.sync(() => {
-            response.release()
+            waiting.release()
             next(asError(error))
           })
         }

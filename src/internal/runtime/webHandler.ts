@@ -6,10 +6,13 @@ import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import { withSession } from "../../Consistency.js"
-import { isDatabaseError, type Problem, toProblem } from "../../DatabaseError.js"
+import { type DatabaseError, isDatabaseError, type Problem, toProblem } from "../../DatabaseError.js"
 import * as UnitOfWork from "../../UnitOfWork.js"
 import { anObject, aRetry, aText, type OptionRules } from "../config/optionRules.js"
+import type { KeyProblem } from "../http/idempotencyKey.js"
 import { isKeepable } from "../http/isKeepable.js"
+import type { KeptAnswer } from "../http/keptAnswer.js"
+import { type Earlier, isTaken, type KeyedRequest } from "../http/keyedRequest.js"
 import { notStored, problemType } from "../http/problemJson.js"
 import { makeLabeler } from "../http/requestLabel.js"
 import { outcomeByStatus, type RequestOptions, requestOptions, settingsFor } from "../http/requestOptions.js"
@@ -23,12 +26,14 @@ import {
 import type { Describe } from "../statement/workLabel.js"
 import { runDescribed } from "../unitOfWork/runUnit.js"
 import { runPlain } from "./asyncContext.js"
+import { keyedRequestOf, type PlainKeyOptions, Refused, storeKey } from "./plainKeys.js"
 
 /** Options of web requests. */
 export interface WebRequestOptions extends RequestOptions<Request, Response> {
   readonly readYourWrites?: SessionTokenOptions | undefined
   readonly route?: string | undefined
   readonly retry?: UnitOfWork.Options<never, never>["retry"]
+  readonly idempotencyKey?: PlainKeyOptions<Request> | undefined
 }
 
 /** The rules for the options. */
@@ -36,7 +41,8 @@ export const webOptions: OptionRules<WebRequestOptions> = {
   ...requestOptions,
   readYourWrites: anObject,
   route: aText,
-  retry: aRetry
+  retry: aRetry,
+  idempotencyKey: anObject
 }
 
 const byStatus = ({ status }: Response): UnitOfWork.Outcome => outcomeByStatus(status)
@@ -55,8 +61,27 @@ const describe = (request: Request, options: WebRequestOptions): Describe =>
   )
 
 /** Makes the response with the problem details of a request whose work could not be stored. */
-export const refusalResponse = (problem: Problem): Response =>
+export const refusalResponse = (problem: Problem | KeyProblem): Response =>
   Response.json(problem, { status: problem.status, headers: { "content-type": problemType } })
+
+/** Makes the response of an earlier request with the same key. */
+const earlierResponse = (earlier: Earlier): Response => {
+  if ("problem" in earlier) return refusalResponse(earlier.problem)
+  const { body, headers, status } = earlier.kept
+  return new Response(body.byteLength === 0 ? null : new Uint8Array(body), {
+    status,
+    headers: headers.map(([name, value]): [string, string] => [name, value])
+  })
+}
+
+/** Reads a response as an answer to keep, unless its body was read or has another reader. */
+const answerOf = (response: Response): Effect.Effect<KeptAnswer | undefined> =>
+  response.bodyUsed || response.body?.locked === true
+    ? Effect.succeed(undefined)
+    : Effect.map(
+        Effect.promise(() => response.clone().arrayBuffer()),
+        (body) => ({ status: response.status, headers: [...response.headers], body: new Uint8Array(body) })
+      )
 
 /**
  * Runs one request in one unit of work; with the settings `"none"` there is no unit. If the handler
@@ -66,7 +91,8 @@ export const refusalResponse = (problem: Problem): Response =>
 const answerInUnit = (
   request: Request,
   handle: (request: Request) => PromiseLike<Response> | Response,
-  options: WebRequestOptions
+  options: WebRequestOptions,
+  keyed: KeyedRequest | undefined
 ): Effect.Effect<Response, unknown> =>
   Effect.suspend(() => {
     const { outcome = byStatus } = options
@@ -88,6 +114,9 @@ const answerInUnit = (
         runPlain(() => handle(fresh())),
         (response) => {
           answered = response
+          return keyed === undefined || outcome(response) === "rollback"
+            ? Effect.void
+            : storeKey(keyed, keyed.keepsAnswer ? answerOf(response) : Effect.succeed(undefined))
         }
       )
     })
@@ -105,11 +134,40 @@ const answerInUnit = (
       const error = Cause.squash(cause)
       if (answered === undefined || Cause.isInterruptedOnly(cause)) return Effect.failCause(cause)
       drop()
+      if (keyed !== undefined && isTaken(error)) return Effect.map(keyed.taken, earlierResponse)
       return isDatabaseError(error)
         ? Effect.as(Effect.logError(error.message), refusalResponse(toProblem(error)))
         : Effect.as(Effect.logError(cause), refusalResponse(notStored))
     })
   })
+
+/** Runs one request in one unit of work, unless its key does not let it run. */
+const answerWithKey = (
+  request: Request,
+  handle: (request: Request) => PromiseLike<Response> | Response,
+  options: WebRequestOptions
+): Effect.Effect<Response, unknown> => {
+  const { idempotencyKey } = options
+  if (idempotencyKey === undefined || settingsFor(options, request) === "none")
+    return answerInUnit(request, handle, options, undefined)
+  const { headers, method, url } = request
+  const { pathname, search } = new URL(url)
+  const isKept = !request.bodyUsed && isKeepable(method, (name) => headers.get(name), request)
+  const content = Effect.promise(async () => new Uint8Array(isKept ? await request.clone().arrayBuffer() : []))
+  const facts = { method, path: pathname, header: (name: string) => headers.get(name) }
+  // the cast: the runtime has opened the database, which is one of its own
+  const admitted = keyedRequestOf(idempotencyKey, request, facts, search, content) as Effect.Effect<
+    KeyedRequest | undefined,
+    DatabaseError | Refused
+  >
+  return Effect.matchEffect(admitted, {
+    onFailure: (error) =>
+      error instanceof Refused
+        ? Effect.succeed(earlierResponse(error.earlier))
+        : Effect.as(Effect.logError(error.message), refusalResponse(toProblem(error))),
+    onSuccess: (keyed) => answerInUnit(request, handle, options, keyed)
+  })
+}
 
 /** Adds the new tokens of a session to a response. */
 const withTokens = (response: Response, session: RequestSession): Response => {
@@ -134,7 +192,7 @@ export const answerInSession = (
   options: WebRequestOptions,
   tokens: SessionTokens | undefined
 ): Effect.Effect<Response, unknown> => {
-  const answer = answerInUnit(request, handle, options)
+  const answer = answerWithKey(request, handle, options)
   if (tokens === undefined) return answer
   return Effect.withFiberRuntime((fiber) => {
     // a handler around this one has made the session, and sends its tokens

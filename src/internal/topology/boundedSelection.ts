@@ -39,6 +39,8 @@ export class BoundedSelection implements ConnectionSource {
     callback: OnCheckout,
     caller?: Caller | undefined
   ): () => void {
+    // a write at an unknown position is certain to be on the primary only
+    if (this.requirement.tokens === undefined) return this.selection.checkout(deadline, holding, callback, caller)
     const now = clock.now()
     const timeout = Math.min(positionTimeout, (deadline - now) / 2)
     let cancel = () => {}
@@ -47,7 +49,7 @@ export class BoundedSelection implements ConnectionSource {
       const { database } = this.options
       // without a position, only the primary is certain to be current
       const required = position && tokens && ([{ database, ...position }, ...tokens] as const)
-      this.selection = new ReplicaSelection(this.candidates, { ...this.requirement, tokens: required })
+      this.selection = new ReplicaSelection(this.candidates, { ...this.requirement, tokens: required, isBounded: true })
       cancel = this.selection.checkout(deadline, holding, callback, caller)
     })
     return () => {

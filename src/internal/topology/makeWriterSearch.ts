@@ -32,7 +32,10 @@ export const makeWriterSearch = (
     const server = { ...writer, ...endpoint, hosts: [endpoint] }
     const onLost = () => search.doubt(endpoint.name)
     const times = { connectTimeout, reconnectTimeout: staysOpen ? config.monitor.detectionTime : connectTimeout }
-    return { endpoint, probe: new Probe({ server, session, credentials, ...times, staysOpen, onLost }) }
+    return {
+      endpoint,
+      probe: new Probe({ server, session, credentials, ...times, maxAge: pool.maxLifetime, staysOpen, onLost })
+    }
   }
   const search: WriterSearch = new WriterSearch(
     [...endpoints.values()],

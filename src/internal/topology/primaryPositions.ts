@@ -29,6 +29,15 @@ const maxCount = 600
 const stale: Lag = { bytes: Number.POSITIVE_INFINITY, millis: Number.POSITIVE_INFINITY }
 const none: Lag = { bytes: 0, millis: 0 }
 
+const pageSize = 8192n
+
+/**
+ * Checks if the primary has flushed its log to the end of a page within a record. A standby replays the
+ * record when the rest is flushed, which may take seconds if nothing commits.
+ */
+const isPageEnd = (flushed: bigint, replayed: bigint): boolean =>
+  flushed % pageSize === 0n && flushed - replayed < pageSize
+
 /** Positions of the primary of one database, the oldest first. */
 export class PrimaryPositions {
   private readonly positions: Array<PrimaryPosition> = []
@@ -59,21 +68,29 @@ export class PrimaryPositions {
     return this.positions.find(({ from }) => from >= moment)
   }
 
+  /** Forgets all positions: another server is the primary. */
+  clear(): void {
+    this.positions.length = 0
+  }
+
   /**
-   * Returns the lag by the report of a standby, or `undefined` if nothing is known about it.
+   * Returns the lag by the report of a server, or `undefined` if nothing is known about it.
    *
-   * The time is that between the positions that the standby has and has not reached. Between the two,
-   * the report of the standby about its last replayed commit counts.
+   * The time of a standby is that between the positions that it has and has not reached. Between the
+   * two, its report about its last replayed commit counts.
    */
   lagOf(report: ServerReport, now: number): Lag | undefined {
     const { latest } = this
-    const { lsn } = report
+    const { isStandby, lsn, systemId, timeline } = report
+    if (lsn === undefined) return undefined
     if (report.isStreaming === false) return stale
-    if (latest === undefined || lsn === undefined) return undefined
+    if (latest === undefined) return undefined
     // another history may have reached the same position
-    if (report.systemId !== latest.systemId) return stale
-    if (report.timeline !== undefined && report.timeline !== latest.timeline) return stale
-    if (lsn >= latest.lsn) return none
+    if (systemId !== latest.systemId) return stale
+    // a promoted server has all that is stored, but a former primary has not
+    if (!isStandby) return timeline === undefined ? undefined : timeline < latest.timeline ? stale : none
+    if (timeline !== undefined && timeline !== latest.timeline) return stale
+    if (lsn >= latest.lsn || isPageEnd(latest.lsn, lsn)) return none
     const missing = this.positions.findIndex((position) => position.lsn > lsn)
     const shortest = now - (this.positions[missing]?.until ?? now)
     const reached = this.positions[missing - 1]

@@ -43,6 +43,8 @@ export interface ProbeOptions {
    * connect without an answer, up to `connectTimeout`, because a login may be slow.
    */
   readonly reconnectTimeout: number
+  /** The time after which the connection is replaced, in ms, as the connections of the pools are. */
+  readonly maxAge: number
   /** True if the connection stays open between two probes. */
   readonly staysOpen: boolean
   /** Called when the open connection is lost between two probes. */
@@ -69,6 +71,8 @@ const notPostgres = failed({
   reason: "protocol",
   error: new Error("the answer is not that of a PostgreSQL server")
 })
+
+const closed = failed({ reason: "unreachable", error: new Error("the database is closed") })
 
 const nothing = () => {}
 
@@ -112,9 +116,10 @@ export class Probe {
    * if none is open, has its own timeout.
    */
   ask(timeout: number, callback: OnProbed): void {
+    if (this.isClosed) return callback(closed)
     if (this.callbacks.push(callback) > 1) return
     const { connection } = this
-    const isUsable = connection?.broken === undefined && !(this.isFallback && this.age > maxStandbyAge)
+    const isUsable = connection?.broken === undefined && this.age <= this.maxAge
     if (connection !== undefined && isUsable) return this.query(connection, timeout, false)
     connection?.end("aged")
     this.connection = undefined
@@ -134,6 +139,11 @@ export class Probe {
   private get connectLimit(): number {
     const { connectTimeout, reconnectTimeout } = this.options
     return this.hasAnswered ? Math.min(connectTimeout, reconnectTimeout * 2 ** this.timeouts) : connectTimeout
+  }
+
+  /** The time after which the connection is replaced, in ms: the name of its host may lead to another server. */
+  private get maxAge(): number {
+    return this.isFallback ? maxStandbyAge : this.options.maxAge
   }
 
   private get age(): number {

@@ -25,8 +25,6 @@ export class ReaderMonitor {
   private changedAt = Number.NEGATIVE_INFINITY
   private cancel = nothing
   private isStarted = false
-  /** True if the primary has answered at the last check. */
-  private isPrimaryThere = true
 
   constructor(
     private readonly server: Server,
@@ -42,9 +40,11 @@ export class ReaderMonitor {
       () => server.activityOf(server.name),
       (callback) => {
         server.onSilence()
+        const since = clock.now()
         probe.ask(this.timeout, (result) => {
           callback(result._tag === "Answered")
-          this.handle(result)
+          // the position of the primary is not that of this moment, so this is no check of the lag
+          this.handle(result, since, undefined)
         })
       }
     )
@@ -80,7 +80,7 @@ export class ReaderMonitor {
     const { interval } = this.config
     const isFast = clock.now() - this.changedAt < fast.duration || this.server.isUnsettled
     const isDown = !this.server.isUsable(Number.NEGATIVE_INFINITY)
-    const next = isFast ? fast.interval : isDown ? this.retryDelay : interval
+    const next = isFast ? fast.interval : isDown ? Math.max(fast.interval, this.retryDelay) : interval
     this.cancel = clock.later(Math.min(next, interval), () => this.check())
   }
 
@@ -91,20 +91,26 @@ export class ReaderMonitor {
     const isCurrent = () => this.isStarted && this.cancel === cancel
     this.sampler.sample(this.timeout, (isAnswered) => {
       if (!isCurrent()) return
-      this.isPrimaryThere = isAnswered
+      const since = clock.now()
       this.probe.ask(this.timeout, (result) => {
         if (!this.isStarted) return
-        this.handle(result)
+        this.handle(result, since, (report) => this.lagOf(report, isAnswered))
         if (isCurrent()) this.schedule()
       })
     })
   }
 
-  private handle(result: ProbeResult): void {
+  /** Handles the result of a probe that has begun at `since`. */
+  private handle(
+    result: ProbeResult,
+    since: number,
+    lagOf: ((report: ServerReport) => Lag | undefined) | undefined
+  ): void {
     const { server } = this
     if (result._tag === "Answered") {
-      const { latency, report } = result
-      return server.onReport(report, latency, this.lagOf(report))
+      server.onReport(result.report, result.latency)
+      if (lagOf !== undefined) server.setLag(lagOf(result.report))
+      return
     }
     const { failure, silentSince } = result
     const { reason } = failure
@@ -112,20 +118,16 @@ export class ReaderMonitor {
     if (reason === "tooManyConnections" || reason === "credentials" || reason === "authentication") {
       return server.onRefusal()
     }
-    if (silentSince !== undefined) {
-      const heardAt = Math.max(server.activityOf(server.name).heardAt, this.watch.progressAt)
-      if (heardAt > silentSince) return
-      server.giveUpHost(server.name, failure.error)
-    }
+    const heardAt = Math.max(server.activityOf(server.name).heardAt, this.watch.progressAt)
+    if (reason !== "wrongRole" && heardAt > (silentSince ?? since)) return
+    if (silentSince !== undefined) server.giveUpHost(server.name, failure.error)
     server.onFailure(failure.error.message)
   }
 
   /** Returns the lag by the report of the reader, or `undefined` if it is unknown. */
-  private lagOf(report: ServerReport): Lag | undefined {
-    // a reader that has become the primary has all writes
-    if (!report.isStandby) return { bytes: 0, millis: 0 }
-    // while the primary is away no standby receives its log, and all of them have to serve reads
-    if (report.isStreaming === false && !this.isPrimaryThere) return undefined
-    return this.sampler.positions.lagOf(report, clock.now())
+  private lagOf(report: ServerReport, isPrimaryThere: boolean): Lag | undefined {
+    // without a position of this moment, the reader may have reached an old one only. While the primary
+    // is away no standby receives its log, and all of them have to serve reads
+    return isPrimaryThere ? this.sampler.positions.lagOf(report, clock.now()) : undefined
   }
 }

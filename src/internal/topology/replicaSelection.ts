@@ -35,6 +35,8 @@ export interface ReadRequirement {
    * a lost history, which no replica can reach.
    */
   readonly session: Session | undefined
+  /** True if the first token is a position of the primary for a bounded lag, and none of the caller. */
+  readonly isBounded?: boolean | undefined
 }
 
 /** Servers to select from, and the callback for the selected server. */
@@ -177,6 +179,7 @@ export class ReplicaSelection implements ConnectionSource {
         judge()
       })
     }
+    server.onChosen(clock.now())
     // a replica that has no connection in time is passed over without an observation
     checkOut(server, until, use, tryNext)
   }
@@ -204,9 +207,10 @@ export class ReplicaSelection implements ConnectionSource {
    * history. Then assigns the connection to the read, which sees at least that position.
    */
   private renewToken(connection: Connection, assign: (connection: Connection) => void, tryNext: () => void): void {
-    const { session, tokens } = this.requirement
+    const { isBounded, session, tokens } = this.requirement
     const { database } = this.options
-    if (session === undefined || (tokens !== undefined && this.lostServer === undefined)) return assign(connection)
+    const isTokenValid = tokens !== undefined && (this.lostServer === undefined || isBounded === true)
+    if (session === undefined || isTokenValid) return assign(connection)
     const recorder = new TokenRecorder(database, [session])
     this.cancel = () => connection.abort("cancelled")
     // no timeout, because the read that follows waits for the same server
@@ -221,7 +225,7 @@ export class ReplicaSelection implements ConnectionSource {
   private selectionFailure(waitedMillis: number): PlainFailure<"NoReplicaCaughtUp" | "TokenFromLostTimeline"> {
     const { database } = this.options
     const [token] = this.requirement.tokens ?? []
-    return this.lostServer === undefined || token === undefined
+    return this.lostServer === undefined || token === undefined || this.requirement.isBounded === true
       ? { _tag: "NoReplicaCaughtUp", database, waitedMillis, unproved: [...this.unproved] }
       : { _tag: "TokenFromLostTimeline", database, server: this.lostServer, timeline: token.timeline }
   }

@@ -2,7 +2,7 @@
  * One server of a database: its pools, its health and its lag.
  */
 
-import type { DatabaseConfig, ServerConfig } from "../../DatabaseConfig.js"
+import type { DatabaseConfig, PoolConfig, ServerConfig } from "../../DatabaseConfig.js"
 import type { Observer } from "../../Observation.js"
 import type { Role, ServerState, ServerStatus } from "../../Topology.js"
 import * as clock from "../concurrency/clock.js"
@@ -15,7 +15,7 @@ import { Pool } from "../pool/pool.js"
 import type { PoolDependencies } from "../pool/poolDependencies.js"
 import { initial as initialLag, isUnsettled, onLag } from "./lagState.js"
 import type { Lag } from "./primaryPositions.js"
-import { type Health, initial, isUsable, onAnswer, onChosen, onFailure, onSilence } from "./serverHealth.js"
+import { type Health, initial, isUsable, onAnswer, onChosen, onFailure, onSilence, shown } from "./serverHealth.js"
 import type { ServerReport } from "./serverReport.js"
 
 /** Objects of a database that its servers share. */
@@ -32,6 +32,14 @@ export interface ServerDependencies
 const latencyShare = 0.2
 
 const isStale = ({ bytes }: Lag): boolean => bytes === Number.POSITIVE_INFINITY
+
+/** Returns the settings of the pool for reads on the primary; a limit below that of other pools is exact. */
+const primaryReads = (pool: PoolConfig, limit: number): PoolConfig => ({
+  ...pool,
+  minConnections: 0,
+  maxConnections: limit,
+  maxOverflow: limit < pool.maxConnections ? 0 : pool.maxOverflow
+})
 
 /** Server of a database, with its pools. */
 export class Server {
@@ -76,7 +84,7 @@ export class Server {
       ...common,
       // no connection is kept open in the read-only pool of the primary, because it is used only
       // when no replica can serve a read
-      pool: role === "writer" ? { ...pool, minConnections: 0, maxConnections: maxPrimaryReads } : pool,
+      pool: role === "writer" ? primaryReads(pool, maxPrimaryReads) : pool,
       readOnly: true,
       isWarm: () => !this.isLeftOut,
       onHealth: role === "reader" ? (healthy, message) => this.onConnect(healthy, message) : undefined
@@ -116,6 +124,7 @@ export class Server {
    */
   remove(callback: () => void): void {
     this.isRemoved = true
+    this.updateUsable()
     const location = { database: this.config.name, server: this.name }
     const error = new Error("the host was removed from the cluster")
     let left = this.pools.length
@@ -161,7 +170,7 @@ export class Server {
   }
 
   /** Records an answer to the monitor. */
-  onReport(report: ServerReport, latency: number | undefined, lag: Lag | undefined): void {
+  onReport(report: ServerReport, latency: number | undefined): void {
     this.timeline = report.timeline
     // each of its logins would be refused
     if (this.server.target === "standby" && !report.isStandby && !this.isWriter())
@@ -169,9 +178,8 @@ export class Server {
     this.setHealth(onAnswer())
     if (latency !== undefined) {
       this.latency = this.latency === undefined ? latency : this.latency + latencyShare * (latency - this.latency)
+      this.metrics?.setLatency(this.latency)
     }
-    this.setLag(lag)
-    this.metrics?.setLatency(this.latency ?? 0)
   }
 
   /** Records a failed connect, or a silence. */
@@ -181,9 +189,12 @@ export class Server {
     this.onDown?.()
   }
 
-  /** Records that the server is alive, but refuses its monitor: a read has to try it. */
+  /** Records that the server is alive, but refuses its monitor: reads have to try it. */
   onRefusal(): void {
     if (this.health._tag === "down") this.setHealth(onFailure(this.health.message, clock.now()))
+    else this.setHealth(onAnswer())
+    this.setLag(undefined)
+    this.lagState = initialLag
   }
 
   /** Returns the activity of all pools on a host. */
@@ -203,7 +214,7 @@ export class Server {
 
   get status(): ServerStatus {
     const { lag, latency, timeline } = this
-    const up = this.isUsable(clock.now())
+    const up = isUsable(this.health, clock.now()) && !this.isLeftOut
     return {
       name: this.name,
       role: this.role,
@@ -221,10 +232,10 @@ export class Server {
   }
 
   private get state(): ServerState {
-    if (this.role === "reader") return this.health._tag
+    if (this.role === "reader") return shown(this.health, clock.now())
     // a writer is never left out, and has no trial
-    if (this.lastConnectFailure !== undefined) return "down"
-    return this.pools.some(({ connections }) => connections.openCount > 0) ? "up" : "unknown"
+    if (this.pools.some(({ connections }) => connections.openCount > 0)) return "up"
+    return this.lastConnectFailure === undefined ? "unknown" : "down"
   }
 
   private get lastConnectFailure(): string | undefined {
@@ -234,13 +245,18 @@ export class Server {
   private get reason(): string | undefined {
     const { health, lag, lastConnectFailure } = this
     if (this.isWriter()) return "it is the writer"
-    if (lastConnectFailure !== undefined) return lastConnectFailure
+    if (this.role === "writer") return this.state === "down" ? lastConnectFailure : undefined
     if (health._tag === "down" || health._tag === "trial") return health.message
     if (health._tag === "suspect") return "callers wait for its answers"
     if (!this.isBehind || lag === undefined) return undefined
     return isStale(lag)
       ? "it does not replay the log of the primary"
       : `it is ${Math.round(lag.millis)} ms and ${lag.bytes} bytes behind the primary`
+  }
+
+  private updateUsable(): void {
+    const { health } = this
+    this.metrics?.setUsable(health._tag !== "down" && health._tag !== "trial" && !this.isBehind && !this.isLeftOut)
   }
 
   private onConnect(healthy: boolean, message: string): void {
@@ -253,17 +269,22 @@ export class Server {
     const location = { database: this.config.name, server: this.name }
     const wasDown = this.health._tag === "down" || this.health._tag === "trial"
     this.health = health
+    // what it has missed meanwhile is not known
+    if (health._tag === "down") this.lagState = initialLag
+    this.updateUsable()
     if (health._tag === "down" && !wasDown)
       this.observer.observe({ _tag: "MarkedDown", ...location, message: health.message })
     if (health._tag === "up" && wasDown) this.observer.observe({ _tag: "MarkedUp", ...location })
   }
 
-  private setLag(lag: Lag | undefined): void {
+  /** Records the lag that a check has found; `undefined` if it is unknown. */
+  setLag(lag: Lag | undefined): void {
     const wasBehind = this.isBehind
     this.lag = lag
     if (lag === undefined) return
     this.lagState = onLag(this.lagState, lag, this.config.routing.lagLimits)
     this.metrics?.setLag(lag)
+    this.updateUsable()
     if (this.isBehind === wasBehind) return
     const location = { database: this.config.name, server: this.name }
     const { bytes: lagBytes, millis: lagMillis } = lag

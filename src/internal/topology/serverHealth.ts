@@ -41,6 +41,10 @@ export const onChosen = (health: Health, now: number, until: number): Health =>
     ? { _tag: "trial", message: health.message, since: now, until }
     : health
 
+/** Returns the health as it is shown: a server whose time has passed waits for a trial. */
+export const shown = (health: Health, now: number): Health["_tag"] =>
+  health._tag === "down" && now >= health.until ? "trial" : health._tag
+
 /** Checks if a read may use the server. A trial without an answer is repeated after its time. */
 export const isUsable = (health: Health, now: number): boolean =>
   (health._tag !== "down" && health._tag !== "trial") || now >= health.until

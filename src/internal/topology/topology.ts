@@ -31,6 +31,12 @@ export interface MakeMetrics {
 
 const nothing = () => {}
 
+const removedHost: ProbeResult = {
+  _tag: "Failed",
+  failure: { reason: "unreachable", error: new Error("the host was removed from the cluster") },
+  silentSince: undefined
+}
+
 /** Servers of one database. */
 export class Topology {
   readonly writer: Server
@@ -46,6 +52,7 @@ export class Topology {
   private writerProbe: Probe | undefined
   /** The pauses that wait for connections in use. */
   private readonly drains = new Set<(isOver: boolean) => void>()
+  private isClosed = false
 
   constructor(
     private readonly config: DatabaseConfig,
@@ -73,6 +80,7 @@ export class Topology {
         for (const pool of this.writer.pools) pool.retireOtherHosts(change.to, error)
         // the first writer of a database is no change
         if (change.from === undefined) return
+        this.sampler.positions.clear()
         this.writerMonitor?.onChanged()
         this.allReaders.onWriterChanged()
       },
@@ -126,12 +134,13 @@ export class Topology {
   /** Sets the hosts of the cluster: each may be the writer, and is a reader. */
   private setHosts(endpoints: ReadonlyArray<Endpoint>): void {
     const { name: database, startup, writer } = this.config
+    // before the readers, whose monitors use the probes of the hosts
+    this.writerSearch?.setHosts(endpoints)
     const { added, removed } = this.allReaders.set(endpoints.map((endpoint) => readerAt(writer, endpoint)))
     if (added.length + removed.length > 0) {
       const names = (servers: ReadonlyArray<Server>) => servers.map(({ name }) => name)
       this.observer.observe({ _tag: "HostsChanged", database, added: names(added), removed: names(removed) })
     }
-    this.writerSearch?.setHosts(endpoints)
     for (const { reads } of added) {
       if (this.writer.reads.isPaused) reads.pause(nothing)
       if (startup === "verify") reads.warm()
@@ -154,8 +163,8 @@ export class Topology {
     return {
       ask: (timeout, callback) => {
         const host = writerSearch.hosts.find(({ endpoint }) => endpoint.name === name)
-        // a host without a probe has been removed, and its monitor is being closed
-        host?.probe.ask(timeout, (result) => {
+        if (host === undefined) return callback(removedHost)
+        host.probe.ask(timeout, (result) => {
           writerSearch.handle(host, result)
           callback(result)
         })
@@ -172,6 +181,7 @@ export class Topology {
       credentials,
       connectTimeout: server.connectTimeout,
       reconnectTimeout: monitor.isOn ? monitor.detectionTime : server.connectTimeout,
+      maxAge: this.config.pool.maxLifetime,
       staysOpen: monitor.isOn,
       onLost: nothing
     })
@@ -180,15 +190,20 @@ export class Topology {
   /** Probes the primary; calls back with `undefined` while it is not known. */
   private askPrimary(timeout: number, callback: (result: ProbeResult | undefined) => void): void {
     const { writerSearch } = this
+    if (this.isClosed) return callback(undefined)
     if (writerSearch === undefined) {
       this.writerProbe ??= this.makeProbe(this.writer)
       return this.writerProbe.ask(timeout, callback)
     }
-    const host = writerSearch.hosts.find(({ endpoint }) => endpoint.name === writerSearch.writer)
-    if (host === undefined) return callback(undefined)
-    host.probe.ask(timeout, (result) => {
-      writerSearch.handle(host, result)
-      callback(result)
+    // a process that only reads has not searched the writer yet
+    writerSearch.locate(timeout, (_, found) => {
+      const host = writerSearch.hosts.find(({ endpoint }) => endpoint.name === found?.name)
+      if (host === undefined) return callback(undefined)
+      host.probe.ask(timeout, (result) => {
+        writerSearch.handle(host, result)
+        // it may be a former primary
+        callback(writerSearch.writer === found?.name ? result : undefined)
+      })
     })
   }
 
@@ -256,6 +271,7 @@ export class Topology {
       ...[writerProbe, writerSearch].flatMap((part) => (part ? [(onClosed: () => void) => part.close(onClosed)] : []))
     ]
     let left = closing.length
+    this.isClosed = true
     discovery?.stop()
     writerMonitor?.stop()
     for (const close of closing)

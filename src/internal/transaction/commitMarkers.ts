@@ -40,7 +40,8 @@ export class CommitMarkers {
 
   constructor(
     private readonly settings: MarkerSettings,
-    private readonly source: () => ConnectionSource
+    private readonly source: () => ConnectionSource,
+    private readonly onSweepRefused: (server: string, message: string) => void
   ) {
     this.sweepsAt = Number.isFinite(settings.retention) ? 0 : Number.POSITIVE_INFINITY
   }
@@ -89,8 +90,11 @@ export class CommitMarkers {
     // processes that were started together do not delete together
     const next = now + sweepPause * (0.5 + clock.random())
     this.sweepsAt = next
-    sweepMarkers(connection, this.settings.retention, (hasMore) => {
+    const server = connection.server.name
+    sweepMarkers(connection, this.settings.retention, (failure, hasMore) => {
       if (hasMore) this.sweepsAt = now + nextBatchPause
+      // a lost connection is reported as such
+      if (failure?._tag === "refused") this.onSweepRefused(server, failure.error.message)
       callback()
     })
   }

@@ -62,6 +62,8 @@ export class ConnectionHolder {
   readonly idTracker: IdTracker
   /** The marker of the COMMIT that was sent, if it had one. */
   marker: CommitMarker | undefined = undefined
+  /** The step that stores the key of a request with the COMMIT, if there is one. */
+  keyStep: Step | undefined = undefined
   /** The marker to use for the COMMIT, if that decides about prepared transactions. */
   decision: CommitMarker | undefined = undefined
   /** True if a statement may have notified. */
@@ -171,6 +173,7 @@ export class ConnectionHolder {
   hold(connection: Connection): void {
     this.idTracker.reset()
     this.marker = undefined
+    this.keyStep = undefined
     this.decision = undefined
     this.mayNotify = false
     this.connection = connection

@@ -152,6 +152,9 @@ const sendCommit = (level: Level, connection: Connection, resolve: Resolve, fini
   const recorder = isStoring ? connectionHolder.recordTokens() : undefined
   const marker = isStoring ? connectionHolder.makeMarker() : undefined
   const steps = marker === undefined ? commit : [markerStepOf(connection, marker), ...commit]
+  const { keyStep } = connectionHolder
+  // before the marker, which is stored only if the transaction has written
+  const all = keyStep === undefined || !isStoring ? steps : [keyStep, ...steps]
   const refused = (failure: Failure) => {
     const [state, reported] = commitFailure(level, failure)
     if (state !== "unknown") {
@@ -174,13 +177,13 @@ const sendCommit = (level: Level, connection: Connection, resolve: Resolve, fini
     finish(isKept ? "committed" : "failed", isKept ? undefined : rolledBackAtCommit(level))
   }
   if (recorder === undefined) {
-    connection.steps(steps, (failure, exchange) => {
+    connection.steps(all, (failure, exchange) => {
       // a failure after the answer to COMMIT cannot undo it
-      if (failure !== undefined && exchange.acknowledged < steps.length) return refused(failure)
+      if (failure !== undefined && exchange.acknowledged < all.length) return refused(failure)
       ended(exchange.result.command !== "ROLLBACK")
     })
   } else {
-    commitAndQueryPosition(connection, steps, (failure, { status, isCommitted }) => {
+    commitAndQueryPosition(connection, all, (failure, { status, isCommitted }) => {
       if (failure !== undefined) return refused(failure)
       if (isCommitted) recorder.recordCommit(status)
       ended(isCommitted)

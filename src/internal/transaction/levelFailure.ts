@@ -103,14 +103,15 @@ export const commitFailure = (
   { connectionHolder, readOnly }: Level,
   failure: Failure
 ): readonly [LevelState, TransactionFailure] => {
-  const { location, marker } = connectionHolder
+  const { keyStep, location, marker } = connectionHolder
   if (failure._tag === "lost") {
     return failure.sent && !failure.undone && !readOnly
       ? ["unknown", { _tag: "CommitOutcomeUnknown", ...location, cause: failure.error, ...idFields(connectionHolder) }]
       : ["failed", statementFailure(location, failure, "undone")]
   }
   // the COMMIT came after the proof that its transaction is undone
-  if (marker !== undefined && isFenced(failure))
+  const isKeyTaken = keyStep !== undefined && failure.acknowledged === 0
+  if (marker !== undefined && !isKeyTaken && isFenced(failure))
     return ["failed", { _tag: "Disconnected", ...location, cause: failure.error, outcome: "undone" }]
   const refusal = statementFailure(location, failure, "undone")
   const isUnusable = marker !== undefined && isMarkerRefused(failure)

@@ -218,6 +218,16 @@ export abstract class UnitTransactions extends TransactionContext {
     this.hasKept ||= mayBeStored(transaction)
   }
 
+  /**
+   * Returns the transaction on a database if its COMMIT alone ends the unit: there is no other
+   * transaction and no hook.
+   */
+  onlyOn(origin: Origin): Transaction | undefined {
+    const own = this.ownOf(origin)
+    const isAlone = this.transactions?.size === 1 && this.hooksBeforeBegin === undefined
+    return isAlone && own?.hasHooks === false ? own : undefined
+  }
+
   /** True if no transaction has begun, and no hook waits for one. */
   protected get isUnused(): boolean {
     return this.transactions === undefined && this.hooksBeforeBegin === undefined

@@ -97,6 +97,24 @@ export const wrongInput = (it: Vitest.MethodsNonLive<EmbeddedPostgres | Service,
         "search: it is longer than 100 characters"
       ],
       [
+        "a load without a rate",
+        "PUT",
+        "/load",
+        undefined,
+        'the request: expected JSON (content-type: application/json) such as {"rate":50}'
+      ],
+      ["a load of another type", "PUT", "/load", { rate: "50" }, "rate: expected a whole number from 0 to 100"],
+      ["a load below zero", "PUT", "/load", { rate: -1 }, "rate: expected a whole number from 0 to 100"],
+      ["a load that is too high", "PUT", "/load", { rate: 101 }, "rate: expected a whole number from 0 to 100"],
+      ["a load of half a request", "PUT", "/load", { rate: 0.5 }, "rate: expected a whole number from 0 to 100"],
+      [
+        "a load with an unknown field",
+        "PUT",
+        "/load",
+        { rate: 1, kind: "reads" },
+        'kind: is unexpected, expected: "rate"'
+      ],
+      [
         "a search with an unknown parameter",
         "GET",
         "/records?serach=x",

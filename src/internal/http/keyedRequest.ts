@@ -1,0 +1,126 @@
+/**
+ * A request with an idempotency key: the look-up of its key before it runs, and the storage of the
+ * key with its work.
+ */
+import { type SqlClient, TransactionConnection } from "@effect/sql/SqlClient"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import { ConfigInvalid, type DatabaseError, isDatabaseError, OptionsConflict, refine } from "../../DatabaseError.js"
+import { isMissing } from "../../SqlState.js"
+import * as UnitOfWork from "../../UnitOfWork.js"
+import { findText, isKeyTaken, keepStep, keepText, keepValues, type RequestKey } from "../consistency/requestKey.js"
+import type { Origin } from "../transaction/transaction.js"
+import { slotOf } from "../transaction/transactionSlot.js"
+import type { Unit } from "../unitOfWork/unit.js"
+import { type KeyOptions, type KeyProblem, otherContent, storedBefore } from "./idempotencyKey.js"
+import { decodeAnswer, encodeAnswer, type KeptAnswer } from "./keptAnswer.js"
+
+/** Class of a database that stores keys. */
+export interface KeyDatabase<Self> extends UnitOfWork.Named, Effect.Effect<OpenedClient, never, Self> {}
+
+interface OpenedClient {
+  readonly writer: SqlClient
+}
+
+/** Opened database, with the part that no public type has. */
+interface Opened extends OpenedClient {
+  readonly executor: Origin & { readonly config: { readonly outcome: string } }
+}
+
+/** Answer to a request that an earlier one with the same key has stored. */
+export type Earlier = { readonly kept: KeptAnswer } | { readonly problem: KeyProblem }
+
+/** Request with a key, before it runs. */
+export class KeyedRequest {
+  constructor(
+    private readonly opened: Opened,
+    private readonly key: RequestKey,
+    private readonly keepAnswer: KeyOptions<never, never>["keepAnswer"]
+  ) {}
+
+  /** True if the answer to the request is kept. */
+  get keepsAnswer(): boolean {
+    return this.keepAnswer !== undefined && this.keepAnswer !== false
+  }
+
+  /** Returns the answer that an earlier request with the key has left, if there was one. */
+  get earlier(): Effect.Effect<Earlier | undefined, DatabaseError> {
+    const { fingerprint, id } = this.key
+    const { writer } = this.opened
+    const rows = writer.unsafe<{ fingerprint: string; answer: string | null }>(findText, [id]).withoutTransform
+    return UnitOfWork.outside(refine(rows)).pipe(
+      // the first transaction creates the table
+      Effect.catchTag("QueryFailed", (error) =>
+        isMissing(error.sqlState ?? "") ? Effect.succeed([]) : Effect.fail(error)
+      ),
+      Effect.map(([row]) => {
+        if (row === undefined) return undefined
+        if (row.fingerprint !== fingerprint) return { problem: otherContent }
+        return row.answer === null ? { problem: storedBefore } : { kept: decodeAnswer(row.answer) }
+      })
+    )
+  }
+
+  /**
+   * Stores the key with the work of a unit: in the exchange of its COMMIT if that is all that the
+   * end of the unit does, else by a statement before the first COMMIT. It fails, now or at COMMIT,
+   * if another request has stored the key meanwhile.
+   */
+  store(unit: Unit, answer: KeptAnswer | undefined): Effect.Effect<void, DatabaseError> {
+    return Effect.suspend(() => {
+      const { executor, writer } = this.opened
+      const kept = encodeAnswer(answer, this.keepAnswer)
+      const level = unit.onlyOn(executor)?.level
+      if (level?.isBegun === true && level.savepoint === undefined && !level.readOnly) {
+        level.connectionHolder.keyStep = keepStep(this.key, kept)
+        return Effect.void
+      }
+      const statement = writer.unsafe(keepText, keepValues(this.key, kept)).withoutTransform
+      return Effect.asVoid(
+        Effect.mapInputContext(refine(statement), (context: Context.Context<never>) =>
+          Context.add(context, TransactionConnection, slotOf(context, unit))
+        )
+      )
+    })
+  }
+
+  /** Returns the answer to a request that has collided with the key of another one. */
+  get taken(): Effect.Effect<Earlier, DatabaseError> {
+    return Effect.map(this.earlier, (earlier) => earlier ?? { problem: storedBefore })
+  }
+}
+
+/** Checks if a request was undone because another request has stored its key. */
+export const isTaken = (error: unknown): boolean => {
+  if (!isDatabaseError(error)) return false
+  if (error._tag === "UniqueViolation") return isKeyTaken(error)
+  return error._tag === "CommitFailed" && isTaken(error.cause)
+}
+
+/** Opens the database of a key; it fails if the database has no markers. */
+export const openKeyDatabase = <Self>(database: KeyDatabase<Self>): Effect.Effect<Opened, ConfigInvalid, Self> =>
+  Effect.flatMap(database, (client) => {
+    // the cast: only a class of `Database.Service` has this type, and its service has the field
+    const opened = client as Opened
+    const { outcome } = opened.executor.config
+    return outcome === "marker"
+      ? Effect.succeed(opened)
+      : Effect.fail(
+          new ConfigInvalid({
+            database: database.databaseName,
+            setting: "idempotencyKey",
+            given: `a database with outcome: ${JSON.stringify(outcome)}`,
+            expected: 'a database with outcome: "marker"'
+          })
+        )
+  })
+
+/** Makes the refusal of a key inside of another unit of work, which decides about the COMMIT. */
+export const keyConflict = (): OptionsConflict =>
+  new OptionsConflict({
+    database: "",
+    server: "",
+    option: "idempotencyKey",
+    outer: "the unit of work around",
+    inner: "a request"
+  })
