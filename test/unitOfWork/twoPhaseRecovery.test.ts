@@ -5,10 +5,11 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
-import { Database } from "effect-db"
+import { Database, EmbeddedPostgres } from "effect-db"
 import { Db } from "../support/databases.js"
-import { eventually } from "../support/eventually.js"
-import { sends } from "../support/proxy.js"
+import { directory } from "../support/directory.js"
+import { eventually, until } from "../support/eventually.js"
+import { makeProxy, sends } from "../support/proxy.js"
 import { freshDatabase, query } from "../support/server.js"
 import { told, watch } from "../support/suites/pooling/observations.js"
 import { both, given, leave, move, options, run } from "../support/twoPhase.js"
@@ -146,6 +147,38 @@ describe("the recovery of prepared transactions", () => {
       yield* Effect.provide(run(both(1)), Context.merge(context, inRole))
       assert.strictEqual(yield* prepared, 0)
       assert.deepStrictEqual(yield* stored, [[1], [1]])
+    })
+  )
+
+  it.scopedLive("a primary that its standby has left decides about no prepared transaction", () =>
+    Effect.gen(function* () {
+      const { one, prepared, stored } = yield* given()
+      const { primary, replicas } = yield* EmbeddedPostgres.make({
+        directory,
+        replicas: 1,
+        synchronous: 1,
+        settings: { max_prepared_transactions: 10 }
+      })
+      const standby = replicas[0] ?? assert.fail("no standby")
+      const proxy = yield* makeProxy(primary.url())
+      yield* Layer.build(Db.layer({ writer: one, ...options, resolveWithin: "100 millis" }))
+      yield* Layer.build(Third.layer({ writer: proxy.url, ...options, resolveWithin: "2 seconds" }))
+      const fenced = yield* proxy.when(sends("INSERT INTO effect_db.outcome"), "freeze")
+      yield* leave(one, primary.url(), 1)
+      yield* fenced
+      yield* standby.cutReplication
+      yield* proxy.thaw
+      // the second attempt of the recovery finds the fence of the first, which only the primary has
+      let attempts = 0
+      yield* proxy.when((message) => {
+        if (sends("INSERT INTO effect_db.outcome")(message)) attempts++
+        return false
+      }, "pass")
+      yield* until(() => attempts >= 2)
+      assert.strictEqual(yield* prepared, 1)
+      yield* standby.restoreReplication
+      yield* eventually(prepared, (count) => count === 0)
+      assert.deepStrictEqual(yield* stored, [[], []])
     })
   )
 })
