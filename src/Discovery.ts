@@ -372,8 +372,10 @@ const askPatroni = (
  * Returns the running members of a cluster of Patroni, from its REST API.
  *
  * All URLs are asked for `/cluster` at once, and the first valid answer is used, so they are best
- * those of all members. Members in the states `running` and `streaming` are hosts; their roles are
- * found out by logins, because the API may be behind. Redirects are not followed.
+ * those of all members. Members in the states `running`, `streaming` and `in archive recovery` are
+ * hosts, except for those with the tag `noloadbalance` that do not lead; their roles are found out by
+ * logins, because the API may be behind. The password is sent to these hosts, so ask by `https`.
+ * Redirects are followed only by an `HttpClient` that does so itself.
  *
  * It uses the `HttpClient` of the environment, which has the settings of TLS and of authentication,
  * such as `FetchHttpClient.layer`. Fails with {@link DiscoveryError} if no URL has a valid answer.
