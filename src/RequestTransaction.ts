@@ -93,10 +93,15 @@ export interface KeyDatabase<Db> extends UnitOfWork.Named, Effect.Effect<{ reado
  * unit has one transaction and no hook, else before the first COMMIT. A later request with the same
  * key does not run: its response is the kept one, or 409 if none was kept. With other content it is
  * 422. If two requests with one key run at the same time, the second to commit is undone and gets
- * the response of the first. A request that rolls back leaves nothing, so the next one runs. A key
- * that is not valid is 400. Keys are deleted after `outcomeRetention`.
+ * the response of the first, as does a second one that fails or rolls back by itself. A request that
+ * rolls back leaves nothing, so the next one runs. A key that is not valid is 400. Keys are deleted
+ * after `outcomeRetention`.
  *
- * A key belongs to its method, path and scope. `GET`, `HEAD` and `OPTIONS`, requests without the
+ * A kept response is sent before the code inside of the middleware runs, so requests have to be
+ * authenticated outside of it. Work that `Db.commit` or `Db.independent` stores before the end of
+ * the unit may be stored twice, and a read-only transaction stores no key.
+ *
+ * A key belongs to its method, path and scope, with any host. `GET`, `HEAD` and `OPTIONS`, requests without the
  * header, and those with the setting `"none"` run as usual. Effects of a handler outside of the
  * databases may happen twice.
  *
@@ -131,7 +136,8 @@ export interface IdempotencyKey<Db, Request> {
    */
   readonly required?: boolean | undefined
   /**
-   * Returns the scope of a key, such as the user, so that users with the same key do not meet.
+   * Returns the scope of a key, such as the verified user and the tenant, so that users with the same
+   * key do not meet.
    *
    * @default one scope for all requests
    */
@@ -139,7 +145,8 @@ export interface IdempotencyKey<Db, Request> {
   /**
    * Returns the content that requests with the same key must have in common, beside the query.
    *
-   * @default the body, up to 1 MiB; of a request of Node the `body` that a parser has set
+   * @default the body, up to 1 MiB; of a request of Node the `body` that a parser has set. A longer
+   * body, and one of unknown length or that other code has read before, is not compared.
    */
   readonly fingerprint?: ((request: Request) => string | Uint8Array) | undefined
   /**

@@ -1,248 +1,18 @@
 /**
  * Requests with an idempotency key, by HTTP: each is done once, however often its client sends it.
  */
-import { createServer, type Server } from "node:http"
-import {
-  HttpApi,
-  HttpApiBuilder,
-  HttpApiEndpoint,
-  HttpApiGroup,
-  HttpLayerRouter,
-  HttpRouter,
-  HttpServer,
-  HttpServerRequest,
-  HttpServerResponse
-} from "@effect/platform"
-import { NodeHttpServer } from "@effect/platform-node"
+import { HttpServerRequest } from "@effect/platform"
 import { assert, it } from "@effect/vitest"
-import { getRequestListener } from "@hono/node-server"
-import * as Context from "effect/Context"
-import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Redacted from "effect/Redacted"
-import * as Schema from "effect/Schema"
-import type * as Scope from "effect/Scope"
-import { type Database, DatabaseError, DatabaseRuntime, RequestTransaction, UnitOfWork } from "effect-db"
-import express from "express"
+import { DatabaseError, DatabaseRuntime, RequestTransaction, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
 import { Audit, Db } from "../support/databases.js"
-import { answers, makeProxy, type Proxy, sends } from "../support/proxy.js"
+import { answers, type Proxy, sends } from "../support/proxy.js"
 import { freshDatabase, query } from "../support/server.js"
-import { listening } from "../support/suites/requests/listen.js"
-
-/** The work of a request: its path selects it, and its body is the name of an item. */
-type Work = (
-  path: string,
-  name: string
-) => Effect.Effect<{ readonly status: number; readonly text: string }, unknown, Db | Audit>
-
-/** Serves the work with keys, and returns the address of the server. */
-type Serve = (
-  work: Work,
-  databases: Layer.Layer<Db | Audit, unknown>,
-  keys: Pick<RequestTransaction.IdempotencyKey<Db, unknown>, "keepAnswer" | "required">
-) => Effect.Effect<string, unknown, Scope.Scope>
-
-const cookie = ["set-cookie", "session=secret"] as const
-
-const handler = (work: Work) =>
-  Effect.gen(function* () {
-    const request = yield* HttpServerRequest.HttpServerRequest
-    const { status, text } = yield* work(request.url, yield* request.text)
-    return HttpServerResponse.text(text, { status, headers: { location: "/there", [cookie[0]]: cookie[1] } })
-  })
-
-const served = <E, R>(layer: Layer.Layer<never, E, R | HttpServer.HttpServer>, databases: Layer.Layer<R, unknown>) =>
-  Effect.gen(function* () {
-    const server = NodeHttpServer.layer(createServer, { port: 0, host: "127.0.0.1" })
-    const context = yield* Layer.build(
-      Layer.provideMerge(layer, Layer.merge(server, databases)).pipe(Layer.provide(Logger.remove(Logger.defaultLogger)))
-    )
-    const { address } = Context.get(context, HttpServer.HttpServer)
-    return address._tag === "TcpAddress" ? `http://127.0.0.1:${address.port}` : assert.fail("no port")
-  })
-
-const router =
-  (place: "route" | "server", retry: boolean): Serve =>
-  (work, databases, keys) => {
-    const once = RequestTransaction.middleware({
-      retry,
-      idempotencyKey: {
-        database: Db,
-        scope: ({ headers }) => headers["x-user"] ?? "",
-        ...keys
-      }
-    })
-    const app = HttpRouter.empty.pipe(HttpRouter.all("*", handler(work)))
-    return served(
-      place === "route" ? HttpServer.serve(HttpRouter.use(app, once)) : HttpServer.serve(app, once),
-      databases
-    )
-  }
-
-const httpApi =
-  (retry: boolean): Serve =>
-  (work, databases, keys) => {
-    const path = Schema.Struct({ path: Schema.String })
-    const group = HttpApiGroup.make("work").add(HttpApiEndpoint.post("work", "/:path").setPath(path))
-    const api = HttpApi.make("work").add(group.middleware(RequestTransaction.Api))
-    const handlers = HttpApiBuilder.group(api, "work", (all) => all.handleRaw("work", () => handler(work) as never))
-    const live = HttpLayerRouter.addHttpApi(api).pipe(
-      Layer.provide(handlers),
-      Layer.provide(
-        RequestTransaction.layerApi({
-          retry,
-          idempotencyKey: { database: Db, scope: ({ headers }) => headers["x-user"] ?? "", ...keys }
-        })
-      )
-    )
-    return served(HttpLayerRouter.serve(live) as never, databases)
-  }
-
-const listen = (start: () => Server) =>
-  Effect.map(
-    Effect.acquireRelease(
-      Effect.promise(() => listening(start())),
-      ({ close }) => Effect.promise(close)
-    ),
-    ({ port }) => `http://127.0.0.1:${port}`
-  )
-
-const opened = (databases: Layer.Layer<Db | Audit, unknown>) =>
-  Effect.gen(function* () {
-    const runtime = DatabaseRuntime.make(
-      { db: Db, audit: Audit },
-      databases.pipe(Layer.provide(Logger.remove(Logger.defaultLogger)))
-    )
-    yield* Effect.acquireRelease(
-      Effect.promise(() => runtime.open()),
-      () => Effect.promise(() => runtime.close())
-    )
-    return runtime
-  })
-
-const byExpress: Serve = (work, databases, keys) =>
-  Effect.gen(function* () {
-    const runtime = yield* opened(databases)
-    const app = express()
-    app.set("env", "test")
-    app.use(express.text({ type: () => true }))
-    app.use(
-      runtime.middleware({
-        idempotencyKey: { database: Db, scope: ({ headers }) => String(headers["x-user"] ?? ""), ...keys }
-      })
-    )
-    app.all("/*path", async (request, response) => {
-      const body: unknown = request.body
-      const { status, text } = await runtime.runPromise(work(request.url, typeof body === "string" ? body : ""))
-      response
-        .status(status)
-        .set("location", "/there")
-        .set(...cookie)
-        .type("text")
-        .send(text)
-    })
-    return yield* listen(() => app.listen(0, "127.0.0.1"))
-  })
-
-const byWeb: Serve = (work, databases, keys) =>
-  Effect.gen(function* () {
-    const runtime = yield* opened(databases)
-    const handle = runtime.handler(
-      async (request) => {
-        const { pathname, search } = new URL(request.url)
-        const { status, text } = await runtime.runPromise(work(pathname + search, await request.text()))
-        return new Response(text, {
-          status,
-          headers: { "content-type": "text/plain", location: "/there", [cookie[0]]: cookie[1] }
-        })
-      },
-      {
-        retry: true,
-        idempotencyKey: { database: Db, scope: ({ headers }) => headers.get("x-user") ?? "", ...keys }
-      }
-    )
-    const listener = getRequestListener((request) => handle(request).catch(() => new Response(null, { status: 500 })))
-    return yield* listen(() => createServer(listener).listen(0, "127.0.0.1"))
-  })
-
-const places: ReadonlyArray<readonly [name: string, serve: Serve]> = [
-  ["the middleware of a router", router("route", false)],
-  ["the middleware of a router with retry", router("route", true)],
-  ["the middleware of a server", router("server", false)],
-  ["an HttpApi", httpApi(false)],
-  ["an HttpApi with retry", httpApi(true)],
-  ["Express", byExpress],
-  ["a web handler", byWeb]
-]
-
-interface Sent {
-  readonly path?: string
-  readonly key?: string
-  readonly body?: string
-  readonly user?: string
-  readonly method?: string
-}
-
-const given = (
-  serve: Serve,
-  keys: Parameters<Serve>[2] = {},
-  options: Partial<Database.Options> = {},
-  behind: (
-    url: Redacted.Redacted<string>
-  ) => Effect.Effect<Redacted.Redacted<string>, never, Scope.Scope> = Effect.succeed
-) =>
-  Effect.gen(function* () {
-    const { writer } = yield* freshDatabase
-    const { writer: other } = yield* freshDatabase
-    yield* query(writer, "CREATE TABLE item (name text)")
-    yield* query(other, "CREATE TABLE event (name text)")
-    const databases = Layer.merge(
-      Db.layer({ writer: yield* behind(writer), outcome: "marker", ...options }),
-      Audit.layer({ writer: other })
-    )
-    const state = { runs: 0 }
-    const met = yield* Deferred.make<void>()
-    const insert = (name: string) => Effect.flatMap(Db.writer, (sql) => sql`INSERT INTO item VALUES (${name})`)
-    const work: Work = (url, name) =>
-      Effect.gen(function* () {
-        const run = ++state.runs
-        const path = url.replace(/\?.*/, "")
-        if (path !== "/nothing") yield* insert(name)
-        if (path === "/both") yield* Effect.flatMap(Audit.writer, (sql) => sql`INSERT INTO event VALUES (${name})`)
-        if (path === "/meet" || path === "/both") {
-          if (run === 2) yield* Deferred.succeed(met, undefined)
-          yield* Deferred.await(met)
-        }
-        return path === "/refused" && run === 1 ? { status: 422, text: "no" } : { status: 201, text: `run ${run}` }
-      })
-    const url = yield* serve(work, databases, keys)
-    const send = ({ body = "a", key, method = "POST", path = "/items", user }: Sent) =>
-      Effect.promise(async () => {
-        const headers = {
-          ...(key === undefined ? {} : { "idempotency-key": key }),
-          ...(user === undefined ? {} : { "x-user": user })
-        }
-        const response = await fetch(url + path, { method, headers, ...(method === "GET" ? {} : { body }) })
-        return { status: response.status, text: await response.text(), headers: response.headers }
-      })
-    const stored = Effect.map(query(writer, "SELECT name FROM item ORDER BY name"), (rows) =>
-      rows.map(({ name }) => name)
-    )
-    const events = Effect.map(query(other, "SELECT name FROM event"), (rows) => rows.map(({ name }) => name))
-    return { send, stored, events, state, writer }
-  })
-
-/** Adds a proxy in front of a server to a list, and returns its URL. */
-const through = (proxies: Array<Proxy>, url: Redacted.Redacted<string>) =>
-  Effect.map(makeProxy(url), (proxy) => {
-    proxies.push(proxy)
-    return proxy.url
-  })
-
-const replayed = "idempotent-replayed"
+import { given, places, replayed, router, type Sent, through } from "../support/suites/requests/keyed.js"
 
 for (const [name, serve] of places) {
   describe(`idempotency keys with ${name}`, () => {
@@ -288,7 +58,7 @@ for (const [name, serve] of places) {
       () =>
         Effect.gen(function* () {
           const { send, state } = yield* given(serve, { required: true })
-          for (const key of [undefined, "", "a\tb", "x".repeat(256)])
+          for (const key of [undefined, "", "a\tb", "a\u0085b", "x".repeat(256)])
             assert.strictEqual((yield* send(key === undefined ? {} : { key })).status, 400)
           assert.strictEqual(state.runs, 0)
           assert.strictEqual((yield* send({ key: "x".repeat(255) })).status, 201)
@@ -444,6 +214,8 @@ describe("the storage of idempotency keys", () => {
       {},
       { database: "app" },
       { database: Db, heeder: "x" },
+      { database: Db, header: "a key" },
+      { database: Db, keepAnswer: null },
       { database: Db, keepAnswer: { maxBytes: -1 } }
     ])
       assert.throws(make(keys), DatabaseError.ConfigInvalid)

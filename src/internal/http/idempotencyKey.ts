@@ -8,7 +8,6 @@ import {
   aFunction,
   anObject,
   anyOf,
-  aText,
   invalidOption,
   type OptionRule,
   type OptionRules
@@ -31,10 +30,15 @@ const aDatabase: OptionRule = {
   accepts: (given) => typeof given === "function" && "databaseName" in given
 }
 
+const aHeader: OptionRule = {
+  expected: "the name of a header",
+  accepts: (given) => typeof given === "string" && /^[!#$%&'*+\-.^_`|~\w]+$/.test(given)
+}
+
 /** The rules for `KeyOptions`. */
 const keyOptions: OptionRules<KeyOptions<unknown, never>> = {
   database: aDatabase,
-  header: aText,
+  header: aHeader,
   required: aBoolean,
   scope: aFunction,
   fingerprint: aFunction,
@@ -45,7 +49,7 @@ const keyOptions: OptionRules<KeyOptions<unknown, never>> = {
 export const invalidKeyOption = (options: KeyOptions<unknown, never> | undefined): ConfigInvalid | undefined => {
   if (options === undefined) return undefined
   const { keepAnswer } = options
-  const maxBytes = typeof keepAnswer === "object" ? keepAnswer.maxBytes : 0
+  const maxBytes = typeof keepAnswer === "object" && keepAnswer !== null ? keepAnswer.maxBytes : 0
   return (
     invalidOption("", options, keyOptions, "idempotencyKey") ??
     (aDatabase.accepts(options.database) ? undefined : missing("database", aDatabase.expected)) ??
@@ -74,7 +78,7 @@ export const otherContent = problem(422, "The idempotency key was used for a req
 const defaultHeader = "idempotency-key"
 const maxKeyLength = 255
 // biome-ignore lint/suspicious/noControlCharactersInRegex: a key must not have any
-const control = /[\u0000-\u001f\u007f]/
+const control = /[\u0000-\u001f\u007f-\u009f]/
 
 /** The facts of a request that its key depends on. */
 export interface KeyedFacts {
@@ -114,15 +118,20 @@ const idOf = (key: string, { method, path }: KeyedFacts, scope: string): string 
   return [0, 8, 12, 16, 20].map((start, i, all) => digits.slice(start, all[i + 1] ?? 32)).join("-")
 }
 
-/** Returns the fingerprint of the content of a request: its query, and its body if it is known. */
-const fingerprintOf = (url: string, content: string | Uint8Array): string => {
+const hashOf = (content: string | Uint8Array): string => createHash("sha256").update(content).digest("base64url")
+
+/**
+ * Returns the fingerprint of the content of a request: the hashes of its query and its body. That of
+ * a body which is not known is empty.
+ */
+const fingerprintOf = (url: string, content: string | Uint8Array | undefined): string => {
   const start = url.indexOf("?")
-  return createHash("sha256")
-    .update(start < 0 ? "" : url.slice(start))
-    .update("\n")
-    .update(content)
-    .digest("base64url")
+  return `${hashOf(start < 0 ? "" : url.slice(start))}.${content === undefined ? "" : hashOf(content)}`
 }
+
+/** Checks if two fingerprints may be those of the same content. Bodies are compared if both are known. */
+export const isSameContent = (one: string, other: string): boolean =>
+  one === other || (one.startsWith(other) && other.endsWith(".")) || (other.startsWith(one) && one.endsWith("."))
 
 /** Returns the key of a request as it is stored. */
 export const requestKeyOf = (
@@ -130,5 +139,5 @@ export const requestKeyOf = (
   facts: KeyedFacts,
   scope: string,
   url: string,
-  content: string | Uint8Array
+  content: string | Uint8Array | undefined
 ): RequestKey => ({ id: idOf(key, facts, scope), fingerprint: fingerprintOf(url, content) })

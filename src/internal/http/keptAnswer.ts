@@ -11,13 +11,16 @@ export interface KeptAnswer {
 
 /** The headers that are kept. Others, such as cookies, belong to one answer alone. */
 const keptHeaders = new Set([
+  "content-disposition",
+  "content-encoding",
   "content-type",
   "content-language",
   "content-location",
   "etag",
   "last-modified",
   "link",
-  "location"
+  "location",
+  "vary"
 ])
 
 /** The header of an answer that is sent again. */
@@ -25,14 +28,13 @@ const replayedHeader = ["idempotent-replayed", "true"] as const
 
 const defaultMaxBytes = 65_536
 
+/** Returns the length of the longest body that is kept, in bytes, or `undefined` if none is kept. */
+export const maxBytesOf = (keepAnswer: boolean | { readonly maxBytes: number } | undefined): number | undefined =>
+  typeof keepAnswer === "object" ? keepAnswer.maxBytes : keepAnswer === true ? defaultMaxBytes : undefined
+
 /** Returns the text of an answer to keep, or `undefined` if it is not to be kept. */
-export const encodeAnswer = (
-  answer: KeptAnswer | undefined,
-  keepAnswer: boolean | { readonly maxBytes: number } | undefined
-): string | undefined => {
-  if (answer === undefined || keepAnswer === undefined || keepAnswer === false) return undefined
-  const maxBytes = keepAnswer === true ? defaultMaxBytes : keepAnswer.maxBytes
-  if (answer.body.byteLength > maxBytes) return undefined
+export const encodeAnswer = (answer: KeptAnswer | undefined, maxBytes: number | undefined): string | undefined => {
+  if (answer === undefined || maxBytes === undefined || answer.body.byteLength > maxBytes) return undefined
   const headers = answer.headers.filter(([name]) => keptHeaders.has(name.toLowerCase()))
   return JSON.stringify([answer.status, headers, Buffer.from(answer.body).toString("base64")])
 }

@@ -11,7 +11,7 @@ import { type KeyedFacts, type KeyOptions, type KeyProblem, keyIn, requestKeyOf 
 import type { KeptAnswer } from "./keptAnswer.js"
 import { type Earlier, type KeyDatabase, KeyedRequest, openKeyDatabase } from "./keyedRequest.js"
 import { problemType } from "./problemJson.js"
-import { makeReplayable } from "./replayableRequest.js"
+import { makeReplayable, wasRead } from "./replayableRequest.js"
 import { pathOf } from "./requestLabel.js"
 
 type Request = HttpServerRequest
@@ -54,7 +54,8 @@ export interface Admitted {
 
 const factsOf = ({ headers, method, originalUrl }: Request): KeyedFacts => ({
   method,
-  path: pathOf(originalUrl),
+  // the address of a web request has the host, which is not a part of the key
+  path: pathOf(originalUrl).replace(/^[a-z]+:\/\/[^/]*/i, ""),
   header: (name) => headers[name]
 })
 
@@ -74,8 +75,10 @@ export const admit = <Self>(
   if (typeof key !== "string") return Effect.succeed(problemOf(key))
   return Effect.gen(function* () {
     const opened = yield* openKeyDatabase(options.database)
-    const fresh = isRepeatable ? yield* makeReplayable(request) : () => request
-    const content = options.fingerprint?.(request) ?? new Uint8Array(isRepeatable ? yield* fresh().arrayBuffer : [])
+    // a body that other code has read cannot be read again
+    const isKept = isRepeatable && !wasRead(request)
+    const fresh = isKept ? yield* makeReplayable(request) : () => request
+    const content = options.fingerprint?.(request) ?? (isKept ? new Uint8Array(yield* fresh().arrayBuffer) : undefined)
     const stored = requestKeyOf(key, facts, options.scope?.(request) ?? "", request.originalUrl, content)
     const keyed = new KeyedRequest(opened, stored, options.keepAnswer)
     const earlier = yield* keyed.earlier

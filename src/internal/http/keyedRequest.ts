@@ -12,8 +12,8 @@ import { findText, isKeyTaken, keepStep, keepText, keepValues, type RequestKey }
 import type { Origin } from "../transaction/transaction.js"
 import { slotOf } from "../transaction/transactionSlot.js"
 import type { Unit } from "../unitOfWork/unit.js"
-import { type KeyOptions, type KeyProblem, otherContent, storedBefore } from "./idempotencyKey.js"
-import { decodeAnswer, encodeAnswer, type KeptAnswer } from "./keptAnswer.js"
+import { isSameContent, type KeyOptions, type KeyProblem, otherContent, storedBefore } from "./idempotencyKey.js"
+import { decodeAnswer, encodeAnswer, type KeptAnswer, maxBytesOf } from "./keptAnswer.js"
 
 /** Class of a database that stores keys. */
 export interface KeyDatabase<Self> extends UnitOfWork.Named, Effect.Effect<OpenedClient, never, Self> {}
@@ -38,9 +38,9 @@ export class KeyedRequest {
     private readonly keepAnswer: KeyOptions<never, never>["keepAnswer"]
   ) {}
 
-  /** True if the answer to the request is kept. */
-  get keepsAnswer(): boolean {
-    return this.keepAnswer !== undefined && this.keepAnswer !== false
+  /** The length of the longest body that is kept, in bytes, or `undefined` if no answer is kept. */
+  get maxBytes(): number | undefined {
+    return maxBytesOf(this.keepAnswer)
   }
 
   /** Returns the answer that an earlier request with the key has left, if there was one. */
@@ -55,7 +55,7 @@ export class KeyedRequest {
       ),
       Effect.map(([row]) => {
         if (row === undefined) return undefined
-        if (row.fingerprint !== fingerprint) return { problem: otherContent }
+        if (!isSameContent(row.fingerprint, fingerprint)) return { problem: otherContent }
         return row.answer === null ? { problem: storedBefore } : { kept: decodeAnswer(row.answer) }
       })
     )
@@ -69,9 +69,12 @@ export class KeyedRequest {
   store(unit: Unit, answer: KeptAnswer | undefined): Effect.Effect<void, DatabaseError> {
     return Effect.suspend(() => {
       const { executor, writer } = this.opened
-      const kept = encodeAnswer(answer, this.keepAnswer)
+      const kept = encodeAnswer(answer, this.maxBytes)
       const level = unit.onlyOn(executor)?.level
-      if (level?.isBegun === true && level.savepoint === undefined && !level.readOnly) {
+      // work that is read only leaves nothing to do twice
+      const isReadOnly = level?.readOnly ?? unit.settingsFor(executor.database).access === "read only"
+      if (isReadOnly) return Effect.void
+      if (level?.isBegun === true && level.savepoint === undefined) {
         level.connectionHolder.keyStep = keepStep(this.key, kept)
         return Effect.void
       }
@@ -84,11 +87,25 @@ export class KeyedRequest {
     })
   }
 
-  /** Returns the answer to a request that has collided with the key of another one. */
-  get taken(): Effect.Effect<Earlier, DatabaseError> {
-    return Effect.map(this.earlier, (earlier) => earlier ?? { problem: storedBefore })
+  /**
+   * Returns the answer that another request with the key has left, if the work of this one was
+   * undone: its own failure may be a consequence of the work of the other one. `failure` is that of
+   * the unit, if there was one. A failed look-up is logged; the request then gets its own answer, or
+   * 409 if it has collided with the key.
+   */
+  instead(failure: unknown): Effect.Effect<Earlier | undefined> {
+    // after these failures the key may be that of this request
+    if (isDatabaseError(failure) && keepsWork.has(failure._tag)) return Effect.succeed(undefined)
+    const otherwise = isTaken(failure) ? { problem: storedBefore } : undefined
+    return Effect.matchEffect(this.earlier, {
+      onFailure: (error) => Effect.as(Effect.logError(error.message), otherwise),
+      onSuccess: (earlier) => Effect.succeed(earlier ?? otherwise)
+    })
   }
 }
+
+/** The failures after which a part of the work of a unit is stored or may be stored. */
+const keepsWork: ReadonlySet<string> = new Set(["PartialCommit", "CommitOutcomeUnknown"])
 
 /** Checks if a request was undone because another request has stored its key. */
 export const isTaken = (error: unknown): boolean => {

@@ -11,6 +11,9 @@ type Ask = HttpServerRequest.HttpServerRequest
 /** The key of the function that makes another request with the same body. */
 const again = Symbol("again")
 
+/** The key of the mark by which `HttpApp.toHandled` sends one response. */
+const handled = Symbol.for("@effect/platform/HttpApp/handled")
+
 /** Returns a request whose body was read before, and can be read any number of times. */
 const withBody = (request: Ask, body: ArrayBuffer): Ask => {
   const type = request.headers["content-type"]
@@ -25,7 +28,12 @@ const withBody = (request: Ask, body: ArrayBuffer): Ask => {
   const own: PropertyDescriptorMap = {
     // a router that mounts another router modifies the path
     modify: { value: (options: Parameters<Ask["modify"]>[0]) => withBody(request.modify(options), body) },
-    [again]: { value: () => withBody(request, body) }
+    [again]: { value: () => withBody(request, body) },
+    // the platform reads this mark of a sent response from the request that it has made
+    [handled]: {
+      get: () => Reflect.get(request, handled),
+      set: (isHandled: unknown) => Reflect.set(request, handled, isHandled)
+    }
   }
   for (const part of [
     "text",
@@ -50,7 +58,8 @@ const isNodeSource = (source: unknown): boolean =>
  * Checks if other code has read the body, which cannot be read a second time. Each attempt gets the
  * same request then, because a request caches a body that was read as text.
  */
-const wasRead = ({ source }: Ask): boolean =>
+export const wasRead = ({ source, [again]: copy }: Ask & { readonly [again]?: () => Ask }): boolean =>
+  copy === undefined &&
   typeof source === "object" &&
   source !== null &&
   (("readableDidRead" in source && source.readableDidRead === true) ||

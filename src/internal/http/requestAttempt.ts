@@ -17,7 +17,7 @@ import { reasonOf } from "../unitOfWork/retryWork.js"
 import { responseOf } from "./apiFailureResponse.js"
 import { isRouteHandler, routeEntry, unitEntry } from "./enterUnitOfWork.js"
 import { answerOf, earlierResponse } from "./keyedAnswer.js"
-import { isTaken, type KeyedRequest } from "./keyedRequest.js"
+import type { KeyedRequest } from "./keyedRequest.js"
 import type { RequestPlan } from "./requestPlan.js"
 import { type RequestSession, sessionOf } from "./sessionCookie.js"
 
@@ -47,6 +47,21 @@ export const answerIt = <E>({ otherwise }: Unstored<E>): Effect.Effect<Response,
  */
 export const undo = (handle: UnitHandle): Effect.Effect<void> => Effect.ignore(handle.end("rollback", undefined))
 
+/**
+ * Answers a request whose work was undone: with the answer that another request with its key has
+ * left, if there is one, else with its own.
+ */
+const answerUndone = <E>(
+  keyed: KeyedRequest | undefined,
+  failure: unknown,
+  own: Effect.Effect<Response, E>
+): Effect.Effect<Response, E> =>
+  keyed === undefined
+    ? own
+    : Effect.flatMap(keyed.instead(failure), (earlier) =>
+        earlier === undefined ? own : Effect.succeed(earlierResponse(earlier))
+      )
+
 /** Ends a unit; if it commits, the key of the request is stored with it. */
 const endWithKey = (
   keyed: KeyedRequest | undefined,
@@ -74,9 +89,11 @@ export const endBy = <E, E1>(
   restore: Restore
 ): Effect.Effect<Response, E1> =>
   Effect.suspend(() => {
-    const answer = (reason?: unknown) => {
-      if (!Cause.isEmpty(cause)) return settle(new Unstored(reason, cause, Effect.failCause(cause)))
-      const answered = Effect.succeed(response)
+    const answer = (reason?: unknown, isUndone = false) => {
+      const undone = isUndone ? keyed : undefined
+      if (!Cause.isEmpty(cause))
+        return settle(new Unstored(reason, cause, answerUndone(undone, undefined, Effect.failCause(cause))))
+      const answered = answerUndone(undone, undefined, Effect.succeed(response))
       return reason === undefined ? answered : settle(new Unstored(reason, cause, answered))
     }
     if (handle.hasEnded || (keyed === undefined && handle.endUntouched())) return answer()
@@ -88,18 +105,10 @@ export const endBy = <E, E1>(
     }
     return Effect.matchEffect(endWithKey(keyed, handle, decided, response, restore), {
       onFailure: (error) => {
-        const refused = (failure: DatabaseError) =>
-          Effect.suspend(() => Effect.as(Effect.logError(failure.message), onCommitFailed(failure)))
-        const otherwise =
-          keyed !== undefined && isTaken(error)
-            ? Effect.matchEffect(keyed.taken, {
-                onFailure: refused,
-                onSuccess: (earlier) => Effect.succeed(earlierResponse(earlier))
-              })
-            : refused(error)
-        return settle(new Unstored(error, Cause.fail(error), otherwise))
+        const refused = Effect.suspend(() => Effect.as(Effect.logError(error.message), onCommitFailed(error)))
+        return settle(new Unstored(error, Cause.fail(error), answerUndone(keyed, error, refused)))
       },
-      onSuccess: () => answer(decided === "rollback" ? reasonOf(handle.unit.failures, cause) : undefined)
+      onSuccess: () => (decided === "rollback" ? answer(reasonOf(handle.unit.failures, cause), true) : answer())
     })
   })
 
@@ -118,8 +127,11 @@ const endByFailure = <E, E1>(
   const otherwise = Effect.failCause(cause)
   // if the unit has ended, its response is being sent, and no other response may follow
   if (handle.hasEnded) return settle(new Unstored(undefined, cause, otherwise))
+  // an interrupted request has no client that waits for an answer
+  const keyed = Cause.isInterruptedOnly(cause) ? undefined : plan.keyed
+  const undone = answerUndone(keyed, undefined, otherwise)
   const rollback = Effect.suspend(() =>
-    Effect.zipRight(undo(handle), settle(new Unstored(reasonOf(handle.unit.failures, cause), cause, otherwise)))
+    Effect.zipRight(undo(handle), settle(new Unstored(reasonOf(handle.unit.failures, cause), cause, undone)))
   )
   const encoded = responseOf(outside, cause)
   return encoded === undefined

@@ -16,6 +16,12 @@ export interface Answer {
   readonly headers: ReadonlyArray<readonly [name: string, value: string]>
 }
 
+/** Returns the headers of an argument of `writeHead`: a record, or a list of names and values. */
+const headersOf = (given: object): OutgoingHttpHeaders =>
+  Array.isArray(given)
+    ? Object.fromEntries(given.flatMap((name, i) => (i % 2 === 0 ? [[String(name), given[i + 1]]] : [])))
+    : { ...given }
+
 type Sending = Pick<ServerResponse, "writeHead" | "write" | "end" | "flushHeaders">
 
 /** The handler may write the head of its answer. `status` is the status of a kept `writeHead`. */
@@ -89,7 +95,7 @@ export class HeldResponse {
           new ServerResponse(response.req).writeHead(...args)
           this.state = new WritingHead(args[0])
           const last: unknown = args.at(-1)
-          if (typeof last === "object" && last !== null && !Array.isArray(last)) this.writtenHeaders = { ...last }
+          if (typeof last === "object" && last !== null) this.writtenHeaders = headersOf(last)
         }
         this.call({ send: () => writeHead.apply(response, withHeader(args, response)), args: [] })
         return response

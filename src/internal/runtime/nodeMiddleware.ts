@@ -13,17 +13,16 @@ import { type DatabaseError, isDatabaseError, type Problem, toProblem } from "..
 import * as UnitOfWork from "../../UnitOfWork.js"
 import { anObject, type OptionRules } from "../config/optionRules.js"
 import type { KeyProblem } from "../http/idempotencyKey.js"
-import type { KeptAnswer } from "../http/keptAnswer.js"
-import { type Earlier, isTaken, type KeyedRequest } from "../http/keyedRequest.js"
+import type { Earlier, KeyedRequest } from "../http/keyedRequest.js"
 import { notStored, problemType } from "../http/problemJson.js"
 import { makeLabeler, pathOf } from "../http/requestLabel.js"
 import { outcomeByStatus, type RequestOptions, requestOptions, settingsFor } from "../http/requestOptions.js"
 import { headerOf, type SessionTokenOptions, type SessionTokens, sessionOf } from "../http/sessionCookie.js"
 import { currentContext } from "../transaction/context.js"
 import { runDescribed } from "../unitOfWork/runUnit.js"
-import { addHeader } from "./answerHead.js"
+import { addHeader, setAdded } from "./answerHead.js"
 import { runPlain } from "./asyncContext.js"
-import { HeldResponse } from "./heldResponse.js"
+import { type Answer, HeldResponse } from "./heldResponse.js"
 import { keyedRequestOf, type PlainKeyOptions, Refused, storeKey } from "./plainKeys.js"
 
 /** Options of requests. The outcome is decided by the status of the response. */
@@ -79,9 +78,9 @@ const isClosed = ({ destroyed, stream }: ServerResponse & { readonly stream?: Pi
 export const asError = (error: unknown): Error =>
   error instanceof Error ? error : new Error(String(error), { cause: error })
 
-/** Returns the content of a request that a body parser has read, as far as it is known. */
-const parsedBody = ({ body }: IncomingMessage & { readonly body?: unknown }): string | Uint8Array =>
-  typeof body === "string" || body instanceof Uint8Array ? body : (JSON.stringify(body) ?? "")
+/** Returns the content of a request, if a body parser has read it. */
+const parsedBody = ({ body }: IncomingMessage & { readonly body?: unknown }): string | Uint8Array | undefined =>
+  typeof body === "string" || body instanceof Uint8Array ? body : JSON.stringify(body)
 
 /** Returns the key of a request, or fails with the answer if the request must not run. */
 const admit = (options: PlainKeyOptions<IncomingMessage>, request: IncomingMessage & Routed) => {
@@ -96,16 +95,28 @@ const admit = (options: PlainKeyOptions<IncomingMessage>, request: IncomingMessa
   >
 }
 
-/** Returns a kept answer in place of a held one. */
-const replacementOf = ({ body, headers, status }: KeptAnswer) => ({
-  status,
-  type: headers.find(([name]) => name === "content-type")?.[1],
-  body,
-  headers: headers.filter(([name]) => name !== "content-type")
+const problemAnswer = (problem: Problem | KeyProblem): Answer => ({
+  status: problem.status,
+  type: problemType,
+  body: JSON.stringify(problem),
+  headers: []
 })
+
+/** Returns the answer of an earlier request in place of a held one. */
+const replacementOf = (earlier: Earlier): Answer => {
+  if ("problem" in earlier) return problemAnswer(earlier.problem)
+  const { body, headers, status } = earlier.kept
+  return {
+    status,
+    type: headers.find(([name]) => name === "content-type")?.[1],
+    body,
+    headers: headers.filter(([name]) => name !== "content-type")
+  }
+}
 
 /** Sends the answer of an earlier request; the handler does not run. */
 const sendEarlier = (response: ServerResponse, earlier: Earlier): void => {
+  setAdded(response)
   if ("problem" in earlier) {
     response.writeHead(earlier.problem.status, { "content-type": problemType })
     response.end(JSON.stringify(earlier.problem))
@@ -142,6 +153,7 @@ export const inUnit = (
     let held: HeldResponse | undefined
     let answered = false
     let keyed: KeyedRequest | undefined
+    let isUndone = false
     const called = runPlain(
       () =>
         new Promise<number>((resolve) => {
@@ -152,14 +164,16 @@ export const inUnit = (
           next()
         })
     )
-    const handled = Effect.tap(called, (status) =>
-      keyed === undefined || outcome(status) === "rollback"
-        ? Effect.void
-        : storeKey(
-            keyed,
-            Effect.sync(() => held?.whole)
-          )
-    )
+    const handled = Effect.tap(called, (status) => {
+      if (keyed === undefined) return Effect.void
+      isUndone = outcome(status) === "rollback"
+      if (isUndone) return Effect.void
+      const { maxBytes } = keyed
+      return storeKey(
+        keyed,
+        Effect.sync(() => (maxBytes === undefined ? undefined : held?.whole))
+      )
+    })
     const closed = Effect.async<never, typeof disconnected>((resume) => {
       const onClose = () => resume(Effect.fail(disconnected))
       // a response that waits for earlier responses of its connection gets no "close" event, so the
@@ -185,6 +199,13 @@ export const inUnit = (
             },
             makeLabeler(request, describe, options)
           )
+    // the answer of another request with the key, if it has one, in place of the own one
+    const answerUndone = (undone: boolean, failure: unknown, own: Effect.Effect<void>): Effect.Effect<void> =>
+      keyed === undefined || !undone
+        ? own
+        : Effect.flatMap(keyed.instead(failure), (earlier) =>
+            earlier === undefined ? own : Effect.sync(() => held?.replace(replacementOf(earlier)))
+          )
     const { idempotencyKey } = options
     const keptUnit =
       idempotencyKey === undefined || settings === "none"
@@ -195,24 +216,21 @@ export const inUnit = (
           })
     return (session === undefined ? keptUnit : withSession(keptUnit, session)).pipe(
       Effect.matchCauseEffect({
-        onSuccess: () => Effect.sync(() => held?.release()),
+        onSuccess: () =>
+          answerUndone(
+            isUndone,
+            undefined,
+            Effect.sync(() => held?.release())
+          ),
         onFailure: (cause) => {
           const error = Cause.squash(cause)
           if (error === disconnected) return Effect.sync(() => held?.discard())
           if (error instanceof Refused) return Effect.sync(() => sendEarlier(response, error.earlier))
           const waiting = held
           if (waiting === undefined) return Effect.fail(error)
-          const instead = (problem: Problem | KeyProblem) =>
-            Effect.sync(() =>
-              waiting.replace({ status: problem.status, type: problemType, body: JSON.stringify(problem), headers: [] })
-            )
-          if (keyed !== undefined && isTaken(error))
-            return Effect.flatMap(keyed.taken, (earlier) =>
-              "problem" in earlier
-                ? instead(earlier.problem)
-                : Effect.sync(() => waiting.replace(replacementOf(earlier.kept)))
-            )
-          if (isDatabaseError(error)) return Effect.zipRight(Effect.logError(error.message), instead(toProblem(error)))
+          const instead = (problem: Problem) => Effect.sync(() => waiting.replace(problemAnswer(problem)))
+          if (isDatabaseError(error))
+            return answerUndone(true, error, Effect.zipRight(Effect.logError(error.message), instead(toProblem(error))))
           // the kept answer would report work that was undone
           if (answered) return Effect.zipRight(Effect.logError(cause), instead(notStored))
           return Effect.sync(() => {

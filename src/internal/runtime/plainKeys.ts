@@ -26,7 +26,7 @@ export const keyedRequestOf = <Request>(
   request: Request,
   facts: KeyedFacts,
   url: string,
-  content: Effect.Effect<string | Uint8Array>
+  content: Effect.Effect<string | Uint8Array | undefined>
 ): Effect.Effect<KeyedRequest | undefined, DatabaseError | Refused, unknown> => {
   const key = keyIn(facts, options)
   if (key === undefined) return Effect.succeed(undefined)

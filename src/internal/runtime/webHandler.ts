@@ -12,7 +12,7 @@ import { anObject, aRetry, aText, type OptionRules } from "../config/optionRules
 import type { KeyProblem } from "../http/idempotencyKey.js"
 import { isKeepable } from "../http/isKeepable.js"
 import type { KeptAnswer } from "../http/keptAnswer.js"
-import { type Earlier, isTaken, type KeyedRequest } from "../http/keyedRequest.js"
+import type { Earlier, KeyedRequest } from "../http/keyedRequest.js"
 import { notStored, problemType } from "../http/problemJson.js"
 import { makeLabeler } from "../http/requestLabel.js"
 import { outcomeByStatus, type RequestOptions, requestOptions, settingsFor } from "../http/requestOptions.js"
@@ -27,6 +27,7 @@ import type { Describe } from "../statement/workLabel.js"
 import { runDescribed } from "../unitOfWork/runUnit.js"
 import { runPlain } from "./asyncContext.js"
 import { keyedRequestOf, type PlainKeyOptions, Refused, storeKey } from "./plainKeys.js"
+import { readWhole } from "./readWhole.js"
 
 /** Options of web requests. */
 export interface WebRequestOptions extends RequestOptions<Request, Response> {
@@ -74,13 +75,16 @@ const earlierResponse = (earlier: Earlier): Response => {
   })
 }
 
-/** Reads a response as an answer to keep, unless its body was read or has another reader. */
-const answerOf = (response: Response): Effect.Effect<KeptAnswer | undefined> =>
-  response.bodyUsed || response.body?.locked === true
+/**
+ * Reads a response as an answer to keep, unless its body was read, has another reader, or is not
+ * known as a whole.
+ */
+const answerOf = (response: Response, maxBytes: number | undefined): Effect.Effect<KeptAnswer | undefined> =>
+  maxBytes === undefined || response.bodyUsed || response.body?.locked === true
     ? Effect.succeed(undefined)
     : Effect.map(
-        Effect.promise(() => response.clone().arrayBuffer()),
-        (body) => ({ status: response.status, headers: [...response.headers], body: new Uint8Array(body) })
+        Effect.promise(() => readWhole(response.clone().body, maxBytes)),
+        (body) => body && { status: response.status, headers: [...response.headers], body }
       )
 
 /**
@@ -103,6 +107,7 @@ const answerInUnit = (
     const fresh = () => (retry === undefined || retry === false ? request : request.clone())
     if (settings === "none") return UnitOfWork.outside(runPlain(() => handle(request)))
     let answered: Response | undefined
+    let isUndone = false
     // the body of a response that is not sent is closed; a locked body cannot be closed
     const drop = () => {
       void answered?.body?.cancel().catch(() => {})
@@ -114,9 +119,9 @@ const answerInUnit = (
         runPlain(() => handle(fresh())),
         (response) => {
           answered = response
-          return keyed === undefined || outcome(response) === "rollback"
-            ? Effect.void
-            : storeKey(keyed, keyed.keepsAnswer ? answerOf(response) : Effect.succeed(undefined))
+          if (keyed === undefined) return Effect.void
+          isUndone = outcome(response) === "rollback"
+          return isUndone ? Effect.void : storeKey(keyed, answerOf(response, keyed.maxBytes))
         }
       )
     })
@@ -130,14 +135,32 @@ const answerInUnit = (
       },
       describe(request, options)
     )
-    return Effect.catchAllCause(unit, (cause) => {
-      const error = Cause.squash(cause)
-      if (answered === undefined || Cause.isInterruptedOnly(cause)) return Effect.failCause(cause)
-      drop()
-      if (keyed !== undefined && isTaken(error)) return Effect.map(keyed.taken, earlierResponse)
-      return isDatabaseError(error)
-        ? Effect.as(Effect.logError(error.message), refusalResponse(toProblem(error)))
-        : Effect.as(Effect.logError(cause), refusalResponse(notStored))
+    // the answer of another request with the key, if it has one, in place of the own one
+    const answerUndone = (failure: unknown, own: Effect.Effect<Response, unknown>) =>
+      keyed === undefined
+        ? own
+        : Effect.flatMap(keyed.instead(failure), (earlier) => {
+            if (earlier === undefined) return own
+            drop()
+            return Effect.succeed(earlierResponse(earlier))
+          })
+    return Effect.matchCauseEffect(unit, {
+      onFailure: (cause) => {
+        const error = Cause.squash(cause)
+        if (Cause.isInterruptedOnly(cause)) return Effect.failCause(cause)
+        if (answered === undefined) return answerUndone(error, Effect.failCause(cause))
+        drop()
+        return answerUndone(
+          error,
+          isDatabaseError(error)
+            ? Effect.as(Effect.logError(error.message), refusalResponse(toProblem(error)))
+            : Effect.as(Effect.logError(cause), refusalResponse(notStored))
+        )
+      },
+      onSuccess: (response) => {
+        const own = Effect.succeed(response)
+        return isUndone ? answerUndone(undefined, own) : own
+      }
     })
   })
 
@@ -153,7 +176,7 @@ const answerWithKey = (
   const { headers, method, url } = request
   const { pathname, search } = new URL(url)
   const isKept = !request.bodyUsed && isKeepable(method, (name) => headers.get(name), request)
-  const content = Effect.promise(async () => new Uint8Array(isKept ? await request.clone().arrayBuffer() : []))
+  const content = Effect.promise(async () => (isKept ? new Uint8Array(await request.clone().arrayBuffer()) : undefined))
   const facts = { method, path: pathname, header: (name: string) => headers.get(name) }
   // the cast: the runtime has opened the database, which is one of its own
   const admitted = keyedRequestOf(idempotencyKey, request, facts, search, content) as Effect.Effect<
