@@ -498,7 +498,8 @@ export interface CommonOptions extends PoolOptions, SessionOptions {
   readonly outcomeTable?: "create" | "exists" | undefined
   /**
    * The time after which the rows of `outcome: "marker"` are deleted, in batches, by each process
-   * about once a minute. It must be longer than `resolveWithin`. An outcome cannot be proved later.
+   * about once a minute. It must be longer than `resolveWithin`, and with `twoPhase` an hour
+   * at least. An outcome cannot be proved later.
    * Give the same time to all processes that use the database, because each deletes the rows of all.
    *
    * @default "1 day"
@@ -509,7 +510,8 @@ export interface CommonOptions extends PoolOptions, SessionOptions {
    * "twoPhase"`. It needs `outcome: "marker"`, and `max_prepared_transactions` above 0 on the server:
    * otherwise the layer fails with `ConfigInvalid`, or with `startup: "lazy"` the end of the first such
    * unit does. Each process looks for prepared transactions that another one has left, at its start
-   * and every 10 seconds.
+   * (with `"lazy"` from its first such unit) and about every 10 seconds, on a connection of its own
+   * beside those of `maxConnections`, which it closes after that.
    *
    * @see `UnitOfWork.Options` for the option `atomic`
    * @default false
@@ -1005,6 +1007,9 @@ const readersOf = (readers: CommonOptions["readers"]): ReadonlyArray<ServerInput
   return readers.length === 1 && isEmptyUrl(readers[0]) ? [] : readers
 }
 
+/** The shortest time for which the markers of decisions are kept, in ms. */
+const shortestDecisionRetention = 3_600_000
+
 /** The smallest valid limit for the bytes of a login or of notices. */
 const minStartupBytes = 16_384
 
@@ -1104,6 +1109,15 @@ const parse = (name: string, options: GivenOptions): DatabaseConfig => {
   if (twoPhase && outcome !== "marker")
     throw new Invalid("twoPhase", `true with outcome: "${outcome}"`, 'outcome: "marker"')
   const resolveWithin = finite("resolveWithin", duration("resolveWithin", options.resolveWithin, "5 seconds"))
+  const outcomeRetention = longerThan(
+    "outcomeRetention",
+    duration("outcomeRetention", options.outcomeRetention, "1 day"),
+    resolveWithin,
+    "resolveWithin"
+  )
+  // a decision whose marker is deleted counts as undone
+  if (twoPhase && outcomeRetention < shortestDecisionRetention)
+    throw new Invalid("outcomeRetention", `${outcomeRetention} ms`, "an hour or longer, with twoPhase")
   const mode = oneOf(
     "mode",
     options.mode ?? (isPooled ? "transactionPooler" : "session"),
@@ -1154,12 +1168,7 @@ const parse = (name: string, options: GivenOptions): DatabaseConfig => {
     shutdownTimeout: finite("shutdownTimeout", duration("shutdownTimeout", options.shutdownTimeout, "5 seconds")),
     outcome,
     createsOutcomeTable: oneOf("outcomeTable", options.outcomeTable, "create", "exists") === "create",
-    outcomeRetention: longerThan(
-      "outcomeRetention",
-      duration("outcomeRetention", options.outcomeRetention, "1 day"),
-      resolveWithin,
-      "resolveWithin"
-    ),
+    outcomeRetention,
     twoPhase,
     resolveWithin,
     readerRetryDelay: duration("readerRetryDelay", options.readerRetryDelay, "5 seconds"),

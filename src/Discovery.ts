@@ -150,13 +150,30 @@ const resolving = <A>(
     (resolver) => Effect.sync(() => resolver.cancel())
   )
 
-/** Returns the addresses of both families; an error only if there are none of either. */
+const pendingLookups = new Map<string, ReturnType<typeof lookUpAll>>()
+
+const lookUpAll = (name: string) => Dns.promises.lookup(name, { all: true })
+
+/**
+ * Looks a name up by the system. A look-up cannot be cancelled, and takes one of the few threads of
+ * Node until it times out, so callers share it.
+ */
+const lookUp = (name: string): ReturnType<typeof lookUpAll> => {
+  const known = pendingLookups.get(name)
+  if (known !== undefined) return known
+  const pending = lookUpAll(name).finally(() => pendingLookups.delete(name))
+  pendingLookups.set(name, pending)
+  return pending
+}
+
+/** Returns the addresses of both families. Fails if there are none of either, or if one cannot be asked. */
 const addressesBy = async (resolver: Dns.promises.Resolver, name: string): Promise<ReadonlyArray<string>> => {
   const answers = await Promise.allSettled([resolver.resolve4(name), resolver.resolve6(name)])
   const addresses = answers.flatMap((answer) => (answer.status === "fulfilled" ? answer.value : []))
   const failures = answers.flatMap((answer) => (answer.status === "rejected" ? [answer.reason as unknown] : []))
-  // a resolver without an answer says more than a family without addresses
-  if (addresses.length === 0) throw failures.find((failure) => !isMissing(failure)) ?? failures[0]
+  // a family that cannot be asked may have addresses, which must not be missing in the answer
+  const failure = failures.find((failure) => !isMissing(failure)) ?? (addresses.length === 0 ? failures[0] : undefined)
+  if (failure !== undefined) throw failure
   return addresses
 }
 
@@ -200,7 +217,7 @@ export const dns = (
   const found =
     servers === undefined
       ? Effect.tryPromise({
-          try: () => Dns.promises.lookup(name, { all: true }),
+          try: () => lookUp(name),
           catch: (cause) => dnsError(name, cause)
         }).pipe(Effect.map((all) => all.map(({ address }) => address)))
       : resolving(name, options, (resolver) => addressesBy(resolver, name))
@@ -263,16 +280,33 @@ const Cluster = Schema.parseJson(
     members: Schema.Array(
       Schema.Struct({
         state: Schema.String,
-        // a member that is being created has none
-        host: Schema.optional(Host),
-        port: Schema.optional(Port)
+        role: Schema.optional(Schema.String),
+        tags: Schema.optional(Schema.Struct({ noloadbalance: Schema.optional(Schema.Unknown) })),
+        // a member that is being created has none, and that of a stopped member does not matter
+        host: Schema.optional(Schema.Unknown),
+        port: Schema.optional(Schema.Unknown)
       })
     )
   })
 )
 
-/** The states in which a member of Patroni accepts connections. */
-const connectable: ReadonlySet<string> = new Set(["running", "streaming"])
+/**
+ * The states in which a member of Patroni accepts connections. A standby that can restore the log from
+ * an archive is in the last one while it has no primary to stream from.
+ */
+const connectable: ReadonlySet<string> = new Set(["running", "streaming", "in archive recovery"])
+
+/** Checks if a member takes no reads, and is no leader, by its tag. */
+const isLeftOut = ({
+  role,
+  tags
+}: {
+  readonly role?: string | undefined
+  readonly tags?: object | undefined
+}): boolean =>
+  role?.endsWith("leader") !== true && tags !== undefined && "noloadbalance" in tags && tags.noloadbalance === true
+
+const isPlace = Schema.is(Schema.Struct({ host: Host, port: Schema.optional(Port) }))
 
 const readAnswer = (source: string, response: HttpClientResponse.HttpClientResponse) =>
   response.stream.pipe(
@@ -298,10 +332,12 @@ const membersOf = (source: string, answer: string): Effect.Effect<ReadonlyArray<
       return invalid(source, `${path} is not as Patroni sends it`, cause)
     }),
     Effect.flatMap(({ members }) => {
-      const hosts = members.flatMap(({ host, port, state }) =>
-        host !== undefined && connectable.has(state) ? [{ host, port }] : []
-      )
-      if (hosts.length > 0) return Effect.succeed(hosts)
+      const places = members.filter((member) => connectable.has(member.state) && !isLeftOut(member))
+      const hosts = places.flatMap((place) => (isPlace(place) ? [{ host: place.host, port: place.port }] : []))
+      if (hosts.length < places.length) return Effect.fail(invalid(source, "a member has no valid host and port"))
+      // a member that was made anew has two entries for a while
+      const unique = new Map(hosts.map((host) => [`${host.host}:${host.port}`, host]))
+      if (unique.size > 0) return Effect.succeed([...unique.values()])
       const detail = `none of ${members.length} members is running`
       return Effect.fail(new DiscoveryError({ source, reason: "noHosts", detail }))
     })
@@ -336,8 +372,10 @@ const askPatroni = (
  * Returns the running members of a cluster of Patroni, from its REST API.
  *
  * All URLs are asked for `/cluster` at once, and the first valid answer is used, so they are best
- * those of all members. Members in the states `running` and `streaming` are hosts; their roles are
- * found out by logins, because the API may be behind. Redirects are not followed.
+ * those of all members. Members in the states `running`, `streaming` and `in archive recovery` are
+ * hosts, except for those with the tag `noloadbalance` that do not lead; their roles are found out by
+ * logins, because the API may be behind. The password is sent to these hosts, so ask by `https`.
+ * Redirects are followed only by an `HttpClient` that does so itself.
  *
  * It uses the `HttpClient` of the environment, which has the settings of TLS and of authentication,
  * such as `FetchHttpClient.layer`. Fails with {@link DiscoveryError} if no URL has a valid answer.

@@ -198,8 +198,8 @@ export type Observation = Data.TaggedEnum<{
     readonly lagBytes: number
   }
   /**
-   * A prepared transaction of a unit of work cannot be ended now, or is older than a minute: it holds
-   * its locks until it is ended. Reported once for each transaction, and logged as a warning also
+   * A prepared transaction of a unit of work cannot be ended now, or is older than a minute (twelve
+   * times `resolveWithin`, if that is shorter) and is not ended: it holds its locks. Reported once for each transaction, and logged as a warning also
    * without `echo`.
    */
   PreparedLeft: {
@@ -210,6 +210,17 @@ export type Observation = Data.TaggedEnum<{
     readonly ageMillis: number
     readonly message: string
   }
+  /**
+   * A prepared transaction of a unit of work that is stored did not exist at its COMMIT PREPARED: a
+   * failover has lost it, so that its work is missing in this database, or another program has ended
+   * it. It is logged as a warning also without `echo`.
+   */
+  PreparedMissing: { readonly database: string; readonly server: string; readonly gid: string }
+  /**
+   * The prepared transactions of a database could not be listed, so that those that a process has left
+   * are not ended. Reported once until they can, and logged as a warning also without `echo`.
+   */
+  RecoveryFailed: { readonly database: string; readonly server: string; readonly message: string }
   /** A prepared transaction that a process had left was ended by the decision of its unit. */
   PreparedRecovered: {
     readonly database: string

@@ -143,14 +143,17 @@ export interface Options<A, E> {
    * `"twoPhase"` stores the work of several databases as a whole, whatever fails: all but one are
    * prepared (PREPARE TRANSACTION), the COMMIT of the last one decides, and the others follow. There is
    * no `PartialCommit`. If the process is killed in between, each database that is open with the option
-   * `twoPhase` finds what is left, within 10 seconds and twice its `resolveWithin`, and ends it by the
-   * decision. Until then its rows are locked.
+   * `twoPhase` finds what is left, about 10 seconds after twice its `resolveWithin` at the latest, and
+   * ends it by the decision. Until then its rows are locked.
    *
    * It costs two round trips more than the commits alone, and needs the option `twoPhase` on each
-   * database that stores something: otherwise the unit is rolled back, and fails with `ConfigInvalid`.
-   * It fails with `OptionsConflict` if a transaction around the unit has a part of the work. A
-   * transaction that has used NOTIFY, temporary tables or exported snapshots cannot be prepared, which
-   * is `CommitFailed`. A unit that stores work in one database only ends as without the option.
+   * database that stores something, which is each one on which the unit has run a statement of the
+   * writer, also a SELECT: otherwise the unit is rolled back, and fails with `ConfigInvalid`. It fails
+   * with `OptionsConflict` if a transaction around the unit has a part of the work. A transaction that
+   * has used LISTEN, NOTIFY, temporary tables, cursors WITH HOLD or exported snapshots cannot be
+   * prepared, which is `CommitFailed`. A unit that stores work in one database only ends as without
+   * the option, and so does an early end of one database alone (`Db.commit`, `Db.rollback`): it is not
+   * held back for the others.
    *
    * @see `DatabaseConfig.DatabaseOptions` for `twoPhase`
    * @default undefined (one COMMIT after the other)

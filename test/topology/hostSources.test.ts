@@ -150,7 +150,10 @@ describe("Discovery.patroni", () => {
               cluster(
                 { ...member("10.0.0.1"), role: "leader" },
                 member("b.test", "streaming", 5433),
-                member("10.0.0.3", "stopped"),
+                member("b.test", "streaming", 5433),
+                member("10.0.0.3", "stopped", "none"),
+                member("c.test", "in archive recovery"),
+                { ...member("d.test"), tags: { noloadbalance: true } },
                 { name: "d", role: "replica", state: "creating replica" },
                 { ...member("::1"), port: undefined }
               )
@@ -166,6 +169,7 @@ describe("Discovery.patroni", () => {
           assert.deepStrictEqual(yield* authorized, [
             { host: "10.0.0.1", port: 5432 },
             { host: "b.test", port: 5433 },
+            { host: "c.test", port: 5432 },
             { host: "::1", port: undefined }
           ])
           assert.deepStrictEqual(paths, [`/patroni/cluster Basic ${btoa("me:pw")}`])

@@ -5,57 +5,16 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
-import type * as Redacted from "effect/Redacted"
-import { type Database, EmbeddedPostgres, UnitOfWork } from "effect-db"
+import { Database, EmbeddedPostgres, UnitOfWork } from "effect-db"
 import { Audit, Db, idle } from "../support/databases.js"
 import { directory } from "../support/directory.js"
 import { eventually } from "../support/eventually.js"
 import { failure } from "../support/failures.js"
-import { answers, type Message, makeProxy, type Proxy, sends } from "../support/proxy.js"
+import { answers, type Message, type Proxy, sends } from "../support/proxy.js"
 import { freshDatabase, query } from "../support/server.js"
-import { told, watch } from "../support/suites/pooling/observations.js"
+import { both, given, move, moveOther, options, run, undoPrepared } from "../support/twoPhase.js"
 
-/** A database may be left for twice the `resolveWithin` before the recovery ends what it finds. */
-const options: Partial<Database.Options> = { outcome: "marker", twoPhase: true, resolveWithin: "1 second" }
-
-const given = (more: Partial<Database.Options> = {}) =>
-  Effect.gen(function* () {
-    const [one, two] = [yield* freshDatabase, yield* freshDatabase]
-    for (const { writer } of [one, two]) {
-      yield* query(writer, "CREATE TABLE moved (id int)")
-      yield* query(
-        writer,
-        `CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
-           $$ BEGIN IF NEW.id < 0 THEN RAISE EXCEPTION 'refused'; END IF; RETURN NEW; END $$`
-      )
-      yield* query(
-        writer,
-        "CREATE CONSTRAINT TRIGGER late AFTER INSERT ON moved DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION refuse()"
-      )
-    }
-    const proxies = { one: yield* makeProxy(one.writer), two: yield* makeProxy(two.writer) }
-    const context = yield* Layer.build(
-      Layer.merge(
-        Db.layer({ writer: proxies.one.url, ...options, ...more }),
-        Audit.layer({ writer: proxies.two.url, ...options, ...more })
-      )
-    )
-    const stored = Effect.forEach([one, two], ({ writer }) =>
-      Effect.map(query<{ id: number }>(writer, "SELECT id FROM moved ORDER BY id"), (rows) => rows.map(({ id }) => id))
-    )
-    const prepared = Effect.map(
-      Effect.forEach([one, two], ({ writer }) =>
-        query(writer, "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()")
-      ),
-      (all) => all.flat().length
-    )
-    return { one: one.writer, two: two.writer, proxies, context: Context.pick(Db, Audit)(context), stored, prepared }
-  })
-
-const move = (id: number) => Effect.flatMap(Db.writer, (sql) => sql`INSERT INTO moved VALUES (${id})`)
-const moveOther = (id: number) => Effect.flatMap(Audit.writer, (sql) => sql`INSERT INTO moved VALUES (${id})`)
-const both = (id: number) => Effect.zipRight(move(id), moveOther(id))
-const run = <A, E, R>(self: Effect.Effect<A, E, R>) => UnitOfWork.run(self, { atomic: "twoPhase" })
+class Third extends Database.Service<Third>()("third") {}
 
 describe("a unit of work in two phases", () => {
   it.scopedLive("it stores the work of both databases, and leaves no prepared transaction", () =>
@@ -145,6 +104,109 @@ describe("a unit of work in two phases", () => {
     })
   )
 
+  it.scopedLive("a nested part over both databases is stored with its unit", () =>
+    Effect.gen(function* () {
+      const { context, prepared, stored } = yield* given()
+      yield* Effect.provide(run(UnitOfWork.nested(both(1))), context)
+      yield* Effect.provide(run(Effect.ignore(UnitOfWork.nested(Effect.zipRight(both(2), Effect.fail("no"))))), context)
+      assert.deepStrictEqual(yield* stored, [[1], [1]])
+      assert.strictEqual(yield* prepared, 0)
+    })
+  )
+
+  it.scopedLive("a failed end undoes the part of the unit in the transaction around it", () =>
+    Effect.gen(function* () {
+      const { context, stored } = yield* given()
+      const failed = yield* Effect.provide(failure(Db.withTransaction(Effect.ignore(run(both(1))))), context)
+      assert.strictEqual(failed._tag, "RolledBackAtCommit")
+      assert.deepStrictEqual(yield* stored, [[], []])
+    })
+  )
+
+  it.scopedLive("a unit that has parts of two transactions around it is refused", () =>
+    Effect.gen(function* () {
+      const { context, stored } = yield* given()
+      const failed = yield* Effect.provide(failure(Audit.withTransaction(Db.withTransaction(run(both(1))))), context)
+      assert.deepInclude(failed, { _tag: "OptionsConflict", option: "atomic" })
+      assert.deepStrictEqual(yield* stored, [[], []])
+    })
+  )
+
+  it.scopedLive("the hooks of a database without work follow the outcome of the unit", () =>
+    Effect.gen(function* () {
+      const { context, prepared, stored } = yield* given()
+      const third = yield* Layer.build(Third.layer({ writer: (yield* freshDatabase).writer, ...options }))
+      const seen: Array<string> = []
+      const see = (what: string) => Effect.sync(() => seen.push(what))
+      const hooks = Effect.zipRight(Third.afterCommit(see("committed")), Third.afterRollback(see("rolled back")))
+      const all = Context.merge(context, third)
+      // refused by the PREPARE of the first database, and by the decision of the second
+      for (const work of [Effect.zipRight(move(-1), moveOther(1)), Effect.zipRight(move(1), moveOther(-1))]) {
+        yield* Effect.provide(failure(run(Effect.zipRight(hooks, work))), all)
+        assert.deepStrictEqual(seen.splice(0), ["rolled back"])
+      }
+      yield* Effect.provide(run(Effect.zipRight(hooks, both(1))), all)
+      assert.deepStrictEqual(seen, ["committed"])
+      assert.deepStrictEqual(yield* stored, [[1], [1]])
+      assert.strictEqual(yield* prepared, 0)
+    })
+  )
+
+  it.scopedLive("three databases are stored as a whole", () =>
+    Effect.gen(function* () {
+      const { context, prepared, stored } = yield* given()
+      const { writer } = yield* freshDatabase
+      yield* query(writer, "CREATE TABLE moved (id int CHECK (id > 0))")
+      const all = Context.merge(context, yield* Layer.build(Third.layer({ writer, ...options })))
+      const moveThird = (id: number) => Effect.flatMap(Third.writer, (sql) => sql`INSERT INTO moved VALUES (${id})`)
+      yield* Effect.provide(run(Effect.zipRight(both(1), moveThird(1))), all)
+      yield* Effect.provide(failure(run(Effect.zipRight(both(-2), moveThird(2)))), all)
+      assert.deepStrictEqual(yield* stored, [[1], [1]])
+      assert.deepStrictEqual(yield* query(writer, "SELECT id FROM moved"), [{ id: 1 }])
+      assert.strictEqual(yield* prepared, 0)
+    })
+  )
+
+  it.scopedLive("a decision is on the disk before it is reported, also without synchronous_commit", () =>
+    Effect.gen(function* () {
+      const { context, two } = yield* given()
+      yield* query(two, "CREATE TABLE seen (setting text)")
+      yield* query(
+        two,
+        `CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+           $$ BEGIN INSERT INTO seen VALUES (current_setting('synchronous_commit')); RETURN NEW; END $$`
+      )
+      for (const setting of ["off", "local"]) {
+        const set = Effect.flatMap(Audit.writer, (sql) =>
+          sql.unsafe(`SELECT set_config('synchronous_commit', '${setting}', true)`)
+        )
+        yield* Effect.provide(run(Effect.zipRight(both(1), set)), context)
+      }
+      assert.deepStrictEqual(yield* query(two, "SELECT setting FROM seen"), [{ setting: "on" }, { setting: "local" }])
+    })
+  )
+
+  it.scopedLive("with a lazy start, a participant without prepared transactions is ConfigInvalid", () =>
+    Effect.gen(function* () {
+      const { context, stored } = yield* given()
+      const { primary } = yield* EmbeddedPostgres.make({ directory })
+      yield* query(primary.url(), "CREATE TABLE moved (id int)")
+      const lazy = yield* Layer.build(Db.layer({ writer: primary.url(), startup: "lazy", ...options }))
+      const failed = yield* Effect.provide(failure(run(both(1))), Context.merge(context, lazy))
+      assert.deepInclude(failed, { _tag: "ConfigInvalid", setting: "twoPhase" })
+      assert.deepStrictEqual(yield* stored, [[], []])
+    })
+  )
+
+  it.scopedLive("markers of decisions are kept for an hour at least", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* freshDatabase
+      const failed = yield* Effect.flip(Layer.build(Db.layer({ writer, ...options, outcomeRetention: "59 minutes" })))
+      assert.deepInclude(failed, { _tag: "ConfigInvalid", setting: "outcomeRetention" })
+      yield* Layer.build(Db.layer({ writer, ...options, outcomeRetention: "1 hour" }))
+    })
+  )
+
   it.scopedLive("a server without prepared transactions fails the start of the layer", () =>
     Effect.gen(function* () {
       const { primary } = yield* EmbeddedPostgres.make({ directory })
@@ -171,18 +233,31 @@ describe("a lost connection in two phases", () => {
   for (const [name, isStored, lose] of points) {
     it.scopedLive(`both databases agree if a connection is lost ${name}`, () =>
       Effect.gen(function* () {
-        const { context, prepared, proxies, stored } = yield* given()
+        const { context, prepared, proxies, stored } = yield* given({ resolveWithin: "1 minute" })
         for (let id = 1; id <= 5; id++) {
           const armed = lose(proxies.one, proxies.two)
           const exit = yield* Effect.exit(run(Effect.zipRight(both(id), armed))).pipe(Effect.provide(context))
           assert.strictEqual(Exit.isSuccess(exit), isStored, `unit ${id} ended as ${exit}`)
         }
-        yield* eventually(prepared, (count) => count === 0)
+        // the recovery would come later
+        assert.strictEqual(yield* prepared, 0)
         const ids = isStored ? [1, 2, 3, 4, 5] : []
         assert.deepStrictEqual(yield* stored, [ids, ids])
       })
     )
   }
+
+  it.scopedLive("a connection that is lost while its database is identified is no invalid setting", () =>
+    Effect.gen(function* () {
+      const { context, proxies, stored } = yield* given({ startup: "lazy" })
+      yield* proxies.one.when(sends("pg_control_system"), "cut")
+      const failed = yield* Effect.provide(failure(run(both(1))), context)
+      assert.deepInclude(failed, { _tag: "Disconnected", outcome: "undone" })
+      yield* proxies.one.when(sends("pg_control_system"), "cut")
+      yield* Effect.provide(UnitOfWork.run(both(2), { atomic: "twoPhase", retry: true }), context)
+      assert.deepStrictEqual(yield* stored, [[2], [2]])
+    })
+  )
 
   it.scopedLive("a unit with retry runs again after a lost connection, and is stored once", () =>
     Effect.gen(function* () {
@@ -214,6 +289,9 @@ const moments: ReadonlyArray<readonly [name: string, at: "one" | "two", matches:
   ["at COMMIT PREPARED", "one", sends("COMMIT PREPARED")]
 ]
 
+/** The longest time that an interrupted unit of these tests may take. */
+const soon = "20 seconds"
+
 describe("an interrupted unit in two phases", () => {
   for (const [name, at, matches] of moments) {
     it.scopedLive(`both databases agree if the unit is interrupted ${name}`, () =>
@@ -225,54 +303,29 @@ describe("an interrupted unit in two phases", () => {
         const interrupted = yield* Effect.fork(Fiber.interrupt(fiber))
         yield* proxies[at].thaw
         yield* Fiber.join(interrupted)
+        const exit = yield* Fiber.await(fiber)
+        assert.isTrue(Exit.isInterrupted(exit), `the unit ended as ${exit}`)
         yield* eventually(prepared, (count) => count === 0)
         const [one, two] = yield* stored
         assert.deepStrictEqual(one, two)
       })
     )
+
+    it.scopedLive(`an interrupted unit does not wait for resolveWithin ${name}`, () =>
+      Effect.gen(function* () {
+        const { context, one, proxies, two } = yield* given({ resolveWithin: "1 minute" })
+        const reached = yield* proxies[at].when(matches, "freeze")
+        const fiber = yield* Effect.fork(Effect.provide(run(both(1)), context))
+        yield* reached
+        const exit = yield* Effect.timeoutFail(Effect.disconnect(Fiber.interrupt(fiber)), {
+          duration: soon,
+          onTimeout: () => new Error("the unit still waits")
+        })
+        assert.isTrue(Exit.isInterrupted(exit), `the unit ended as ${exit}`)
+        yield* proxies[at].cut
+        yield* proxies[at].thaw
+        for (const url of [one, two]) yield* undoPrepared(url)
+      })
+    )
   }
-})
-
-describe("the recovery of prepared transactions", () => {
-  /** Leaves a prepared transaction, as a process that was killed does, and returns the marker's id. */
-  const leave = (url: Redacted.Redacted<string>, decider: Redacted.Redacted<string>, id: number) =>
-    Effect.gen(function* () {
-      const [found] = yield* query<{ key: string; marker: string }>(
-        decider,
-        `SELECT system_identifier || '/' || (SELECT oid FROM pg_database WHERE datname = current_database()) AS key,
-           lpad(to_hex((extract(epoch FROM now()) * 1000)::bigint), 12, '0') || substr(md5(random()::text), 13) AS marker
-         FROM pg_control_system()`
-      )
-      const { key, marker } = found ?? assert.fail("no identity")
-      const uuid = `${marker.slice(0, 8)}-${marker.slice(8, 12)}-7${marker.slice(13, 16)}-8${marker.slice(17, 20)}-${marker.slice(20, 32)}`
-      yield* query(url, `BEGIN; INSERT INTO moved VALUES (${id}); PREPARE TRANSACTION 'effect-db:${key}:${uuid}:0'`)
-      return uuid
-    })
-
-  it.scopedLive("a prepared transaction follows the marker of its unit, and is undone without one", () =>
-    Effect.gen(function* () {
-      const { context, one, prepared, stored, two } = yield* given({ resolveWithin: "100 millis" })
-      const committed = yield* leave(one, two, 1)
-      yield* query(two, `SELECT effect_db.mark_commit('${committed}')`)
-      yield* leave(one, two, 2)
-      const seen = yield* Effect.provide(watch, context)
-      yield* eventually(prepared, (count) => count === 0)
-      assert.deepStrictEqual(yield* stored, [[1], []])
-      const recovered = yield* told(seen, "PreparedRecovered", 2)
-      assert.deepStrictEqual(recovered.map(({ outcome }) => outcome).toSorted(), ["committed", "undone"])
-    })
-  )
-
-  it.scopedLive("a prepared transaction of another program is left alone", () =>
-    Effect.gen(function* () {
-      const { one, prepared, two } = yield* given({ resolveWithin: "100 millis" })
-      yield* query(one, "BEGIN; INSERT INTO moved VALUES (1); PREPARE TRANSACTION 'other:1'")
-      yield* query(one, "BEGIN; INSERT INTO moved VALUES (1); PREPARE TRANSACTION 'effect-db:other'")
-      yield* leave(one, two, 2)
-      assert.strictEqual(yield* prepared, 3)
-      yield* eventually(prepared, (count) => count < 3)
-      assert.strictEqual(yield* prepared, 2)
-      for (const gid of ["other:1", "effect-db:other"]) yield* query(one, `ROLLBACK PREPARED '${gid}'`)
-    })
-  )
 })

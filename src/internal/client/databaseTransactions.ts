@@ -19,6 +19,7 @@ import type { Caller } from "../pool/caller.js"
 import type { Pool } from "../pool/pool.js"
 import type { Timeouts } from "../sql/timeouts.js"
 import type { ConnectionSource } from "../topology/connectionSource.js"
+import { OwnConnections } from "../topology/ownConnections.js"
 import type { Topology } from "../topology/topology.js"
 import { causalSessionOf } from "../transaction/causalSession.js"
 import { CommitMarkers } from "../transaction/commitMarkers.js"
@@ -95,7 +96,7 @@ export class DatabaseTransactions implements Origin {
             observer,
             markers: this.markers,
             timeout: config.resolveWithin,
-            source: () => this.writes
+            makeConnections: () => new OwnConnections(this.writes.options)
           })
         : undefined
     this.routing = new ReadRouting(name, topology, choose, config.routing.whenAllBehind)

@@ -111,7 +111,12 @@ export const openDatabase = <L extends Listening>(
       (topology) => Effect.async<void>((resume) => topology.close(config.shutdownTimeout, () => resume(Effect.void)))
     ).pipe(Scope.extend(sockets))
     const executor = new Executor(config, topology, observers, yield* Router, undefined)
-    yield* Effect.addFinalizer(() => Effect.sync(() => executor.prepared?.stop()))
+    yield* Effect.addFinalizer(() =>
+      Effect.async<void>((resume) => {
+        if (executor.prepared === undefined) resume(Effect.void)
+        else executor.prepared.stop(() => resume(Effect.void))
+      })
+    )
     if (executor.isWatched) yield* Effect.acquireRelease(Effect.sync(recordCallSites), Effect.sync)
     const { writer } = topology
     if (config.startup === "verify") {

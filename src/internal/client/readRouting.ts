@@ -81,7 +81,7 @@ export class ReadRouting {
   ): () => ConnectionSource {
     const { topology } = this
     const { sampler, writer } = topology
-    if (topology.readers.length === 0) return () => writer.reads
+    if (!topology.mayHaveReaders) return () => writer.reads
     topology.startMonitors()
     const consistency = this.consistency(fiber)
     const session = causalSessionOf(fiber.currentContext, ambient)

@@ -84,13 +84,18 @@ export const verifyPrepared = (
   prepared === undefined
     ? Effect.void
     : Effect.async((resume) => {
-        const cancel = pool.checkout(clock.now() + acquireTimeout, [], (_, connection) => {
+        const deadline = clock.now() + acquireTimeout
+        let checkedOut: Connection | undefined
+        const cancel = pool.checkout(deadline, [], (_, connection) => {
           // the first unit that needs it reports the failure
           if (connection === undefined) return resume(Effect.void)
-          prepared.identify(connection, (_, error) => {
+          checkedOut = connection
+          const stop = clock.later(deadline - clock.now(), () => connection.destroy("invalid"))
+          prepared.identify(connection, (result) => {
+            stop()
             pool.checkin(connection)
-            resume(error === undefined ? Effect.void : Effect.fail(refusesPrepare(name, error.message)))
+            resume("refusal" in result ? Effect.fail(refusesPrepare(name, result.refusal.message)) : Effect.void)
           })
         })
-        return Effect.sync(cancel)
+        return Effect.sync(() => (checkedOut === undefined ? cancel() : checkedOut.abort("cancelled")))
       })

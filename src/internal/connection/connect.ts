@@ -10,6 +10,12 @@ import type { ConnectFailure, Connection, Owner } from "./connection.js"
 import { connectToFirstHost } from "./connectToFirstHost.js"
 import type { CredentialSource, OnLogin } from "./credentials.js"
 
+/**
+ * Callback for the host that has the role now; `undefined` if its name is the same and leads to another
+ * server.
+ */
+export type OnMoved = (host: string | undefined, error: Error) => void
+
 /** Locator of the host that has the required role, for a server with several hosts. */
 export interface HostLocator {
   /**
@@ -27,7 +33,7 @@ export interface HostLocator {
   /** True if the role was lost, and is searched. */
   readonly isSearching: boolean
   /** Calls `onMoved` when another host has the role, until the returned function is called. */
-  readonly follow: (onMoved: (host: string, error: Error) => void) => () => void
+  readonly follow: (onMoved: OnMoved) => () => void
 }
 
 export interface ConnectOptions {

@@ -49,12 +49,20 @@ const markerText = (notifies: boolean, id: string): string =>
 const preparedText = markerText(false, "$1")
 const preparedName = "effect_db_marker"
 
+/**
+ * Makes the COMMIT wait for the disk. A decision must not be lost in a crash, because others have
+ * followed it.
+ */
+const durably = `pg_catalog.set_config('synchronous_commit', CASE
+  WHEN pg_catalog.current_setting('synchronous_commit') OPERATOR(pg_catalog.=) 'off' THEN 'on'
+  ELSE pg_catalog.current_setting('synchronous_commit') END, true)`
+
 /** Returns the step before COMMIT that inserts a marker. */
 export const markerStepOf = (
   connection: Connection,
   { id, isDecision, isPreparable, notifies }: CommitMarker
 ): Step => {
-  if (isDecision) return step(`SELECT effect_db.mark_commit('${id}')`)
+  if (isDecision) return step(`SELECT effect_db.mark_commit('${id}'), ${durably}`)
   const text = () => markerText(notifies, `'${id}'`)
   if (!isPreparable || connection.isPooled || !connection.preparesStatements) return step(text())
   return parameterStep(preparedName, preparedText, [id], connection.hasProofStatement, text)
@@ -86,16 +94,27 @@ const rollback = [constantStep("ROLLBACK")]
 /** The longest wait for an open transaction in one attempt, in ms. */
 const lockTimeout = 500
 
+const begin = constantStep("BEGIN ISOLATION LEVEL READ COMMITTED, READ WRITE")
+const limits = `SELECT pg_catalog.set_config('lock_timeout', '${lockTimeout}', true),
+  pg_catalog.set_config('statement_timeout', '${4 * lockTimeout}', true)`
+
 /**
  * The begin of a transaction of the library. Its COMMIT need not be on disk: after a crash, the
  * transactions that a fence concerns do not exist any more.
  */
 const beginSteps = [
-  constantStep("BEGIN ISOLATION LEVEL READ COMMITTED, READ WRITE"),
-  constantStep(`SELECT pg_catalog.set_config('lock_timeout', '${lockTimeout}', true),
-  pg_catalog.set_config('statement_timeout', '${4 * lockTimeout}', true),
+  begin,
+  constantStep(`${limits},
   pg_catalog.set_config('synchronous_commit', 'off', true)`)
 ]
+
+/**
+ * The steps around the fence of a decision. Prepared transactions outlive a crash, and follow it, so
+ * its COMMIT waits for the disk and the synchronous standbys. The server ends that wait after
+ * `statement_timeout` as if they had answered, so there is none.
+ */
+const beginDecision = [begin, constantStep(`${limits}, ${durably}`)]
+const commitDecision = [constantStep("SET LOCAL statement_timeout = 0"), constantStep("COMMIT")]
 
 const requestOf = (text: string, values: ReadonlyArray<unknown>): Request => ({
   text,
@@ -111,9 +130,10 @@ const runAlone = (
   connection: Connection,
   before: ReadonlyArray<Step>,
   request: Request,
-  callback: Parameters<Connection["run"]>[3]
+  callback: Parameters<Connection["run"]>[3],
+  after = commit
 ): void =>
-  connection.run([...beginSteps, ...before], request, commit, (failure, exchange) => {
+  connection.run(before, request, after, (failure, exchange) => {
     if (failure?._tag !== "refused" || connection.status === "I") return callback(failure, exchange)
     connection.undo(rollback, () => callback(failure, exchange))
   })
@@ -124,16 +144,20 @@ const ownerRequest = (id: string): Request =>
 /** Queries the outcome of the transaction of a marker, and fences it unless it is committed. */
 export const queryMarker = (
   connection: Connection,
-  { id }: CommitMarker,
+  { id, isDecision }: CommitMarker,
   callback: (status: TransactionStatus) => void
 ): void => {
-  const fence = step(`INSERT INTO effect_db.outcome (id, is_fence) VALUES ('${id}', true) ON CONFLICT DO NOTHING`)
-  runAlone(connection, [fence], ownerRequest(id), (failure, exchange) => {
+  // the second attempt for a decision must write, or its COMMIT would not wait for that of the first
+  const otherwise = isDecision ? "(id) DO UPDATE SET is_fence = outcome.is_fence" : "DO NOTHING"
+  const fence = step(`INSERT INTO effect_db.outcome (id, is_fence) VALUES ('${id}', true) ON CONFLICT ${otherwise}`)
+  const before = [...(isDecision ? beginDecision : beginSteps), fence]
+  const onAnswer: Parameters<Connection["run"]>[3] = (failure, exchange) => {
     const row = exchange.result.rows[0]
     const [isFence]: ReadonlyArray<unknown> = Array.isArray(row) ? row : none
     if (failure !== undefined || isFence === undefined) return callback("open")
     callback(isFence === "t" ? "undone" : "committed")
-  })
+  }
+  runAlone(connection, before, ownerRequest(id), onAnswer, isDecision ? commitDecision : commit)
 }
 
 /** The number of rows of one batch. */
@@ -164,7 +188,7 @@ export const sweepMarkers = (
   callback: (failure: Failure | undefined, hasMore: boolean) => void
 ): void => {
   const values = [clock.uuidBefore(retention), retention / 1000]
-  runAlone(connection, none, requestOf(sweepText, values), (failure, exchange) =>
+  runAlone(connection, beginSteps, requestOf(sweepText, values), (failure, exchange) =>
     callback(failure, failure === undefined && (exchange.result.rowCount ?? 0) >= batchSize)
   )
 }

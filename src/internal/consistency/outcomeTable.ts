@@ -26,6 +26,7 @@ const createTable = `CREATE TABLE IF NOT EXISTS effect_db.outcome (
 /** The index for the deletion of keys, whose ids do not have the time. */
 const createIndex = "CREATE INDEX IF NOT EXISTS outcome_key_at ON effect_db.outcome (at) WHERE fingerprint IS NOT NULL"
 
+// the functions need no SET search_path: the only name in them has its schema
 const createMark = `CREATE OR REPLACE FUNCTION effect_db.mark_commit(pg_catalog.uuid) RETURNS pg_catalog.bool
 LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN

@@ -34,7 +34,7 @@ export interface PreparedTransaction {
 }
 
 const prefix = "effect-db"
-const form = new RegExp(`^${prefix}:(\\d{1,20}/\\d{1,10}):([0-9a-f-]{36}):\\d{1,4}$`)
+const form = new RegExp(`^${prefix}:(\\d{1,20}/\\d{1,10}):([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}):\\d{1,4}$`)
 
 /**
  * Returns the name of a prepared transaction. Several databases of a unit may be on one server, where
@@ -76,15 +76,16 @@ FROM pg_catalog.pg_prepared_xacts p
 WHERE p.database OPERATOR(pg_catalog.=) pg_catalog.current_database()
   AND p.gid OPERATOR(pg_catalog.~~) '${prefix}:%' ORDER BY p.prepared`)
 
-/** Lists the prepared transactions of units of work, the oldest first; `undefined` after a failure. */
+/** Lists the prepared transactions of units of work, the oldest first. */
 export const listPrepared = (
   connection: Connection,
-  callback: (all: ReadonlyArray<PreparedTransaction> | undefined) => void
+  callback: (failure: Failure | undefined, all: ReadonlyArray<PreparedTransaction>) => void
 ): void =>
   connection.run(none, listRequest, none, (failure, exchange) => {
-    if (failure !== undefined) return callback(undefined)
+    if (failure !== undefined) return callback(failure, none)
     const rows: ReadonlyArray<unknown> = exchange.result.rows
     callback(
+      undefined,
       rows.flatMap((row) => {
         const [gid, age]: ReadonlyArray<unknown> = Array.isArray(row) ? row : none
         const [, decider, marker] = form.exec(String(gid)) ?? []
@@ -106,10 +107,26 @@ export const prepareSteps = (gid: string): ReadonlyArray<Step> => [
   step(`PREPARE TRANSACTION '${gid}'`)
 ]
 
-/** Result of the end of a prepared transaction; `lost` if the connection was lost before the answer. */
-export type EndResult = "ended" | "lost" | { readonly refused: Error }
+/**
+ * Makes a connection that is used for this alone end prepared transactions of its login, in spite of a
+ * role that its sessions have by default. A pooler would keep the role for other clients.
+ */
+export const takeRoleOfLogin = (connection: Connection, callback: () => void): void => {
+  if (connection.isPooled) return callback()
+  // after a failure, the next command on the connection fails, too, or reports what is missing
+  connection.steps([constantStep("SET ROLE NONE")], () => callback())
+}
 
-/** Ends a prepared transaction. One that does not exist any more has been ended by another process. */
+/**
+ * Result of the end of a prepared transaction.
+ *
+ * - `ended`: it was prepared until now.
+ * - `missing`: it does not exist: it was ended before, or a failover has lost it.
+ * - `lost`: the connection was lost before the answer.
+ */
+export type EndResult = "ended" | "missing" | "lost" | { readonly refused: Error }
+
+/** Ends a prepared transaction. */
 export const endPrepared = (
   connection: Connection,
   gid: string,
@@ -119,5 +136,5 @@ export const endPrepared = (
   connection.steps([step(`${decision === "commit" ? "COMMIT" : "ROLLBACK"} PREPARED '${gid}'`)], (failure) => {
     if (failure === undefined) return callback("ended")
     if (failure._tag !== "refused") return callback("lost")
-    callback(isUndefinedObject(codeOf(failure.error)) ? "ended" : { refused: failure.error })
+    callback(isUndefinedObject(codeOf(failure.error)) ? "missing" : { refused: failure.error })
   })

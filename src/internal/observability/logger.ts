@@ -75,6 +75,12 @@ const messageOf: (observation: Observation) => LogMessage = Observation.$match({
     ),
   OutcomesNotDeleted: ({ message }) => warning(`old rows of effect_db.outcome could not be deleted: ${message}`),
   PreparedLeft: ({ gid, message }) => warning(`the prepared transaction ${gid} is not ended: ${message}`),
+  PreparedMissing: ({ gid }) =>
+    warning(
+      `the prepared transaction ${gid} of a unit of work that is stored does not exist: if a failover has lost it, its work is missing here`
+    ),
+  RecoveryFailed: ({ message }) =>
+    warning(`the prepared transactions could not be listed, and are not ended: ${message}`),
   PreparedRecovered: ({ gid, outcome }) => info(`the prepared transaction ${gid} was found and ended (${outcome})`),
   HostsChanged: ({ added, removed }) =>
     info(

@@ -5,6 +5,14 @@ import * as Data from "effect/Data"
 import * as Equal from "effect/Equal"
 import type { Observation, Observer } from "../../Observation.js"
 
+/** The observations that are logged as warnings also without `echo`. */
+const alarms: ReadonlySet<Observation["_tag"]> = new Set([
+  "Leaked",
+  "PreparedLeft",
+  "PreparedMissing",
+  "RecoveryFailed"
+])
+
 /** Subscribers to the observations of one database. */
 export class Observers implements Observer {
   private readonly all = new Set<(observation: Observation) => void>()
@@ -22,7 +30,7 @@ export class Observers implements Observer {
     // plain observations of the core are converted, so that those with equal fields are equal
     const observation: Observation = Equal.isEqual(given) ? given : Data.struct(given)
     for (const subscriber of this.all) subscriber(observation)
-    if (observation._tag === "Leaked" || observation._tag === "PreparedLeft") this.report(observation)
+    if (alarms.has(observation._tag)) this.report(observation)
     if (observation._tag === "PassedOver" && observation.reason === "unproved") this.reportOnce(observation)
   }
 

@@ -75,6 +75,7 @@ export class HostDiscovery {
   }
 
   private ask(): void {
+    if (this.isAsking) return
     this.isAsking = true
     this.askedAt = clock.now()
     const { timeout } = this.times
@@ -86,6 +87,8 @@ export class HostDiscovery {
       this.cancelRequest = nothing
       this.isAsking = false
       report()
+      // the report may have begun a search, which has asked again
+      if (this.isAsking) return
       const { interval } = this.times
       this.askWithin(this.reports.isUrgent() ? Math.min(interval, urgentInterval) : interval)
     }

@@ -25,6 +25,8 @@ export class ReaderMonitor {
   private changedAt = Number.NEGATIVE_INFINITY
   private cancel = nothing
   private isStarted = false
+  /** The number of connects that have failed since the last answer. */
+  private failures = 0
 
   constructor(
     private readonly server: Server,
@@ -108,6 +110,7 @@ export class ReaderMonitor {
   ): void {
     const { server } = this
     if (result._tag === "Answered") {
+      this.failures = 0
       server.onReport(result.report, result.latency)
       if (lagOf !== undefined) server.setLag(lagOf(result.report))
       return
@@ -121,6 +124,8 @@ export class ReaderMonitor {
     const heardAt = Math.max(server.activityOf(server.name).heardAt, this.watch.progressAt)
     if (reason !== "wrongRole" && heardAt > (silentSince ?? since)) return
     if (silentSince !== undefined) server.giveUpHost(server.name, failure.error)
+    // a connect may be lost by itself, so one failure makes the reader suspect, and another follows soon
+    else if (reason !== "wrongRole" && this.failures++ === 0) return server.onSilence()
     server.onFailure(failure.error.message)
   }
 

@@ -4,6 +4,7 @@
 
 import type { ServerConfig } from "../../DatabaseConfig.js"
 import type { ReaderMonitor } from "./readerMonitor.js"
+import { isSameEndpoint } from "./sameEndpoint.js"
 import type { Server } from "./server.js"
 
 /** Reader, with its monitor if it has one. */
@@ -21,7 +22,7 @@ export class Readers {
   /** The servers of {@link current}, for the choice of each read. */
   servers: ReadonlyArray<Server>
   /** The readers that were removed, until their connections are closed. */
-  private readonly leaving = new Set<Server>()
+  readonly leaving = new Set<Server>()
   private isMonitoring = false
 
   constructor(
@@ -52,10 +53,13 @@ export class Readers {
     readonly added: ReadonlyArray<Server>
     readonly removed: ReadonlyArray<Server>
   } {
-    const isSame = (a: ServerConfig, b: ServerConfig) => a.name === b.name && a.address === b.address
-    const removed = this.current.filter(({ server }) => !configs.some((config) => isSame(config, server.server)))
+    const removed = this.current.filter(
+      ({ server }) => !configs.some((config) => isSameEndpoint(config, server.server))
+    )
     const kept = this.current.filter((reader) => !removed.includes(reader))
-    const added = configs.filter((config) => !kept.some(({ server }) => isSame(config, server.server))).map(this.make)
+    const added = configs
+      .filter((config) => !kept.some(({ server }) => isSameEndpoint(config, server.server)))
+      .map(this.make)
     this.current = [...kept, ...added]
     this.servers = this.current.map(({ server }) => server)
     for (const { monitor, server } of removed) {

@@ -79,7 +79,10 @@ export class Topology {
         observer.observe({ _tag: "WriterChanged", database, ...change, tookMillis })
         for (const pool of this.writer.pools) pool.retireOtherHosts(change.to, error)
         // the first writer of a database is no change
-        if (change.from === undefined) return
+        if (change.from === undefined) {
+          if (config.startup === "verify") for (const { reads } of this.readers) reads.warm()
+          return
+        }
         this.sampler.positions.clear()
         this.writerMonitor?.onChanged()
         this.allReaders.onWriterChanged()
@@ -92,6 +95,11 @@ export class Topology {
       onSearch: () => {
         this.writerMonitor?.start()
         this.discovery?.hurry()
+      },
+      onMoved: () => {
+        for (const pool of this.writer.pools)
+          pool.invalidate({ mode: "soft", before: clock.now(), processId: undefined })
+        this.sampler.positions.clear()
       },
       onHosts: (added, removed) => this.writerMonitor?.onHosts(added, removed),
       awaitsHosts: () => this.discovery?.isAsking === true
@@ -126,6 +134,11 @@ export class Topology {
     this.discovery?.start()
   }
 
+  /** True if there are readers, or if they are to be discovered. */
+  get mayHaveReaders(): boolean {
+    return this.readers.length > 0 || this.discovery !== undefined
+  }
+
   /** Begins to discover the hosts of the cluster, if they are discovered. */
   discover(): void {
     this.discovery?.start()
@@ -133,6 +146,7 @@ export class Topology {
 
   /** Sets the hosts of the cluster: each may be the writer, and is a reader. */
   private setHosts(endpoints: ReadonlyArray<Endpoint>): void {
+    if (this.isClosed) return
     const { name: database, startup, writer } = this.config
     // before the readers, whose monitors use the probes of the hosts
     this.writerSearch?.setHosts(endpoints)
@@ -143,7 +157,7 @@ export class Topology {
     }
     for (const { reads } of added) {
       if (this.writer.reads.isPaused) reads.pause(nothing)
-      if (startup === "verify") reads.warm()
+      if (startup === "verify" && this.writerSearch?.writer !== undefined) reads.warm()
     }
   }
 

@@ -7,9 +7,10 @@ import type { Endpoint } from "../../DatabaseConfig.js"
 import type { ServerStatus } from "../../Topology.js"
 import * as clock from "../concurrency/clock.js"
 import { combineFailures } from "../connection/combineFailures.js"
-import type { HostLocator } from "../connection/connect.js"
+import type { HostLocator, OnMoved } from "../connection/connect.js"
 import { type ConnectFailure, mayPass } from "../connection/connectFailure.js"
 import type { Probe, ProbeResult } from "./probe.js"
+import { isSameEndpoint } from "./sameEndpoint.js"
 import {
   initial,
   type NotWriter,
@@ -49,6 +50,8 @@ export interface SearchReports {
   readonly onSilent: (host: string, error: Error) => void
   /** Called when a search begins. */
   readonly onSearch: () => void
+  /** Called when the name of the writer leads to another server, so that its connections are old. */
+  readonly onMoved: (error: Error) => void
   /** Called when hosts are searched from now on, or no longer. */
   readonly onHosts: (added: ReadonlyArray<SearchedHost>, removed: ReadonlyArray<SearchedHost>) => void
   /** Checks if an answer with other hosts is awaited. */
@@ -85,7 +88,7 @@ export class WriterSearch implements HostLocator {
   /** The search that is running. */
   private current: { readonly since: number } | undefined
   private isClosed = false
-  private readonly followers = new Set<(host: string, error: Error) => void>()
+  private readonly followers = new Set<OnMoved>()
 
   constructor(
     endpoints: ReadonlyArray<Endpoint>,
@@ -166,7 +169,7 @@ export class WriterSearch implements HostLocator {
     if (this.state._tag === "Known" && this.state.isDoubted) this.search()
   }
 
-  follow(onMoved: (host: string, error: Error) => void): () => void {
+  follow(onMoved: OnMoved): () => void {
     this.followers.add(onMoved)
     return () => {
       this.followers.delete(onMoved)
@@ -210,17 +213,17 @@ export class WriterSearch implements HostLocator {
     this.listed = new Set(listed.keys())
     if (this.writer !== undefined) this.state = onListed(this.state, this.writer, this.listed.has(this.writer))
     const wasRunning = this.isRunning
-    const moved = this.hosts.filter(({ endpoint: { address, name } }) => {
-      const now = listed.get(name)
-      return now !== undefined && now.address !== address
+    const moved = this.hosts.filter(({ endpoint }) => {
+      const now = listed.get(endpoint.name)
+      return now !== undefined && !isSameEndpoint(now, endpoint)
     })
     for (const host of moved) this.drop(host)
     this.dropUnlisted()
     const added = endpoints.filter(({ name }) => !this.members.has(name)).map(this.makeHost)
     for (const host of added) this.members.set(host.endpoint.name, host)
     this.reports.onHosts(added, [])
-    // its address has changed, so it may be another server
-    for (const { endpoint } of moved) this.doubt(endpoint.name)
+    // the name leads to another place, so it may be another server
+    for (const { endpoint } of moved) this.onMoved(endpoint.name)
     for (const host of added) {
       // a search that has begun in this call probes them already
       if (wasRunning) this.probe(host, pauses.shortest)
@@ -234,6 +237,14 @@ export class WriterSearch implements HostLocator {
   onDiscoveryFailed(error: Error): void {
     this.discoveryFailure = { reason: "unreachable", error }
     this.settle()
+  }
+
+  private onMoved(name: string): void {
+    this.doubt(name)
+    if (name !== this.writer) return
+    const error = new Error(`${name} leads to another server`)
+    this.reports.onMoved(error)
+    for (const follower of this.followers) follower(undefined, error)
   }
 
   private dropUnlisted(): void {

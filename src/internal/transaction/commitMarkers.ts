@@ -19,6 +19,12 @@ export interface MarkerSettings {
   readonly creates: boolean
 }
 
+/** Other connections, and another time in ms, for the proof of an outcome. */
+interface ResolveOn {
+  readonly source?: ConnectionSource
+  readonly timeout?: number
+}
+
 /** The mean pause between two deletions, in ms, and the pause while there are more old rows. */
 const sweepPause = 60_000
 const nextBatchPause = 1000
@@ -58,13 +64,22 @@ export class CommitMarkers {
    * returned function gives up, and calls back without an outcome. A marker that may have been
    * deleted proves nothing.
    */
-  resolve(marker: CommitMarker, callback: OnOutcome): () => void {
-    const { retention, timeout } = this.settings
+  resolve(marker: CommitMarker, callback: OnOutcome, on: ResolveOn = {}): () => void {
+    const { retention } = this.settings
+    const { source = this.source(), timeout = this.settings.timeout } = on
     if (clock.now() + timeout - marker.createdAt >= retention) {
       callback(undefined)
       return nothing
     }
-    return resolveOutcome(this.source(), timeout, (connection, done) => queryMarker(connection, marker, done), callback)
+    return resolveOutcome(source, timeout, (connection, done) => queryMarker(connection, marker, done), callback)
+  }
+
+  /**
+   * Checks if the marker of a decision of this age, in ms, may soon be deleted, by the clock of a
+   * process that is not exact.
+   */
+  mayBeDeleted(age: number): boolean {
+    return 2 * age >= this.settings.retention
   }
 
   /** Deletes a batch of old markers on an idle connection if it is time for that. */

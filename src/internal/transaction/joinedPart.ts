@@ -42,9 +42,9 @@ export class JoinedPart {
     this.around?.part(transaction)?.recordSent(transaction)
   }
 
-  /** Returns a transaction in which the part has sent a writer's statement, if there is one. */
-  get sentIn(): Transaction | undefined {
-    return this.sent?.values().next().value
+  /** The transactions in which the part has sent a writer's statement. */
+  get sentIn(): ReadonlyArray<Transaction> {
+    return [...(this.sent ?? [])]
   }
 
   /**

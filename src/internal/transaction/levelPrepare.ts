@@ -14,6 +14,11 @@ import { acquireForEnd } from "./levelLock.js"
 import { revert } from "./levelRollback.js"
 import type { PreparedTransactions } from "./preparedTransactions.js"
 
+/** The time that an interrupted caller waits for a message of two phases, in ms; the recovery does the rest. */
+export const interruptedTimeout = 500
+
+const nothing = () => {}
+
 type OnEnd = (failure: TransactionFailure | undefined) => void
 
 /**
@@ -41,11 +46,11 @@ export const identifyLevel = (
     if (level.blockedBy !== undefined) return finish({ failure: level.blockedBy })
     if (connection === undefined) return finish({ failure: { _tag: "TransactionEnded", ...location } })
     if (connection.status !== "T" || level.undone !== undefined) return finish({ failure: rolledBackAtCommit(level) })
-    prepared.identify(connection, (identity, error) => {
-      if (identity !== undefined) return finish({ identity })
-      const { lost } = connectionHolder
-      if (lost !== undefined) finish({ failure: lost })
-      else finish({ error: error ?? new Error("the server does not report its identity") })
+    prepared.identify(connection, (result) => {
+      if ("key" in result) return finish({ identity: result })
+      if ("refusal" in result) return finish({ error: result.refusal })
+      connectionHolder.recordLoss(result.failure)
+      finish({ failure: statementFailure(location, result.failure, "undone") })
     })
   }
   return acquireForEnd(level, (failure) => done({ failure }), start)
@@ -53,15 +58,18 @@ export const identifyLevel = (
 
 /**
  * Prepares a level, or undoes it and reports the reason. A prepared level stays locked until
- * {@link endPreparedLevel}. The returned function gives up; if PREPARE was sent, this closes the
- * connection, and the transaction may be prepared.
+ * {@link endPreparedLevel}. The returned function gives up. If PREPARE was sent, this closes the
+ * connection, calls `done` with a failure, and the transaction may be prepared.
  */
 export const prepareLevel = (level: Level, gid: string, done: OnEnd): (() => void) => {
   const { connectionHolder } = level
   let isSent = false
   let isFinished = false
+  let isGivenUp = false
+  let stop = nothing
   const finish: OnEnd = (failure) => {
     isFinished = true
+    stop()
     if (failure !== undefined) {
       level.state = "failed"
       level.release()
@@ -87,7 +95,8 @@ export const prepareLevel = (level: Level, gid: string, done: OnEnd): (() => voi
     if (connection.status === "E" || level.undone !== undefined) return undo(rolledBackAtCommit(level))
     isSent = true
     connection.steps(prepareSteps(gid), (failure) => {
-      if (failure === undefined) return finish(undefined)
+      // the connection of a caller that has given up is closed
+      if (failure === undefined) return finish(isGivenUp ? connectionHolder.lost : undefined)
       // without a decision it is undone, also if it is prepared
       connectionHolder.recordLoss(failure)
       if (failure._tag === "lost") return undo(statementFailure(location, failure, "undone"))
@@ -96,14 +105,18 @@ export const prepareLevel = (level: Level, gid: string, done: OnEnd): (() => voi
   })
   return () => {
     if (isFinished) return
-    if (isSent) connectionHolder.abort("PREPARE TRANSACTION was interrupted")
-    else leave()
+    if (!isSent) return leave()
+    isGivenUp = true
+    const { connection } = connectionHolder
+    stop = clock.later(interruptedTimeout, () => connection?.destroy("broken"))
+    connectionHolder.abort("PREPARE TRANSACTION was interrupted")
   }
 }
 
 /**
  * Ends a prepared level by the decision of its unit, for up to `timeout` ms: on its connection, or on
- * another one if that is lost. Calls back with false if the recovery has to end it.
+ * another one if that is lost. Later the recovery has to end it. The returned function makes the time
+ * shorter.
  */
 export const endPreparedLevel = (
   level: Level,
@@ -111,35 +124,48 @@ export const endPreparedLevel = (
   decision: Decision,
   prepared: PreparedTransactions,
   timeout: number,
-  done: (isEnded: boolean) => void
-): void => {
+  done: () => void
+): ((timeout: number) => void) => {
   const { connectionHolder } = level
   const { connection } = connectionHolder
-  const deadline = clock.now() + timeout
+  let deadline = clock.now() + timeout
+  let isEnded = false
+  let stop = nothing
+  let giveUp: () => void = () => connection?.destroy("broken")
+  const limit = (timeout: number) => {
+    if (isEnded) return
+    stop()
+    deadline = Math.min(deadline, clock.now() + timeout)
+    stop = clock.later(deadline - clock.now(), () => giveUp())
+  }
   const recorder = decision === "commit" ? connectionHolder.recordTokens() : undefined
-  const finish = (isEnded: boolean) => {
+  const finish = () => {
+    isEnded = true
+    stop()
     level.state = decision === "commit" ? "committed" : "rolledBack"
     level.release()
-    done(isEnded)
+    done()
   }
-  const endElsewhere = () => {
+  const endElsewhere = (isTried: boolean) => {
     recorder?.recordCommit(undefined)
-    // the pool may have no other connection
     connectionHolder.checkIn()
-    prepared.end(gid, decision, Math.max(1, deadline - clock.now()), finish)
+    giveUp = prepared.end(gid, decision, Math.max(1, deadline - clock.now()), isTried, finish)
   }
-  if (connection === undefined || connection.broken !== undefined || connection.busy) return endElsewhere()
-  const stop = clock.later(timeout, () => connection.destroy("broken"))
+  if (connection === undefined || connection.broken !== undefined || connection.busy) {
+    endElsewhere(false)
+    return limit
+  }
+  limit(timeout)
   const recordPosition = (recorder: TokenRecorder) =>
     queryPosition(connection, (status) => {
-      stop()
       recorder.recordWrite(status)
-      finish(true)
+      finish()
     })
   endPrepared(connection, gid, decision, (result) => {
     if (result === "ended" && recorder !== undefined) return recordPosition(recorder)
-    stop()
-    if (result === "ended") finish(true)
-    else endElsewhere()
+    if (result === "missing" && decision === "commit") prepared.reportMissing(gid)
+    if (result === "ended" || result === "missing") finish()
+    else endElsewhere(result === "lost")
   })
+  return limit
 }

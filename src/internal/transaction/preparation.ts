@@ -4,9 +4,10 @@
 import * as Effect from "effect/Effect"
 import { ConfigInvalid, type TransactionError } from "../../DatabaseError.js"
 import type { DatabaseIdentity, Decision } from "../consistency/preparedTransaction.js"
+import { cancellable } from "../edge/cancellable.js"
 import { toDatabaseError } from "../edge/databaseError.js"
 import { observe } from "./completion.js"
-import { endPreparedLevel, identifyLevel, prepareLevel } from "./levelPrepare.js"
+import { endPreparedLevel, identifyLevel, interruptedTimeout, prepareLevel } from "./levelPrepare.js"
 import type { PreparedTransactions } from "./preparedTransactions.js"
 import type { Transaction } from "./transaction.js"
 
@@ -48,30 +49,58 @@ export const identify = ({
     return Effect.sync(giveUp)
   })
 
-/** Prepares a transaction, or undoes it and fails. */
-export const prepare = (transaction: Transaction, gid: string): Effect.Effect<void, TransactionError> =>
-  Effect.async((resume) => {
+/**
+ * Prepares a transaction, or undoes it and fails. `onPrepared` is called when it is prepared, also if
+ * the caller is interrupted at that moment.
+ */
+export const prepare = (
+  transaction: Transaction,
+  gid: string,
+  onPrepared: () => void
+): Effect.Effect<void, TransactionError> =>
+  cancellable((resume) => {
     transaction.span?.ends("commit")
+    let isOver = false
+    let onOver = () => {}
     const giveUp = prepareLevel(transaction.level, gid, (failure) => {
+      isOver = true
       const error = failure === undefined ? undefined : toDatabaseError(failure)
-      if (error !== undefined) observe(transaction, error)
+      // in any other state, another caller has ended the transaction, or it is still open
+      if (error !== undefined && transaction.level.state === "failed") observe(transaction, error)
+      if (error === undefined) onPrepared()
       resume(error === undefined ? Effect.void : Effect.fail(error))
+      onOver()
     })
-    return Effect.sync(giveUp)
+    return () =>
+      Effect.async<void>((onEnded) => {
+        giveUp()
+        if (isOver || transaction.level.connectionHolder.lost === undefined) return onEnded(Effect.void)
+        onOver = () => onEnded(Effect.void)
+      })
   })
 
-/** Ends a prepared transaction by a decision, for up to `timeout` ms; later the recovery ends it. */
+/**
+ * Ends a prepared transaction by a decision, for up to `timeout` ms; later the recovery ends it. An
+ * interrupted caller waits for up to `interruptedTimeout`.
+ */
 export const endPrepared = (
   { prepared, transaction }: PreparableTransaction,
   gid: string,
   decision: Decision,
   timeout: number
 ): Effect.Effect<void> =>
-  Effect.async((resume) => {
-    endPreparedLevel(transaction.level, gid, decision, prepared, timeout, () => {
+  cancellable((resume) => {
+    let onEnd = () => {}
+    const limit = endPreparedLevel(transaction.level, gid, decision, prepared, timeout, () => {
       observe(transaction)
       resume(Effect.void)
+      onEnd()
     })
+    return () =>
+      Effect.async<void>((onEnded) => {
+        onEnd = () => onEnded(Effect.void)
+        limit(interruptedTimeout)
+      })
   })
 
 /** Leaves a prepared transaction to the recovery, because its decision is not known. */

@@ -11,10 +11,11 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import { ConfigInvalid, OptionsConflict, type TransactionError } from "../../DatabaseError.js"
 import { CommitMarker } from "../consistency/commitMarker.js"
-import { gidOf } from "../consistency/preparedTransaction.js"
+import { type DatabaseIdentity, gidOf } from "../consistency/preparedTransaction.js"
 import type { Restore } from "../edge/cancellable.js"
 import { runAfterHooks } from "../transaction/afterHooks.js"
 import { commitUninterruptibly, isSavepoint, rollbackAll, sendCommit } from "../transaction/completion.js"
+import { interruptedTimeout } from "../transaction/levelPrepare.js"
 import {
   endPrepared,
   identify,
@@ -23,10 +24,8 @@ import {
   preparable,
   prepare
 } from "../transaction/preparation.js"
+import { beginUnit } from "../transaction/preparedTransactions.js"
 import type { Transaction } from "../transaction/transaction.js"
-
-/** The time that an interrupted caller waits for the second phase, in ms; the recovery does the rest. */
-const interruptedTimeout = 500
 
 /** Transaction that is prepared, or to be prepared, with its name. */
 interface Participant extends PreparableTransaction {
@@ -39,10 +38,10 @@ type End = Effect.Effect<void, TransactionError>
 /** Returns the transactions that must end together, or the reason why they cannot. */
 const preparables = (
   storing: ReadonlyArray<Transaction>,
-  around: Transaction | undefined
+  around: ReadonlyArray<Transaction>
 ): ReadonlyArray<PreparableTransaction> | OptionsConflict | ConfigInvalid => {
   const all: Array<PreparableTransaction> = []
-  const outside = around ?? storing.find(isSavepoint)
+  const outside = around[0] ?? storing.find(isSavepoint)
   if (outside !== undefined) {
     const outer = "a transaction around the unit, which ends later"
     const { database } = outside.origin
@@ -60,6 +59,23 @@ const preparables = (
   return all
 }
 
+/**
+ * Identifies all databases, which also starts their recovery. Each is awaited, because a transaction is
+ * locked meanwhile.
+ */
+const identifyAll = (
+  decider: PreparableTransaction,
+  others: ReadonlyArray<PreparableTransaction>
+): Effect.Effect<DatabaseIdentity, TransactionError> =>
+  Effect.flatMap(
+    Effect.zip(
+      Effect.exit(identify(decider)),
+      Effect.forEach(others, (one) => Effect.exit(identify(one)), { concurrency: "unbounded" }),
+      { concurrent: true }
+    ),
+    ([identity, rest]) => rest.find(Exit.isFailure) ?? identity
+  )
+
 /** Prepares all participants at the same time. A failure of one leaves the others prepared. */
 const prepareAll = (participants: ReadonlyArray<Participant>): End =>
   Effect.flatMap(
@@ -67,7 +83,7 @@ const prepareAll = (participants: ReadonlyArray<Participant>): End =>
       participants,
       (participant) =>
         Effect.exit(
-          Effect.tap(prepare(participant.transaction, participant.gid), () => {
+          prepare(participant.transaction, participant.gid, () => {
             participant.isPrepared = true
           })
         ),
@@ -77,10 +93,12 @@ const prepareAll = (participants: ReadonlyArray<Participant>): End =>
   )
 
 const endAll = (participants: ReadonlyArray<Participant>, decision: "commit" | "rollback", timeout?: number) =>
-  Effect.forEach(
-    participants.filter(({ isPrepared }) => isPrepared),
-    (participant) => endPrepared(participant, participant.gid, decision, timeout ?? participant.prepared.timeout),
-    { concurrency: "unbounded", discard: true }
+  Effect.suspend(() =>
+    Effect.forEach(
+      participants.filter(({ isPrepared }) => isPrepared),
+      (participant) => endPrepared(participant, participant.gid, decision, timeout ?? participant.prepared.timeout),
+      { concurrency: "unbounded", discard: true }
+    )
   )
 
 /**
@@ -88,13 +106,17 @@ const endAll = (participants: ReadonlyArray<Participant>, decision: "commit" | "
  * if the server is still at the PREPARE; then the recovery ends it.
  */
 const endLost = (participants: ReadonlyArray<Participant>) =>
-  Effect.forEach(
-    participants.filter(
-      ({ isPrepared, transaction }) => !isPrepared && transaction.level.connectionHolder.lost !== undefined
-    ),
-    ({ gid, prepared }) =>
-      Effect.async<void>((resume) => prepared.end(gid, "rollback", interruptedTimeout, () => resume(Effect.void))),
-    { concurrency: "unbounded", discard: true }
+  Effect.suspend(() =>
+    Effect.forEach(
+      participants.filter(
+        ({ isPrepared, transaction }) => !isPrepared && transaction.level.connectionHolder.lost !== undefined
+      ),
+      ({ gid, prepared }) =>
+        Effect.async<void>((resume) => {
+          prepared.end(gid, "rollback", interruptedTimeout, true, () => resume(Effect.void))
+        }),
+      { concurrency: "unbounded", discard: true }
+    )
   )
 
 /**
@@ -103,14 +125,16 @@ const endLost = (participants: ReadonlyArray<Participant>) =>
  */
 export const commitTwoPhase = (
   transactions: ReadonlyArray<Transaction>,
-  /** A transaction around the unit in which the unit has written, if there is one. */
-  around: Transaction | undefined,
+  /** The transactions around the unit in which the unit has written. */
+  around: ReadonlyArray<Transaction>,
   restore: Restore | undefined
 ): End | undefined => {
   const storing = transactions.filter((transaction) => transaction.stores)
+  const origins = new Set([...storing, ...around].map(({ origin }) => origin))
   // a sandbox stores nothing
-  if (storing.length + (around === undefined ? 0 : 1) < 2 || storing.some(({ origin }) => origin.sandbox !== undefined))
-    return undefined
+  if (origins.size < 2 || storing.some(({ origin }) => origin.sandbox !== undefined)) return undefined
+  // a nested part ends with the unit around it
+  if (around.length === 0 && storing.every(isSavepoint)) return undefined
   const all = preparables(storing, around)
   const undo = (cause: Cause.Cause<TransactionError>, participants: ReadonlyArray<Participant>): End => {
     const isInterrupted = Cause.isInterrupted(cause)
@@ -118,15 +142,22 @@ export const commitTwoPhase = (
       endAll(participants, "rollback", isInterrupted ? interruptedTimeout : undefined),
       endLost(participants)
     )
-    const rolledBack = rollbackAll(transactions, isInterrupted ? undefined : restore)
+    const rolledBack = Effect.suspend(() => {
+      const isCommitted = ({ level }: Transaction) => level.state === "committed"
+      const committed = transactions.filter(isCommitted)
+      const rest = transactions.filter((transaction) => !isCommitted(transaction))
+      return rollbackAll(rest, isInterrupted ? undefined : restore, committed)
+    })
     return Effect.zipRight(Effect.zipRight(ended, rolledBack), Effect.failCause(cause))
   }
   if (!("length" in all)) return undo(Cause.fail(all), [])
   const decider = all[all.length - 1]
   if (decider === undefined) return undefined
   const { transaction: deciding } = decider
+  const commit = (transaction: Transaction) =>
+    restore === undefined ? commitUninterruptibly(transaction) : sendCommit(transaction, restore)
   const within = <A>(effect: Effect.Effect<A, TransactionError>) => (restore === undefined ? effect : restore(effect))
-  return Effect.matchCauseEffect(within(identify(decider)), {
+  return Effect.matchCauseEffect(within(identifyAll(decider, all.slice(0, -1))), {
     onFailure: (cause) => undo(cause, []),
     onSuccess: (identity) => {
       const marker = new CommitMarker(false, true)
@@ -136,37 +167,39 @@ export const commitTwoPhase = (
       })
       const others = transactions.filter((transaction) => !storing.includes(transaction))
       const decided = (interruption: Cause.Cause<TransactionError> | undefined): End => {
-        const ended = endAll(participants, "commit", interruption === undefined ? undefined : interruptedTimeout)
-        const hooks = runAfterHooks(transactions, interruption === undefined ? restore : undefined)
-        const failed = interruption === undefined ? Effect.void : Effect.failCause(interruption)
-        return Effect.zipRight(Effect.zipRight(ended, hooks), failed)
+        if (interruption === undefined) {
+          return Effect.matchCauseEffect(within(endAll(participants, "commit")), {
+            onSuccess: () => runAfterHooks(transactions, restore),
+            onFailure: (cause) => Effect.zipRight(runAfterHooks(transactions, undefined), Effect.failCause(cause))
+          })
+        }
+        const ended = endAll(participants, "commit", interruptedTimeout)
+        const hooks = runAfterHooks(transactions, undefined)
+        return Effect.zipRight(Effect.zipRight(ended, hooks), Effect.failCause(interruption))
       }
       const undecided = (cause: Cause.Cause<TransactionError>): End => {
         for (const participant of participants) leavePrepared(participant)
+        // for their hooks, the outcome is that of the unit
+        for (const { level } of others) level.state = "unknown"
         return Effect.zipRight(runAfterHooks(transactions, undefined), Effect.failCause(cause))
       }
       const decide = Effect.suspend(() =>
-        Effect.matchCauseEffect(
-          restore === undefined ? commitUninterruptibly(deciding) : sendCommit(deciding, restore),
-          {
-            onSuccess: () => decided(undefined),
-            onFailure: (cause) => {
-              const { state } = deciding.level
-              if (state === "committed") return decided(cause)
-              return state === "unknown" ? undecided(cause) : undo(cause, participants)
-            }
+        Effect.matchCauseEffect(commit(deciding), {
+          onSuccess: () => decided(undefined),
+          onFailure: (cause) => {
+            const { state } = deciding.level
+            if (state === "committed") return decided(cause)
+            return state === "unknown" ? undecided(cause) : undo(cause, participants)
           }
-        )
+        })
       )
       // those that store nothing first, because their failure would undo nothing later
-      const first = Effect.zipRight(
-        Effect.forEach(others, (transaction) => commitUninterruptibly(transaction), { discard: true }),
-        within(prepareAll(participants))
-      )
-      return Effect.matchCauseEffect(first, {
+      const first = Effect.zipRight(Effect.forEach(others, commit, { discard: true }), within(prepareAll(participants)))
+      const ended = Effect.matchCauseEffect(first, {
         onFailure: (cause) => undo(cause, participants),
         onSuccess: () => decide
       })
+      return Effect.ensuring(ended, Effect.sync(beginUnit(marker.id)))
     }
   })
 }

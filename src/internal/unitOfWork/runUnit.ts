@@ -149,6 +149,8 @@ const runIn = <A, E, R>(
           if (decided === "rollback") handle.unit.undoJoined(failureOf(Exit.isFailure(exit) ? exit : outcome))
           const end = handle.end(decided, isInterrupted ? undefined : restore)
           return Effect.flatMap(Effect.exit(Effect.zipRight(end, outcome)), (ended) => {
+            // the work around must not store a part of a unit that has failed at its end
+            if (Exit.isFailure(ended) && decided === "commit") handle.unit.undoJoined(failureOf(ended))
             const result: Exit.Exit<A, E | TransactionError> = Exit.isSuccess(ended)
               ? exit
               : Exit.failCause(Exit.isSuccess(exit) ? ended.cause : Cause.sequential(exit.cause, ended.cause))

@@ -89,9 +89,9 @@ export class Unit extends UnitTransactions {
     return this.joined
   }
 
-  /** A transaction around the unit in which the unit has written, if there is one. */
-  get writesAround(): Transaction | undefined {
-    return this.joined?.sentIn
+  /** The transactions around the unit in which the unit has written. */
+  get writesAround(): ReadonlyArray<Transaction> {
+    return this.joined?.sentIn ?? []
   }
 
   /** Makes the transactions around the unit end in rollback if the unit has written in them. */
@@ -105,10 +105,11 @@ export class Unit extends UnitTransactions {
 
   /**
    * True if the unit has no transaction, no waiting hook and no deferred action, so its end has
-   * nothing to do.
+   * nothing to do. In two phases, work in several transactions around it is refused at the end.
    */
   get isUntouched(): boolean {
-    return this.isUnused && !this.hasPending
+    const isRefused = this.commitOptions.isTwoPhase && this.writesAround.length > 1
+    return this.isUnused && !this.hasPending && !isRefused
   }
 
   /**
