@@ -131,7 +131,7 @@ export class KeyedRequest {
 }
 
 /** Checks if a request was undone because another request has stored its key. */
-export const isTaken = (error: unknown): boolean => {
+const isTaken = (error: unknown): boolean => {
   if (!isDatabaseError(error)) return false
   if (error._tag === "UniqueViolation") return isKeyTaken(error)
   return error._tag === "CommitFailed" && isTaken(error.cause)

@@ -32,7 +32,7 @@ import { freshDatabase, query } from "../../server.js"
 import { listening } from "./listen.js"
 
 /** The work of a request: its path selects it, and its body is the name of an item. */
-export type Work = (
+type Work = (
   path: string,
   name: string
 ) => Effect.Effect<{ readonly status: number; readonly text: string }, unknown, Db | Audit>
