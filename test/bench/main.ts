@@ -8,15 +8,17 @@ import * as Redacted from "effect/Redacted"
 import { EmbeddedPostgres } from "effect-db"
 import { overload } from "./overload.js"
 import { rates } from "./rates.js"
+import { replicas } from "./replicas.js"
 import { requests } from "./requests.js"
 
 const usage = `npm run bench -- [rates] [options]     all clients side by side on one embedded server, interleaved; ratios of medians
 npm run bench -- requests [options]    HTTP servers side by side, with and without a unit of work for each request
+npm run bench -- replicas [options]    reads by up to three replicas, by what a read requires
 npm run bench -- overload [options]    effect-db with five times more requests than it can serve
 
 All are measured in one process, with Node's default space for young objects; YOUNG_MB=64 gives them as much as a server should have.
 
-rates, requests
+rates, requests, replicas
   --rounds N     the number of turns of each (default 9; requests 25)
   --ms N         the duration of a turn (default 400; requests 200)
   --only NAME    one client only, to profile it
@@ -60,7 +62,7 @@ const number = (name: "rounds" | "ms" | "seconds" | "factor", otherwise: number)
 }
 
 const what = positionals[0] ?? "rates"
-const subcommands = { rates, requests, overload }
+const subcommands = { rates, requests, replicas, overload }
 const isKnown = (name: string): name is keyof typeof subcommands => Object.hasOwn(subcommands, name)
 if (positionals.length > 1 || !isKnown(what)) fail(`unknown: ${positionals.join(" ")}`)
 
@@ -77,7 +79,13 @@ else {
   }
   await Effect.gen(function* () {
     const server = yield* EmbeddedPostgres.EmbeddedPostgres
-    const url = Redacted.value(server.settings("bench").writer)
-    if (isKnown(what)) yield* Effect.promise(() => subcommands[what](url, options))
-  }).pipe(Effect.provide(EmbeddedPostgres.EmbeddedPostgres.layer({ databases: ["bench"] })), Effect.runPromise)
+    const { readers, writer } = server.settings("bench")
+    const url = Redacted.value(writer)
+    if (isKnown(what)) yield* Effect.promise(() => subcommands[what](url, options, readers.map(Redacted.value)))
+  }).pipe(
+    Effect.provide(
+      EmbeddedPostgres.EmbeddedPostgres.layer({ databases: ["bench"], replicas: what === "replicas" ? 3 : 0 })
+    ),
+    Effect.runPromise
+  )
 }

@@ -20,7 +20,7 @@ export const anyId = () => 1 + Math.floor(Math.random() * rows)
 /**
  * Runs an operation repeatedly, `concurrency` at a time, until the time is over; returns the count.
  */
-type Loop = (concurrency: number, until: number) => Promise<number>
+export type Loop = (concurrency: number, until: number) => Promise<number>
 
 export interface Subject {
   readonly name: string
@@ -43,7 +43,7 @@ const promiseLoop =
     return count
   }
 
-const effectLoop =
+export const effectLoop =
   (once: Effect.Effect<unknown, unknown>): Loop =>
   (concurrency, until) => {
     let count = 0
@@ -120,7 +120,8 @@ export const operations = (sql: PgClient.PgClient) => ({
   })
 })
 
-const opened = async <A>(layer: Layer.Layer<A, unknown>) => {
+/** Opens a layer until `close` is called. */
+export const opened = async <A>(layer: Layer.Layer<A, unknown>) => {
   const scope = Effect.runSync(Scope.make())
   const context = await Effect.runPromise(Layer.buildWithScope(layer, scope))
   return { context, close: () => Effect.runPromise(Scope.close(scope, Effect.runSync(Effect.exit(Effect.void)))) }

@@ -29,7 +29,7 @@ const cluster = Effect.gen(function* () {
   const replica = replicas[0] ?? assert.fail("no replica")
   yield* query(primary.url(), "CREATE TABLE item (n int PRIMARY KEY)")
   yield* awaitReplicas
-  return { primary, replica, switchOver, writer: urlOf([primary, replica]) }
+  return { awaitReplicas, primary, replica, switchOver, writer: urlOf([primary, replica]) }
 })
 
 const insert = (n: number) => Effect.flatMap(Db.writer, (sql) => sql`INSERT INTO item VALUES (${n})`)
@@ -40,10 +40,12 @@ const numbers = (server: EmbeddedPostgres.EmbeddedPostgres.Server) =>
 describe("a writer on several hosts", () => {
   it.scopedLive("a write finds the promoted standby, and the former primary gets no write when it comes back", () =>
     Effect.gen(function* () {
-      const { primary, replica, writer } = yield* cluster
+      const { awaitReplicas, primary, replica, writer } = yield* cluster
       yield* Effect.gen(function* () {
         const seen = yield* watch
         yield* insert(1)
+        // an asynchronous standby may lack the last writes of its primary
+        yield* awaitReplicas
         yield* primary.kill
         const waiting = yield* Effect.fork(insert(2))
         yield* replica.promote
@@ -94,10 +96,11 @@ describe("a writer on several hosts", () => {
     "a writer that is frozen is given up with its statement in flight, and gets no write after its thaw",
     () =>
       Effect.gen(function* () {
-        const { primary, replica, writer } = yield* cluster
+        const { awaitReplicas, primary, replica, writer } = yield* cluster
         yield* Effect.gen(function* () {
           const seen = yield* watch
           yield* insert(1)
+          yield* awaitReplicas
           yield* primary.freeze
           // without a limit of the server, only the monitor ends the wait
           const error = yield* DatabaseError.refine(insert(2)).pipe(Effect.flip, Effect.timeout("20 seconds"))
