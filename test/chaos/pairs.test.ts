@@ -15,7 +15,7 @@ import { directory } from "../support/directory.js"
 import { query } from "../support/server.js"
 
 const pairs = process.env.EFFECT_DB_CHAOS === "full" ? 10_000 : 1000
-const clients = 10
+const clients = 4
 
 interface Answer {
   readonly status: number

@@ -3,6 +3,7 @@
  * front of them. `npm run test:cluster` provides the programs, and without them the suites that need
  * them are skipped.
  */
+import { spawnSync } from "node:child_process"
 import { randomBytes } from "node:crypto"
 import * as fs from "node:fs"
 import * as path from "node:path"
@@ -51,13 +52,26 @@ const processesIn = (folder: string): ReadonlyArray<number> =>
     }
   })
 
+/** Removes the shared memory of the servers in a folder, which killed servers leave, named in their pid files. */
+const removeSegments = (folder: string): void => {
+  for (const name of fs.readdirSync(folder, { recursive: true, encoding: "utf8" })) {
+    if (path.basename(name) !== "postmaster.pid") continue
+    const [, segment] = /^ *\d+ +(\d+)$/m.exec(fs.readFileSync(path.join(folder, name), "utf8")) ?? []
+    // the server may have recycled it already
+    if (segment !== undefined) spawnSync("ipcrm", ["-m", segment])
+  }
+}
+
 /** Kills all processes whose working directory is in a folder, also those that they start meanwhile. */
 const killIn = (folder: string): Effect.Effect<void> =>
-  until(() => {
-    const left = processesIn(folder)
-    for (const pid of left) signal(pid, "SIGKILL")
-    return left.length === 0
-  })
+  Effect.tap(
+    until(() => {
+      const left = processesIn(folder)
+      for (const pid of left) signal(pid, "SIGKILL")
+      return left.length === 0
+    }),
+    () => removeSegments(folder)
+  )
 
 /** Member in the answer of Patroni's API. */
 interface Member {
