@@ -22,7 +22,7 @@ import { recordCallSites } from "../observability/callSite.js"
 import { makeLogger } from "../observability/logger.js"
 import { Observers } from "../observability/observers.js"
 import { makePoolMetrics } from "../observability/poolMetrics.js"
-import { makeReaderMetrics } from "../observability/readerMetrics.js"
+import { makeReaderMetrics, makeWriterMetrics } from "../observability/serverMetrics.js"
 import { type MakeMetrics, Topology } from "../topology/topology.js"
 import { rollback } from "../transaction/completion.js"
 import { make as makeClient } from "./client.js"
@@ -31,7 +31,7 @@ import { makeLifecycleHooks } from "./lifecycleHooks.js"
 import type { NamedClass } from "./uniqueNames.js"
 import { verifyPrepared, verifyServer } from "./verifyServer.js"
 
-const makeMetrics: MakeMetrics = { pool: makePoolMetrics, reader: makeReaderMetrics }
+const makeMetrics: MakeMetrics = { pool: makePoolMetrics, reader: makeReaderMetrics, writer: makeWriterMetrics }
 
 /** The part of the listening connection that the clients use. */
 interface Listening {

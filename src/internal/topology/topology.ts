@@ -10,7 +10,7 @@ import { readerAt } from "../config/clusterHosts.js"
 import type { HostLocator } from "../connection/connect.js"
 import type { CredentialSource } from "../connection/credentials.js"
 import type { MakePoolMetrics } from "../observability/poolMetrics.js"
-import type { MakeReaderMetrics } from "../observability/readerMetrics.js"
+import type { MakeReaderMetrics, MakeWriterMetrics } from "../observability/serverMetrics.js"
 import type { ConnectionTasks } from "../pool/connectionTasks.js"
 import { OutageWaiters } from "../pool/outageWaiters.js"
 import { HostDiscovery, type HostSource } from "./hostDiscovery.js"
@@ -27,6 +27,7 @@ import type { WriterSearch } from "./writerSearch.js"
 export interface MakeMetrics {
   readonly pool: MakePoolMetrics
   readonly reader: MakeReaderMetrics
+  readonly writer: MakeWriterMetrics
 }
 
 const nothing = () => {}
@@ -74,6 +75,7 @@ export class Topology {
         metrics: role === "reader" ? makeMetrics.reader(database, server.name) : undefined
       })
     const source = credentials(config.writer)
+    const countChange = makeMetrics.writer(database)
     this.writerSearch = makeWriterSearch(config, source, {
       onChange: (change, tookMillis, error) => {
         observer.observe({ _tag: "WriterChanged", database, ...change, tookMillis })
@@ -83,6 +85,7 @@ export class Topology {
           if (config.startup === "verify") for (const { reads } of this.readers) reads.warm()
           return
         }
+        countChange(tookMillis)
         this.sampler.positions.clear()
         this.writerMonitor?.onChanged()
         this.allReaders.onWriterChanged()

@@ -1,5 +1,6 @@
 /**
- * The metrics of a reader: its lag behind the primary, its latency, and its part in routing.
+ * The metrics of the servers of a database: the changes of its writer; the lag of a reader behind the
+ * primary, its latency, and its part in routing.
  */
 import * as Metric from "effect/Metric"
 import * as MetricKey from "effect/MetricKey"
@@ -26,6 +27,23 @@ const gauge = (name: string, description: string, unit: string, labels: Readonly
   ])
   return (value: number) => {
     if (Number.isFinite(value)) Metric.globalMetricRegistry.get(key).update(value)
+  }
+}
+
+/** Function that makes the function that counts the changes of a database's writer. */
+export type MakeWriterMetrics = (database: string) => (tookMillis: number) => void
+
+/** Makes the function that counts the changes of a writer, and records the time of the last search. */
+export const makeWriterMetrics: MakeWriterMetrics = (database) => {
+  const labels = [MetricLabel.make("db.system.name", "postgresql"), MetricLabel.make("effect_db.database", database)]
+  const key = MetricKey.counter("effect_db.writer.changes", {
+    description: "Changes of the writer to another host",
+    incremental: true
+  })
+  const search = gauge("effect_db.writer.search_time", "Time of the search before the last change", "s", labels)
+  return (tookMillis) => {
+    Metric.globalMetricRegistry.get(MetricKey.taggedWithLabels(key, labels)).update(1)
+    search(tookMillis / 1000)
   }
 }
 
