@@ -75,5 +75,5 @@ it.scopedLive(
         `${rounds * steps.length} processes killed, ${left} prepared transactions seen after that; ${rows[0]?.length} units stored on both databases, none on one`
       )
     }),
-  600_000
+  1_800_000
 )
