@@ -10,18 +10,14 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Redacted from "effect/Redacted"
 import * as Ref from "effect/Ref"
-import * as Schedule from "effect/Schedule"
-import { DatabaseError, EmbeddedPostgres } from "effect-db"
+import { EmbeddedPostgres } from "effect-db"
 import { Db } from "../support/databases.js"
 import { directory } from "../support/directory.js"
 import { eventually } from "../support/eventually.js"
+import { rate, startInserts } from "../support/insertLoad.js"
 import { query } from "../support/server.js"
 
 const rounds = process.env.EFFECT_DB_CHAOS === "full" ? 50 : 3
-
-/** The transactions of all fibers in a second. */
-const rate = 200
-const fibers = 20
 
 const promotions = (outcome: "status" | "marker") =>
   it.scopedLive(
@@ -41,36 +37,7 @@ const promotions = (outcome: "status" | "marker") =>
         const at = `${primary.host}:${primary.port}`
         const writer = Redacted.make(url.replace(at, `${at},${replica.host}:${replica.port}`))
         yield* Effect.gen(function* () {
-          const sql = yield* Db.writer
-          const acknowledged: Array<string> = []
-          const undone: Array<string> = []
-          const unknown = new Set<string>()
-          const lastSuccess = yield* Ref.make(0)
-          let count = 0
-          const once = Effect.suspend(() => {
-            const id = `row ${count++}`
-            return Db.withTransaction(sql`INSERT INTO item VALUES (${id})`).pipe(
-              DatabaseError.refine,
-              Effect.matchEffect({
-                onFailure: (error) =>
-                  Effect.sync(() => {
-                    if (error._tag === "CommitOutcomeUnknown") unknown.add(id)
-                    else undone.push(id)
-                  }),
-                onSuccess: () => {
-                  acknowledged.push(id)
-                  return Ref.set(lastSuccess, performance.now())
-                }
-              })
-            )
-          })
-          const load = yield* Effect.fork(
-            Effect.forEach(
-              Array.from({ length: fibers }),
-              () => Effect.repeat(once, Schedule.spaced(`${(1000 * fibers) / rate} millis`)),
-              { concurrency: "unbounded", discard: true }
-            )
-          )
+          const { acknowledged, lastSuccess, load, undone, unknown } = yield* startInserts
           const waits: Array<number> = []
           let [old, next] = [primary, replica]
           for (let round = 0; round < rounds; round++) {

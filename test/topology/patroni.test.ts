@@ -10,19 +10,15 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Redacted from "effect/Redacted"
 import * as Ref from "effect/Ref"
-import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
-import { type Database, DatabaseError, Discovery } from "effect-db"
+import { type Database, Discovery } from "effect-db"
 import { Db } from "../support/databases.js"
 import { eventually } from "../support/eventually.js"
+import { rate, startInserts } from "../support/insertLoad.js"
 import { acceptsWrites, hasPatroni, makeHaproxy, makePatroni } from "../support/patroni.js"
 import { query } from "../support/server.js"
 
 const rounds = process.env.EFFECT_DB_CHAOS === "full" ? 5 : 1
-
-/** The transactions of all fibers in a second. */
-const rate = 200
-const fibers = 20
 
 type Patroni = Effect.Effect.Success<typeof makePatroni>
 
@@ -32,35 +28,8 @@ const urlOf = ({ password }: Patroni, hosts: string) =>
 /** Kills the leader again and again while fibers insert rows; prints the time until the first success. */
 const failovers = (cluster: Patroni, name: string) =>
   Effect.gen(function* () {
-    const sql = yield* Db.writer
-    const acknowledged: Array<string> = []
-    const unknown = new Set<string>()
-    const lastSuccess = yield* Ref.make(0)
-    let count = 0
-    const once = Effect.suspend(() => {
-      const id = `row ${count++}`
-      return Db.withTransaction(sql`INSERT INTO item VALUES (${id})`).pipe(
-        DatabaseError.refine,
-        Effect.matchEffect({
-          onFailure: (error) =>
-            Effect.sync(() => {
-              if (error._tag === "CommitOutcomeUnknown") unknown.add(id)
-            }),
-          onSuccess: () => {
-            acknowledged.push(id)
-            return Ref.set(lastSuccess, performance.now())
-          }
-        })
-      )
-    })
+    const { acknowledged, lastSuccess, load, unknown } = yield* startInserts
     const read = Effect.flatMap(Db.reader, (reader) => reader<{ n: number }>`SELECT 1 AS n`)
-    const load = yield* Effect.fork(
-      Effect.forEach(
-        Array.from({ length: fibers }),
-        () => Effect.repeat(once, Schedule.spaced(`${(1000 * fibers) / rate} millis`)),
-        { concurrency: "unbounded", discard: true }
-      )
-    )
     const waits: Array<number> = []
     for (let round = 0; round < rounds; round++) {
       const [leader, standby] = yield* cluster.settled
