@@ -96,7 +96,12 @@ describe("Consistency, after a failover", () => {
         const { password, primary, replicas } = yield* EmbeddedPostgres.make({
           replicas: 2,
           databases: ["app"],
-          settings: { archive_mode: "on", archive_command: `cp %p ${files}/%f`, wal_keep_size: "1GB" }
+          settings: {
+            archive_mode: "on",
+            // renamed when it is whole: a standby that restores a part of a segment streams it instead
+            archive_command: `cp %p ${files}/%f.part && mv ${files}/%f.part ${files}/%f`,
+            wal_keep_size: "1GB"
+          }
         })
         const [next, follower] = replicas
         if (next === undefined || follower === undefined) return assert.fail()
