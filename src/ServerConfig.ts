@@ -396,3 +396,19 @@ export interface ProtocolLimits {
   /** The number of SCRAM iterations that a server may request; each takes time at login. */
   readonly maxScramIterations: number
 }
+
+/**
+ * Cluster whose roles are discovered; times in milliseconds.
+ *
+ * @see `DatabaseConfig.DatabaseOptions` for the meaning of `hosts` and `discover`
+ * @since 0.3.0
+ * @category models
+ */
+export interface ClusterConfig {
+  /** The effect that returns the hosts; `undefined` if they do not change. */
+  readonly discover: Effect.Effect<ReadonlyArray<DiscoveredHost>, unknown> | undefined
+  /** The interval of `discover`. */
+  readonly discoverInterval: number
+  /** Returns a host with the TLS that the settings require for it; throws if they refuse it. */
+  readonly endpointOf: (host: Host) => Endpoint
+}

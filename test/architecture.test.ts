@@ -12,6 +12,7 @@ const root = fileURLToPath(new URL("../", import.meta.url))
  */
 const layers: ReadonlyArray<string> = [
   "SqlState ServerConfig Observation Notification Copy Router",
+  "DatabaseOptions",
   "concurrency",
   "protocol",
   "sql",
@@ -118,7 +119,7 @@ const packages: Readonly<Record<string, ReadonlyArray<string>>> = {
     "internal/http/routeContextTag",
     "internal/http/sessionMiddleware"
   ],
-  "@effect/sql-pg": ["Copy", "Database", "DatabaseConfig", "internal/client/client", "internal/client/sqlPgConfig"],
+  "@effect/sql-pg": ["Copy", "Database", "DatabaseOptions", "internal/client/client", "internal/client/sqlPgConfig"],
   // the embedded server is administered by sessions of its own, apart from those that tests examine
   pg: ["internal/embedded/adminSession", "internal/protocol/pgDriver"],
   "pg-protocol": ["internal/protocol/frontendMessages"]
