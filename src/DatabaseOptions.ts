@@ -507,6 +507,10 @@ export interface CommonOptions extends PoolOptions, SessionOptions {
    * monitor, the successor of a writer is found after a connection is lost, and the lag of a reader is
    * not known. A reader with several hosts, and servers behind a transaction pooler, are not monitored.
    *
+   * From PostgreSQL 19 on, a monitored reader also has a connection on which `WAIT FOR LSN` waits for the
+   * writes that reads must see, while there are such reads; before it, its position is queried at
+   * intervals.
+   *
    * @default true
    */
   readonly monitor?: boolean | undefined

@@ -64,6 +64,7 @@ export class Readers {
     this.servers = this.current.map(({ server }) => server)
     for (const { monitor, server } of removed) {
       monitor?.close(() => {})
+      server.replayWait?.close(() => {})
       this.leaving.add(server)
       server.remove(() => this.leaving.delete(server))
     }
@@ -80,7 +81,9 @@ export class Readers {
           (onClosed) =>
             pool.close(timeout, onClosed)
       ),
-      ...this.current.flatMap(({ monitor }) => (monitor ? [(onClosed: () => void) => monitor.close(onClosed)] : []))
+      ...this.current
+        .flatMap(({ monitor, server }) => [monitor, server.replayWait])
+        .flatMap((part) => (part ? [(onClosed: () => void) => part.close(onClosed)] : []))
     ]
   }
 }

@@ -15,6 +15,7 @@ import type { Caller } from "../pool/caller.js"
 import type { Pool } from "../pool/pool.js"
 import type { PoolDependencies } from "../pool/poolDependencies.js"
 import type { ConnectionSource, OnCheckout } from "./connectionSource.js"
+import { canWaitForReplay, type ReplayWait } from "./replayWait.js"
 import type { Server } from "./server.js"
 
 /** Writes that a read must see, and the fallback if no replica has them. */
@@ -79,6 +80,12 @@ export class ReplicaSelection implements ConnectionSource {
   private pause = minPause
   // state of the current round
   private isBehind = false
+  /** The servers that report when they have the required position. */
+  private reporting: ReadonlyArray<readonly [ReplayWait, bigint]> = []
+  /** True if another server is behind, so that its position must be polled. */
+  private mustPoll = false
+  /** True after a report. A server that is behind nevertheless is polled, so that reports cause no rounds without end. */
+  private wasReported = false
   private lostServer: string | undefined = undefined
   private unproved: ReadonlyArray<string> = []
 
@@ -169,6 +176,7 @@ export class ReplicaSelection implements ConnectionSource {
       const judge = () => {
         const freshness = judgeFreshness(connection.position, database, tokens)
         if (freshness === "caughtUp" && connection.broken === undefined) return assign(connection)
+        if (freshness === "behind") this.addBehind(server, connection, tokens)
         server.reads.checkin(connection)
         this.passOver(server, freshness)
         tryNext()
@@ -184,11 +192,44 @@ export class ReplicaSelection implements ConnectionSource {
     checkOut(server, until, use, tryNext)
   }
 
+  /** Records a server that is behind, and the way to learn that it is no longer. */
+  private addBehind(server: Server, connection: Connection, tokens: ReadonlyArray<TokenFields>): void {
+    const { position } = connection
+    const { replayWait } = server
+    // on another timeline a position says nothing
+    const isComparable = position !== undefined && tokens.every(({ timeline }) => timeline === position.timeline)
+    if (replayWait === undefined || this.wasReported || !isComparable || !canWaitForReplay(connection)) {
+      this.mustPoll = true
+      return
+    }
+    let lsn = 0n
+    for (const token of tokens) if (token.lsn > lsn) lsn = token.lsn
+    this.reporting = [...this.reporting, [replayWait, lsn]]
+  }
+
   private waitForNextRound(tryNext: () => void, until: number): void {
-    const timer = clock.timer(Math.min(this.pause, until - clock.now()), tryNext)
-    this.cancel = () => clock.clear(timer)
+    const { mustPoll, reporting } = this
+    const begin = () => {
+      this.cancel()
+      tryNext()
+    }
+    const isReported = !mustPoll && reporting.every(([{ isConnected }]) => isConnected)
+    const pause = isReported ? maxPause : this.pause
+    const timer = clock.timer(Math.min(pause, until - clock.now()), begin)
+    const cancels = reporting.map(([replayWait, lsn]) =>
+      replayWait.until(lsn, () => {
+        this.wasReported = true
+        begin()
+      })
+    )
+    this.cancel = () => {
+      clock.clear(timer)
+      for (const cancel of cancels) cancel()
+    }
     this.pause = Math.min(this.pause * 2, maxPause)
     this.isBehind = false
+    this.reporting = []
+    this.mustPoll = false
     this.lostServer = undefined
     this.unproved = []
   }

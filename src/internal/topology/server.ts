@@ -15,6 +15,7 @@ import { Pool } from "../pool/pool.js"
 import type { PoolDependencies } from "../pool/poolDependencies.js"
 import { initial as initialLag, isUnsettled, onLag } from "./lagState.js"
 import type { Lag } from "./primaryPositions.js"
+import type { ReplayWait } from "./replayWait.js"
 import { type Health, initial, isUsable, onAnswer, onChosen, onFailure, onSilence, shown } from "./serverHealth.js"
 import type { ServerReport } from "./serverReport.js"
 
@@ -61,6 +62,8 @@ export class Server {
   /** The average time of a round trip, in ms; `undefined` without a monitor. */
   latency: number | undefined
   private timeline: number | undefined
+  /** The wait for its replay, if the server is monitored. */
+  replayWait: ReplayWait | undefined
   /** Called after a failure; set while a monitor tries the server, so that no read has to. */
   onDown: (() => void) | undefined
 

@@ -15,10 +15,12 @@ import type { ConnectionTasks } from "../pool/connectionTasks.js"
 import { OutageWaiters } from "../pool/outageWaiters.js"
 import { HostDiscovery, type HostSource } from "./hostDiscovery.js"
 import { makeWriterSearch } from "./makeWriterSearch.js"
+import { OwnConnections } from "./ownConnections.js"
 import { PrimarySampler } from "./primarySampler.js"
 import { Probe, type ProbeResult } from "./probe.js"
 import { ReaderMonitor, type ReaderProbe } from "./readerMonitor.js"
 import { type Close, type Reader, Readers } from "./readers.js"
+import { ReplayWait } from "./replayWait.js"
 import { Server } from "./server.js"
 import { WriterMonitor } from "./writerMonitor.js"
 import type { WriterSearch } from "./writerSearch.js"
@@ -170,6 +172,7 @@ export class Topology {
     const isMonitored = monitor.isOn && session.mode === "session" && server.server.hosts.length === 1
     if (!isMonitored) return { server, monitor: undefined }
     const probe = this.sharedProbe(server) ?? this.makeProbe(server)
+    server.replayWait = new ReplayWait(new OwnConnections(server.reads.options))
     return { server, monitor: new ReaderMonitor(server, probe, this.sampler, monitor, readerRetryDelay) }
   }
 
