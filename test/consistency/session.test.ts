@@ -32,7 +32,9 @@ import {
 } from "../support/cluster.js"
 import { Db, idle } from "../support/databases.js"
 import { eventually } from "../support/eventually.js"
+import { fakeTimers } from "../support/fakeTimers.js"
 import { answers, makeProxy } from "../support/proxy.js"
+import { query } from "../support/server.js"
 
 layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a causal session", (it) => {
   it.scoped("a write on a reserved connection after another COMMIT of the session is seen", () =>
@@ -122,6 +124,34 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a causal s
         })
       )
       assert.deepStrictEqual(ports, [server.port, server.port])
+    }).pipe(Effect.provide(open([0])))
+  )
+
+  it.scoped("a token beyond the last record of the primary is not waited for", () =>
+    Effect.gen(function* () {
+      const { primary } = yield* Cluster
+      const server = yield* replica(0)
+      const session = patient()
+      const id = yield* Consistency.withSession(write, session)
+      yield* caughtUp
+      const token = tokenIn(session)
+      const ahead = new Consistency.Token({ ...token, lsn: token.lsn + 10_000_000n })
+      /** Runs a read with timers that let a second pass at most. */
+      const hasty = <A, E, R>(reading: Effect.Effect<A, E, R>) =>
+        Effect.gen(function* () {
+          const pass = yield* fakeTimers
+          const fiber = yield* Effect.fork(reading)
+          for (let i = 0; i < 100 && fiber.unsafePoll() === null; i++) {
+            yield* pass(10)
+            yield* query(server.url(), "SELECT 1")
+          }
+          return yield* fiber.unsafePoll() ?? assert.fail("the read still waits")
+        }).pipe(Effect.scoped)
+      const strict = Consistency.AtLeast({ token: ahead, maxWait: "20 seconds", otherwise: "fail" })
+      const error = yield* hasty(read(id).pipe(Db.withConsistency(strict))).pipe(DatabaseError.refine, Effect.flip)
+      assert.strictEqual(error._tag, "NoReplicaCaughtUp")
+      const ofAhead = Consistency.makeSession({ tokens: [ahead], maxWait: "20 seconds" })
+      assert.strictEqual((yield* hasty(Consistency.withSession(read(id), ofAhead))).port, primary.port)
     }).pipe(Effect.provide(open([0])))
   )
 

@@ -5,19 +5,13 @@ import { assert, layer } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import { Consistency, type Database } from "effect-db"
-import { vi } from "vitest"
 import { Cluster, caughtUp, cluster, open, patient, pause, read, replica, resume, write } from "../support/cluster.js"
 import { Db } from "../support/databases.js"
 import { eventually, until } from "../support/eventually.js"
+import { fakeTimers } from "../support/fakeTimers.js"
 import { makeProxy } from "../support/proxy.js"
 import { query } from "../support/server.js"
 import { createWaitFunction, emulateWaitForLsn } from "../support/waitForLsn.js"
-
-/** Stops the timers of the process until the scope ends: nothing is polled. */
-const withoutTimers = Effect.acquireRelease(
-  Effect.sync(() => vi.useFakeTimers({ toFake: ["setTimeout"] })),
-  () => Effect.sync(() => vi.useRealTimers())
-)
 
 /** Opens the database with the first replica behind a proxy that knows the command. */
 const given = (sql?: Parameters<typeof emulateWaitForLsn>[1], options: Partial<Database.Options> = {}) =>
@@ -50,7 +44,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a replica 
         const before = commands.count()
         const id = yield* write
         yield* Effect.gen(function* () {
-          yield* withoutTimers
+          yield* fakeTimers
           const reading = yield* Effect.fork(read(id))
           while (commands.count() === before) yield* query(server.url(), "SELECT 1")
           yield* resume(server)

@@ -10,7 +10,7 @@ import type { Connection } from "../connection/connection.js"
 import type { CheckoutFailure, PlainFailure } from "../connection/plainFailure.js"
 import { type Freshness, judgeFreshness } from "../consistency/freshness.js"
 import { type TokenFields, TokenRecorder } from "../consistency/tokenRecorder.js"
-import { positionTimeout, queryPosition, queryPositionWithin } from "../consistency/walPosition.js"
+import { positionTimeout, queryPosition, queryPositionWithin, type WalStatus } from "../consistency/walPosition.js"
 import type { Caller } from "../pool/caller.js"
 import type { Pool } from "../pool/pool.js"
 import type { PoolDependencies } from "../pool/poolDependencies.js"
@@ -54,8 +54,25 @@ export interface ReplicaCandidates {
 const minPause = 1
 /** The longest pause before a round of queries, in ms. */
 const maxPause = 100
+/**
+ * The time after which the primary is asked if it has reached the required position, in ms. Most
+ * replicas reach it before.
+ */
+const primaryCheckDelay = 5
 
 const nothing = () => {}
+
+/**
+ * Checks if a token is beyond the last record of its primary. A token of a later timeline is not:
+ * another server may be the primary by now.
+ */
+const isBeyond = ({ flushed, position }: WalStatus, tokens: ReadonlyArray<TokenFields>): boolean =>
+  // a standby reports no flush
+  flushed !== undefined &&
+  tokens.some(
+    ({ lsn, systemId, timeline }) =>
+      systemId === position.systemId && timeline === position.timeline && lsn > position.lsn
+  )
 
 /**
  * Function that checks out a connection of a server until a deadline, and calls `use` or `fail`.
@@ -78,6 +95,12 @@ export class ReplicaSelection implements ConnectionSource {
   private cancel = nothing
   private isDone = false
   private pause = minPause
+  /** Ends the pause in progress. */
+  private endPause = nothing
+  /** Cancels the question to the primary, before it is sent. */
+  private cancelCheck: (() => void) | undefined = undefined
+  /** True if the primary has not reached a token, so that no replica can. */
+  private isUnreachable = false
   // state of the current round
   private isBehind = false
   /** The servers that report when they have the required position. */
@@ -116,6 +139,7 @@ export class ReplicaSelection implements ConnectionSource {
     const finish: OnCheckout = (failure, connection) => {
       if (this.isDone) return
       this.isDone = true
+      this.cancelCheck?.()
       callback(failure, connection)
     }
     const checkOut: CheckOut = (server, until, use, fail) => {
@@ -139,12 +163,16 @@ export class ReplicaSelection implements ConnectionSource {
     }
     const tryNext = (): void => {
       if (this.isDone) return
-      const server = this.candidates.next()
-      if (server !== this.candidates.primary) {
+      const { primary } = this.candidates
+      const server = this.isUnreachable ? primary : this.candidates.next()
+      if (server !== primary) {
         const replicaDeadline = Math.min(deadline, Math.max(until, clock.now() + positionTimeout))
         return this.tryReplica(server, checkOut, assign(server), tryNext, replicaDeadline)
       }
-      if (this.isBehind && clock.now() < until) return this.waitForNextRound(tryNext, until)
+      if (this.isBehind && !this.isUnreachable && clock.now() < until) {
+        this.cancelCheck ??= clock.later(primaryCheckDelay, () => this.checkPrimary(holding))
+        return this.waitForNextRound(tryNext, until)
+      }
       if (this.requirement.otherwise === "fail") return finish(this.selectionFailure(clock.now() - since), undefined)
       const use = (connection: Connection) => this.renewToken(connection, assign(server), tryNext)
       checkOut(server, deadline, use, (failure) => finish(failure, undefined))
@@ -153,8 +181,27 @@ export class ReplicaSelection implements ConnectionSource {
     return () => {
       if (this.isDone) return
       this.isDone = true
+      this.cancelCheck?.()
       this.cancel()
     }
+  }
+
+  /**
+   * Asks the primary, beside the pauses, if it has reached the tokens of its timeline. A token beyond
+   * its last record is that of a write which no server has.
+   */
+  private checkPrimary(holding: ReadonlyArray<Connection>): void {
+    const { reads } = this.candidates.primary
+    this.cancelCheck = reads.checkout(clock.now() + positionTimeout, holding, (_, connection) => {
+      // a question that is sent is awaited, because a cancel request would cost more
+      this.cancelCheck = nothing
+      if (connection === undefined) return
+      queryPositionWithin(connection, positionTimeout, (status) => {
+        reads.checkin(connection)
+        this.isUnreachable = status !== undefined && isBeyond(status, this.requirement.tokens ?? [])
+        if (this.isUnreachable) this.endPause()
+      })
+    })
   }
 
   private tryReplica(
@@ -211,8 +258,10 @@ export class ReplicaSelection implements ConnectionSource {
     const { mustPoll, reporting } = this
     const begin = () => {
       this.cancel()
+      this.endPause = nothing
       tryNext()
     }
+    this.endPause = begin
     const isReported = !mustPoll && reporting.every(([{ isConnected }]) => isConnected)
     const pause = isReported ? maxPause : this.pause
     const timer = clock.timer(Math.min(pause, until - clock.now()), begin)
