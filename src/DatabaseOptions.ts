@@ -288,7 +288,8 @@ export interface WriterOption {
   /**
    * The primary. With several hosts, it is the host that accepts writes: all of them are probed at
    * once, and again when a connection is lost. A former primary, which is on an older timeline, is
-   * not used.
+   * not used. The first connect of a process therefore waits for the answers of all hosts, for 0.3
+   * seconds at most after one has accepted writes.
    */
   readonly writer: ServerInput
 }

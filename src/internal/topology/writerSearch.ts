@@ -26,7 +26,7 @@ import {
 /** Host among which the writer is searched. */
 export interface SearchedHost {
   readonly endpoint: Endpoint
-  readonly probe: Probe
+  readonly probe: Pick<Probe, "ask" | "close" | "isOpen">
 }
 
 /**
@@ -34,6 +34,12 @@ export interface SearchedHost {
  * standby that is asked on an open connection is asked more often: the next writer is one of them.
  */
 const pauses = { shortest: 100, longest: 1000, longestOpen: 500 }
+
+/**
+ * The time that the first search waits for the answers of the other hosts when one accepts writes, in
+ * ms: no timeline is known yet, and the host may be a former primary.
+ */
+const otherAnswersTimeout = 300
 
 /** Callbacks for the events of a search. */
 export interface SearchReports {
@@ -88,6 +94,12 @@ export class WriterSearch implements HostLocator {
   /** The search that is running. */
   private current: { readonly since: number } | undefined
   private isClosed = false
+  /** The hosts whose first answer has arrived, or has failed to. */
+  private readonly answered = new Set<string>()
+  /** True from the first writer on that callers may use. */
+  private isSettled = false
+  /** Cancels the wait of the first search for the other hosts. */
+  private cancelOthers: (() => void) | undefined = undefined
   private readonly followers = new Set<OnMoved>()
 
   constructor(
@@ -181,6 +193,7 @@ export class WriterSearch implements HostLocator {
     const { name } = host.endpoint
     // the host may have been removed before the result arrived
     if (this.isClosed || this.members.get(name) !== host) return
+    this.answered.add(name)
     if (result._tag === "Failed") {
       const { failure } = result
       const isNews = failure.reason !== "wrongRole" && failure.reason !== this.failures.get(name)?.reason
@@ -306,10 +319,10 @@ export class WriterSearch implements HostLocator {
     for (const follower of this.followers) follower(to, error)
   }
 
-  /** Returns the endpoint of the writer, unless it is doubtful. */
+  /** Returns the endpoint of the writer, unless it is doubtful, or the first search awaits other hosts. */
   private get located(): Endpoint | undefined {
     const { state } = this
-    if (state._tag !== "Known" || state.isDoubted) return undefined
+    if (state._tag !== "Known" || state.isDoubted || !this.isSettled) return undefined
     return this.members.get(state.host)?.endpoint
   }
 
@@ -355,6 +368,7 @@ export class WriterSearch implements HostLocator {
 
   /** Ends the search if the writer is known, or if the search is hopeless. */
   private settle(): void {
+    if (this.state._tag === "Known" && !this.isSettled) this.isSettled = !this.awaitsOthers()
     const found = this.located
     if (found === undefined && !this.isHopeless) return
     this.stop()
@@ -362,7 +376,19 @@ export class WriterSearch implements HostLocator {
     for (const waiter of [...this.waiters]) waiter(failure, found)
   }
 
+  /** Checks if other hosts may still answer with a later timeline; after a while it settles without them. */
+  private awaitsOthers(): boolean {
+    if (this.hosts.every(({ endpoint }) => this.answered.has(endpoint.name))) return false
+    this.cancelOthers ??= clock.later(otherAnswersTimeout, () => {
+      this.isSettled = true
+      this.settle()
+    })
+    return true
+  }
+
   private stop(): void {
+    this.cancelOthers?.()
+    this.cancelOthers = undefined
     this.current = undefined
     for (const timer of this.pauses.values()) clock.clear(timer)
     this.pauses.clear()
