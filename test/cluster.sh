@@ -27,7 +27,7 @@ pooled=()
 if [ -n "$soak" ]; then
   export EFFECT_DB_CHAOS=full
   if [ $# -eq 0 ]; then
-    files=(test/{chaos/storm,chaos/failover,chaos/pairs,chaos/twoPhase,pool/outage,chaos/outage,chaos/requests,chaos/consistency,protocol/frames,topology/patroni}.test.ts)
+    files=(test/{chaos/{consistency,failover,frozen,outage,pairs,requests,storm,twoPhase},pool/outage,protocol/frames,topology/{discovery,patroni},transaction/resolved}.test.ts)
   fi
 elif [ $# -eq 0 ]; then
   for file in client/{database,copy,copyFrom,copyTo,migrations,readers,tenant,tenantNames,tenantSessions} config/connectionString \

@@ -43,6 +43,7 @@ const begin = (...names: ReadonlyArray<string>) => {
       onFailed: () => {},
       hasHeard: () => false,
       onSilent: () => {},
+      onLost: () => {},
       onSearch: () => {},
       onMoved: () => {},
       onHosts: () => {},

@@ -97,6 +97,8 @@ export class Topology {
       hasHeard: (host, since) =>
         Math.max(this.writer.activityOf(host).heardAt, this.writerMonitor?.progressAt ?? 0) > since,
       onSilent: (host, error) => this.writer.giveUpHost(host, error),
+      // a host of the cluster is a reader when it is no longer the writer
+      onLost: (host, error) => this.readers.find(({ name }) => name === host)?.onFailure(error.message),
       onSearch: () => {
         this.writerMonitor?.start()
         this.discovery?.hurry()

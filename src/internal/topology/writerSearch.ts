@@ -54,6 +54,8 @@ export interface SearchReports {
   readonly hasHeard: (host: string, since: number) => boolean
   /** Called when the writer answers neither the probe nor its callers. */
   readonly onSilent: (host: string, error: Error) => void
+  /** Called when the writer is given up because of a failure. */
+  readonly onLost: (host: string, error: Error) => void
   /** Called when a search begins. */
   readonly onSearch: () => void
   /** Called when the name of the writer leads to another server, so that its connections are old. */
@@ -292,6 +294,7 @@ export class WriterSearch implements HostLocator {
       this.reports.onSilent(name, failure.error)
     }
     this.state = onNoAnswer(this.state, name)
+    this.reports.onLost(name, failure.error)
     this.search()
   }
 
