@@ -1,6 +1,7 @@
 /**
- * The selection of a replica that is at most some time behind. The time becomes a position that the
- * primary had by then, which a replica must have reached; so no clocks are compared.
+ * The selection of a replica that is at most some time behind. The time becomes a position of
+ * the primary that has everything which was committed by that moment. A replica must have reached it, so
+ * no clocks are compared.
  */
 import * as clock from "../concurrency/clock.js"
 import type { Connection } from "../connection/connection.js"

@@ -34,7 +34,10 @@ const latencyShare = 0.2
 
 const isStale = ({ bytes }: Lag): boolean => bytes === Number.POSITIVE_INFINITY
 
-/** Returns the settings of the pool for reads on the primary; a limit below that of other pools is exact. */
+/**
+ * Returns the settings of the pool for reads on the primary. If `limit` is below `maxConnections`, the
+ * pool has no overflow, so that it never exceeds the limit.
+ */
 const primaryReads = (pool: PoolConfig, limit: number): PoolConfig => ({
   ...pool,
   minConnections: 0,
