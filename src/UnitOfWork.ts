@@ -151,8 +151,8 @@ export interface Options<A, E> {
    * writer, also a SELECT: otherwise the unit is rolled back, and fails with `ConfigInvalid`. It fails
    * with `OptionsConflict` if a transaction around the unit has a part of the work. A transaction that
    * has used LISTEN, NOTIFY, temporary tables, cursors WITH HOLD or exported snapshots cannot be
-   * prepared, which is `CommitFailed`. A unit that stores work in one database only ends as without
-   * the option, and so does an early end of one database alone (`Db.commit`, `Db.rollback`): it is not
+   * prepared, which is `CommitFailed`. A unit that stores work in a single database ends as it does
+   * without the option, and so does an early end of one database alone (`Db.commit`, `Db.rollback`): it is not
    * held back for the others.
    *
    * @see `DatabaseConfig.DatabaseOptions` for `twoPhase`

@@ -30,7 +30,7 @@ export const help = `effect-db example service: todos, airports and an audit tra
 
   Settings, for servers that are there already:
     DATABASE_URL               postgres://user:password@host:5432/database, of the primary
-    DATABASE_READER_URLS       its replicas, with commas between them; none
+    DATABASE_READER_URLS       its replicas, with commas between them; none by default
     AUDIT_DATABASE_URL         the second database
     PORT                       3000; 0 picks a free one (so does --once)
     HOST                       127.0.0.1

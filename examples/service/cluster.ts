@@ -107,7 +107,8 @@ const make = (postgres: EmbeddedPostgres.EmbeddedPostgres.Service) =>
         yield* Effect.mapError(member.server.promote, impossible)
         for (const other of yield* stopped) outdated.add(other)
         const others = standbys.filter((other) => other !== member)
-        // after this action, because writes go on meanwhile
+        // after this action: the new primary accepts writes already. With synchronous commits, those wait until a
+        // replica follows
         yield* Effect.forEach(others, ({ server }) => server.follow(member.server), {
           concurrency: "unbounded",
           discard: true

@@ -42,7 +42,7 @@ const stored = (error: DatabaseError.DatabaseError): typeof Stored.Type => {
       // the audit commits first, so the change itself has been rolled back
       return error.database === Audit.databaseName ? "partly" : "unknown"
     case "PartialCommit":
-      // the event was committed, and the change was not
+      // the event was committed; the change was rolled back, or its outcome is unknown
       return error.outcome === "unknown" ? "unknown" : "partly"
     case "Disconnected":
       return error.outcome === "inDoubt" ? "unknown" : "no"

@@ -26,7 +26,7 @@ export const Load = Schema.Struct({
   pause: Schema.NullOr(
     Schema.Struct({ since: Schema.Number, millis: Schema.Number, failed: Schema.Number, isOver: Schema.Boolean })
   ).annotations({
-    description: `The time without a stored write, if it has lasted for ${shortestPause} ms: the one in progress, or the longest of the last two minutes`
+    description: `The time without a stored write, if it has lasted for ${shortestPause} ms: the one in progress, or the last long one that is over`
   }),
   seconds: Schema.Array(Second).annotations({ description: "The last two minutes, without the second in progress" })
 }).annotations({ identifier: "Load" })
@@ -61,7 +61,7 @@ const percentile = (sorted: ReadonlyArray<number>, share: number): number | null
 
 const secondOf = (millis: number): number => Math.floor(millis / 1000)
 
-/** Figures of a load, by the second. All times are in milliseconds since 1970. */
+/** Figures of a load, by the second. The times that its methods take are in milliseconds since 1970. */
 export class Figures {
   private readonly buckets = new Map<number, Bucket>()
   private readonly servers = new Map<string, { readonly reads: number; readonly writes: number }>()

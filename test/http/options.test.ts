@@ -169,12 +169,12 @@ describe("a request that is handled again", () => {
   )
 
   for (const [failure, fail] of [
-    ["an error of its own", Effect.mapError(refused, () => "mine")],
-    ["a defect", Effect.orDie(refused)],
-    ["a defect of its own", Effect.catchAll(refused, () => Effect.die(new Error("a bug")))],
-    ["an error of its own, after a nested transaction", Effect.mapError(Db.withTransaction(refused), () => "mine")]
+    ["turned into an error of the handler", Effect.mapError(refused, () => "mine")],
+    ["turned into a defect", Effect.orDie(refused)],
+    ["replaced by a defect of the handler", Effect.catchAll(refused, () => Effect.die(new Error("a bug")))],
+    ["turned into an error of the handler after a nested transaction", Effect.mapError(Db.withTransaction(refused), () => "mine")]
   ] as const) {
-    it.scopedLive(`a request is handled again if a collision has become ${failure}`, () =>
+    it.scopedLive(`a request is handled again if a collision was ${failure}`, () =>
       Effect.gen(function* () {
         const { attempts, routes } = yield* storing(2, fail)
         yield* serve(routes, { retry: true })
@@ -261,7 +261,7 @@ describe("a request that is handled again", () => {
     }).pipe(Effect.provide(servers()))
   )
 
-  it.scopedLive("a request is not handled again around a whole server, because the first answer is sent already", () =>
+  it.scopedLive("a middleware around the whole server does not handle a request again, because the first answer is sent already", () =>
     Effect.gen(function* () {
       const { attempts, routes } = yield* storing(1, refused)
       yield* Layer.build(HttpServer.serve(routes, RequestTransaction.middleware({ retry: Schedule.recurs(1) })))
