@@ -6,16 +6,18 @@
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
+import type { Session } from "../../Consistency.js"
 import { SchemaInvalid, toSqlError } from "../../DatabaseError.js"
 import { isNotSent } from "../../RetryPolicy.js"
 import type { Role } from "../../Topology.js"
-import type { WorkLabel } from "../../Transaction.js"
 import type { Connection, Exchange, Request } from "../connection/connection.js"
+import type { Caller } from "../pool/caller.js"
 import { runAutocommit } from "../statement/autocommit.js"
 import { withComment } from "../statement/workLabel.js"
+import type { ConnectionSource } from "../topology/connectionSource.js"
 import { scoped } from "../transaction/ambientScopes.js"
 import { causalSessionOf } from "../transaction/causalSession.js"
-import { currentContext, type TransactionContext } from "../transaction/context.js"
+import { currentContext } from "../transaction/context.js"
 import type { JoinedPart } from "../transaction/joinedPart.js"
 import { runStatement } from "../transaction/levelStatement.js"
 import type { StatementIsolation } from "../transaction/savepoint.js"
@@ -24,7 +26,10 @@ import { DatabaseTransactions } from "./databaseTransactions.js"
 import { sandboxRefusal } from "./sandboxRefusal.js"
 import { mayRetryOnWriter, type Start } from "./statementRetry.js"
 
-const none: ReadonlyArray<never> = []
+/** Connections that the fiber of a statement holds. */
+type Held = ReadonlyArray<Connection>
+
+const none: Held = []
 
 /** Dispatcher of the statements of one opened database. */
 export class Executor extends DatabaseTransactions {
@@ -55,37 +60,26 @@ export class Executor extends DatabaseTransactions {
     }
     const held = ambient?.held(this) ?? none
     const affinity = ambient?.readAffinity(this)
-    if (affinity !== undefined && kind === "writer") affinity.written = true
-    return kind === "writer"
-      ? this.retry.attempt(fiber, this.onWriter(fiber, ambient, work, request, held), read, mayRetryOnWriter(fiber))
-      : this.retry.attempt(fiber, this.onReader(fiber, ambient, work, request, held), read, this.retry.mayRetryRead)
+    const caller = this.caller(fiber, request.site, work)
+    if (kind === "reader") {
+      const start = onReader(this.routing.picker(fiber, ambient, affinity), held, request, caller)
+      return this.retry.attempt(fiber, start, read, this.retry.mayRetryRead)
+    }
+    if (affinity !== undefined) affinity.written = true
+    const session = causalSessionOf(fiber.currentContext, ambient)
+    return this.retry.attempt(fiber, this.onWriter(held, request, caller, session), read, mayRetryOnWriter(fiber))
   }
 
-  private onWriter(
-    fiber: Fiber.RuntimeFiber<unknown, unknown>,
-    ambient: TransactionContext | undefined,
-    work: WorkLabel | undefined,
-    request: Request,
-    held: ReadonlyArray<Connection>
-  ): Start {
-    const caller = this.caller(fiber, request.site, work)
-    const session = causalSessionOf(fiber.currentContext, ambient)
+  private onWriter(held: Held, request: Request, caller: Caller | undefined, session: Session | undefined): Start {
     return (callback, deadline) =>
       runAutocommit(this.writes, deadline, held, request, "inDoubt", caller, session, callback)
   }
-
-  private onReader(
-    fiber: Fiber.RuntimeFiber<unknown, unknown>,
-    ambient: TransactionContext | undefined,
-    work: WorkLabel | undefined,
-    request: Request,
-    held: ReadonlyArray<Connection>
-  ): Start {
-    const pick = this.routing.picker(fiber, ambient, ambient?.readAffinity(this))
-    const caller = this.caller(fiber, request.site, work)
-    return (callback, deadline) => runAutocommit(pick(), deadline, held, request, "undone", caller, undefined, callback)
-  }
 }
+
+const onReader =
+  (pick: () => ConnectionSource, held: Held, request: Request, caller: Caller | undefined): Start =>
+  (callback, deadline) =>
+    runAutocommit(pick(), deadline, held, request, "undone", caller, undefined, callback)
 
 const inTransaction =
   (transaction: Transaction, request: Request, isolation: StatementIsolation, part?: JoinedPart | undefined): Start =>

@@ -112,12 +112,7 @@ export class Pool implements PoolState {
    * wait would end, so the checkout fails. `assertSingle` ignores a checkout without `caller`, such
    * as one of the library itself. The returned function cancels the checkout while it waits.
    */
-  checkout(
-    deadline: number,
-    holding: ReadonlyArray<Connection>,
-    callback: OnCheckout,
-    caller?: Caller | undefined
-  ): () => void {
+  checkout(deadline: number, holding: ReadonlyArray<Connection>, callback: OnCheckout, caller?: Caller): () => void {
     if (this.onEmpty !== undefined) {
       callback(this.closed ?? closedFailure(this), undefined)
       return nothing

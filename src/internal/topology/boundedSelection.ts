@@ -34,12 +34,7 @@ export class BoundedSelection implements ConnectionSource {
     this.selection.checkin(connection)
   }
 
-  checkout(
-    deadline: number,
-    holding: ReadonlyArray<Connection>,
-    callback: OnCheckout,
-    caller?: Caller | undefined
-  ): () => void {
+  checkout(deadline: number, holding: ReadonlyArray<Connection>, callback: OnCheckout, caller?: Caller): () => void {
     // a write at an unknown position is certain to be on the primary only
     if (this.requirement.tokens === undefined) return this.selection.checkout(deadline, holding, callback, caller)
     const now = clock.now()

@@ -19,7 +19,7 @@ export interface ConnectionSource {
     deadline: number,
     holding: ReadonlyArray<Connection>,
     callback: OnCheckout,
-    caller?: Caller | undefined
+    caller?: Caller
   ) => () => void
   readonly checkin: (connection: Connection) => void
 }

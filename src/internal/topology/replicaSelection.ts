@@ -127,12 +127,7 @@ export class ReplicaSelection implements ConnectionSource {
     this.pool.checkin(connection)
   }
 
-  checkout(
-    deadline: number,
-    holding: ReadonlyArray<Connection>,
-    callback: OnCheckout,
-    caller?: Caller | undefined
-  ): () => void {
+  checkout(deadline: number, holding: ReadonlyArray<Connection>, callback: OnCheckout, caller?: Caller): () => void {
     const since = clock.now()
     // after the selection, the checkout of a connection for the read needs time, too
     const until = since + Math.min(this.requirement.maxWait, (deadline - since) / 2)

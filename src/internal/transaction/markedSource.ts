@@ -39,12 +39,7 @@ export class MarkedSource implements ConnectionSource {
     return this.source.options
   }
 
-  checkout(
-    deadline: number,
-    holding: ReadonlyArray<Connection>,
-    callback: OnCheckout,
-    caller?: Caller | undefined
-  ): () => void {
+  checkout(deadline: number, holding: ReadonlyArray<Connection>, callback: OnCheckout, caller?: Caller): () => void {
     const { markers, source } = this
     let preparing: Connection | undefined
     let isCancelled = false
