@@ -33,6 +33,20 @@ export interface Request {
   readonly path?: SearchPath | undefined
 }
 
+const none: ReadonlyArray<never> = []
+
+/** Returns a query of the library. The type parsers of the program must not change its rows. */
+export const rawQuery = (
+  text: string,
+  { prepare = false, values = none }: Partial<Pick<Request, "prepare" | "values">> = {}
+): Request => ({ text, values, rows: "raw", prepare, simple: false })
+
+/** Returns a query of the library for an exchange that may have steps before it. */
+export const maintenanceQuery = (text: string, values: ReadonlyArray<unknown> = none): Request => ({
+  ...rawQuery(text, { values }),
+  isMaintenance: true
+})
+
 /** Returns the text, or throws if it holds a NUL character. */
 export const sendableText = (text: string): string => {
   if (text.includes("\0")) throw new Error("the statement holds a NUL character")

@@ -8,6 +8,7 @@ import * as clock from "../concurrency/clock.js"
 import type { ConnectFailure } from "./connectFailure.js"
 import type { Connection } from "./connection.js"
 import { codeOf } from "./statementFailure.js"
+import { rawQuery } from "./statementRequest.js"
 
 /** Properties of a session that `target_session_attrs` names. */
 interface SessionKind {
@@ -40,13 +41,7 @@ const rejectionOf = (
   }
 }
 
-const kindQuery = {
-  text: "SELECT pg_is_in_recovery()::text, current_setting('default_transaction_read_only')",
-  values: [],
-  rows: "raw",
-  prepare: false,
-  simple: false
-} as const
+const kindQuery = rawQuery("SELECT pg_is_in_recovery()::text, current_setting('default_transaction_read_only')")
 
 /**
  * Checks if the session of a connection matches the target, and calls back with a failure if it

@@ -13,6 +13,7 @@ import { meaning } from "../../SqlState.js"
 import * as clock from "../concurrency/clock.js"
 import type { Connection, Failure, Request } from "../connection/connection.js"
 import { codeOf } from "../connection/statementFailure.js"
+import { maintenanceQuery } from "../connection/statementRequest.js"
 import { constantStep, parameterStep, type Step, step } from "../protocol/frontendMessages.js"
 import type { TransactionStatus } from "./transactionStatus.js"
 
@@ -116,15 +117,6 @@ const beginSteps = [
 const beginDecision = [begin, constantStep(`${limits}, ${durably}`)]
 const commitDecision = [constantStep("SET LOCAL statement_timeout = 0"), constantStep("COMMIT")]
 
-const requestOf = (text: string, values: ReadonlyArray<unknown>): Request => ({
-  text,
-  values,
-  rows: "raw",
-  isMaintenance: true,
-  prepare: false,
-  simple: false
-})
-
 /** Runs a statement in a transaction of its own, in one exchange if it does not fail. */
 const runAlone = (
   connection: Connection,
@@ -139,7 +131,7 @@ const runAlone = (
   })
 
 const ownerRequest = (id: string): Request =>
-  requestOf("SELECT o.is_fence FROM effect_db.outcome o WHERE o.id OPERATOR(pg_catalog.=) $1", [id])
+  maintenanceQuery("SELECT o.is_fence FROM effect_db.outcome o WHERE o.id OPERATOR(pg_catalog.=) $1", [id])
 
 /** Queries the outcome of the transaction of a marker, and fences it unless it is committed. */
 export const queryMarker = (
@@ -188,7 +180,7 @@ export const sweepMarkers = (
   callback: (failure: Failure | undefined, hasMore: boolean) => void
 ): void => {
   const values = [clock.uuidBefore(retention), retention / 1000]
-  runAlone(connection, beginSteps, requestOf(sweepText, values), (failure, exchange) =>
+  runAlone(connection, beginSteps, maintenanceQuery(sweepText, values), (failure, exchange) =>
     callback(failure, failure === undefined && (exchange.result.rowCount ?? 0) >= batchSize)
   )
 }

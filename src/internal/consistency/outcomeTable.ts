@@ -5,7 +5,8 @@
  * read-only transaction even if it inserts no row, and it would need the rights of the role that the
  * program has set.
  */
-import type { Connection, Failure, Request } from "../connection/connection.js"
+import type { Connection, Failure } from "../connection/connection.js"
+import { maintenanceQuery } from "../connection/statementRequest.js"
 import { constantStep, step } from "../protocol/frontendMessages.js"
 
 const none: ReadonlyArray<never> = []
@@ -59,9 +60,8 @@ const grants =
   "GRANT USAGE ON SCHEMA effect_db, and SELECT, INSERT, UPDATE and DELETE ON effect_db.outcome, to the user"
 
 /** The query of the table, its functions and the rights of the user. */
-const stateRequest: Request = {
-  text: `SELECT pg_catalog.pg_is_in_recovery(), c.oid IS NOT NULL AND p.oid IS NOT NULL AND k.oid IS NOT NULL,
-  n.oid IS NOT NULL,
+const stateRequest = maintenanceQuery(`SELECT pg_catalog.pg_is_in_recovery(),
+  c.oid IS NOT NULL AND p.oid IS NOT NULL AND k.oid IS NOT NULL, n.oid IS NOT NULL,
   pg_catalog.has_schema_privilege(n.oid, 'USAGE')
     AND pg_catalog.has_function_privilege(p.oid, 'EXECUTE') AND pg_catalog.has_function_privilege(k.oid, 'EXECUTE')
     AND pg_catalog.has_table_privilege(c.oid, 'SELECT') AND pg_catalog.has_table_privilege(c.oid, 'INSERT')
@@ -73,13 +73,7 @@ LEFT JOIN pg_catalog.pg_class c ON c.relnamespace OPERATOR(pg_catalog.=) n.oid
 LEFT JOIN pg_catalog.pg_proc p ON p.pronamespace OPERATOR(pg_catalog.=) n.oid
   AND p.proname OPERATOR(pg_catalog.=) 'mark_commit'
 LEFT JOIN pg_catalog.pg_proc k ON k.pronamespace OPERATOR(pg_catalog.=) n.oid
-  AND k.proname OPERATOR(pg_catalog.=) 'keep_key'`,
-  values: none,
-  rows: "raw",
-  isMaintenance: true,
-  prepare: false,
-  simple: false
-}
+  AND k.proname OPERATOR(pg_catalog.=) 'keep_key'`)
 
 /**
  * Result of the check of the table.

@@ -7,8 +7,9 @@
  * marker, so that any process that has the deciding database open can end the transaction.
  */
 import { isUndefinedObject } from "../../SqlState.js"
-import type { Connection, Failure, Request } from "../connection/connection.js"
+import type { Connection, Failure } from "../connection/connection.js"
 import { codeOf } from "../connection/statementFailure.js"
+import { maintenanceQuery } from "../connection/statementRequest.js"
 import { constantStep, type Step, step } from "../protocol/frontendMessages.js"
 
 /** Identity of a database, which stays the same after a failover, and its limit. */
@@ -45,16 +46,7 @@ export const gidOf = (decider: string, marker: string, index: number): string =>
 
 const none: ReadonlyArray<never> = []
 
-const requestOf = (text: string): Request => ({
-  text,
-  values: none,
-  rows: "raw",
-  isMaintenance: true,
-  prepare: false,
-  simple: false
-})
-
-const identityRequest = requestOf(`SELECT pg_catalog.concat(s.system_identifier, '/', d.oid),
+const identityRequest = maintenanceQuery(`SELECT pg_catalog.concat(s.system_identifier, '/', d.oid),
   pg_catalog.current_setting('max_prepared_transactions')
 FROM pg_catalog.pg_control_system() s, pg_catalog.pg_database d
 WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()`)
@@ -70,7 +62,7 @@ export const queryIdentity = (
     callback(failure, typeof key === "string" ? { key, maxPrepared: Number(maxPrepared) } : undefined)
   })
 
-const listRequest = requestOf(`SELECT p.gid,
+const listRequest = maintenanceQuery(`SELECT p.gid,
   (pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) p.prepared))::pg_catalog.text
 FROM pg_catalog.pg_prepared_xacts p
 WHERE p.database OPERATOR(pg_catalog.=) pg_catalog.current_database()

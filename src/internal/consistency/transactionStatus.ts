@@ -12,8 +12,9 @@
  * with the same id.
  */
 import { isInvalidParameter } from "../../SqlState.js"
-import type { Connection, Request } from "../connection/connection.js"
+import type { Connection } from "../connection/connection.js"
 import { codeOf } from "../connection/statementFailure.js"
+import { maintenanceQuery, rawQuery } from "../connection/statementRequest.js"
 import { constantStep, preparedStep, type Step } from "../protocol/frontendMessages.js"
 import { parseLsn, type ServerRun, timelineOf, toLsn } from "../sql/lsn.js"
 
@@ -51,14 +52,7 @@ const idStep = constantStep(idText)
 const preparedIdStep = preparedStep("effect_db_id", idText)
 
 /** The query of the id and the run, for an exchange of its own. */
-export const idRequest: Request = {
-  text: idAndRunText,
-  values: none,
-  rows: "raw",
-  isMaintenance: true,
-  prepare: false,
-  simple: false
-}
+export const idRequest = maintenanceQuery(idAndRunText)
 
 /**
  * Returns the step that queries the id of the open transaction. A session ends with the run of its
@@ -146,13 +140,7 @@ export const queryStatus = (
 ): void => {
   const { run, xid } = id
   const timeline = run.timeline.toString(16).toUpperCase().padStart(8, "0")
-  const request: Request = {
-    text: statusText,
-    values: [run.systemId, timeline, xid],
-    rows: "raw",
-    prepare: false,
-    simple: false
-  }
+  const request = rawQuery(statusText, { values: [run.systemId, timeline, xid] })
   connection.run(none, request, none, (failure, exchange) => {
     if (failure !== undefined) {
       // the id is assigned in the history of the server, but not any more after a crash

@@ -2,7 +2,8 @@
  * The query of a server's WAL position.
  */
 import * as clock from "../concurrency/clock.js"
-import type { Connection, Request } from "../connection/connection.js"
+import type { Connection } from "../connection/connection.js"
+import { rawQuery } from "../connection/statementRequest.js"
 import type { Exchange } from "../protocol/exchange.js"
 import { type Position, timelineOf, toLsn } from "../sql/lsn.js"
 
@@ -18,8 +19,8 @@ const none: ReadonlyArray<never> = []
  * `pg_last_wal_replay_lsn` alone is no proof: after a failover another history may have reached the
  * same position.
  */
-export const positionQuery: Request = {
-  text: `SELECT s.system_identifier, p.lsn,
+export const positionQuery = rawQuery(
+  `SELECT s.system_identifier, p.lsn,
   CASE WHEN p.standby THEN NULL ELSE pg_catalog.pg_walfile_name(p.lsn) END,
   (SELECT r.received_tli FROM pg_catalog.pg_stat_wal_receiver r
     WHERE p.standby AND p.lsn IS NOT NULL AND r.status OPERATOR(pg_catalog.=) 'streaming'),
@@ -28,12 +29,8 @@ FROM (SELECT r.standby, CASE WHEN r.standby THEN pg_catalog.pg_last_wal_replay_l
   ELSE pg_catalog.pg_current_wal_insert_lsn() END AS lsn,
   CASE WHEN r.standby THEN NULL ELSE pg_catalog.pg_current_wal_flush_lsn() END AS flushed
   FROM (SELECT pg_catalog.pg_is_in_recovery() AS standby OFFSET 0) r OFFSET 0) p, pg_catalog.pg_control_system() s`,
-  values: [],
-  // the type parsers of the program must not change these columns
-  rows: "raw",
-  prepare: true,
-  simple: false
-}
+  { prepare: true }
+)
 
 /** Answer of a server to the position query. */
 export interface WalStatus {

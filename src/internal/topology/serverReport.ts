@@ -2,7 +2,7 @@
  * The report of a server about itself: its role, its history and its position.
  */
 
-import type { Request } from "../connection/connection.js"
+import { rawQuery } from "../connection/statementRequest.js"
 import type { Exchange } from "../protocol/exchange.js"
 import { timelineOf, toLsn } from "../sql/lsn.js"
 
@@ -39,8 +39,8 @@ export const withoutHistory: ServerReport = {
  * insert position may be behind the header of a page, where no standby arrives until more is written.
  * A standby's timeline is read after its position; see `positionQuery` for the reason.
  */
-export const reportQuery: Request = {
-  text: `SELECT s.system_identifier, p.standby::pg_catalog.text,
+export const reportQuery = rawQuery(
+  `SELECT s.system_identifier, p.standby::pg_catalog.text,
   CASE WHEN NOT p.standby THEN pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()) END, p.lsn,
   (SELECT pg_catalog.concat(r.status, ' ', r.received_tli) FROM pg_catalog.pg_stat_wal_receiver r
     WHERE p.standby AND p.lsn IS NOT NULL),
@@ -49,12 +49,8 @@ export const reportQuery: Request = {
 FROM (SELECT r.standby, CASE WHEN r.standby THEN pg_catalog.pg_last_wal_replay_lsn()
     ELSE pg_catalog.pg_current_wal_flush_lsn() END AS lsn
   FROM (SELECT pg_catalog.pg_is_in_recovery() AS standby OFFSET 0) r OFFSET 0) p, pg_catalog.pg_control_system() s`,
-  values: [],
-  // the type parsers of the program must not change these columns
-  rows: "raw",
-  prepare: true,
-  simple: false
-}
+  { prepare: true }
+)
 
 /** Reads the state of a WAL receiver, a text such as `streaming 2`; without a receiver there is none. */
 const readReceiver = (receiver: unknown): Pick<ServerReport, "isStreaming" | "timeline"> => {
