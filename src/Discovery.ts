@@ -20,6 +20,7 @@ import * as Effect from "effect/Effect"
 import * as ParseResult from "effect/ParseResult"
 import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
+import { thrownMessage } from "./internal/protocol/thrownValue.js"
 import type { DiscoveredHost } from "./ServerConfig.js"
 
 /**
@@ -127,7 +128,7 @@ const isMissing = (cause: unknown): boolean =>
   cause instanceof Error && "code" in cause && (cause.code === Dns.NOTFOUND || cause.code === Dns.NODATA)
 
 const dnsError = (source: string, cause: unknown): DiscoveryError => {
-  const detail = cause instanceof Error ? cause.message : String(cause)
+  const detail = thrownMessage(cause)
   return new DiscoveryError({ source, reason: isMissing(cause) ? "noHosts" : "unreachable", detail, cause })
 }
 

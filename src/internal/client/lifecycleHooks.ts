@@ -13,6 +13,7 @@ import * as Stream from "effect/Stream"
 import type { DatabaseConfig, SessionEffect } from "../../DatabaseConfig.js"
 import type { Connection } from "../connection/connection.js"
 import type { ConnectionTask, ConnectionTasks } from "../pool/connectionTasks.js"
+import { toError } from "../protocol/thrownValue.js"
 import { makeCompiler } from "./compiler.js"
 import { makeRun } from "./reserve.js"
 import { makeSqlConnection } from "./sqlConnection.js"
@@ -41,11 +42,6 @@ const makeClient = (
   }).pipe(Effect.provide(Reactivity.layer))
 }
 
-const toError = (cause: Cause.Cause<unknown>): Error => {
-  const error = Cause.squash(cause)
-  return error instanceof Error ? error : new Error(String(error))
-}
-
 const fromEffect = (config: DatabaseConfig, runtime: Runtime.Runtime<never>, effect: SessionEffect): ConnectionTask => {
   const fork = Runtime.runFork(
     // a database may be opened inside of a transaction of another one, and the hooks must not run
@@ -63,7 +59,7 @@ const fromEffect = (config: DatabaseConfig, runtime: Runtime.Runtime<never>, eff
     )
     fiber.addObserver((exit) => {
       hasEnded = true
-      if (Exit.isFailure(exit)) return done(toError(exit.cause))
+      if (Exit.isFailure(exit)) return done(toError(Cause.squash(exit.cause)))
       done(connection.busy || connection.status !== "I" ? dirty : undefined)
     })
     return () => {

@@ -10,6 +10,7 @@ import * as Either from "effect/Either"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import { isMissingFile } from "../../SqlState.js"
+import { thrownMessage } from "../protocol/thrownValue.js"
 import { parseConnectionString } from "./connectionString.js"
 import type { Pair } from "./connectionUri.js"
 import { formatKeywords } from "./keywordString.js"
@@ -138,4 +139,4 @@ export const fromEnvironment = (
 const messageOf = (cause: unknown): string =>
   cause instanceof Invalid
     ? `${cause.setting} is ${cause.given}; expected ${cause.expected}`
-    : `a service file cannot be read: ${cause instanceof Error ? cause.message : String(cause)}`
+    : `a service file cannot be read: ${thrownMessage(cause)}`

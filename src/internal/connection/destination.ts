@@ -12,6 +12,7 @@ import { isSocket } from "../config/localHost.js"
 import { findPassword } from "../config/pgpass.js"
 import { Secret } from "../protocol/secret.js"
 import type { SocketTarget } from "../protocol/socket.js"
+import { thrownMessage } from "../protocol/thrownValue.js"
 import type { ConnectFailure } from "./connectFailure.js"
 import type { Login } from "./credentials.js"
 import { PasswordFileError } from "./passwordFile.js"
@@ -55,7 +56,7 @@ const readTls = async (parameter: string, file: string | undefined): Promise<str
   try {
     return (await readTextFile(file, maxFileSize)).text
   } catch (cause) {
-    const reason = cause instanceof Error ? cause.message : String(cause)
+    const reason = thrownMessage(cause)
     throw new UnusableFile("tls", new Error(`the file of ${parameter}, ${file}, cannot be used: ${reason}`, { cause }))
   }
 }

@@ -1,6 +1,8 @@
 /**
  * The file of the setting `passwordFile`, which holds one password.
  */
+
+import { thrownMessage } from "../protocol/thrownValue.js"
 import { readTextFile } from "./textFile.js"
 
 /**
@@ -32,6 +34,6 @@ export const readPassword = async (file: string): Promise<string> => {
     if (password === "") throw new Error("it is empty")
     return password
   } catch (cause) {
-    throw new PasswordFileError(file, cause instanceof Error ? cause.message : String(cause), cause)
+    throw new PasswordFileError(file, thrownMessage(cause), cause)
   }
 }

@@ -12,9 +12,9 @@ import { type CredentialProvider, CredentialSource, type ProvidedCredentials } f
 import type { Dial } from "../connection/destination.js"
 import { PasswordFileError, readPassword } from "../connection/passwordFile.js"
 import { isLasting } from "../connection/textFile.js"
-import { toError } from "../protocol/pgDriver.js"
 import { Secret } from "../protocol/secret.js"
 import { connectedStream } from "../protocol/socket.js"
+import { toError } from "../protocol/thrownValue.js"
 import { makeRun, type Run } from "./runCallback.js"
 
 const secretOf = (redacted: Redacted.Redacted<string> | undefined): Secret | undefined =>

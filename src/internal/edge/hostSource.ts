@@ -8,7 +8,7 @@ import type { ClusterConfig, DatabaseConfig, DiscoveredHost, Endpoint } from "..
 import { sharedName } from "../config/clusterHosts.js"
 import { checkedDiscoveredHost } from "../config/hosts.js"
 import { Invalid } from "../config/optionParsers.js"
-import { toError } from "../protocol/pgDriver.js"
+import { toError } from "../protocol/thrownValue.js"
 import type { HostSource } from "../topology/hostDiscovery.js"
 import { makeRun } from "./runCallback.js"
 

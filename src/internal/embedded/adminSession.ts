@@ -6,6 +6,7 @@ import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import Pg from "pg"
 import { isolateDriver } from "../protocol/pgDriver.js"
+import { thrownMessage } from "../protocol/thrownValue.js"
 import { withRealClock } from "./realClock.js"
 
 /** The application name of these sessions, by which `terminateBackends` spares them. */
@@ -26,7 +27,7 @@ export type Query = (
 const attempt = <A>(run: () => Promise<A>): Effect.Effect<A, SqlFailed> =>
   Effect.tryPromise({
     try: run,
-    catch: (cause) => new SqlFailed({ reason: cause instanceof Error ? cause.message : String(cause), cause })
+    catch: (cause) => new SqlFailed({ reason: thrownMessage(cause), cause })
   })
 
 /**

@@ -6,6 +6,7 @@ import * as Data from "effect/Data"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as FiberId from "effect/FiberId"
+import { thrownMessage } from "../protocol/thrownValue.js"
 import { withinRealTime } from "./realClock.js"
 
 /** Operating system user that runs PostgreSQL if Node runs as root. */
@@ -57,7 +58,7 @@ export const launch = <A>(
     const fail = (cause: unknown) =>
       resume(
         new CommandFailed({
-          reason: `${file} could not be started: ${cause instanceof Error ? cause.message : String(cause)}`,
+          reason: `${file} could not be started: ${thrownMessage(cause)}`,
           output: [],
           cause
         })

@@ -7,6 +7,7 @@
 import { constants } from "node:fs"
 import * as fs from "node:fs/promises"
 import * as Effect from "effect/Effect"
+import { thrownMessage } from "../protocol/thrownValue.js"
 import type { Identity } from "./childProcess.js"
 import { OperationFailed } from "./operationFailed.js"
 
@@ -20,7 +21,7 @@ export const attempt = <A>(failed: string, run: () => Promise<A>): Effect.Effect
     catch: (cause) =>
       new OperationFailed({
         operation: "initialize",
-        reason: `${failed}: ${cause instanceof Error ? cause.message : String(cause)}`,
+        reason: `${failed}: ${thrownMessage(cause)}`,
         logs: [],
         cause
       })

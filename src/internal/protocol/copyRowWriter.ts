@@ -3,6 +3,7 @@
  */
 import { blockSize } from "./copyData.js"
 import { encodeParameter } from "./parameterEncoder.js"
+import { thrownMessage } from "./thrownValue.js"
 
 /** Format of lines; a missing option has PostgreSQL's default. */
 export interface LineFormat {
@@ -178,7 +179,7 @@ export class RowWriter {
     try {
       encoded = encodeParameter(value)
     } catch (cause) {
-      throw new RowInvalid(this.rows, column, cause instanceof Error ? cause.message : String(cause))
+      throw new RowInvalid(this.rows, column, thrownMessage(cause))
     }
     if (encoded === null || encoded === undefined) return undefined
     return Buffer.isBuffer(encoded) ? `\\x${encoded.toString("hex")}` : String(encoded)

@@ -7,18 +7,11 @@ import * as clock from "../concurrency/clock.js"
 import type { Copy } from "./copyData.js"
 import type { DisplayedStatement } from "./inlinedText.js"
 import type { TypeNames } from "./parsersByName.js"
-import {
-  type Client,
-  type Field,
-  isServerError,
-  type Protocol,
-  type Query,
-  type ServerError,
-  toError
-} from "./pgDriver.js"
+import { type Client, type Field, isServerError, type Protocol, type Query, type ServerError } from "./pgDriver.js"
 import { ProtocolViolation } from "./protocolViolation.js"
 import { makeRowDecoder, type ObjectRow, type RowDecoder } from "./rowDecoder.js"
 import type { PreparedStatement } from "./statementCache.js"
+import { toError } from "./thrownValue.js"
 
 /** Result of a statement. */
 export interface Result {

@@ -8,6 +8,7 @@ import type { ConnectionOptions } from "node:tls"
 import pg from "pg"
 import type { ProtocolLimits } from "../../ServerConfig.js"
 import { MessageCheck } from "./messageCheck.js"
+import { toError } from "./thrownValue.js"
 import { type TlsSettings, tlsOptions } from "./tlsOptions.js"
 
 /** Protocol object below a client, which emits one event per message of the server. */
@@ -196,9 +197,6 @@ const checkMessages = (protocol: Protocol, limits: ProtocolLimits): void => {
 
 /** Checks that an error is a message of the server and not a failure of the socket. */
 export const isServerError = (error: Error): error is ServerError => error instanceof pg.DatabaseError
-
-/** Returns a thrown value as an error. */
-export const toError = (cause: unknown): Error => (cause instanceof Error ? cause : new Error(String(cause)))
 
 /** Quotes a name as an identifier. The name holds no NUL. */
 export const escapeIdentifier = (name: string): string => pg.escapeIdentifier(name)

@@ -3,6 +3,7 @@
  */
 import { isIP } from "node:net"
 import * as Tls from "node:tls"
+import { thrownMessage } from "./thrownValue.js"
 
 /** The options that hold a private key or decrypt one. */
 const secrets = ["key", "passphrase", "pfx"] as const
@@ -69,7 +70,7 @@ const makeContext = (options: Tls.SecureContextOptions): Tls.SecureContext => {
   try {
     return Tls.createSecureContext(options)
   } catch (cause) {
-    throw unusableTls(cause instanceof Error ? cause.message : String(cause))
+    throw unusableTls(thrownMessage(cause))
   }
 }
 
