@@ -83,18 +83,19 @@ export const makeRun = (
 }
 
 /**
- * Returns the error if schema scopes are in effect, because a reserved connection cannot apply
+ * Returns a failure if schema scopes are in effect, because a reserved connection cannot apply
  * them: the program begins and ends transactions on it by hand, so a `SET LOCAL` could end early,
  * and names could be looked up in a wrong schema.
  */
-export const refuseSchemaScopes = (executor: Executor, context: Context.Context<never>): SchemaInvalid | undefined =>
-  scopesOf(context)?.find(executor.database) === undefined
-    ? undefined
-    : new SchemaInvalid({
-        database: executor.database,
-        given: "in effect on a reserved connection",
-        expected: "none: run SET search_path in that session"
-      })
+export const refuseSchemaScopes = (
+  { database }: Executor,
+  context: Context.Context<never>
+): Effect.Effect<never, SqlError> | undefined => {
+  if (scopesOf(context)?.find(database) === undefined) return undefined
+  const given = "in effect on a reserved connection"
+  const expected = "none: run SET search_path in that session"
+  return Effect.fail(toSqlError(new SchemaInvalid({ database, given, expected })))
+}
 
 /** Reserves a connection for a scope. */
 export const makeReserve = (
@@ -104,7 +105,7 @@ export const makeReserve = (
 ): Effect.Effect<SqlConnection, SqlError, Scope.Scope> =>
   Effect.withFiberRuntime((fiber) => {
     const refusal = refuseSchemaScopes(executor, fiber.currentContext)
-    if (refusal !== undefined) return Effect.fail(toSqlError(refusal))
+    if (refusal !== undefined) return refusal
     const ambient = currentContext(fiber)
     const held = ambient?.held(executor) ?? none
     const pick = executor.picker(kind, fiber, ambient)
@@ -148,8 +149,7 @@ export const makeReserve = (
       const plain = makeRun(location, connection, () => ended, kind === "reader" ? pool.options.session : undefined)
       const run: Run = (request, read) =>
         Effect.withFiberRuntime((fiber) => {
-          const refusal = refuseSchemaScopes(executor, fiber.currentContext)
-          return refusal === undefined ? plain(request, read) : Effect.fail(toSqlError(refusal))
+          return refuseSchemaScopes(executor, fiber.currentContext) ?? plain(request, read)
         })
       return makeSqlConnection(kind, run, (request, transformRows) =>
         Stream.unwrap(

@@ -45,7 +45,7 @@ export const makeSandboxReserve = (
 ): Effect.Effect<SqlConnection, SqlError, Scope.Scope> =>
   Effect.withFiberRuntime((fiber) => {
     const refusal = refuseSchemaScopes(executor, fiber.currentContext)
-    if (refusal !== undefined) return Effect.fail(toSqlError(refusal))
+    if (refusal !== undefined) return refusal
     let own: Transaction | undefined
     const leave = () => {
       const transaction = own
@@ -82,7 +82,7 @@ export const makeSandboxReserve = (
     const run: Run = (request, read) =>
       Effect.withFiberRuntime((fiber) => {
         const refusal = refuseSchemaScopes(executor, fiber.currentContext)
-        if (refusal !== undefined) return Effect.fail(toSqlError(refusal))
+        if (refusal !== undefined) return refusal
         const [command = "", ...others] = commandsIn(request.text)
         const isOnly = others.length === 0
         if (isOnly && begins.test(command)) {
@@ -101,12 +101,11 @@ export const makeSandboxReserve = (
       Effect.addFinalizer(() => undoOwn),
       makeSqlConnection(kind, run, (request, transformRows) =>
         Stream.unwrap(
-          Effect.withFiberRuntime((fiber) => {
-            const refusal = refuseSchemaScopes(executor, fiber.currentContext)
-            return refusal === undefined
-              ? Effect.succeed(Stream.mapInputContext(stream(request, transformRows), inside))
-              : Effect.fail(toSqlError(refusal))
-          })
+          Effect.withFiberRuntime(
+            (fiber) =>
+              refuseSchemaScopes(executor, fiber.currentContext) ??
+              Effect.succeed(Stream.mapInputContext(stream(request, transformRows), inside))
+          )
         )
       )
     )

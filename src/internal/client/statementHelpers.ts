@@ -8,7 +8,7 @@
  */
 import * as Statement from "@effect/sql/Statement"
 import { identity } from "effect/Function"
-import { Unsendable } from "../protocol/parameterEncoder.js"
+import { isObject, Unsendable } from "../protocol/parameterEncoder.js"
 
 type Segment = Statement.Segment
 type Segments = ReadonlyArray<Segment>
@@ -23,8 +23,6 @@ const parameter = (value: unknown): Segment => ({ _tag: "Parameter", value })
  * cannot fail.
  */
 const refused = (reason: string): Segments => [parameter(new Unsendable(reason))]
-
-const isObject = (value: unknown): value is object => typeof value === "object" && value !== null
 
 const tags = new Set<unknown>([
   "Identifier",

@@ -3,12 +3,20 @@
  */
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
+import * as RuntimeFlags from "effect/RuntimeFlags"
 
 /**
  * Function of `uninterruptibleMask`, which makes an effect as interruptible as it is outside of the
  * mask.
  */
 export type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+
+/**
+ * Returns the `restore` of a fiber with these flags. With `uninterruptible` it does the same as
+ * `uninterruptibleMask`, with one operation less.
+ */
+export const restoreOf = (flags: RuntimeFlags.RuntimeFlags): Restore =>
+  RuntimeFlags.interruption(flags) ? Effect.interruptible : Effect.uninterruptible
 
 /**
  * Function that cancels after an interruption. The effect that it returns, if any, is awaited, and

@@ -14,12 +14,11 @@ import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
 import * as FiberRef from "effect/FiberRef"
 import * as Option from "effect/Option"
-import * as RuntimeFlags from "effect/RuntimeFlags"
 import type * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import { type DatabaseError, OptionsConflict } from "../../DatabaseError.js"
 import { RetryPolicy } from "../../RetryPolicy.js"
-import type { Restore } from "../edge/cancellable.js"
+import { type Restore, restoreOf } from "../edge/cancellable.js"
 import { currentContext, type TransactionContext } from "../transaction/context.js"
 import { slotOf } from "../transaction/transactionSlot.js"
 import { openUnit, type UnitHandle, type UnitPlan } from "../unitOfWork/openUnit.js"
@@ -209,7 +208,7 @@ export const makeApiMiddleware = (
           )
         )
       }
-      const restore: Restore = RuntimeFlags.interruption(runtimeFlags) ? Effect.interruptible : Effect.uninterruptible
+      const restore = restoreOf(runtimeFlags)
       return Effect.matchEffect(makeReplayable(request), {
         // if a defect is a response, the platform sends it
         onFailure: (error) => Effect.flatMap(HttpServerRespondable.toResponse(error), Effect.die),

@@ -6,9 +6,8 @@ import type * as HttpApp from "@effect/platform/HttpApp"
 import { HttpServerRequest } from "@effect/platform/HttpServerRequest"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
-import * as RuntimeFlags from "effect/RuntimeFlags"
 import * as UnitOfWork from "../../UnitOfWork.js"
-import type { Restore } from "../edge/cancellable.js"
+import { restoreOf } from "../edge/cancellable.js"
 import { currentContext } from "../transaction/context.js"
 import { runAsPart } from "../transaction/runInTransaction.js"
 import { openUnit } from "../unitOfWork/openUnit.js"
@@ -55,8 +54,7 @@ export const makeMiddleware = (
         return runAsPart(app, around, name, { describe }, (exit) => joinedOutcome(plan, exit))
       }
       const unitPlan = unitPlanFor(plan, request, around, settings)
-      // does the same as `uninterruptibleMask` with one operation less
-      const restore: Restore = RuntimeFlags.interruption(runtimeFlags) ? Effect.interruptible : Effect.uninterruptible
+      const restore = restoreOf(runtimeFlags)
       return Effect.uninterruptible(
         retry === undefined || retry === false || !isRepeatable(request)
           ? answerOnce(plan, openUnit(unitPlan), app, self, fiber.currentContext, answerIt, restore)

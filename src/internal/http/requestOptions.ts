@@ -59,3 +59,7 @@ export const invalidRequestOption = <O extends RequestOptions<never, never>>(
 
 /** Returns the default outcome: a status below 400 commits. */
 export const outcomeByStatus = (status: number): UnitOfWork.Outcome => (status < 400 ? "commit" : "rollback")
+
+/** Returns the default outcome of a response. */
+export const outcomeOfResponse = ({ status }: { readonly status: number }): UnitOfWork.Outcome =>
+  outcomeByStatus(status)

@@ -24,7 +24,7 @@ import type { PlatformKeyOptions } from "./keyedAnswer.js"
 import type { KeyedRequest } from "./keyedRequest.js"
 import { problemResponse } from "./problemResponse.js"
 import { makeLabeler } from "./requestLabel.js"
-import { invalidRequestOption, outcomeByStatus, type RequestOptions, requestOptions } from "./requestOptions.js"
+import { invalidRequestOption, outcomeOfResponse, type RequestOptions, requestOptions } from "./requestOptions.js"
 
 type Request = HttpServerRequest
 type Response = HttpServerResponse
@@ -55,8 +55,6 @@ export interface RequestPlan {
   readonly settings: ReturnType<typeof settingsByDatabase>
 }
 
-const byStatus = ({ status }: Response): UnitOfWork.Outcome => outcomeByStatus(status)
-
 const rulesOfOptions: OptionRules<MiddlewareOptions> = {
   ...requestOptions,
   onCommitFailed: aFunction,
@@ -67,7 +65,7 @@ const rulesOfOptions: OptionRules<MiddlewareOptions> = {
 
 /** Makes the plan of a middleware; throws `ConfigInvalid` if an option is invalid. */
 export const makePlan = (options: MiddlewareOptions): RequestPlan => {
-  const { databases, onCommitFailed = problemResponse, outcome = byStatus, transaction } = options
+  const { databases, onCommitFailed = problemResponse, outcome = outcomeOfResponse, transaction } = options
   const invalid = invalidRequestOption(options, rulesOfOptions) ?? invalidKeyOption(options.idempotencyKey)
   if (invalid !== undefined) throw invalid
   return {

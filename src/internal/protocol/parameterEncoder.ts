@@ -8,7 +8,8 @@ import { isDate } from "node:util/types"
 import { prepareValue } from "./pgDriver.js"
 import { isSecret, mayHaveSecret, reveal } from "./secret.js"
 
-const isObject = (value: unknown): value is object => typeof value === "object" && value !== null
+/** Checks that a value is an object of any kind. */
+export const isObject = (value: unknown): value is object => typeof value === "object" && value !== null
 
 /** Checks that a value is a plain object, without a class. */
 export const isPlain = (value: unknown): value is Readonly<Record<string, unknown>> => {

@@ -15,7 +15,7 @@ import type { KeptAnswer } from "../http/keptAnswer.js"
 import type { Earlier, KeyedRequest } from "../http/keyedRequest.js"
 import { notStored, problemType } from "../http/problemJson.js"
 import { makeLabeler } from "../http/requestLabel.js"
-import { outcomeByStatus, type RequestOptions, requestOptions, settingsFor } from "../http/requestOptions.js"
+import { outcomeOfResponse, type RequestOptions, requestOptions, settingsFor } from "../http/requestOptions.js"
 import {
   headerOf,
   type RequestSession,
@@ -45,8 +45,6 @@ export const webOptions: OptionRules<WebRequestOptions> = {
   retry: aRetry,
   idempotencyKey: anObject
 }
-
-const byStatus = ({ status }: Response): UnitOfWork.Outcome => outcomeByStatus(status)
 
 /** Makes the function that labels a web request. */
 const describe = (request: Request, options: WebRequestOptions): Describe =>
@@ -99,7 +97,7 @@ const answerInUnit = (
   keyed: KeyedRequest | undefined
 ): Effect.Effect<Response, unknown> =>
   Effect.suspend(() => {
-    const { outcome = byStatus } = options
+    const { outcome = outcomeOfResponse } = options
     const settings = settingsFor(options, request)
     // a body can be read only once, so each attempt reads a copy of the request, if it can be kept
     const isKept = !request.bodyUsed && isKeepable(request.method, (name) => request.headers.get(name), request)

@@ -10,7 +10,7 @@ import { markerStepOf } from "../consistency/commitMarker.js"
 import * as wire from "../protocol/frontendMessages.js"
 import type { Level, LevelState } from "./level.js"
 import { commitFailure, rolledBackAtCommit } from "./levelFailure.js"
-import { acquireForEnd } from "./levelLock.js"
+import { acquireForEnd, type OnEnd } from "./levelLock.js"
 import { revert } from "./levelRollback.js"
 import type { OnOutcome, Prove } from "./resolution.js"
 import type { Savepoint } from "./savepoint.js"
@@ -25,8 +25,6 @@ const interruptedCommitTimeout = 500
 const commit = [wire.constantStep("COMMIT")]
 const checkConstraints = [wire.constantStep("SET CONSTRAINTS ALL IMMEDIATE")]
 const nothing = () => {}
-
-type OnEnd = (failure: TransactionFailure | undefined) => void
 
 /**
  * Checks if a level can be committed. For a transaction the server checks the deferred constraints

@@ -5,7 +5,7 @@
  */
 import * as clock from "../concurrency/clock.js"
 import type { Connection } from "../connection/connection.js"
-import type { StatementFailure } from "../connection/plainFailure.js"
+import type { StatementFailure, TransactionFailure } from "../connection/plainFailure.js"
 import type { Level } from "./level.js"
 import { PendingBegin } from "./pendingBegin.js"
 import type { SiblingTurn } from "./siblingTurn.js"
@@ -19,6 +19,9 @@ type OnAcquired = (
   connection: Connection | undefined,
   pending: ReadonlyArray<PendingBegin>
 ) => void
+
+/** Callback of the end of a level, with the failure if the level cannot be kept. */
+export type OnEnd = (failure: TransactionFailure | undefined) => void
 
 const none: ReadonlyArray<never> = []
 const nothing = () => {}

@@ -10,7 +10,7 @@ import type { TokenRecorder } from "../consistency/tokenRecorder.js"
 import { queryPosition } from "../consistency/walPosition.js"
 import type { Level } from "./level.js"
 import { commitFailure, rolledBackAtCommit } from "./levelFailure.js"
-import { acquireForEnd } from "./levelLock.js"
+import { acquireForEnd, type OnEnd } from "./levelLock.js"
 import { revert } from "./levelRollback.js"
 import type { PreparedTransactions } from "./preparedTransactions.js"
 
@@ -18,8 +18,6 @@ import type { PreparedTransactions } from "./preparedTransactions.js"
 export const interruptedTimeout = 500
 
 const nothing = () => {}
-
-type OnEnd = (failure: TransactionFailure | undefined) => void
 
 /**
  * Identity of the database of a level, the failure of a level that cannot be kept, or the reason why
