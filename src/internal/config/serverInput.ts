@@ -43,6 +43,8 @@ export interface ServerParts {
   /** The parameters of a connection string; `undefined` if there is none. */
   readonly parameters: Parameters | undefined
   readonly parts: Parts
+  /** Returns a parameter of the connection string; `undefined` if it is missing or empty, as in libpq. */
+  readonly value: (name: string) => string | undefined
   /** The name of a part in errors. */
   readonly part: (name: keyof Parts) => string
   /** The name of a parameter in errors. */
@@ -60,7 +62,13 @@ const ofString = (
   // the parser shows the expected forms
   const parameters = parseConnectionString(setting, given === "" ? given : text(setting, given))
   refuseUnsupported(setting, parameters)
-  return { parameters, parts, part, parameter: (name) => `${setting} (${name})` }
+  return {
+    parameters,
+    parts,
+    value: (name) => parameters.get(name) || undefined,
+    part,
+    parameter: (name) => `${setting} (${name})`
+  }
 }
 
 /** Returns the given server, with the secrets in its TLS options concealed. */
@@ -89,5 +97,11 @@ export const readInput = (setting: string, input: ServerInput): ServerParts => {
     return ofString(`${setting}.url`, url, parts, part)
   }
   refuseUnknown(setting, input, "socket" in input ? ofSocket : ofParts, synonyms)
-  return { parameters: undefined, parts: input, part, parameter: (name) => `${setting} (${name})` }
+  return {
+    parameters: undefined,
+    parts: input,
+    value: () => undefined,
+    part,
+    parameter: (name) => `${setting} (${name})`
+  }
 }

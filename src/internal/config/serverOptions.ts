@@ -72,12 +72,12 @@ const endpointsOf = (
  * over a parameter of the connection string.
  */
 const partOrParameter = (
-  { parameter, parameters, part, parts }: ServerParts,
+  { parameter, part, parts, value }: ServerParts,
   name: "channelBinding" | "loadBalanceHosts" | "targetSessionAttrs",
   libpqName: string
 ): readonly [setting: string, value: string | undefined] => {
-  const value = parts[name]
-  return value === undefined ? [parameter(libpqName), parameters?.get(libpqName) || undefined] : [part(name), value]
+  const own = parts[name]
+  return own === undefined ? [parameter(libpqName), value(libpqName)] : [part(name), own]
 }
 
 const targets = ["any", "read-write", "read-only", "primary", "standby", "prefer-standby"] as const
@@ -102,10 +102,10 @@ const userOf = ({ parameter, parameters, part, parts }: ServerParts, hasCredenti
   return hasCredentials && given === "" ? "" : text(setting, given)
 }
 
-const databaseOf = ({ parameter, parameters, part, parts }: ServerParts, username: string): string => {
+const databaseOf = ({ parameter, parameters, part, parts, value }: ServerParts, username: string): string => {
   if (parameters === undefined || parts.database !== undefined) return text(part("database"), parts.database)
   // the default of libpq
-  return text(parameter("dbname"), parameters.get("dbname") || username)
+  return text(parameter("dbname"), value("dbname") ?? username)
 }
 
 /** Refuses a setting that requires TLS if a host, except for a Unix socket, has no TLS. */
@@ -127,8 +127,7 @@ const weightOf = (setting: string, given: number | undefined): number => {
 /** Checks a server and fills in the defaults. */
 export const serverConfig = (setting: string, input: ServerInput, use: Use, common: SharedOptions): CheckedServer => {
   const given = readInput(setting, input)
-  const { parameter, parameters, part, parts } = given
-  const value = (name: string) => parameters?.get(name) || undefined
+  const { parameter, part, parts, value } = given
   checkSsl(part("ssl"), parts.ssl)
   const ssl = concealSecrets(parts.ssl ?? common.ssl)
   const [bindingSetting, givenBinding] = partOrParameter(given, "channelBinding", "channel_binding")

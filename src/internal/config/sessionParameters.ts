@@ -9,8 +9,7 @@ import type { ServerParts } from "./serverInput.js"
 const utf8 = /^(utf-?8|unicode|auto)$/i
 
 /** Returns the session settings of a connection string. */
-export const sessionParameters = ({ parameter, parameters }: ServerParts): SessionParameters => {
-  const value = (name: string) => parameters?.get(name) || undefined
+export const sessionParameters = ({ parameter, value }: ServerParts): SessionParameters => {
   if (!utf8.test(value("client_encoding") ?? "UTF8")) {
     throw new Invalid(parameter("client_encoding"), "not supported", "UTF8, which is all that the driver reads")
   }
@@ -28,9 +27,9 @@ export const sessionParameters = ({ parameter, parameters }: ServerParts): Sessi
 }
 
 /** Returns the timeout of a connection string for each host, in milliseconds, if there is one. */
-export const hostTimeoutOf = ({ parameter, parameters }: ServerParts): number | undefined => {
-  const given = parameters?.get("connect_timeout")
-  if (given === undefined || given === "") return undefined
+export const hostTimeoutOf = ({ parameter, value }: ServerParts): number | undefined => {
+  const given = value("connect_timeout")
+  if (given === undefined) return undefined
   const seconds = integer(parameter("connect_timeout"), given)
   if (seconds > 0) return seconds * 1000
   throw new Invalid(parameter("connect_timeout"), "zero or less, which waits without limit", "seconds from 1")

@@ -59,13 +59,12 @@ export const tlsParameters = (given: ServerParts, host: Host): Ssl => {
 }
 
 /** Returns the TLS files that a connection string names, and the password of the key. */
-export const tlsFilesOf = ({ parameter, parameters }: ServerParts): TlsFiles | undefined => {
-  const file = (name: string) => parameters?.get(name) || undefined
-  const sendsNone = file("sslcertmode") === "disable"
-  const sslrootcert = file("sslrootcert")
-  const sslcert = sendsNone ? undefined : file("sslcert")
-  const sslkey = sendsNone ? undefined : file("sslkey")
-  const sslpassword = file("sslpassword")
+export const tlsFilesOf = ({ parameter, value }: ServerParts): TlsFiles | undefined => {
+  const sendsNone = value("sslcertmode") === "disable"
+  const sslrootcert = value("sslrootcert")
+  const sslcert = sendsNone ? undefined : value("sslcert")
+  const sslkey = sendsNone ? undefined : value("sslkey")
+  const sslpassword = value("sslpassword")
   if ((sslcert === undefined) !== (sslkey === undefined)) {
     const missing = sslcert === undefined ? "sslcert" : "sslkey"
     throw new Invalid(parameter(missing), "missing", "both sslcert and sslkey, or none of them")
@@ -75,7 +74,7 @@ export const tlsFilesOf = ({ parameter, parameters }: ServerParts): TlsFiles | u
     sslrootcert: sslrootcert === "system" ? undefined : sslrootcert,
     sslcert,
     sslkey,
-    sslcrl: file("sslcrl"),
+    sslcrl: value("sslcrl"),
     sslpassword: sslpassword === undefined ? undefined : Redacted.make(sslpassword)
   }
   return Object.values(files).some((file) => file !== undefined) ? files : undefined
