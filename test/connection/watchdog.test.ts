@@ -3,33 +3,23 @@
  * closes, and slow connections, which it keeps.
  */
 import { assert, it } from "@effect/vitest"
-import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import type * as Redacted from "effect/Redacted"
-import { type Database, DatabaseError } from "effect-db"
+import { DatabaseError } from "effect-db"
 import * as EmbeddedPostgres from "effect-db/EmbeddedPostgres"
 import { afterEach, beforeEach, describe, vi } from "vitest"
 import { type BackendState, Watchdog } from "../../src/internal/connection/watchdog.js"
 import { active, Db, run } from "../support/databases.js"
 import { directory } from "../support/directory.js"
 import { eventually, until } from "../support/eventually.js"
-import { answers, type Message, makeProxy, sends } from "../support/proxy.js"
+import { freshItemsThroughProxy, throughProxy } from "../support/proxied.js"
+import { answers, type Message, sends } from "../support/proxy.js"
 import { freshDatabase, query } from "../support/server.js"
 
 const limit = "200 millis"
-
-/** Opens a database behind a proxy, with a table `item`. */
-const given = (options: Partial<Database.Options>) =>
-  Effect.gen(function* () {
-    const { writer } = yield* freshDatabase
-    yield* query(writer, "CREATE TABLE item (name text)")
-    const proxy = yield* makeProxy(writer)
-    const context = yield* Layer.build(Db.layer({ writer: proxy.url, ...options }))
-    return { proxy, writer, context: Context.pick(Db)(context) }
-  })
 
 const insert = run("INSERT INTO item VALUES ('x')")
 
@@ -46,7 +36,7 @@ const later = (url: Redacted.Redacted<string>) => query(url, "SELECT pg_sleep(2)
 describe("the watchdog on a dead network", () => {
   it.scopedLive("a statement on a dead network is Disconnected, in doubt, and its connection is destroyed", () =>
     Effect.gen(function* () {
-      const { context, proxy } = yield* given({ statementTimeout: limit })
+      const { context, proxy } = yield* freshItemsThroughProxy({ statementTimeout: limit })
       const gone = yield* proxy.when(sends("INSERT"), "freeze")
       const fiber = yield* Effect.fork(Effect.provide(failure(insert), context))
       yield* gone
@@ -61,7 +51,7 @@ describe("the watchdog on a dead network", () => {
 
   it.scopedLive("a statement in a transaction on a dead network is Disconnected, undone", () =>
     Effect.gen(function* () {
-      const { context, proxy, writer } = yield* given({ statementTimeout: limit })
+      const { context, proxy, writer } = yield* freshItemsThroughProxy({ statementTimeout: limit })
       const gone = yield* proxy.when(sends("'lost'"), "freeze")
       yield* Effect.fork(Effect.zipRight(gone, proxy.freeze))
       const error = yield* Db.withTransaction(Effect.zipRight(insert, run("SELECT 'lost'"))).pipe(
@@ -76,7 +66,7 @@ describe("the watchdog on a dead network", () => {
 
   it.scopedLive("the limit of a transaction, also of a nested one, bounds the wait on a dead connection", () =>
     Effect.gen(function* () {
-      const { context, proxy } = yield* given({})
+      const { context, proxy } = yield* freshItemsThroughProxy()
       const lost = Effect.zipRight(proxy.when(sends("'lost'"), "freeze"), Effect.zipRight(insert, run("SELECT 'lost'")))
       const alone = Db.withTransaction(lost, { statementTimeout: limit })
       const nested = Db.withTransaction(Effect.zipRight(insert, alone), { statementTimeout: "1 minute" })
@@ -89,7 +79,7 @@ describe("the watchdog on a dead network", () => {
 
   it.scopedLive("a read on a dead connection is retried on another one", () =>
     Effect.gen(function* () {
-      const { context, proxy } = yield* given({ statementTimeout: limit })
+      const { context, proxy } = yield* freshItemsThroughProxy({ statementTimeout: limit })
       yield* proxy.when(sends("'lost'"), "freeze")
       const rows = yield* Effect.flatMap(Db.reader, (sql) => sql`SELECT 'lost' AS is`).pipe(
         Effect.timeout("3 seconds"),
@@ -101,7 +91,7 @@ describe("the watchdog on a dead network", () => {
 
   it.scopedLive("a COMMIT on a dead network is CommitOutcomeUnknown after resolveWithin", () =>
     Effect.gen(function* () {
-      const { context, proxy } = yield* given({ statementTimeout: limit, resolveWithin: limit })
+      const { context, proxy } = yield* freshItemsThroughProxy({ statementTimeout: limit, resolveWithin: limit })
       const gone = yield* proxy.when(sends("COMMIT"), "freeze")
       const fiber = yield* Effect.fork(Db.withTransaction(insert).pipe(failure, Effect.provide(context)))
       yield* gone
@@ -113,9 +103,8 @@ describe("the watchdog on a dead network", () => {
   it.scopedLive("a statement on a frozen server is Disconnected, in doubt", () =>
     Effect.gen(function* () {
       const { primary } = yield* EmbeddedPostgres.make({ directory })
-      const proxy = yield* makeProxy(primary.url())
       yield* Effect.addFinalizer(() => Effect.orDie(primary.thaw))
-      const context = yield* Layer.build(Db.layer({ writer: proxy.url, statementTimeout: limit, maxConnections: 1 }))
+      const { context } = yield* throughProxy(primary.url(), { statementTimeout: limit, maxConnections: 1 })
       yield* primary.freeze
       const error = yield* failure(run("SELECT 1")).pipe(Effect.provide(context))
       assert.strictEqual(error._tag === "Disconnected" && error.outcome, "inDoubt")
@@ -130,7 +119,7 @@ describe("the watchdog on a dead connection to a healthy server", () => {
    */
   const lost = <A, E>(matches: (message: Message) => boolean, self: Effect.Effect<A, E, Db>) =>
     Effect.gen(function* () {
-      const { context, proxy, writer } = yield* given({ statementTimeout: limit, outcome: "unknown" })
+      const { context, proxy, writer } = yield* freshItemsThroughProxy({ statementTimeout: limit, outcome: "unknown" })
       yield* proxy.when(matches, "freeze")
       const error = yield* Effect.provide(failure(self), context)
       assert.strictEqual(yield* Effect.provide(active, context), 0)
@@ -186,8 +175,7 @@ describe("the watchdog on slow but living connections", () => {
         query(url, "SHOW synchronous_standby_names"),
         ([row]) => row?.synchronous_standby_names === "nobody"
       )
-      const proxy = yield* makeProxy(url)
-      const context = yield* Layer.build(Db.layer({ writer: proxy.url, statementTimeout: limit }))
+      const { context, proxy } = yield* throughProxy(url, { statementTimeout: limit })
       const one = yield* proxy.when(sends("pg_stat_activity"), "pass")
       const two = yield* proxy.when(sends("pg_stat_activity"), "pass")
       const commits = yield* Effect.fork(Effect.provide(Db.withTransaction(insert), context))
@@ -213,7 +201,7 @@ describe("the watchdog on slow but living connections", () => {
 
   it.scopedLive("a statement whose transaction has raised the limit, by SQL or by its option, does not time out", () =>
     Effect.gen(function* () {
-      const { context, writer } = yield* given({ statementTimeout: limit })
+      const { context, writer } = yield* freshItemsThroughProxy({ statementTimeout: limit })
       yield* query(
         writer,
         `CREATE FUNCTION patient() RETURNS void LANGUAGE plpgsql AS

@@ -4,14 +4,13 @@ import { assert } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import type * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
-import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import type * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
 import type { Notification } from "effect-db"
-import { Db } from "./databases.js"
+import type { Db } from "./databases.js"
 import { eventually } from "./eventually.js"
-import { makeProxy } from "./proxy.js"
+import { throughProxy } from "./proxied.js"
 import { freshDatabase, query } from "./server.js"
 
 /** Reads a stream in the background, for as long as the scope lasts. */
@@ -70,7 +69,5 @@ export const killListening = (name: string, writer: Url) =>
 export const behind = (options: Partial<Parameters<typeof Db.layer>[0]> = {}) =>
   Effect.gen(function* () {
     const { name, writer } = yield* freshDatabase
-    const proxy = yield* makeProxy(writer)
-    const context = yield* Layer.build(Db.layer({ writer: proxy.url, startup: "lazy", ...options }))
-    return { name, writer, proxy, context }
+    return { name, ...(yield* throughProxy(writer, { startup: "lazy", ...options })) }
   })

@@ -2,30 +2,14 @@
  * The end of a transaction on a network that fails: the stored rows, the failure, and the duration.
  */
 import { assert, it } from "@effect/vitest"
-import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
-import * as Layer from "effect/Layer"
-import { type Database, DatabaseError } from "effect-db"
+import { DatabaseError } from "effect-db"
 import { describe } from "vitest"
-import { Db } from "../support/databases.js"
-import { answers, makeProxy, sends } from "../support/proxy.js"
-import { freshDatabase, query } from "../support/server.js"
-
-/** Creates a database behind a proxy, with a table `item`. */
-const given = (options: Partial<Database.Options> = {}) =>
-  Effect.gen(function* () {
-    const { writer } = yield* freshDatabase
-    yield* query(writer, "CREATE TABLE item (name text)")
-    const proxy = yield* makeProxy(writer)
-    const context = yield* Layer.build(Db.layer({ writer: proxy.url, ...options }))
-    const insert = (row: string) => Effect.flatMap(Db.writer, (sql) => sql`INSERT INTO item VALUES (${row})`)
-    const stored = Effect.map(query<{ name: string }>(writer, "SELECT name FROM item ORDER BY name"), (rows) =>
-      rows.map((row) => row.name)
-    )
-    return { proxy, context: Context.pick(Db)(context), insert, stored }
-  })
+import { Db, insert } from "../support/databases.js"
+import { freshItemsThroughProxy } from "../support/proxied.js"
+import { answers, sends } from "../support/proxy.js"
 
 /**
  * Timeout of operations that the library bounds to one second: longer than that, but so short that
@@ -36,7 +20,7 @@ const bound = "4 seconds"
 describe("the end of a transaction", () => {
   it.scopedLive("a connection lost before COMMIT arrives fails as Disconnected, undone, and nothing is stored", () =>
     Effect.gen(function* () {
-      const { context, insert, proxy, stored } = yield* given()
+      const { context, proxy, stored } = yield* freshItemsThroughProxy()
       yield* proxy.when(sends("COMMIT"), "cut")
       const error = yield* Db.withTransaction(insert("a")).pipe(
         Effect.provide(context),
@@ -50,7 +34,7 @@ describe("the end of a transaction", () => {
 
   it.scopedLive("a COMMIT that is lost on its way is CommitOutcomeUnknown with the outcome unknown", () =>
     Effect.gen(function* () {
-      const { context, insert, proxy, stored } = yield* given({ outcome: "unknown" })
+      const { context, proxy, stored } = yield* freshItemsThroughProxy({ outcome: "unknown" })
       yield* proxy.when(sends("COMMIT"), "cut")
       const error = yield* Db.withTransaction(insert("a")).pipe(
         Effect.provide(context),
@@ -64,7 +48,7 @@ describe("the end of a transaction", () => {
 
   it.scopedLive("a connection lost before the answer to COMMIT arrives is a success, and the hooks run", () =>
     Effect.gen(function* () {
-      const { context, insert, proxy, stored } = yield* given()
+      const { context, proxy, stored } = yield* freshItemsThroughProxy()
       const hooks: Array<string> = []
       yield* proxy.when(answers("COMMIT"), "cut")
       yield* insert("a").pipe(
@@ -83,7 +67,7 @@ describe("the end of a transaction", () => {
     "with the outcome unknown, a transaction whose answer to COMMIT is lost is stored and is not run again",
     () =>
       Effect.gen(function* () {
-        const { context, insert, proxy, stored } = yield* given({ outcome: "unknown" })
+        const { context, proxy, stored } = yield* freshItemsThroughProxy({ outcome: "unknown" })
         const hooks: Array<string> = []
         yield* proxy.when(answers("COMMIT"), "cut")
         const error = yield* insert("a").pipe(
@@ -102,7 +86,7 @@ describe("the end of a transaction", () => {
 
   it.scopedLive("a transaction that only reads is never in doubt", () =>
     Effect.gen(function* () {
-      const { context, proxy } = yield* given()
+      const { context, proxy } = yield* freshItemsThroughProxy()
       yield* proxy.when(answers("COMMIT"), "cut")
       const read = Effect.flatMap(Db.writer, (sql) => sql`SELECT * FROM item`)
       const error = yield* read.pipe(
@@ -123,7 +107,7 @@ describe("the end of a transaction", () => {
 
   it.scopedLive("an interruption after COMMIT was sent waits for its answer; the row is stored, the hooks run", () =>
     Effect.gen(function* () {
-      const { context, insert, proxy, stored } = yield* given()
+      const { context, proxy, stored } = yield* freshItemsThroughProxy()
       const hooks: Array<string> = []
       const committing = yield* proxy.when(sends("COMMIT"), "freeze")
       const fiber = yield* Effect.fork(
@@ -146,7 +130,7 @@ describe("the end of a transaction", () => {
 
   it.scopedLive("an interruption during a COMMIT that is never answered settles within its bound", () =>
     Effect.gen(function* () {
-      const { context, insert, proxy, stored } = yield* given({ maxConnections: 1 })
+      const { context, proxy, stored } = yield* freshItemsThroughProxy({ maxConnections: 1 })
       const committing = yield* proxy.when(sends("COMMIT"), "freeze")
       const fiber = yield* Effect.fork(Effect.provide(Db.withTransaction(insert("a")), context))
       yield* committing
@@ -159,7 +143,7 @@ describe("the end of a transaction", () => {
 
   it.scopedLive("a ROLLBACK that is never answered settles within its bound, with the failure that caused it", () =>
     Effect.gen(function* () {
-      const { context, insert, proxy, stored } = yield* given({ maxConnections: 1 })
+      const { context, proxy, stored } = yield* freshItemsThroughProxy({ maxConnections: 1 })
       yield* proxy.when(sends("ROLLBACK"), "freeze")
       const error = yield* Effect.zipRight(insert("a"), Effect.fail("mine")).pipe(
         Db.withTransaction(),
@@ -175,7 +159,7 @@ describe("the end of a transaction", () => {
 
   it.scopedLive("an interruption of a statement that is never answered settles within its bound", () =>
     Effect.gen(function* () {
-      const { context, insert, proxy, stored } = yield* given({ maxConnections: 1 })
+      const { context, proxy, stored } = yield* freshItemsThroughProxy({ maxConnections: 1 })
       const sent = yield* proxy.when(sends("INSERT"), "freeze")
       const fiber = yield* Effect.fork(Effect.provide(Db.withTransaction(insert("a")), context))
       yield* sent
@@ -187,7 +171,7 @@ describe("the end of a transaction", () => {
 
   it.scopedLive("an empty transaction takes no round trip, one of n statements n + 1, an autocommit statement 1", () =>
     Effect.gen(function* () {
-      const { context, insert, proxy } = yield* given()
+      const { context, proxy } = yield* freshItemsThroughProxy()
       const trips = <A, E>(self: Effect.Effect<A, E, Db>) =>
         Effect.gen(function* () {
           const before = proxy.roundTrips

@@ -5,11 +5,9 @@ import { HttpServerRequest, HttpServerResponse } from "@effect/platform"
 import { assert, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
 import * as Chunk from "effect/Chunk"
-import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
-import * as Layer from "effect/Layer"
 import * as Stream from "effect/Stream"
 import {
   type Database,
@@ -22,17 +20,13 @@ import {
 import { describe } from "vitest"
 import { both, event, events } from "../support/audit.js"
 import { Audit, collide, Db, fresh, freshTable, insert, stored } from "../support/databases.js"
-import { answers, makeProxy, sends } from "../support/proxy.js"
+import { throughProxy } from "../support/proxied.js"
+import { answers, sends } from "../support/proxy.js"
 import { query } from "../support/server.js"
 
 /** A database behind a proxy. */
 const behind = (options: Partial<Database.Options>) =>
-  Effect.gen(function* () {
-    const { writer } = yield* freshTable
-    const proxy = yield* makeProxy(writer)
-    const context = yield* Layer.build(Db.layer({ writer: proxy.url, ...options }))
-    return { proxy, context: Context.pick(Db)(context), writer }
-  })
+  Effect.flatMap(freshTable, ({ writer }) => throughProxy(writer, options))
 
 const behindProxy = behind({})
 /** A database that does not ask for the outcome of a COMMIT without an answer. */

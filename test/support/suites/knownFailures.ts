@@ -23,6 +23,7 @@ import * as TestClock from "effect/TestClock"
 import pg from "pg"
 import { withRealClock } from "../../../src/internal/embedded/realClock.js"
 import { startChild } from "../child.js"
+import { namesIn } from "../databases.js"
 import { eventually, until } from "../eventually.js"
 import { type Message, makeProxy, type Proxy, sends } from "../proxy.js"
 import type { Role } from "../roles.js"
@@ -44,10 +45,7 @@ export const freshTables = Effect.tap(freshDatabase, ({ writer }) =>
 )
 
 /** The names in `item`, as another session sees them. */
-export const stored = ({ writer }: Place): Effect.Effect<ReadonlyArray<string>> =>
-  Effect.map(query<{ name: string }>(writer, "SELECT name FROM item ORDER BY name"), (rows) =>
-    rows.map(({ name }) => name)
-  )
+export const stored = ({ writer }: Place): Effect.Effect<ReadonlyArray<string>> => namesIn(writer)
 
 /** Terminates a backend from another session, and waits until it is gone. */
 const kill = ({ writer }: Place, pid: number): Effect.Effect<void> =>

@@ -26,7 +26,7 @@ import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import { type Database, DatabaseRuntime, RequestTransaction } from "effect-db"
 import express from "express"
-import { Audit, Db } from "../../databases.js"
+import { Audit, Db, insert, namesIn } from "../../databases.js"
 import { makeProxy, type Proxy } from "../../proxy.js"
 import { freshDatabase, query } from "../../server.js"
 import { listening } from "./listen.js"
@@ -208,7 +208,6 @@ export const given = (
     const state: { runs: number; beforeMeeting: Effect.Effect<void> } = { runs: 0, beforeMeeting: Effect.void }
     const finished = yield* Deferred.make<void>()
     const met = yield* Deferred.make<void>()
-    const insert = (name: string) => Effect.flatMap(Db.writer, (sql) => sql`INSERT INTO item VALUES (${name})`)
     const work: Work = (url, name) =>
       Effect.gen(function* () {
         const run = ++state.runs
@@ -242,11 +241,8 @@ export const given = (
         const response = await fetch(url + path, { method, headers, ...(method === "GET" ? {} : { body }) })
         return { status: response.status, text: await response.text(), headers: response.headers }
       })
-    const stored = Effect.map(query(writer, "SELECT name FROM item ORDER BY name"), (rows) =>
-      rows.map(({ name }) => name)
-    )
     const events = Effect.map(query(other, "SELECT name FROM event"), (rows) => rows.map(({ name }) => name))
-    return { send, stored, events, state, writer, finished }
+    return { send, stored: namesIn(writer), events, state, writer, finished }
   })
 
 /** Adds a proxy in front of a server to a list, and returns its URL. */
