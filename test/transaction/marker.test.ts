@@ -4,50 +4,27 @@
  */
 import * as Migrator from "@effect/sql/Migrator"
 import { assert, it } from "@effect/vitest"
-import * as Cause from "effect/Cause"
-import * as Chunk from "effect/Chunk"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
-import { Consistency, type Database, DatabaseError, Migrations, TestDatabase, UnitOfWork } from "effect-db"
+import { Consistency, type Database, Migrations, TestDatabase, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
-import { Audit, Db, idle, run } from "../support/databases.js"
+import { asUnknown, createAdd, endAfterRestart, endOf, outcomeOf, unknownIn, writes } from "../support/commitProof.js"
+import { Audit, Db, idle, insert, run } from "../support/databases.js"
 import { make } from "../support/embedded.js"
-import { eventually } from "../support/eventually.js"
-import { answers, makeProxy, sends } from "../support/proxy.js"
+import { failure } from "../support/failures.js"
+import { freshItemsThroughProxy, itemsThroughProxy } from "../support/proxied.js"
+import { answers, sends } from "../support/proxy.js"
 import { freshRole, loggedIn, type Role } from "../support/roles.js"
-import { freshDatabase, query } from "../support/server.js"
+import { freshDatabase, query, untilIs } from "../support/server.js"
 
 const marker = { outcome: "marker" } as const
 
-const behind = (url: Redacted.Redacted<string>, options: Partial<Database.Options> = {}) =>
-  Effect.gen(function* () {
-    yield* query(url, "CREATE TABLE item (name text)")
-    const proxy = yield* makeProxy(url)
-    const context = yield* Layer.build(Db.layer({ writer: proxy.url, ...marker, ...options }))
-    const stored = Effect.map(query(url, "SELECT name FROM item ORDER BY name"), (rows) => rows.map((row) => row.name))
-    return { proxy, context: Context.pick(Db)(context), stored }
-  })
-
-const given = (options: Partial<Database.Options> = {}) =>
-  Effect.flatMap(freshDatabase, ({ writer }) => Effect.map(behind(writer, options), (all) => ({ ...all, writer })))
-
-const insert = (name: string) => Effect.flatMap(Db.writer, (sql) => sql`INSERT INTO item VALUES (${name})`)
-
-const failed = <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.flip(DatabaseError.refine(self))
-
-const outcomeOf = (given: unknown): string => {
-  const error = DatabaseError.fromUnknown(given)
-  return "outcome" in error ? error.outcome : error._tag
-}
-
-const asUnknown = (error: unknown): DatabaseError.CommitOutcomeUnknown =>
-  error instanceof DatabaseError.CommitOutcomeUnknown ? error : assert.fail(`not in doubt: ${error}`)
+const given = (options: Partial<Database.Options> = {}) => freshItemsThroughProxy({ ...marker, ...options })
 
 /** The number of markers, and of fences. */
 const rowsIn = (url: Redacted.Redacted<string>) =>
@@ -112,7 +89,7 @@ describe("the table of markers", () => {
             )
           )
         const refusal = (options?: Partial<Database.Options>) =>
-          Effect.map(failed(use(options)), (error) => {
+          Effect.map(failure(use(options)), (error) => {
             assert.strictEqual(error._tag === "ConnectFailed" && error.reason, "outcomeTable")
             return error.message
           })
@@ -136,7 +113,7 @@ describe("the table of markers", () => {
         const { context, stored, writer } = yield* given()
         yield* Effect.provide(Db.withTransaction(insert("a")), context)
         yield* query(writer, "DROP SCHEMA effect_db CASCADE")
-        const error = yield* Effect.provide(failed(Db.withTransaction(insert("b"))), context)
+        const error = yield* Effect.provide(failure(Db.withTransaction(insert("b"))), context)
         assert.strictEqual(error._tag, "CommitFailed")
         assert.include(error.message, "Migrations.outcomeTable")
         yield* Effect.provide(Db.withTransaction(insert("c")), context)
@@ -153,7 +130,7 @@ describe("the table of markers", () => {
         const role = yield* limitedRole(writer)
         const work = (name: string) =>
           Db.withTransaction(Effect.zipRight(run(`SET LOCAL ROLE ${role.name}`), insert(name)))
-        const error = yield* Effect.provide(failed(work("a")), context)
+        const error = yield* Effect.provide(failure(work("a")), context)
         assert.strictEqual(error._tag === "CommitFailed" && error.sqlState, "42501")
         assert.include(error.message, "GRANT USAGE ON SCHEMA effect_db to each role that transactions set")
         yield* query(writer, `GRANT USAGE ON SCHEMA effect_db TO ${role.name}`)
@@ -243,35 +220,25 @@ describe("the table of markers", () => {
 })
 
 describe("the marker of a transaction", () => {
-  const writes: ReadonlyArray<readonly [name: string, write: Effect.Effect<unknown, unknown, Db>]> = [
-    ["a text with several commands", run("INSERT INTO item VALUES ('a'); SELECT 1")],
-    ["a DO", run("DO $$ BEGIN INSERT INTO item VALUES ('a'); END $$")],
-    ["a function", run("SELECT add('a')")],
+  const all: typeof writes = [
+    ...writes,
     ["a row lock", Effect.zipRight(insert("a"), run("SELECT * FROM item FOR UPDATE"))],
     [
       "a search path",
       Effect.zipRight(run("SET LOCAL search_path = pg_temp"), run("INSERT INTO public.item VALUES ('a')"))
     ],
-    ["a text that drops all prepared statements", Effect.zipRight(run("DEALLOCATE ALL"), insert("a"))],
-    [
-      "a stream",
-      Effect.flatMap(Db.writer, (sql) =>
-        Stream.runDrain(sql<{ name: string }>`INSERT INTO item VALUES ('a') RETURNING name`.stream)
-      )
-    ],
-    ["a COPY", Effect.flatMap(Db.writer, (sql) => sql.copyFrom("item", ["name"], Stream.make(["a"])))],
-    ["a savepoint", Db.withTransaction(insert("a"))]
+    ["a text that drops all prepared statements", Effect.zipRight(run("DEALLOCATE ALL"), insert("a"))]
   ]
   for (const mode of ["session", "transactionPooler"] as const) {
-    for (const [name, write] of writes) {
+    for (const [name, write] of all) {
       it.scopedLive(`a marker proves a COMMIT without an answer if the write was ${name}, in the mode ${mode}`, () =>
         Effect.gen(function* () {
           const { context, proxy, stored, writer } = yield* given({ mode, maxConnections: 1 })
-          yield* query(writer, "CREATE FUNCTION add(text) RETURNS void LANGUAGE sql AS 'INSERT INTO item VALUES ($1)'")
+          yield* query(writer, createAdd)
           yield* proxy.when(answers("COMMIT"), "cut")
           yield* Effect.provide(Db.withTransaction(write), context)
           yield* proxy.when(sends("COMMIT"), "cut")
-          const error = yield* Effect.provide(failed(Db.withTransaction(write)), context)
+          const error = yield* Effect.provide(failure(Db.withTransaction(write)), context)
           assert.strictEqual(outcomeOf(error), "undone")
           assert.deepStrictEqual(yield* stored, ["a"])
           assert.deepStrictEqual(yield* rowsIn(writer), { markers: 1, fences: 1 })
@@ -354,7 +321,7 @@ describe("the marker of a transaction", () => {
     Effect.gen(function* () {
       const { context, writer } = yield* given()
       yield* query(writer, "CREATE TABLE once (id int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
-      const error = yield* Effect.provide(failed(Db.withTransaction(run("INSERT INTO once VALUES (1), (1)"))), context)
+      const error = yield* Effect.provide(failure(Db.withTransaction(run("INSERT INTO once VALUES (1), (1)"))), context)
       assert.strictEqual(error._tag === "CommitFailed" && error.sqlState, "23505")
       assert.deepStrictEqual(yield* rowsIn(writer), { markers: 0, fences: 0 })
     })
@@ -391,16 +358,12 @@ describe("the proof by a marker", () => {
       const fiber = yield* Effect.fork(Effect.provide(Db.withTransaction(insert("late")), context))
       yield* held
       const exit = yield* Fiber.interrupt(fiber)
-      const failures = Exit.isFailure(exit) ? Chunk.toReadonlyArray(Cause.failures(exit.cause)) : []
-      const unknown = asUnknown(failures[0])
-      assert.strictEqual(yield* unknown.resolve, "undone")
+      assert.strictEqual(yield* unknownIn(exit).resolve, "undone")
       yield* proxy.thaw
-      yield* eventually(
-        query<{ is: number }>(
-          writer,
-          "SELECT count(*)::int AS is FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND datname = current_database()"
-        ),
-        ([row]) => row?.is === 0
+      yield* untilIs(
+        writer,
+        "SELECT count(*)::int AS is FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND datname = current_database()",
+        0
       )
       assert.deepStrictEqual(yield* stored, ["a"])
       assert.deepStrictEqual(yield* rowsIn(writer), { markers: 1, fences: 1 })
@@ -419,7 +382,7 @@ describe("the proof by a marker", () => {
         writer,
         "CREATE TRIGGER collide BEFORE INSERT ON effect_db.outcome FOR EACH ROW WHEN (NOT NEW.is_fence) EXECUTE FUNCTION collide()"
       )
-      const error = yield* Effect.provide(failed(Db.withTransaction(insert("a"))), context)
+      const error = yield* Effect.provide(failure(Db.withTransaction(insert("a"))), context)
       assert.strictEqual(error._tag, "Disconnected")
       assert.strictEqual(outcomeOf(error), "undone")
       assert.deepStrictEqual(yield* stored, [])
@@ -440,7 +403,6 @@ describe("the proof by a marker", () => {
         "CREATE CONSTRAINT TRIGGER hold AFTER INSERT ON item DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION hold()"
       )
       const waiting = "SELECT count(*)::int AS is FROM pg_stat_activity WHERE wait_event = 'transactionid'"
-      const waits = (n: number) => eventually(query<{ is: number }>(writer, waiting), ([row]) => row?.is === n)
       for (const [name, outcome] of [
         ["kept", "stored"],
         ["refused", "undone"]
@@ -449,21 +411,11 @@ describe("the proof by a marker", () => {
         const joined = yield* Effect.gen(function* () {
           yield* Effect.flatMap(Audit.writer, (sql) => sql`SELECT pg_advisory_xact_lock(1)`)
           const fiber = yield* Effect.fork(
-            Effect.provide(Db.withTransaction(insert(name)), context).pipe(
-              DatabaseError.refine,
-              Effect.match({ onFailure: outcomeOf, onSuccess: () => "stored" }),
-              UnitOfWork.outside
-            )
+            UnitOfWork.outside(endOf(Effect.provide(Db.withTransaction(insert(name)), context)))
           )
-          yield* eventually(
-            query<{ is: number }>(
-              writer,
-              "SELECT count(*)::int AS is FROM pg_stat_activity WHERE wait_event = 'advisory'"
-            ),
-            ([row]) => row?.is === 1
-          )
+          yield* untilIs(writer, "SELECT count(*)::int AS is FROM pg_stat_activity WHERE wait_event = 'advisory'", 1)
           yield* proxy.cut
-          yield* waits(1)
+          yield* untilIs(writer, waiting, 1)
           return fiber
         }).pipe(Audit.withTransaction(), Effect.provide(holder))
         assert.strictEqual(yield* Fiber.join(joined), outcome)
@@ -487,7 +439,7 @@ describe("the proof by a marker", () => {
         const cut = yield* proxy.when(point, "cut")
         const [error] = yield* Effect.all(
           [
-            Effect.provide(failed(Db.withTransaction(Effect.zipRight(hooks, insert(name)))), context),
+            Effect.provide(failure(Db.withTransaction(Effect.zipRight(hooks, insert(name)))), context),
             Effect.zipRight(cut, proxy.refuse)
           ],
           { concurrency: 2 }
@@ -514,7 +466,7 @@ describe("the proof by a marker", () => {
       }, "pass")
       // the answer to the COMMIT of the fence
       yield* proxy.when(answers("COMMIT"), "cut")
-      const error = yield* Effect.provide(failed(Db.withTransaction(insert("a"))), context)
+      const error = yield* Effect.provide(failure(Db.withTransaction(insert("a"))), context)
       assert.strictEqual(outcomeOf(error), "undone")
       assert.strictEqual(fences, 2)
       assert.deepStrictEqual(yield* stored, [])
@@ -530,8 +482,7 @@ describe("the proof by a marker", () => {
       yield* cut
       yield* proxy.freeze
       const exit = yield* Fiber.interrupt(fiber)
-      const failures = Exit.isFailure(exit) ? Chunk.toReadonlyArray(Cause.failures(exit.cause)) : []
-      assert.strictEqual(asUnknown(failures[0]).database, "app")
+      assert.strictEqual(unknownIn(exit).database, "app")
       yield* proxy.thaw
     })
   )
@@ -540,24 +491,10 @@ describe("the proof by a marker", () => {
     it.scopedLive(`a marker proves the outcome after the server was ended by ${stop}`, () =>
       Effect.gen(function* () {
         const { primary } = yield* make({ settings: { wal_writer_delay: "10s", autovacuum: false } })
-        const { context, proxy, stored } = yield* behind(primary.url(), { resolveWithin: "20 seconds" })
-        for (const [name, point, outcome] of [
-          ["a", answers("COMMIT"), "stored"],
-          ["b", sends("COMMIT"), "undone"]
-        ] as const) {
-          const gone = yield* proxy.when(point, "freeze")
-          const fiber = yield* Effect.provide(Db.withTransaction(insert(name)), context).pipe(
-            DatabaseError.refine,
-            Effect.match({ onFailure: outcomeOf, onSuccess: () => "stored" }),
-            Effect.fork
-          )
-          yield* gone
-          yield* primary[stop]
-          yield* primary.start
-          yield* proxy.cut
-          assert.strictEqual(yield* Fiber.join(fiber), outcome)
-        }
-        assert.deepStrictEqual(yield* stored, ["a"])
+        const db = yield* itemsThroughProxy(primary.url(), { ...marker, resolveWithin: "20 seconds" })
+        assert.strictEqual(yield* endAfterRestart(db, primary, stop, "a", answers("COMMIT")), "stored")
+        assert.strictEqual(yield* endAfterRestart(db, primary, stop, "b", sends("COMMIT")), "undone")
+        assert.deepStrictEqual(yield* db.stored, ["a"])
       })
     )
   }
@@ -566,13 +503,8 @@ describe("the proof by a marker", () => {
     Effect.gen(function* () {
       const { primary, replicas, awaitReplicas } = yield* make({ replicas: 1 })
       const replica = replicas[0] ?? assert.fail("there is no replica")
-      const { context, proxy } = yield* behind(primary.url(), { resolveWithin: "20 seconds" })
-      const attempt = (name: string) =>
-        Effect.provide(Db.withTransaction(insert(name)), context).pipe(
-          DatabaseError.refine,
-          Effect.match({ onFailure: outcomeOf, onSuccess: () => "stored" }),
-          Effect.fork
-        )
+      const { context, proxy } = yield* itemsThroughProxy(primary.url(), { ...marker, resolveWithin: "20 seconds" })
+      const attempt = (name: string) => Effect.fork(endOf(Effect.provide(Db.withTransaction(insert(name)), context)))
       const first = yield* proxy.when(answers("COMMIT"), "freeze")
       const kept = yield* attempt("kept")
       yield* first

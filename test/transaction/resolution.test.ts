@@ -4,67 +4,31 @@
  */
 import { assert, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
-import * as Chunk from "effect/Chunk"
-import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Equal from "effect/Equal"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import type * as Redacted from "effect/Redacted"
-import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
-import { type Database, DatabaseError, UnitOfWork } from "effect-db"
+import { DatabaseError, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
-import { Db, idle, run } from "../support/databases.js"
+import { asUnknown, createAdd, endAfterRestart, unknownIn, writes } from "../support/commitProof.js"
+import { Db, idle, insert, run } from "../support/databases.js"
 import { make } from "../support/embedded.js"
+import { failure } from "../support/failures.js"
+import { freshItemsThroughProxy, itemsThroughProxy } from "../support/proxied.js"
 import { answers, makeProxy, sends } from "../support/proxy.js"
 import { freshRole, loggedIn } from "../support/roles.js"
-import { freshDatabase, query } from "../support/server.js"
-
-const behind = (url: Redacted.Redacted<string>, options: Partial<Database.Options> = {}) =>
-  Effect.gen(function* () {
-    yield* query(url, "CREATE TABLE item (name text)")
-    const proxy = yield* makeProxy(url)
-    const context = yield* Layer.build(Db.layer({ writer: proxy.url, ...options }))
-    const stored = Effect.map(query(url, "SELECT name FROM item ORDER BY name"), (rows) => rows.map((row) => row.name))
-    return { proxy, context: Context.pick(Db)(context), stored }
-  })
-
-const given = (options: Partial<Database.Options> = {}) =>
-  Effect.flatMap(freshDatabase, ({ writer }) => Effect.map(behind(writer, options), (all) => ({ ...all, writer })))
-
-const insert = (name: string) => Effect.flatMap(Db.writer, (sql) => sql`INSERT INTO item VALUES (${name})`)
-
-const failed = <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.flip(DatabaseError.refine(self))
-
-const asUnknown = (error: unknown): DatabaseError.CommitOutcomeUnknown =>
-  error instanceof DatabaseError.CommitOutcomeUnknown ? error : assert.fail(`not in doubt: ${error}`)
-
-/** Repeats until a row has the value. */
-const until = (url: Redacted.Redacted<string>, text: string, value: unknown) =>
-  Effect.repeat(query<{ is: unknown }>(url, text), {
-    schedule: Schedule.spaced("5 millis"),
-    until: ([row]) => row?.is === value
-  })
+import { freshDatabase, query, untilIs } from "../support/server.js"
 
 describe("the id of a transaction", () => {
-  const writes: ReadonlyArray<readonly [name: string, write: Effect.Effect<unknown, unknown, Db>]> = [
-    ["a text with several commands", run("INSERT INTO item VALUES ('a'); SELECT 1")],
-    ["a DO", run("DO $$ BEGIN INSERT INTO item VALUES ('a'); END $$")],
-    ["a function", run("SELECT add('a')")],
+  const all: typeof writes = [
+    ...writes,
     ["a commented command", run("/* first */ -- second\n INSERT INTO item VALUES ('a')")],
     ["a CTE", run("WITH one AS (INSERT INTO item VALUES ('a') RETURNING 1) SELECT * FROM one")],
     ["a write before a read", Effect.zipRight(insert("a"), run("SELECT name FROM item"))],
-    [
-      "a stream",
-      Effect.flatMap(Db.writer, (sql) =>
-        Stream.runDrain(sql<{ name: string }>`INSERT INTO item VALUES ('a') RETURNING name`.stream)
-      )
-    ],
-    ["a COPY", Effect.flatMap(Db.writer, (sql) => sql.copyFrom("item", ["name"], Stream.make(["a"])))],
-    ["a savepoint", Db.withTransaction(insert("a"))],
     [
       "a savepoint after another that was undone",
       Effect.zipRight(
@@ -74,15 +38,15 @@ describe("the id of a transaction", () => {
     ]
   ]
   for (const mode of ["session", "transactionPooler"] as const) {
-    for (const [name, write] of writes) {
+    for (const [name, write] of all) {
       it.scopedLive(`a COMMIT without an answer is resolved if the write was ${name}, in the mode ${mode}`, () =>
         Effect.gen(function* () {
-          const { context, proxy, stored, writer } = yield* given({ mode, maxConnections: 1 })
-          yield* query(writer, "CREATE FUNCTION add(text) RETURNS void LANGUAGE sql AS 'INSERT INTO item VALUES ($1)'")
+          const { context, proxy, stored, writer } = yield* freshItemsThroughProxy({ mode, maxConnections: 1 })
+          yield* query(writer, createAdd)
           yield* proxy.when(answers("COMMIT"), "cut")
           yield* Effect.provide(Db.withTransaction(write), context)
           yield* proxy.when(sends("COMMIT"), "cut")
-          const error = yield* Effect.provide(failed(Db.withTransaction(write)), context)
+          const error = yield* Effect.provide(failure(Db.withTransaction(write)), context)
           assert.isTrue(error instanceof DatabaseError.Disconnected && error.outcome === "undone", String(error))
           assert.deepStrictEqual(yield* stored, ["a"])
           yield* Effect.provide(idle, context)
@@ -93,7 +57,7 @@ describe("the id of a transaction", () => {
 
   it.scopedLive("a transaction of a server that is started lazily is resolved from the first one on", () =>
     Effect.gen(function* () {
-      const { context, proxy, stored } = yield* given({ startup: "lazy" })
+      const { context, proxy, stored } = yield* freshItemsThroughProxy({ startup: "lazy" })
       yield* proxy.when(answers("COMMIT"), "cut")
       yield* Effect.provide(Db.withTransaction(insert("a")), context)
       assert.deepStrictEqual(yield* stored, ["a"])
@@ -102,12 +66,12 @@ describe("the id of a transaction", () => {
 
   it.scopedLive("a COPY in a transaction of its own is resolved", () =>
     Effect.gen(function* () {
-      const { context, proxy, stored } = yield* given()
+      const { context, proxy, stored } = yield* freshItemsThroughProxy()
       const copy = Effect.flatMap(Db.writer, (sql) => sql.copyFrom("item", ["name"], Stream.make(["a"], ["b"])))
       yield* proxy.when(answers("COMMIT"), "cut")
       assert.strictEqual(yield* Effect.provide(copy, context), 2)
       yield* proxy.when(sends("COMMIT"), "cut")
-      const error = yield* Effect.provide(failed(copy), context)
+      const error = yield* Effect.provide(failure(copy), context)
       assert.strictEqual(error._tag === "Disconnected" && error.outcome, "undone")
       assert.deepStrictEqual(yield* stored, ["a", "b"])
     })
@@ -115,10 +79,10 @@ describe("the id of a transaction", () => {
 
   it.scopedLive("a connection that is lost during the query of an id before COMMIT is Disconnected, undone", () =>
     Effect.gen(function* () {
-      const { context, proxy, stored } = yield* given()
+      const { context, proxy, stored } = yield* freshItemsThroughProxy()
       yield* proxy.when(sends("xact_id"), "cut")
       const write = run("DO $$ BEGIN INSERT INTO item VALUES ('a'); END $$")
-      const error = yield* Effect.provide(failed(Db.withTransaction(write)), context)
+      const error = yield* Effect.provide(failure(Db.withTransaction(write)), context)
       assert.strictEqual(error._tag === "Disconnected" && error.outcome, "undone")
       yield* proxy.when(sends("xact_id"), "cut")
       yield* Effect.provide(Db.withTransaction(write, { retry: true }), context)
@@ -128,9 +92,9 @@ describe("the id of a transaction", () => {
 
   it.scopedLive("a transaction that has assigned no id stays unknown, because its COMMIT may notify", () =>
     Effect.gen(function* () {
-      const { context, proxy } = yield* given()
+      const { context, proxy } = yield* freshItemsThroughProxy()
       yield* proxy.when(answers("COMMIT"), "cut")
-      const error = yield* Effect.provide(failed(Db.withTransaction(run("SELECT pg_notify('news', 'x')"))), context)
+      const error = yield* Effect.provide(failure(Db.withTransaction(run("SELECT pg_notify('news', 'x')"))), context)
       assert.strictEqual(asUnknown(error).xid, undefined)
     })
   )
@@ -148,7 +112,7 @@ describe("the id of a transaction", () => {
         const context = yield* Layer.build(Db.layer({ writer: proxy.url, startup }))
         yield* Effect.provide(Db.withTransaction(insert("a")), context)
         yield* proxy.when(answers("COMMIT"), "cut")
-        const error = asUnknown(yield* Effect.provide(failed(Db.withTransaction(insert("b"))), context))
+        const error = asUnknown(yield* Effect.provide(failure(Db.withTransaction(insert("b"))), context))
         assert.strictEqual(error.xid, undefined)
         assert.strictEqual(yield* Effect.flip(error.resolve), error)
       }
@@ -157,7 +121,7 @@ describe("the id of a transaction", () => {
 
   it.scopedLive("a read-only transaction, an empty one and a plain SELECT query no id", () =>
     Effect.gen(function* () {
-      const { context, proxy } = yield* given({ startup: "lazy" })
+      const { context, proxy } = yield* freshItemsThroughProxy({ startup: "lazy" })
       const asked = { count: 0 }
       yield* proxy.when(({ bytes, from }) => {
         if (from === "client" && /xact_id|effect_db_id/.test(bytes.toString("latin1"))) asked.count++
@@ -185,7 +149,7 @@ describe("the id of a transaction", () => {
 
   it.scopedLive("the query of an id takes no snapshot before a command that must be first", () =>
     Effect.gen(function* () {
-      const { context, writer } = yield* given()
+      const { context, writer } = yield* freshItemsThroughProxy()
       yield* Effect.gen(function* () {
         yield* Db.withTransaction(
           Effect.all([
@@ -211,7 +175,7 @@ describe("the id of a transaction", () => {
 
   it.scopedLive("the query of an id survives commands that drop all prepared statements", () =>
     Effect.gen(function* () {
-      const { context, stored } = yield* given({ maxConnections: 1 })
+      const { context, stored } = yield* freshItemsThroughProxy({ maxConnections: 1 })
       yield* Effect.gen(function* () {
         for (const drop of ["DISCARD ALL", "DEALLOCATE ALL", "SELECT 1; DEALLOCATE ALL"]) {
           yield* Db.withTransaction(insert("a"))
@@ -241,7 +205,7 @@ const assignAgain = (url: Redacted.Redacted<string>, xid: number) =>
 describe("the proof of an outcome", () => {
   it.scopedLive("an interruption during the proof ends within its bound, with CommitOutcomeUnknown", () =>
     Effect.gen(function* () {
-      const { context, proxy } = yield* given()
+      const { context, proxy } = yield* freshItemsThroughProxy()
       const cut = yield* proxy.when(answers("COMMIT"), "cut")
       yield* Effect.provide(Db.withTransaction(insert("warm")), context).pipe(Effect.ignore)
       yield* cut
@@ -251,8 +215,7 @@ describe("the proof of an outcome", () => {
       yield* proxy.freeze
       const [took, exit] = yield* Effect.timed(Fiber.interrupt(fiber))
       assert.isTrue(Exit.isFailure(exit) && Cause.isInterrupted(exit.cause))
-      const failures = Exit.isFailure(exit) ? Chunk.toReadonlyArray(Cause.failures(exit.cause)) : []
-      assert.strictEqual(asUnknown(failures[0]).database, "app")
+      assert.strictEqual(unknownIn(exit).database, "app")
       assert.isBelow(Number(took.value._tag === "Millis" ? took.value.millis : 0), 2000)
       yield* proxy.thaw
     })
@@ -260,12 +223,12 @@ describe("the proof of an outcome", () => {
 
   it.scopedLive("an outcome that was not proved in time can be resolved later, but not by a copy of the error", () =>
     Effect.gen(function* () {
-      const { context, proxy, stored } = yield* given({ resolveWithin: "100 millis" })
+      const { context, proxy, stored } = yield* freshItemsThroughProxy({ resolveWithin: "100 millis" })
       const log: Array<string> = []
       const cut = yield* proxy.when(answers("COMMIT"), "cut")
       const away = Effect.zipRight(cut, proxy.refuse)
       const work = Effect.zipRight(insert("a"), Db.afterUnknown(Effect.sync(() => void log.push("unknown"))))
-      const [error] = yield* Effect.all([Effect.provide(failed(Db.withTransaction(work)), context), away], {
+      const [error] = yield* Effect.all([Effect.provide(failure(Db.withTransaction(work)), context), away], {
         concurrency: 2
       })
       const unknown = asUnknown(error)
@@ -295,21 +258,21 @@ describe("the proof of an outcome", () => {
     Effect.gen(function* () {
       const { primary } = yield* make()
       const url = primary.url()
-      const { context, proxy, stored } = yield* behind(url, { resolveWithin: "20 seconds" })
+      const { context, proxy, stored } = yield* itemsThroughProxy(url, { resolveWithin: "20 seconds" })
       const standby = (command: string, value: string) =>
         query(url, command).pipe(
           Effect.zipRight(query(url, "SELECT pg_reload_conf()")),
-          Effect.zipRight(until(url, "SELECT current_setting('synchronous_standby_names') AS is", value))
+          Effect.zipRight(untilIs(url, "SELECT current_setting('synchronous_standby_names') AS is", value))
         )
       const waits = "SELECT count(*)::int AS is FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
       yield* standby("ALTER SYSTEM SET synchronous_standby_names = 'nobody'", "nobody")
       // the connection is lost while COMMIT waits, which the server does not notice
       const first = yield* Effect.fork(Effect.provide(Db.withTransaction(insert("a")), context))
-      yield* until(url, waits, 1)
+      yield* untilIs(url, waits, 1)
       yield* proxy.cut
       // the backend is ended
       const second = yield* Effect.fork(Effect.provide(Db.withTransaction(insert("b")), context))
-      yield* until(url, waits, 2)
+      yield* untilIs(url, waits, 2)
       const kill = `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'
         ORDER BY backend_start DESC LIMIT 1`
       yield* query(url, kill)
@@ -329,26 +292,10 @@ describe("the proof of an outcome", () => {
     it.scopedLive(`after ${end} of the server a COMMIT is proved to be undone, but not to be stored`, () =>
       Effect.gen(function* () {
         const { primary } = yield* make()
-        const { context, proxy, stored } = yield* behind(primary.url(), { resolveWithin: "20 seconds" })
-        for (const [name, point, outcome] of [
-          ["a", answers("COMMIT"), "CommitOutcomeUnknown"],
-          ["b", sends("COMMIT"), "undone"]
-        ] as const) {
-          const gone = yield* proxy.when(point, "freeze")
-          const fiber = yield* Effect.fork(Effect.provide(failed(Db.withTransaction(insert(name))), context))
-          const joined = yield* Effect.fork(
-            Effect.match(Fiber.join(fiber), {
-              onFailure: () => "stored",
-              onSuccess: (error) => ("outcome" in error ? error.outcome : error._tag)
-            })
-          )
-          yield* gone
-          yield* primary[stop]
-          yield* primary.start
-          yield* proxy.cut
-          assert.strictEqual(yield* Fiber.join(joined), outcome)
-        }
-        assert.deepStrictEqual(yield* stored, ["a"])
+        const db = yield* itemsThroughProxy(primary.url(), { resolveWithin: "20 seconds" })
+        assert.strictEqual(yield* endAfterRestart(db, primary, stop, "a", answers("COMMIT")), "CommitOutcomeUnknown")
+        assert.strictEqual(yield* endAfterRestart(db, primary, stop, "b", sends("COMMIT")), "undone")
+        assert.deepStrictEqual(yield* db.stored, ["a"])
       })
     )
   }
@@ -358,10 +305,10 @@ describe("the proof of an outcome", () => {
       // nothing of a transaction is on disk before a COMMIT
       const { primary } = yield* make({ settings: { wal_writer_delay: "10s", autovacuum: false } })
       const url = primary.url()
-      const { context, proxy, stored } = yield* behind(url, { resolveWithin: "20 seconds" })
+      const { context, proxy, stored } = yield* itemsThroughProxy(url, { resolveWithin: "20 seconds" })
       yield* Effect.provide(Db.withTransaction(insert("a")), context)
       const gone = yield* proxy.when(sends("COMMIT"), "freeze")
-      const fiber = yield* Effect.fork(Effect.provide(failed(Db.withTransaction(insert("lost"))), context))
+      const fiber = yield* Effect.fork(Effect.provide(failure(Db.withTransaction(insert("lost"))), context))
       yield* gone
       const [before] = yield* query<{ xid: string }>(
         url,
@@ -382,11 +329,11 @@ describe("the proof of an outcome", () => {
     Effect.gen(function* () {
       const { primary, replicas, awaitReplicas } = yield* make({ replicas: 1 })
       const replica = replicas[0] ?? assert.fail("there is no replica")
-      const { context, proxy } = yield* behind(primary.url(), { resolveWithin: "20 seconds" })
+      const { context, proxy } = yield* itemsThroughProxy(primary.url(), { resolveWithin: "20 seconds" })
       yield* awaitReplicas
       yield* replica.stop
       const gone = yield* proxy.when(answers("COMMIT"), "freeze")
-      const fiber = yield* Effect.fork(Effect.provide(failed(Db.withTransaction(insert("lost"))), context))
+      const fiber = yield* Effect.fork(Effect.provide(failure(Db.withTransaction(insert("lost"))), context))
       yield* gone
       yield* primary.kill
       yield* replica.start
