@@ -11,6 +11,7 @@ import { type Database, DatabaseError, Migrations, Tenant, TestDatabase } from "
 import { behindBouncer, hasBouncer, makeBouncer } from "../support/bouncer.js"
 import { startChild } from "../support/child.js"
 import { Audit, Db, fresh, look, Place } from "../support/databases.js"
+import { freshRole, loggedIn } from "../support/roles.js"
 import { at, freshDatabase, inThisDatabase, query } from "../support/server.js"
 
 const statement = (text: string) => Effect.flatMap(SqlClient, (sql) => sql.unsafe(text))
@@ -212,19 +213,13 @@ describe("migrations", () => {
   it.scopedLive("migrations fail if the user may not insert into their table, unless all of them are applied", () =>
     Effect.gen(function* () {
       const place = yield* Place
-      const role = `guest_${place.name}`
-      const url = new URL(Redacted.value(place.writer))
-      url.username = role
-      url.password = "guest"
+      const role = yield* freshRole(place.writer)
       yield* Migrations.run(Db, { loader: loaderOf({ "1_ran": ran }) })
-      yield* Effect.acquireRelease(look(`CREATE ROLE ${role} LOGIN PASSWORD 'guest'`), () =>
-        Effect.zipRight(look(`DROP OWNED BY ${role}`), look(`DROP ROLE ${role}`))
-      )
-      yield* look(`GRANT SELECT, UPDATE, DELETE, TRUNCATE ON effect_sql_migrations TO ${role}`)
+      yield* look(`GRANT SELECT, UPDATE, DELETE, TRUNCATE ON effect_sql_migrations TO ${role.name}`)
       const asGuest = (migrations: Readonly<Record<string, string>>) =>
         Effect.provide(
           Migrations.run(Db, { loader: loaderOf(migrations) }),
-          Db.layer({ writer: Redacted.make(url.href) })
+          Db.layer({ writer: loggedIn(place.writer, role) })
         )
       expect(yield* asGuest({ "1_ran": ran })).toEqual([])
       const error = yield* failure(asGuest({ "1_ran": ran, "2_two": "SELECT 1" }))

@@ -456,10 +456,9 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
         Effect.gen(function* () {
           const { awaitReplicas, primary } = yield* Cluster
           const server = yield* replica(0)
-          const role = yield* freshRole(primary.url())
+          const role = yield* freshRole(primary.url("app"))
           const admin = (command: string) => Effect.zipRight(query(primary.url("app"), command), awaitReplicas)
           yield* admin(`GRANT SELECT, INSERT ON item TO ${role.name}`)
-          yield* Effect.addFinalizer(() => query(primary.url("app"), `DROP OWNED BY ${role.name}`))
           const settings = {
             writer: loggedIn(primary.url("app"), role),
             readers: [loggedIn(server.url("app"), role)]

@@ -41,7 +41,6 @@ const limitedRole = (url: Redacted.Redacted<string>) =>
   Effect.gen(function* () {
     yield* query(url, "CREATE TABLE IF NOT EXISTS item (name text)")
     const role = yield* freshRole(url)
-    yield* Effect.addFinalizer(() => query(url, `DROP OWNED BY ${role.name}`))
     yield* query(url, `GRANT ALL ON item TO ${role.name}`)
     return role
   })

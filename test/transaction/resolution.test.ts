@@ -106,7 +106,6 @@ describe("the id of a transaction", () => {
       yield* query(writer, "CREATE TABLE item (name text)")
       yield* query(writer, `GRANT ALL ON item TO ${role.name}`)
       yield* query(writer, "REVOKE EXECUTE ON FUNCTION pg_control_system FROM PUBLIC")
-      yield* Effect.addFinalizer(() => query(writer, `DROP OWNED BY ${role.name}`))
       const proxy = yield* makeProxy(loggedIn(writer, role))
       for (const startup of ["verify", "lazy"] as const) {
         const context = yield* Layer.build(Db.layer({ writer: proxy.url, startup }))
