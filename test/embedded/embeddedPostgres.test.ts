@@ -10,7 +10,8 @@ import * as Redacted from "effect/Redacted"
 import { EmbeddedPostgres } from "effect-db/EmbeddedPostgres"
 import Pg from "pg"
 import * as MarkedProcesses from "../../src/internal/embedded/markedProcesses.js"
-import { eventually, isAlive, make, pidsOf } from "../support/embedded.js"
+import { isAlive, make, pidsOf } from "../support/embedded.js"
+import { until } from "../support/eventually.js"
 import { query } from "../support/server.js"
 
 /** A cluster of a primary and one replica. */
@@ -240,7 +241,7 @@ describe("an embedded server", () => {
       yield* primary.freeze
       // its children remain as orphans that are stopped
       process.kill(postmaster, "SIGKILL")
-      yield* eventually("the server does not run", () => !Effect.runSync(primary.isRunning))
+      yield* until(() => !Effect.runSync(primary.isRunning))
       yield* primary.start
       expect(yield* query(primary.url(), "SELECT 1 AS n")).toEqual([{ n: 1 }])
     })
@@ -275,7 +276,7 @@ describe("an embedded server", () => {
     Effect.gen(function* () {
       const { directory, primary } = yield* make()
       const stopping = yield* Effect.fork(primary.stop)
-      yield* eventually("the shutdown", () => !fs.existsSync(path.join(directory, "primary", "postmaster.pid")))
+      yield* until(() => !fs.existsSync(path.join(directory, "primary", "postmaster.pid")))
       yield* Fiber.interrupt(stopping)
       expect(yield* primary.isRunning).toBe(false)
     })
@@ -286,7 +287,7 @@ describe("an embedded server", () => {
       const { directory, primary } = yield* make()
       yield* primary.stop
       const starting = yield* Effect.fork(primary.start)
-      yield* eventually("the server runs", () => Effect.runSync(primary.isRunning))
+      yield* until(() => Effect.runSync(primary.isRunning))
       yield* Fiber.interrupt(starting)
       expect(yield* primary.isRunning).toBe(false)
       expect(MarkedProcesses.members(path.join(directory, "primary"))).toEqual([])

@@ -9,10 +9,11 @@ import type { EmbeddedPostgres } from "effect-db/EmbeddedPostgres"
 import * as Control from "../../src/internal/embedded/pgControl.js"
 import { fileBefore, parseHistory } from "../../src/internal/embedded/walHistory.js"
 import {
+  addNumber,
   cluster,
   emptyFolder,
-  eventually,
   execute,
+  filledCluster,
   isAlive,
   isStandby,
   make,
@@ -21,6 +22,7 @@ import {
   postmasterOf,
   segmentsOf
 } from "../support/embedded.js"
+import { until } from "../support/eventually.js"
 import { query } from "../support/server.js"
 
 type Server = EmbeddedPostgres.Server
@@ -45,15 +47,12 @@ const withCopyProgram = (script: string) =>
 describe("a server that follows another one", () => {
   it.scopedLive("a replica follows a promoted one and keeps its process", () =>
     Effect.gen(function* () {
-      const { one, postgres, primary, two } = yield* cluster()
+      const { one, postgres, primary, two } = yield* filledCluster()
       const before = yield* postmasterOf(two, postgres.directory)
-      yield* execute(primary, "CREATE TABLE t AS SELECT 1 AS n")
-      yield* postgres.awaitReplicas
       yield* primary.kill
       yield* one.promote
       yield* two.follow(one)
-      yield* execute(one, "INSERT INTO t VALUES (2)")
-      yield* postgres.awaitReplicas
+      yield* addNumber(postgres, one, 2)
       expect(yield* numbers(two)).toEqual([1, 2])
       expect(yield* postmasterOf(two, postgres.directory)).toBe(before)
       // once more changes nothing
@@ -65,9 +64,7 @@ describe("a server that follows another one", () => {
   for (const end of ["stopped", "killed", "running", "frozen"] as const) {
     it.scopedLive(`a former primary that is ${end} gets the data of the new one`, () =>
       Effect.gen(function* () {
-        const { one, postgres, primary } = yield* cluster({ replicas: 1 })
-        yield* execute(primary, "CREATE TABLE t AS SELECT 1 AS n")
-        yield* postgres.awaitReplicas
+        const { one, postgres, primary } = yield* filledCluster({ replicas: 1 })
         const pids = yield* pidsOf(primary, postgres.directory)
         yield* one.promote
         // commits that the new primary does not have
@@ -77,8 +74,7 @@ describe("a server that follows another one", () => {
         if (end === "killed") yield* primary.kill
         if (end === "frozen") yield* primary.freeze
         yield* primary.follow(one)
-        yield* execute(one, "INSERT INTO t VALUES (3)")
-        yield* postgres.awaitReplicas
+        yield* addNumber(postgres, one, 3)
         expect(yield* numbers(primary)).toEqual([1, 2, 3])
         expect(yield* isStandby(primary)).toBe(true)
         expect(fs.readdirSync(postgres.directory).filter((name) => /clone|old/.test(name))).toEqual([])
@@ -88,8 +84,7 @@ describe("a server that follows another one", () => {
         yield* one.stop
         yield* primary.promote
         yield* one.follow(primary)
-        yield* execute(primary, "INSERT INTO t VALUES (4)")
-        yield* postgres.awaitReplicas
+        yield* addNumber(postgres, primary, 4)
         expect(yield* numbers(one)).toEqual([1, 2, 3, 4])
       })
     )
@@ -104,8 +99,7 @@ describe("a server that follows another one", () => {
       yield* primary.stop
       yield* one.promote
       yield* primary.follow(one)
-      yield* execute(one, "INSERT INTO t VALUES (2)")
-      yield* postgres.awaitReplicas
+      yield* addNumber(postgres, one, 2)
       expect(yield* numbers(primary)).toEqual([1, 2])
       expect(fs.existsSync(note)).toBe(true)
     })
@@ -113,27 +107,21 @@ describe("a server that follows another one", () => {
 
   it.scopedLive("a replica with commits that the new primary does not have gets its data", () =>
     Effect.gen(function* () {
-      const { one, postgres, primary, two } = yield* cluster()
-      yield* execute(primary, "CREATE TABLE t AS SELECT 1 AS n")
-      yield* postgres.awaitReplicas
+      const { one, postgres, primary, two } = yield* filledCluster()
       yield* one.cutReplication
-      yield* execute(primary, "INSERT INTO t VALUES (100)")
-      yield* postgres.awaitReplicas
+      yield* addNumber(postgres, primary, 100)
       expect(yield* numbers(two)).toEqual([1, 100])
       yield* primary.kill
       yield* one.promote
       yield* two.follow(one)
-      yield* execute(one, "INSERT INTO t VALUES (2)")
-      yield* postgres.awaitReplicas
+      yield* addNumber(postgres, one, 2)
       expect(yield* numbers(two)).toEqual([1, 2])
     })
   )
 
   it.scopedLive("a replica of one of two primaries on the same timeline gets the data of the other", () =>
     Effect.gen(function* () {
-      const { one, postgres, primary, two } = yield* cluster({ replicas: 2 })
-      yield* execute(primary, "CREATE TABLE t AS SELECT 1 AS n")
-      yield* postgres.awaitReplicas
+      const { one, postgres, primary, two } = yield* filledCluster({ replicas: 2 })
       yield* primary.kill
       yield* Effect.all([one.promote, two.promote], { concurrency: "unbounded" })
       const split = yield* Effect.flip(postgres.currentPrimary)
@@ -143,8 +131,7 @@ describe("a server that follows another one", () => {
       yield* execute(two, "INSERT INTO t VALUES (2)")
       yield* primary.follow(two)
       yield* one.follow(two)
-      yield* execute(two, "INSERT INTO t VALUES (3)")
-      yield* postgres.awaitReplicas
+      yield* addNumber(postgres, two, 3)
       expect(yield* numbers(primary)).toEqual([1, 2, 3])
       expect(yield* numbers(one)).toEqual([1, 2, 3])
       expect(yield* postgres.currentPrimary).toBe(two)
@@ -184,9 +171,7 @@ describe("a server that follows another one", () => {
       const endless = withCopyProgram('/bin/cp "$@"; while :; do sleep 1; done')
       const following = yield* Effect.scoped(
         Effect.gen(function* () {
-          const { one, postgres, primary } = yield* cluster({ replicas: 1, directory })
-          yield* execute(primary, "CREATE TABLE t AS SELECT 1 AS n")
-          yield* postgres.awaitReplicas
+          const { one, postgres, primary } = yield* filledCluster({ replicas: 1, directory })
           yield* primary.kill
           yield* one.promote
           yield* execute(one, "INSERT INTO t VALUES (2)")
@@ -198,7 +183,7 @@ describe("a server that follows another one", () => {
             Effect.gen(function* () {
               yield* endless
               const following = yield* Effect.fork(primary.follow(one))
-              yield* eventually("the copy", () => fs.existsSync(path.join(clone, "base")))
+              yield* until(() => fs.existsSync(path.join(clone, "base")))
               yield* Fiber.interrupt(following)
             })
           )
@@ -224,7 +209,7 @@ describe("a server that follows another one", () => {
           yield* primary.kill
           yield* endless
           const following = yield* Effect.forkDaemon(primary.follow(one))
-          yield* eventually("the copy", () => fs.existsSync(path.join(clone, "base")))
+          yield* until(() => fs.existsSync(path.join(clone, "base")))
           return following
         })
       )
@@ -277,8 +262,7 @@ describe("a switch-over", () => {
       yield* postgres.switchOver(one)
       expect(yield* postgres.currentPrimary).toBe(one)
       expect(yield* numbers(one)).toHaveLength(1000)
-      yield* execute(one, "INSERT INTO t VALUES (1001)")
-      yield* postgres.awaitReplicas
+      yield* addNumber(postgres, one, 1001)
       for (const server of [primary, two]) {
         expect(yield* isStandby(server)).toBe(true)
         expect(yield* numbers(server)).toHaveLength(1001)
@@ -291,8 +275,7 @@ describe("a switch-over", () => {
         { datname: "later" }
       ])
       yield* postgres.switchOver(primary)
-      yield* execute(primary, "INSERT INTO t VALUES (1002)")
-      yield* postgres.awaitReplicas
+      yield* addNumber(postgres, primary, 1002)
       for (const server of [one, two]) expect(yield* numbers(server)).toHaveLength(1002)
     })
   )
@@ -304,8 +287,7 @@ describe("a switch-over", () => {
       yield* two.stop
       yield* postgres.switchOver(one)
       yield* two.start
-      yield* execute(one, "INSERT INTO t VALUES (2)")
-      yield* postgres.awaitReplicas
+      yield* addNumber(postgres, one, 2)
       expect(yield* numbers(two)).toEqual([1, 2])
     })
   )
@@ -316,8 +298,7 @@ describe("a switch-over", () => {
       yield* execute(primary, "CREATE TABLE t AS SELECT 1 AS n")
       yield* Effect.all([postgres.switchOver(one), postgres.switchOver(two)], { concurrency: "unbounded" })
       expect(yield* postgres.currentPrimary).toBe(two)
-      yield* execute(two, "INSERT INTO t VALUES (2)")
-      yield* postgres.awaitReplicas
+      yield* addNumber(postgres, two, 2)
       for (const server of [primary, one]) expect(yield* numbers(server)).toEqual([1, 2])
     })
   )
@@ -362,9 +343,7 @@ describe("a switch-over", () => {
 
   it.scopedLive("a switch-over without all commits fails, and the old primary runs again", () =>
     Effect.gen(function* () {
-      const { one, postgres, primary } = yield* cluster({ replicas: 1, startTimeout: "20 seconds" })
-      yield* execute(primary, "CREATE TABLE t AS SELECT 1 AS n")
-      yield* postgres.awaitReplicas
+      const { one, postgres, primary } = yield* filledCluster({ replicas: 1, startTimeout: "20 seconds" })
       const [receiver] = yield* query<{ pid: number }>(one.url(), "SELECT pid FROM pg_stat_wal_receiver")
       const pid = receiver?.pid ?? Number.NaN
       process.kill(pid, "SIGSTOP")
@@ -388,7 +367,7 @@ describe("a switch-over", () => {
           const { one, postgres, primary } = yield* cluster({ replicas: 1, directory })
           yield* execute(primary, "CREATE TABLE t AS SELECT 1 AS n")
           const switching = yield* Effect.fork(postgres.switchOver(one))
-          yield* eventually("the stop", () =>
+          yield* until(() =>
             Effect.runSync(primary.logs).some((line) => line.includes("received fast shutdown request"))
           )
           yield* Fiber.interrupt(switching)
@@ -404,9 +383,7 @@ describe("a switch-over", () => {
 
   it.scopedLive("the wait for replicas leaves out those of another primary", () =>
     Effect.gen(function* () {
-      const { one, postgres, primary, two } = yield* cluster()
-      yield* execute(primary, "CREATE TABLE t AS SELECT 1 AS n")
-      yield* postgres.awaitReplicas
+      const { one, postgres, two } = yield* filledCluster()
       yield* one.promote
       expect(yield* postgres.currentPrimary).toBe(one)
       yield* execute(one, "INSERT INTO t VALUES (2)")

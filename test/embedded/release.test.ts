@@ -12,16 +12,8 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as MarkedProcesses from "../../src/internal/embedded/markedProcesses.js"
 import { compiled } from "../support/compiledTree.js"
-import {
-  emptyFolder,
-  emptyFolderIn,
-  eventually,
-  isAlive,
-  isRoot,
-  make,
-  pidsOf,
-  segmentsOf
-} from "../support/embedded.js"
+import { emptyFolder, emptyFolderIn, isAlive, isRoot, make, pidsOf, segmentsOf } from "../support/embedded.js"
+import { until } from "../support/eventually.js"
 
 /** Returns the folders of the clusters in `directory`. */
 const foldersIn = (directory: string) => fs.readdirSync(directory).map((name) => path.join(directory, name))
@@ -101,7 +93,7 @@ describe("the release of a cluster", () => {
       Effect.gen(function* () {
         const directory = yield* emptyFolder
         const starting = yield* Effect.fork(Effect.scoped(make({ directory, replicas: 1 })))
-        yield* eventually(moment, () => foldersIn(directory).some(reached))
+        yield* until(() => foldersIn(directory).some(reached))
         const [folder = ""] = foldersIn(directory)
         yield* Fiber.interrupt(starting)
         expect(fs.readdirSync(directory)).toEqual([])
@@ -165,10 +157,7 @@ describe("a program with an embedded cluster", () => {
 
   /** Waits until the folder is gone, and all processes with its name: servers and watchdog. */
   const gone = (folder: string) =>
-    eventually(
-      "folder and processes are gone",
-      () => !fs.existsSync(folder) && processesWith(path.basename(folder)).length === 0
-    )
+    until(() => !fs.existsSync(folder) && processesWith(path.basename(folder)).length === 0)
 
   it.scopedLive("a program that is killed with SIGKILL leaves no process and no folder", () =>
     Effect.gen(function* () {
@@ -201,7 +190,7 @@ describe("a program with an embedded cluster", () => {
         const directory = yield* emptyFolder
         const { child, ended } = yield* program("hold", directory)
         const clusters = () => foldersIn(directory).filter((name) => path.basename(name).startsWith("effect-db-"))
-        yield* eventually(moment, () => clusters().some(reached))
+        yield* until(() => clusters().some(reached))
         const [folder = ""] = clusters()
         child.kill("SIGKILL")
         yield* Deferred.await(ended)

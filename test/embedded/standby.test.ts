@@ -5,22 +5,26 @@ import { describe, expect, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import type { EmbeddedPostgres } from "effect-db/EmbeddedPostgres"
-import { cluster, execute, make, numbers, standbysOf } from "../support/embedded.js"
+import { addNumber, cluster, execute, filledCluster, make, numbers, standbysOf } from "../support/embedded.js"
 import { query } from "../support/server.js"
 
 type Server = EmbeddedPostgres.Server
 
 describe("the replay of a standby", () => {
+  /** Waits until a standby has received all that its primary has written, replayed or not. */
+  const awaitReceipt = (primary: Server, standby: Server) =>
+    Effect.gen(function* () {
+      const [written] = yield* query(primary.url(), "SELECT pg_current_wal_lsn()::text AS lsn")
+      const received = query(standby.url(), "SELECT pg_last_wal_receive_lsn() >= $1::pg_lsn AS yes", [written?.lsn])
+      yield* Effect.repeat(received, { until: ([row]) => row?.yes === true })
+    })
+
   it.scopedLive("a delayed replica receives commits and does not show them before their delay ends", () =>
     Effect.gen(function* () {
-      const { one, postgres, primary } = yield* cluster({ replicas: 1 })
-      yield* execute(primary, "CREATE TABLE t AS SELECT 1 AS n")
-      yield* postgres.awaitReplicas
+      const { one, postgres, primary } = yield* filledCluster({ replicas: 1 })
       yield* one.delayReplay("1 hour")
       yield* execute(primary, "INSERT INTO t VALUES (2)")
-      const [written] = yield* query(primary.url(), "SELECT pg_current_wal_lsn()::text AS lsn")
-      const received = query(one.url(), "SELECT pg_last_wal_receive_lsn() >= $1::pg_lsn AS yes", [written?.lsn])
-      yield* Effect.repeat(received, { until: ([row]) => row?.yes === true })
+      yield* awaitReceipt(primary, one)
       expect(yield* numbers(one)).toEqual([1])
       yield* one.delayReplay(0)
       yield* postgres.awaitReplicas
@@ -30,15 +34,12 @@ describe("the replay of a standby", () => {
 
   it.scopedLive("a promotion and a follower end a delay", () =>
     Effect.gen(function* () {
-      const { one, postgres, primary, two } = yield* cluster()
-      yield* execute(primary, "CREATE TABLE t AS SELECT 1 AS n")
-      yield* postgres.awaitReplicas
+      const { one, postgres, primary, two } = yield* filledCluster()
       yield* Effect.all([one.delayReplay("1 hour"), two.delayReplay("1 hour")], { concurrency: "unbounded" })
       yield* execute(primary, "INSERT INTO t VALUES (2)")
       yield* postgres.switchOver(one)
       expect(yield* numbers(one)).toEqual([1, 2])
-      yield* execute(one, "INSERT INTO t VALUES (3)")
-      yield* postgres.awaitReplicas
+      yield* addNumber(postgres, one, 3)
       expect(yield* numbers(two)).toEqual([1, 2, 3])
       expect(yield* numbers(primary)).toEqual([1, 2, 3])
     })
@@ -46,14 +47,10 @@ describe("the replay of a standby", () => {
 
   it.scopedLive("a paused replica shows no new commits until it resumes", () =>
     Effect.gen(function* () {
-      const { one, postgres, primary } = yield* cluster({ replicas: 1 })
-      yield* execute(primary, "CREATE TABLE t AS SELECT 1 AS n")
-      yield* postgres.awaitReplicas
+      const { one, postgres, primary } = yield* filledCluster({ replicas: 1 })
       yield* one.pauseReplay
       yield* execute(primary, "INSERT INTO t VALUES (2)")
-      const [written] = yield* query(primary.url(), "SELECT pg_current_wal_lsn()::text AS lsn")
-      const received = query(one.url(), "SELECT pg_last_wal_receive_lsn() >= $1::pg_lsn AS yes", [written?.lsn])
-      yield* Effect.repeat(received, { until: ([row]) => row?.yes === true })
+      yield* awaitReceipt(primary, one)
       expect(yield* numbers(one)).toEqual([1])
       yield* one.resumeReplay
       yield* one.resumeReplay
@@ -64,15 +61,11 @@ describe("the replay of a standby", () => {
 
   it.scopedLive("a replica without replication gets nothing until it is restored", () =>
     Effect.gen(function* () {
-      const { one, postgres, primary, two } = yield* cluster()
-      yield* execute(primary, "CREATE TABLE t AS SELECT 1 AS n")
-      yield* postgres.awaitReplicas
-      yield* execute(primary, "INSERT INTO t VALUES (2)")
-      yield* postgres.awaitReplicas
+      const { one, postgres, primary, two } = yield* filledCluster()
+      yield* addNumber(postgres, primary, 2)
       yield* one.cutReplication
       yield* one.cutReplication
-      yield* execute(primary, "INSERT INTO t VALUES (3)")
-      yield* postgres.awaitReplicas
+      yield* addNumber(postgres, primary, 3)
       expect(yield* numbers(two)).toEqual([1, 2, 3])
       expect(yield* numbers(one)).toEqual([1, 2])
       yield* one.stop
@@ -87,9 +80,7 @@ describe("the replay of a standby", () => {
 
   it.scopedLive("a replica without replication is restored to the primary of a switch-over", () =>
     Effect.gen(function* () {
-      const { one, postgres, primary, two } = yield* cluster()
-      yield* execute(primary, "CREATE TABLE t AS SELECT 1 AS n")
-      yield* postgres.awaitReplicas
+      const { one, postgres, primary, two } = yield* filledCluster()
       yield* two.delayReplay("1 hour")
       yield* execute(primary, "INSERT INTO t VALUES (2)")
       yield* two.cutReplication
@@ -97,8 +88,7 @@ describe("the replay of a standby", () => {
       expect(yield* standbysOf(one)).toEqual(["primary"])
       yield* two.restoreReplication
       yield* two.delayReplay(0)
-      yield* execute(one, "INSERT INTO t VALUES (3)")
-      yield* postgres.awaitReplicas
+      yield* addNumber(postgres, one, 3)
       expect(yield* numbers(two)).toEqual([1, 2, 3])
       // without a primary to stream from, the standby is restored and does not wait
       yield* two.cutReplication
@@ -107,8 +97,7 @@ describe("the replay of a standby", () => {
       yield* one.start
       yield* two.cutReplication
       yield* two.restoreReplication
-      yield* execute(one, "INSERT INTO t VALUES (4)")
-      yield* postgres.awaitReplicas
+      yield* addNumber(postgres, one, 4)
       expect(yield* standbysOf(one)).toEqual(["primary", "replica-2"])
     })
   )

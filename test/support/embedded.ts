@@ -2,7 +2,6 @@
 import * as fs from "node:fs"
 import * as path from "node:path"
 import * as Effect from "effect/Effect"
-import * as Schedule from "effect/Schedule"
 import type { EmbeddedPostgres } from "effect-db/EmbeddedPostgres"
 import * as Embedded from "effect-db/EmbeddedPostgres"
 import { directory as memory } from "./directory.js"
@@ -55,13 +54,6 @@ export const segmentsOf = (pids: ReadonlyArray<number>): ReadonlyArray<string> =
         .filter((line) => pids.includes(Number(line.trim().split(/\s+/)[4])))
     : []
 
-/** Waits for a condition that no event reports; fails after 20 seconds. */
-export const eventually = (what: string, condition: () => boolean) =>
-  Effect.sync(condition).pipe(
-    Effect.repeat({ until: (met) => met, schedule: Schedule.spaced("10 millis") }),
-    Effect.timeoutFail({ duration: "20 seconds", onTimeout: () => new Error(`never: ${what}`) })
-  )
-
 /** A cluster with two replicas; a test that asks for one replica uses `one` alone. */
 export const cluster = (options: EmbeddedPostgres.Options = {}) =>
   Effect.flatMap(make({ replicas: 2, ...options }), (postgres) => {
@@ -73,6 +65,16 @@ export const cluster = (options: EmbeddedPostgres.Options = {}) =>
 
 /** Runs statements on a server. */
 export const execute = (server: EmbeddedPostgres.Server, sql: string) => Effect.asVoid(query(server.url(), sql))
+
+/** Starts a cluster whose servers all have a table `t` with the number 1. */
+export const filledCluster = (options: EmbeddedPostgres.Options = {}) =>
+  Effect.tap(cluster(options), ({ postgres, primary }) =>
+    Effect.zipRight(execute(primary, "CREATE TABLE t AS SELECT 1 AS n"), postgres.awaitReplicas)
+  )
+
+/** Stores a number in the table `t` of a primary, and waits until its replicas have it. */
+export const addNumber = (postgres: EmbeddedPostgres.Service, primary: EmbeddedPostgres.Server, n: number) =>
+  Effect.zipRight(execute(primary, `INSERT INTO t VALUES (${n})`), postgres.awaitReplicas)
 
 /** Returns the numbers in the table `t` of a server. */
 export const numbers = (server: EmbeddedPostgres.Server) =>
