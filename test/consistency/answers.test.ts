@@ -6,12 +6,12 @@ import { assert, layer } from "@effect/vitest"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import * as Layer from "effect/Layer"
 import { Consistency } from "effect-db"
 import {
   Cluster,
   caughtUp,
   cluster,
+  clusterWith,
   freshId,
   hasty,
   insertId,
@@ -19,32 +19,20 @@ import {
   read,
   replica,
   saysWhere,
+  withProxiedPrimary,
   write
 } from "../support/cluster.js"
 import { Db } from "../support/databases.js"
 import { makeProxy } from "../support/proxy.js"
 import { query } from "../support/server.js"
 
-const lazyWal = Cluster.layer({
-  replicas: 1,
-  databases: ["app"],
-  settings: { wal_writer_delay: "10s" }
-})
-const lazy = Layer.provideMerge(
-  Layer.effectDiscard(
-    Effect.gen(function* () {
-      const { awaitReplicas, primary } = yield* Cluster
-      yield* query(
-        primary.url("app"),
-        `CREATE TABLE item (id int PRIMARY KEY);
-         CREATE FUNCTION fast(n int) RETURNS void LANGUAGE plpgsql AS
-           $$ BEGIN SET LOCAL synchronous_commit = off; INSERT INTO item VALUES (n); END $$`
-      )
-      yield* awaitReplicas
-    })
-  ),
-  lazyWal
-).pipe(Layer.orDie)
+/** A cluster whose primary writes its log late if a COMMIT does not wait for the disk. */
+const lazy = clusterWith(
+  { replicas: 1, settings: { wal_writer_delay: "10s" } },
+  `CREATE TABLE item (id int PRIMARY KEY);
+   CREATE FUNCTION fast(n int) RETURNS void LANGUAGE plpgsql AS
+     $$ BEGIN SET LOCAL synchronous_commit = off; INSERT INTO item VALUES (n); END $$`
+)
 
 /** Writes a row after the replica has all others, and returns its id. */
 const written = (
@@ -112,23 +100,20 @@ layer(lazy, { excludeTestServices: true, timeout: "30 seconds" })("commits that 
 
 layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("servers that are far away or silent", (it) => {
   it.scoped("a read in a causal session succeeds when the primary is far away", () =>
-    Effect.gen(function* () {
-      const { primary } = yield* Cluster
-      const proxy = yield* makeProxy(primary.url("app"))
-      yield* proxy.delay(140)
-      const session = hasty()
-      yield* Effect.gen(function* () {
-        const sql = yield* Db.writer
-        // a read of the primary, then one in a session with an unknown position
-        yield* Db.withConsistency(read(1), Consistency.Strong())
-        yield* Effect.scoped(Effect.asVoid(sql.reserve))
-        const exit = yield* Effect.exit(read(1))
-        assert.isTrue(Exit.isSuccess(exit))
-      }).pipe(
-        Consistency.withSession(session),
-        Effect.provide(open([0], { writer: proxy.url, acquireTimeout: "8 seconds" }))
-      )
-    })
+    withProxiedPrimary(
+      hasty(),
+      ({ proxy }) =>
+        Effect.gen(function* () {
+          yield* proxy.delay(140)
+          const sql = yield* Db.writer
+          // a read of the primary, then one in a session with an unknown position
+          yield* Db.withConsistency(read(1), Consistency.Strong())
+          yield* Effect.scoped(Effect.asVoid(sql.reserve))
+          const exit = yield* Effect.exit(read(1))
+          assert.isTrue(Exit.isSuccess(exit))
+        }),
+      { acquireTimeout: "8 seconds" }
+    )
   )
 
   it.scoped("a far replica that has the write is read each time, and keeps its connection", () =>
@@ -154,11 +139,8 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("servers th
   )
 
   it.scoped("a write waits less than 2 seconds for its log position, and without an answer it succeeds", () =>
-    Effect.gen(function* () {
-      const { primary } = yield* Cluster
-      const proxy = yield* makeProxy(primary.url("app"))
-      const session = hasty()
-      yield* Effect.gen(function* () {
+    withProxiedPrimary(hasty(), ({ primary, proxy, session }) =>
+      Effect.gen(function* () {
         yield* insertId(freshId())
         yield* proxy.when(saysWhere, "freeze")
         // the write is answered, and the answer about its position is held back
@@ -167,8 +149,8 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("servers th
         assert.isBelow(Duration.toMillis(took), 2000)
         assert.strictEqual(session.known.get("app"), "unknown")
         assert.lengthOf(yield* query(primary.url("app"), "SELECT FROM item WHERE id = $1", [id]), 1)
-      }).pipe(Consistency.withSession(session), Effect.provide(open([0], { writer: proxy.url })))
-    })
+      })
+    )
   )
 
   it.scoped("the primary is read when the connections of the replica are all in use", () =>

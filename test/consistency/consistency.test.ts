@@ -13,6 +13,7 @@ import { describe } from "vitest"
 import {
   Cluster,
   cluster,
+  firstPassedOver,
   freshId,
   hasty,
   insertId,
@@ -25,6 +26,8 @@ import {
   type Seen,
   saysWhere,
   tokenIn,
+  waitingRead,
+  withProxiedPrimary,
   write
 } from "../support/cluster.js"
 import { Db, fresh, idle, insert as insertItem } from "../support/databases.js"
@@ -43,17 +46,6 @@ const countPositions = (...proxies: ReadonlyArray<Proxy>) =>
     for (const proxy of proxies) yield* proxy.when(note, "pass")
     return counted
   })
-
-/** Starts a fiber that waits for the next rejection of a replica, and returns its reason. */
-const firstPassedOver = Effect.tap(
-  Effect.fork(
-    Db.observations.pipe(
-      Stream.filterMap((fact) => (fact._tag === "PassedOver" ? Option.some(fact.reason) : Option.none())),
-      Stream.runHead
-    )
-  ),
-  () => Effect.yieldNow()
-)
 
 describe("Consistency", () => {
   const token = new Consistency.Token({
@@ -219,9 +211,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
       Effect.gen(function* () {
         const server = yield* replica(0)
         yield* pause(server)
-        const why = yield* firstPassedOver
-        const waiting = yield* Effect.fork(Effect.flatMap(write, read).pipe(Consistency.withSession(patient())))
-        yield* Fiber.join(why)
+        const waiting = yield* waitingRead
         yield* resume(server)
         assert.deepStrictEqual(yield* Fiber.join(waiting), { port: server.port, there: true })
       }).pipe(Effect.provide(open([0])))
@@ -230,9 +220,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
     it.scoped("a read that waits for a replica can be interrupted, and leaves no connection checked out", () =>
       Effect.gen(function* () {
         yield* pause(yield* replica(0))
-        const why = yield* firstPassedOver
-        const waiting = yield* Effect.fork(Effect.flatMap(write, read).pipe(Consistency.withSession(patient())))
-        yield* Fiber.join(why)
+        const waiting = yield* waitingRead
         yield* Fiber.interrupt(waiting)
         yield* idle
       }).pipe(Effect.provide(open([0])))
@@ -397,28 +385,26 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
     )
 
     it.scoped("the primary is read after a COMMIT in doubt, until there is a new token", () =>
-      Effect.gen(function* () {
-        const { primary } = yield* Cluster
-        const proxy = yield* makeProxy(primary.url("app"))
-        const session = patient()
-        yield* Effect.gen(function* () {
-          yield* write
-          yield* proxy.when(sends("COMMIT"), "cut")
-          const error = yield* write.pipe(DatabaseError.refine, Effect.flip)
-          assert.strictEqual(error._tag, "CommitOutcomeUnknown")
-          assert.strictEqual(session.known.get("app"), "unknown")
-          assert.deepStrictEqual(yield* read(1), { port: primary.port, there: true })
-          const { port } = yield* replica(0)
-          assert.deepStrictEqual(yield* Effect.flatMap(write, read), { port, there: true })
-        }).pipe(Consistency.withSession(session), Effect.provide(open([0], { writer: proxy.url, outcome: "unknown" })))
-      })
+      withProxiedPrimary(
+        patient(),
+        ({ primary, proxy, session }) =>
+          Effect.gen(function* () {
+            yield* write
+            yield* proxy.when(sends("COMMIT"), "cut")
+            const error = yield* write.pipe(DatabaseError.refine, Effect.flip)
+            assert.strictEqual(error._tag, "CommitOutcomeUnknown")
+            assert.strictEqual(session.known.get("app"), "unknown")
+            assert.deepStrictEqual(yield* read(1), { port: primary.port, there: true })
+            const { port } = yield* replica(0)
+            assert.deepStrictEqual(yield* Effect.flatMap(write, read), { port, there: true })
+          }),
+        { outcome: "unknown" }
+      )
     )
 
     it.scoped("the primary is read after a COMMIT whose outcome was proved, until there is a new token", () =>
-      Effect.gen(function* () {
-        const { primary } = yield* Cluster
-        const proxy = yield* makeProxy(primary.url("app"))
-        yield* Effect.gen(function* () {
+      withProxiedPrimary(patient(), ({ primary, proxy }) =>
+        Effect.gen(function* () {
           yield* write
           yield* pause(yield* replica(0))
           yield* proxy.when(answers("COMMIT"), "cut")
@@ -430,24 +416,21 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })(
           yield* proxy.when(sends("COMMIT"), "cut")
           const error = yield* write.pipe(DatabaseError.refine, Effect.flip)
           assert.strictEqual(error._tag === "Disconnected" && error.outcome, "undone")
-        }).pipe(Consistency.withSession(patient()), Effect.provide(open([0], { writer: proxy.url })))
-      })
+        })
+      )
     )
 
     it.scoped("a transaction whose connection is lost after its COMMIT succeeds, and the primary is read", () =>
-      Effect.gen(function* () {
-        const { primary } = yield* Cluster
-        const proxy = yield* makeProxy(primary.url("app"))
-        const session = patient()
-        yield* Effect.gen(function* () {
+      withProxiedPrimary(patient(), ({ primary, proxy, session }) =>
+        Effect.gen(function* () {
           yield* write
           yield* proxy.when(saysWhere, "cut")
           const id = yield* write
           assert.strictEqual(session.known.get("app"), "unknown")
           assert.deepStrictEqual(yield* read(id), { port: primary.port, there: true })
           yield* idle
-        }).pipe(Consistency.withSession(session), Effect.provide(open([0], { writer: proxy.url })))
-      })
+        })
+      )
     )
 
     it.scoped(

@@ -11,7 +11,6 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
-import * as Stream from "effect/Stream"
 import { Consistency, DatabaseError, UnitOfWork } from "effect-db"
 import {
   Cluster,
@@ -28,13 +27,29 @@ import {
   replica,
   saysWhere,
   tokenIn,
+  waitingRead,
+  withProxiedPrimary,
   write
 } from "../support/cluster.js"
 import { Db, idle } from "../support/databases.js"
 import { eventually } from "../support/eventually.js"
 import { fakeTimers } from "../support/fakeTimers.js"
+import { taggedFailure } from "../support/failures.js"
 import { answers, makeProxy } from "../support/proxy.js"
 import { query } from "../support/server.js"
+
+/** Inserts rows with these ids, and returns the ids. */
+const insertAll = (ids: ReadonlyArray<number>) =>
+  Effect.flatMap(Db.writer, (sql) => sql`INSERT INTO item ${sql.insert(ids.map((id) => ({ id })))} RETURNING id`)
+
+/** Makes a resolver that inserts a batch of ids. */
+const resolver = <Tag extends string>(tag: Tag, execute: typeof insertAll) =>
+  SqlResolver.ordered(tag, {
+    Request: Schema.Number,
+    Result: Schema.Struct({ id: Schema.Number }),
+    withContext: true,
+    execute
+  })
 
 layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a causal session", (it) => {
   it.scoped("a write on a reserved connection after another COMMIT of the session is seen", () =>
@@ -65,11 +80,8 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a causal s
   )
 
   it.scoped("an interrupted write that the server has answered makes the session read the primary", () =>
-    Effect.gen(function* () {
-      const { primary } = yield* Cluster
-      const proxy = yield* makeProxy(primary.url("app"))
-      const session = hasty()
-      yield* Effect.gen(function* () {
+    withProxiedPrimary(hasty(), ({ proxy }) =>
+      Effect.gen(function* () {
         yield* write
         yield* caughtUp
         yield* pause(yield* replica(0))
@@ -80,8 +92,8 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a causal s
         yield* Fiber.interrupt(writing)
         assert.isTrue(yield* isStored(id))
         assert.isTrue((yield* read(id)).there)
-      }).pipe(Consistency.withSession(session), Effect.provide(open([0], { writer: proxy.url })))
-    })
+      })
+    )
   )
 
   it.scoped("a wait for a replica that is longer than acquireTimeout still ends with a read of the primary", () =>
@@ -247,29 +259,29 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a causal s
   )
 
   it.scoped("a token that was requested before an unknown position does not replace it", () =>
-    Effect.gen(function* () {
-      // the answer to the first COMMIT is under way while the second COMMIT is lost
-      const { primary } = yield* Cluster
-      const proxy = yield* makeProxy(primary.url("app"))
-      const session = hasty()
-      yield* Effect.gen(function* () {
-        yield* Effect.all([write, write], { concurrency: 2 })
-        const answered = yield* proxy.when(answers("COMMIT"), "freeze")
-        const first = yield* Effect.fork(write)
-        yield* answered
-        yield* caughtUp
-        yield* pause(yield* replica(0))
-        yield* proxy.when(answers("COMMIT"), "cut")
-        const id = freshId()
-        const error = yield* Db.withTransaction(insertId(id)).pipe(DatabaseError.refine, Effect.flip)
-        assert.strictEqual(error._tag, "CommitOutcomeUnknown")
-        assert.strictEqual(session.known.get("app"), "unknown")
-        yield* proxy.thaw
-        yield* Fiber.join(first)
-        assert.isTrue(yield* isStored(id))
-        assert.isTrue((yield* read(id)).there)
-      }).pipe(Consistency.withSession(session), Effect.provide(open([0], { writer: proxy.url, outcome: "unknown" })))
-    })
+    withProxiedPrimary(
+      hasty(),
+      ({ proxy, session }) =>
+        Effect.gen(function* () {
+          // the answer to the first COMMIT is under way while the second COMMIT is lost
+          yield* Effect.all([write, write], { concurrency: 2 })
+          const answered = yield* proxy.when(answers("COMMIT"), "freeze")
+          const first = yield* Effect.fork(write)
+          yield* answered
+          yield* caughtUp
+          yield* pause(yield* replica(0))
+          yield* proxy.when(answers("COMMIT"), "cut")
+          const id = freshId()
+          const error = yield* Db.withTransaction(insertId(id)).pipe(DatabaseError.refine, Effect.flip)
+          assert.strictEqual(error._tag, "CommitOutcomeUnknown")
+          assert.strictEqual(session.known.get("app"), "unknown")
+          yield* proxy.thaw
+          yield* Fiber.join(first)
+          assert.isTrue(yield* isStored(id))
+          assert.isTrue((yield* read(id)).there)
+        }),
+      { outcome: "unknown" }
+    )
   )
 
   it.scoped("a read waits only maxWait for a replica that does not report its position", () =>
@@ -319,16 +331,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a causal s
 
   it.scoped("a write by a resolver of batched requests is recorded in the session, in a unit without other work", () =>
     Effect.gen(function* () {
-      const add = yield* SqlResolver.ordered("Add", {
-        Request: Schema.Number,
-        Result: Schema.Struct({ id: Schema.Number }),
-        withContext: true,
-        execute: (ids) =>
-          Effect.flatMap(
-            Db.writer,
-            (sql) => sql`INSERT INTO item ${sql.insert(ids.map((id) => ({ id })))} RETURNING id`
-          )
-      })
+      const add = yield* resolver("Add", insertAll)
       yield* pause(yield* replica(0))
       const id = freshId()
       yield* UnitOfWork.run(add.execute(id))
@@ -342,18 +345,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a causal s
 
   it.scoped("a write that a resolver of batched requests sends outside of the unit is recorded in the session", () =>
     Effect.gen(function* () {
-      const add = yield* SqlResolver.ordered("AddOutside", {
-        Request: Schema.Number,
-        Result: Schema.Struct({ id: Schema.Number }),
-        withContext: true,
-        execute: (ids) =>
-          UnitOfWork.outside(
-            Effect.flatMap(
-              Db.writer,
-              (sql) => sql`INSERT INTO item ${sql.insert(ids.map((id) => ({ id })))} RETURNING id`
-            )
-          )
-      })
+      const add = yield* resolver("AddOutside", (ids) => UnitOfWork.outside(insertAll(ids)))
       yield* pause(yield* replica(0))
       const id = freshId()
       const inner = hasty()
@@ -367,17 +359,9 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a causal s
       yield* pause(yield* replica(0))
       const scope = yield* Scope.make()
       const context = yield* Layer.buildWithScope(open([0]), scope)
-      const waiting = yield* Effect.gen(function* () {
-        const passedOver = yield* Effect.fork(
-          Stream.runHead(Stream.filter(Db.observations, ({ _tag }) => _tag === "PassedOver"))
-        )
-        yield* Effect.yieldNow()
-        const reading = yield* Effect.fork(Effect.flip(DatabaseError.refine(Effect.flatMap(write, read))))
-        yield* Fiber.join(passedOver)
-        return reading
-      }).pipe(Consistency.withSession(patient()), Effect.provide(context))
+      const waiting = yield* Effect.provide(waitingRead, context)
       yield* Scope.close(scope, Exit.void)
-      assert.strictEqual((yield* Fiber.join(waiting))._tag, "DatabaseClosed")
+      yield* taggedFailure("DatabaseClosed", Fiber.join(waiting))
     })
   )
 })

@@ -19,6 +19,8 @@ import { directory } from "../support/directory.js"
 import { eventually, until } from "../support/eventually.js"
 import { query } from "../support/server.js"
 
+type Server = EmbeddedPostgres.EmbeddedPostgres.Server
+
 /** The folder in which the primary archives its log, and from which a standby restores it. */
 const archive = Effect.acquireRelease(
   Effect.sync(() => {
@@ -39,6 +41,12 @@ const archive = Effect.acquireRelease(
   ({ folder }) => Effect.sync(() => rmSync(folder, { recursive: true, force: true }))
 )
 
+/** Sets the server that a standby streams from, by the settings that it reads next. */
+const streamFrom = (source: Server, standby: Server, password: Redacted.Redacted<string>) => {
+  const info = conninfo({ port: source.port, password: Redacted.value(password), name: standby.name })
+  return query(standby.url(), `ALTER SYSTEM SET primary_conninfo = '${info.replaceAll("'", "''")}'`)
+}
+
 describe("Consistency, after a failover", () => {
   it.scopedLive(
     "a replica that has reached a token's position on another timeline does not serve its reads",
@@ -54,8 +62,7 @@ describe("Consistency, after a failover", () => {
         yield* primary.kill
         yield* Effect.forEach(replicas, (server) => server.start)
         yield* next.promote
-        const source = conninfo({ port: next.port, password: Redacted.value(password), name: follower.name })
-        yield* query(follower.url(), `ALTER SYSTEM SET primary_conninfo = '${source.replaceAll("'", "''")}'`)
+        yield* streamFrom(next, follower, password)
         yield* query(follower.url(), "SELECT pg_reload_conf()")
         // the new primary is far beyond the token, on another timeline
         yield* query(next.url("app"), "CREATE TABLE filler AS SELECT repeat('x', 100) FROM generate_series(1, 20000)")
@@ -106,8 +113,7 @@ describe("Consistency, after a failover", () => {
         const [next, follower] = replicas
         if (next === undefined || follower === undefined) return assert.fail()
         yield* query(primary.url("app"), "CREATE TABLE item (id int PRIMARY KEY)")
-        const source = conninfo({ port: next.port, password: Redacted.value(password), name: follower.name })
-        yield* query(follower.url(), `ALTER SYSTEM SET primary_conninfo = '${source.replaceAll("'", "''")}'`)
+        yield* streamFrom(next, follower, password)
         yield* query(follower.url(), `ALTER SYSTEM SET restore_command = '${restore} %f %p'`)
         yield* query(follower.url(), "SELECT pg_reload_conf()")
         const receiver = query<{ status: string; tli: number; port: number }>(
