@@ -3,15 +3,9 @@ import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Metric from "effect/Metric"
 import * as MetricState from "effect/MetricState"
-import * as Redacted from "effect/Redacted"
-import { EmbeddedPostgres } from "effect-db"
 import { Db } from "../support/databases.js"
-import { directory } from "../support/directory.js"
 import { eventually } from "../support/eventually.js"
-
-type Server = EmbeddedPostgres.EmbeddedPostgres.Server
-
-const nameOf = ({ host, port }: Server): string => `${host}:${port}`
+import { makeCluster, nameOf, urlOf } from "../support/hostCluster.js"
 
 /** Returns the values of the metrics of this library's own, by their names, for one server or the writer. */
 const valuesOf = (server: string | undefined) =>
@@ -34,12 +28,9 @@ const valuesOf = (server: string | undefined) =>
 describe("the metrics of servers", () => {
   it.scopedLive("they show the lag and the use of a reader, and count the changes of the writer", () =>
     Effect.gen(function* () {
-      const { awaitReplicas, primary, replicas } = yield* EmbeddedPostgres.make({ directory, replicas: 2 })
-      const [next, other] = replicas
-      if (next === undefined || other === undefined) return assert.fail("no replicas")
-      yield* awaitReplicas
-      const url = Redacted.value(primary.url()).replace(nameOf(primary), `${nameOf(primary)},${nameOf(next)}`)
-      const options = { writer: Redacted.make(url), readers: [other.url()], monitorInterval: "50 millis" } as const
+      const { first: next, primary, second: other } = yield* makeCluster(2)
+      const writer = urlOf(primary, [primary, next])
+      const options = { writer, readers: [other.url()], monitorInterval: "50 millis" } as const
       yield* Effect.gen(function* () {
         const before = (yield* valuesOf(undefined))["writer.changes"] ?? 0
         const read = Effect.flatMap(Db.reader, (sql) => sql`SELECT 1`)

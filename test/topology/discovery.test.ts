@@ -4,38 +4,20 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
-import * as Redacted from "effect/Redacted"
+import type * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
 import { type Database, Discovery, EmbeddedPostgres, type ServerConfig } from "effect-db"
 import { Db } from "../support/databases.js"
 import { directory } from "../support/directory.js"
 import { makeDnsServer } from "../support/dnsServer.js"
 import { eventually, eventuallySucceeds, until } from "../support/eventually.js"
+import { insertNumber, makeCluster, nameOf, type Server, urlOf } from "../support/hostCluster.js"
 import { query } from "../support/server.js"
 import { only, watch } from "../support/suites/pooling/observations.js"
 import { closedPort, listenOnPort } from "../support/tcp.js"
 
 /** The time without a primary, in ms: longer than the timeout of a connect. */
 const standbyTime = process.env.EFFECT_DB_CHAOS === "full" ? 20_000 : 1500
-
-type Server = EmbeddedPostgres.EmbeddedPostgres.Server
-
-const nameOf = ({ host, port }: Pick<Server, "host" | "port">): string => `${host}:${port}`
-
-/** Returns the URL of a server with the addresses of others, which may be none. */
-const urlOf = (server: Server, hosts: ReadonlyArray<Pick<Server, "host" | "port">>) =>
-  Redacted.make(Redacted.value(server.url()).replace(nameOf(server), hosts.map(nameOf).join()))
-
-const makeCluster = (replicas: number) =>
-  Effect.gen(function* () {
-    const made = yield* EmbeddedPostgres.make({ directory, replicas })
-    yield* query(made.primary.url(), "CREATE TABLE item (n int PRIMARY KEY)")
-    yield* made.awaitReplicas
-    const [first = assert.fail("no replica"), second = first] = made.replicas
-    return { ...made, first, second, all: [made.primary, ...made.replicas] }
-  })
-
-const insert = (n: number) => Effect.flatMap(Db.writer, (sql) => sql`INSERT INTO item VALUES (${n})`)
 
 const portOf = (client: "writer" | "reader") =>
   Effect.flatMap(Db[client], (sql) =>
@@ -81,12 +63,12 @@ describe("a cluster of hosts", () => {
       const { all, first, primary, second } = yield* makeCluster(2)
       yield* Effect.gen(function* () {
         const seen = yield* watch
-        yield* insert(1)
+        yield* insertNumber(1)
         assert.strictEqual(yield* portOf("writer"), primary.port)
         assert.deepStrictEqual(yield* portsOfReads, ports(first, second))
         yield* primary.kill
         yield* first.promote
-        yield* insert(2)
+        yield* insertNumber(2)
         assert.strictEqual(yield* portOf("writer"), first.port)
         yield* second.follow(first)
         yield* eventually(portsOfReads, (served) => served.join() === ports(second).join())
@@ -109,7 +91,7 @@ describe("a cluster of hosts", () => {
         const named = ({ host, port }: Server) => Effect.succeed([{ name: "node", host, port }])
         source.answer = named(primary)
         yield* Effect.gen(function* () {
-          yield* Effect.forEach([1, 2, 3], insert, { concurrency: 3 })
+          yield* Effect.forEach([1, 2, 3], insertNumber, { concurrency: 3 })
           const gap = yield* Effect.fork(
             Db.listen("news").pipe(
               Stream.filter(({ _tag }) => _tag === "Gap"),
@@ -126,7 +108,7 @@ describe("a cluster of hosts", () => {
           yield* first.promote
           source.answer = named(first)
           yield* eventually(portOf("writer"), (at) => at === first.port)
-          yield* Effect.forEach([4, 5, 6], insert, { concurrency: 3 })
+          yield* Effect.forEach([4, 5, 6], insertNumber, { concurrency: 3 })
           yield* Fiber.join(gap)
           const rows = yield* query<{ n: number }>(primary.url(), "SELECT n FROM item ORDER BY n")
           assert.deepStrictEqual(
@@ -156,7 +138,7 @@ describe("a cluster of hosts", () => {
         )
         yield* eventually(idle, (all) => all.some(([name, count]) => name === nameOf(first) && count === 2))
         assert.deepInclude(yield* idle, [nameOf(primary), 0])
-        yield* insert(1)
+        yield* insertNumber(1)
         assert.deepStrictEqual(only(seen, "ConnectFailed"), [])
       }).pipe(Effect.provide(Db.layer({ hosts: urlOf(primary, all), minConnections: 2 })))
     })
@@ -169,7 +151,7 @@ describe("a cluster of hosts", () => {
       const at = (port: number) => ({ host: "127.0.0.1", port })
       const hosts = urlOf(primary, [at(yield* closedPort), stranger, at(yield* listenOnPort()), first, primary])
       yield* Effect.gen(function* () {
-        yield* insert(1)
+        yield* insertNumber(1)
         assert.strictEqual(yield* portOf("writer"), primary.port)
         // a read may try the silent host first, once
         yield* portsOfReads
@@ -185,9 +167,9 @@ describe("a cluster of hosts", () => {
     Effect.gen(function* () {
       const { all, first, primary, second } = yield* makeCluster(2)
       yield* Effect.gen(function* () {
-        yield* insert(1)
+        yield* insertNumber(1)
         yield* primary.kill
-        const waiting = yield* Effect.fork(insert(2))
+        const waiting = yield* Effect.fork(insertNumber(2))
         const until = performance.now() + standbyTime
         yield* eventually(portsOfReads, (served) => {
           assert.deepStrictEqual(served, ports(first, second))
@@ -311,12 +293,12 @@ describe("discovered hosts", () => {
       const source = new Source(...all)
       yield* Effect.gen(function* () {
         const seen = yield* watch
-        yield* insert(1)
+        yield* insertNumber(1)
         source.set(first)
         yield* until(() => only(seen, "HostsChanged").length > 0)
         const { asked } = source
         yield* until(() => source.asked > asked + 2)
-        yield* insert(2)
+        yield* insertNumber(2)
         assert.strictEqual(yield* portOf("writer"), primary.port)
         yield* first.promote
         // a statement in flight may be lost with the former writer
@@ -324,7 +306,7 @@ describe("discovered hosts", () => {
           Effect.orElseSucceed(portOf("writer"), () => undefined),
           (port) => port === first.port
         )
-        yield* insert(3)
+        yield* insertNumber(3)
         assert.deepInclude(only(seen, "WriterChanged").at(-1), { from: nameOf(primary), to: nameOf(first) })
       }).pipe(Effect.provide(Db.layer(discovering(urlOf(primary, []), source))))
     })
@@ -337,16 +319,16 @@ describe("discovered hosts", () => {
       const renamed = { host: "localhost", port: primary.port }
       yield* Effect.gen(function* () {
         const seen = yield* watch
-        yield* insert(1)
+        yield* insertNumber(1)
         yield* Db.withTransaction(
           Effect.gen(function* () {
-            yield* insert(2)
+            yield* insertNumber(2)
             source.set(renamed)
             yield* until(() => only(seen, "WriterChanged").some(({ to }) => to === nameOf(renamed)))
-            yield* insert(3)
+            yield* insertNumber(3)
           })
         )
-        yield* insert(4)
+        yield* insertNumber(4)
         assert.lengthOf(yield* query(primary.url(), "SELECT n FROM item"), 4)
       }).pipe(Effect.provide(Db.layer(discovering(urlOf(primary, []), source))))
     })
@@ -378,7 +360,7 @@ describe("discovered hosts", () => {
           yield* until(() => only(seen, "DiscoveryFailed").some((failure) => failure.message.includes(message)))
         }
         assert.lengthOf(only(seen, "HostsChanged"), 0)
-        yield* insert(1)
+        yield* insertNumber(1)
         assert.deepStrictEqual(yield* portsOfReads, ports(first))
       }).pipe(Effect.provide(Db.layer(options)))
     })
@@ -394,13 +376,13 @@ describe("discovered hosts", () => {
         discoverInterval: "10 minutes"
       }
       yield* Effect.gen(function* () {
-        yield* insert(1)
+        yield* insertNumber(1)
         // once more if the search for the first writer takes a second
         assert.isAtMost(source.asked, 2)
         yield* primary.kill
         yield* first.promote
         source.set(first)
-        yield* eventuallySucceeds(insert(2))
+        yield* eventuallySucceeds(insertNumber(2))
         assert.strictEqual(yield* portOf("writer"), first.port)
         assert.isAtLeast(source.asked, 2)
       }).pipe(Effect.provide(Db.layer(options)))
@@ -428,7 +410,7 @@ describe("discovered hosts", () => {
       }
       yield* Effect.gen(function* () {
         const seen = yield* watch
-        const waiting = yield* Effect.fork(insert(1))
+        const waiting = yield* Effect.fork(insertNumber(1))
         yield* until(() => only(seen, "HostsChanged").length > 0)
         assert.strictEqual(yield* portOf("reader"), first.port)
         assert.isNull(waiting.unsafePoll())
@@ -445,7 +427,7 @@ describe("discovered hosts", () => {
         // the answer of DNS leads elsewhere, but the writer still answers as the writer
         leadTo(first)
         yield* until(() => only(seen, "HostsChanged").length > 2)
-        yield* insert(2)
+        yield* insertNumber(2)
         assert.strictEqual(yield* portOf("writer"), primary.port)
       }).pipe(Effect.provide(Db.layer(options)))
     })

@@ -6,12 +6,10 @@ import { execFile } from "node:child_process"
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
-import * as Redacted from "effect/Redacted"
-import { DatabaseError, EmbeddedPostgres } from "effect-db"
+import { DatabaseError } from "effect-db"
 import { Db } from "../support/databases.js"
-import { directory } from "../support/directory.js"
 import { eventually } from "../support/eventually.js"
-import { query } from "../support/server.js"
+import { insertNumber, makeCluster, nameOf, numbersOn, type Server, urlOf } from "../support/hostCluster.js"
 import { told, watch } from "../support/suites/pooling/observations.js"
 
 const hasNetwork = process.env.EFFECT_DB_TEST_NETWORK === "own"
@@ -22,7 +20,7 @@ const nft = (rule: string) =>
   })
 
 /** Drops all packets from and to a server, until the scope ends. */
-const drop = ({ port }: EmbeddedPostgres.EmbeddedPostgres.Server) =>
+const drop = ({ port }: Server) =>
   Effect.acquireRelease(
     Effect.gen(function* () {
       yield* nft(`add table inet drop${port}`)
@@ -33,33 +31,21 @@ const drop = ({ port }: EmbeddedPostgres.EmbeddedPostgres.Server) =>
     () => nft(`delete table inet drop${port}`)
   )
 
-const nameOf = ({ host, port }: EmbeddedPostgres.EmbeddedPostgres.Server): string => `${host}:${port}`
-
-const opened = Effect.gen(function* () {
-  const { awaitReplicas, primary, replicas } = yield* EmbeddedPostgres.make({ directory, replicas: 2 })
-  const [next, other] = replicas
-  if (next === undefined || other === undefined) return assert.fail("no replicas")
-  yield* query(primary.url(), "CREATE TABLE item (n int PRIMARY KEY)")
-  yield* awaitReplicas
-  const writer = Redacted.value(primary.url()).replace(nameOf(primary), `${nameOf(primary)},${nameOf(next)}`)
+const opened = Effect.map(makeCluster(2), (cluster) => {
+  const { first: next, primary, second: other } = cluster
   const layer = Db.layer({
-    writer: Redacted.make(writer),
+    writer: urlOf(primary, [primary, next]),
     readers: [next.url(), other.url()],
     connectTimeout: "1 second",
     monitorInterval: "500 millis",
     readerRetryDelay: "200 millis"
   })
-  return { awaitReplicas, primary, next, other, layer }
+  return { ...cluster, next, other, layer }
 })
-
-const insert = (n: number) => Effect.flatMap(Db.writer, (sql) => sql`INSERT INTO item VALUES (${n})`)
 
 const port = Effect.flatMap(Db.reader, (sql) =>
   Effect.map(sql<{ port: number }>`SELECT inet_server_port() AS port`, ([row]) => row?.port)
 )
-
-const numbers = (server: EmbeddedPostgres.EmbeddedPostgres.Server) =>
-  Effect.map(query<{ n: number }>(server.url(), "SELECT n FROM item ORDER BY n"), (rows) => rows.map(({ n }) => n))
 
 describe.skipIf(!hasNetwork)("servers whose packets are dropped", () => {
   it.scopedLive("reads in flight on such a replica succeed on another one, and new reads do not use it", () =>
@@ -100,26 +86,26 @@ describe.skipIf(!hasNetwork)("servers whose packets are dropped", () => {
     Effect.gen(function* () {
       const { awaitReplicas, layer, next, primary } = yield* opened
       yield* Effect.gen(function* () {
-        yield* Effect.forEach([1, 2, 3], insert, { concurrency: 3 })
+        yield* Effect.forEach([1, 2, 3], insertNumber, { concurrency: 3 })
         // an asynchronous standby may lack the last writes of its primary
         yield* awaitReplicas
         yield* Effect.scoped(
           Effect.gen(function* () {
             yield* drop(primary)
             const since = performance.now()
-            const error = yield* DatabaseError.refine(insert(4)).pipe(Effect.flip)
+            const error = yield* DatabaseError.refine(insertNumber(4)).pipe(Effect.flip)
             console.log(
               `a write ends within ${Math.round(performance.now() - since)} ms after the packets of the primary are dropped`
             )
             assert.strictEqual(error._tag === "Disconnected" && error.outcome, "inDoubt")
-            const waiting = yield* Effect.fork(insert(5))
+            const waiting = yield* Effect.fork(insertNumber(5))
             yield* next.promote
             yield* Fiber.join(waiting)
           })
         )
-        yield* Effect.forEach([6, 7, 8], insert, { concurrency: 3 })
-        assert.deepStrictEqual(yield* numbers(next), [1, 2, 3, 5, 6, 7, 8])
-        assert.deepStrictEqual(yield* numbers(primary), [1, 2, 3])
+        yield* Effect.forEach([6, 7, 8], insertNumber, { concurrency: 3 })
+        assert.deepStrictEqual(yield* numbersOn(next), [1, 2, 3, 5, 6, 7, 8])
+        assert.deepStrictEqual(yield* numbersOn(primary), [1, 2, 3])
       }).pipe(Effect.provide(layer))
     })
   )

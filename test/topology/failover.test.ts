@@ -3,51 +3,42 @@ import { assert, describe, it } from "@effect/vitest"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
-import * as Redacted from "effect/Redacted"
+import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import { DatabaseError, EmbeddedPostgres } from "effect-db"
+import { type Database, DatabaseError, EmbeddedPostgres } from "effect-db"
 import { Db } from "../support/databases.js"
 import { directory } from "../support/directory.js"
 import { eventually } from "../support/eventually.js"
+import { insertNumber, makeCluster, nameOf, numbersOn, urlOf } from "../support/hostCluster.js"
 import { makeProxy, sends } from "../support/proxy.js"
-import { query } from "../support/server.js"
 import { only, settled, watch } from "../support/suites/pooling/observations.js"
 import { closedPort, listenOnPort } from "../support/tcp.js"
 
-/** Returns one URL with the addresses of several servers. */
-const urlOf = (servers: ReadonlyArray<Pick<EmbeddedPostgres.EmbeddedPostgres.Server, "host" | "port" | "url">>) => {
-  const [first] = servers
-  if (first === undefined) return assert.fail("no server")
-  const hosts = servers.map(({ host, port }) => `${host}:${port}`).join()
-  return Redacted.make(Redacted.value(first.url()).replace(`${first.host}:${first.port}`, hosts))
-}
+const cluster = Effect.map(makeCluster(1), (made) => ({
+  ...made,
+  replica: made.first,
+  writer: urlOf(made.primary, made.all)
+}))
 
-const nameOf = ({ host, port }: EmbeddedPostgres.EmbeddedPostgres.Server): string => `${host}:${port}`
+/** Returns a host on this machine. */
+const local = ({ port }: { readonly port: number }) => ({ host: "127.0.0.1", port })
 
-const cluster = Effect.gen(function* () {
-  const { awaitReplicas, primary, replicas, switchOver } = yield* EmbeddedPostgres.make({ directory, replicas: 1 })
-  const replica = replicas[0] ?? assert.fail("no replica")
-  yield* query(primary.url(), "CREATE TABLE item (n int PRIMARY KEY)")
-  yield* awaitReplicas
-  return { awaitReplicas, primary, replica, switchOver, writer: urlOf([primary, replica]) }
-})
-
-const insert = (n: number) => Effect.flatMap(Db.writer, (sql) => sql`INSERT INTO item VALUES (${n})`)
-
-const numbers = (server: EmbeddedPostgres.EmbeddedPostgres.Server) =>
-  Effect.map(query<{ n: number }>(server.url(), "SELECT n FROM item ORDER BY n"), (rows) => rows.map(({ n }) => n))
+/** Runs an effect on a cluster that is open as `Db`. */
+const onCluster = <A, E>(
+  body: (made: Effect.Effect.Success<typeof cluster>) => Effect.Effect<A, E, Db | Scope.Scope>,
+  options: Partial<Database.Options> = {}
+) => Effect.flatMap(cluster, (made) => Effect.provide(body(made), Db.layer({ writer: made.writer, ...options })))
 
 describe("a writer on several hosts", () => {
   it.scopedLive("a write finds the promoted standby, and the former primary gets no write when it comes back", () =>
-    Effect.gen(function* () {
-      const { awaitReplicas, primary, replica, writer } = yield* cluster
-      yield* Effect.gen(function* () {
+    onCluster(({ awaitReplicas, primary, replica }) =>
+      Effect.gen(function* () {
         const seen = yield* watch
-        yield* insert(1)
+        yield* insertNumber(1)
         // an asynchronous standby may lack the last writes of its primary
         yield* awaitReplicas
         yield* primary.kill
-        const waiting = yield* Effect.fork(insert(2))
+        const waiting = yield* Effect.fork(insertNumber(2))
         yield* replica.promote
         yield* Fiber.join(waiting)
         const [change] = only(seen, "WriterChanged").slice(-1)
@@ -56,17 +47,16 @@ describe("a writer on several hosts", () => {
         // a lost connection begins a search, in which both servers accept writes
         const sql = yield* Db.writer
         yield* Effect.exit(sql`SELECT pg_terminate_backend(pg_backend_pid())`)
-        yield* Effect.forEach([3, 4, 5], insert, { concurrency: 3, discard: true })
-        assert.deepStrictEqual(yield* numbers(replica), [1, 2, 3, 4, 5])
-        assert.deepStrictEqual(yield* numbers(primary), [1])
-      }).pipe(Effect.provide(Db.layer({ writer })))
-    })
+        yield* Effect.forEach([3, 4, 5], insertNumber, { concurrency: 3, discard: true })
+        assert.deepStrictEqual(yield* numbersOn(replica), [1, 2, 3, 4, 5])
+        assert.deepStrictEqual(yield* numbersOn(primary), [1])
+      })
+    )
   )
 
   it.scopedLive("listeners move with the writer, and receive a gap", () =>
-    Effect.gen(function* () {
-      const { primary, replica, writer } = yield* cluster
-      yield* Effect.gen(function* () {
+    onCluster(({ primary, replica }) =>
+      Effect.gen(function* () {
         const sql = yield* Db.writer
         const [listening, gap] = [yield* Deferred.make<void>(), yield* Deferred.make<void>()]
         const messages = yield* Effect.fork(
@@ -88,42 +78,41 @@ describe("a writer on several hosts", () => {
           [...received].map(({ _tag }) => _tag),
           "Gap"
         )
-      }).pipe(Effect.provide(Db.layer({ writer })))
-    })
+      })
+    )
   )
 
   it.scopedLive(
     "a writer that is frozen is given up with its statement in flight, and gets no write after its thaw",
     () =>
-      Effect.gen(function* () {
-        const { awaitReplicas, primary, replica, writer } = yield* cluster
-        yield* Effect.gen(function* () {
+      onCluster(({ awaitReplicas, primary, replica }) =>
+        Effect.gen(function* () {
           const seen = yield* watch
-          yield* insert(1)
+          yield* insertNumber(1)
           yield* awaitReplicas
           yield* primary.freeze
           // without a limit of the server, only the monitor ends the wait
-          const error = yield* DatabaseError.refine(insert(2)).pipe(Effect.flip, Effect.timeout("20 seconds"))
+          const error = yield* DatabaseError.refine(insertNumber(2)).pipe(Effect.flip, Effect.timeout("20 seconds"))
           assert.strictEqual(error._tag === "Disconnected" && error.outcome, "inDoubt")
-          const waiting = yield* Effect.fork(insert(3))
+          const waiting = yield* Effect.fork(insertNumber(3))
           yield* replica.promote
           yield* Fiber.join(waiting)
           yield* primary.thaw
-          yield* Effect.forEach([4, 5, 6], insert, { concurrency: 3, discard: true })
-          assert.deepStrictEqual(yield* numbers(replica), [1, 3, 4, 5, 6])
+          yield* Effect.forEach([4, 5, 6], insertNumber, { concurrency: 3, discard: true })
+          assert.deepStrictEqual(yield* numbersOn(replica), [1, 3, 4, 5, 6])
           // the frozen server had received the second one
-          assert.includeMembers([1, 2], yield* numbers(primary))
+          assert.includeMembers([1, 2], yield* numbersOn(primary))
           const [change] = only(seen, "WriterChanged").slice(-1)
           assert.deepInclude(change, { from: nameOf(primary), to: nameOf(replica) })
-        }).pipe(Effect.provide(Db.layer({ writer })))
-      })
+        })
+      )
   )
 
   it.scopedLive("a monitor whose own connection is dead harms no caller, and connects again", () =>
     Effect.gen(function* () {
       const { primary, replica } = yield* cluster
       const proxy = yield* makeProxy(primary.url())
-      const writer = urlOf([{ host: "127.0.0.1", port: proxy.port, url: () => proxy.url }, replica])
+      const writer = urlOf(primary, [local(proxy), replica])
       let probe = 0
       yield* proxy.when((message) => {
         if (sends("AS standby OFFSET 0")(message)) probe = message.connection
@@ -131,7 +120,7 @@ describe("a writer on several hosts", () => {
       }, "pass")
       yield* Effect.gen(function* () {
         const seen = yield* watch
-        yield* insert(0)
+        yield* insertNumber(0)
         yield* eventually(
           Effect.sync(() => probe),
           (connection) => connection > 0
@@ -143,7 +132,7 @@ describe("a writer on several hosts", () => {
         const slow = yield* Effect.fork(Effect.flatMap(Db.writer, (sql) => sql`SELECT pg_sleep(1)`))
         // the check on another socket is a connection as well
         yield* eventually(
-          Effect.suspend(() => Effect.map(insert(n++), () => proxy.accepted - accepted)),
+          Effect.suspend(() => Effect.map(insertNumber(n++), () => proxy.accepted - accepted)),
           (more) => more >= 2
         )
         yield* Fiber.join(slow)
@@ -154,48 +143,48 @@ describe("a writer on several hosts", () => {
   )
 
   it.scopedLive("the monitor finds a promoted standby while the former primary still accepts writes", () =>
-    Effect.gen(function* () {
-      const { primary, replica, writer } = yield* cluster
-      yield* Effect.gen(function* () {
-        const seen = yield* watch
-        yield* insert(1)
-        const sql = yield* Db.writer
-        yield* replica.promote
-        yield* eventually(
-          Effect.sync(() => only(seen, "WriterChanged").map(({ to }) => to)),
-          (to) => to.includes(nameOf(replica))
-        )
-        const reserved = sql<{ port: number }>`INSERT INTO item VALUES (2) RETURNING inet_server_port() AS port`
-        assert.deepStrictEqual(yield* reserved, [{ port: replica.port }])
-        assert.deepStrictEqual(yield* numbers(primary), [1])
-      }).pipe(Effect.provide(Db.layer({ writer, monitorInterval: "50 millis" })))
-    })
+    onCluster(
+      ({ primary, replica }) =>
+        Effect.gen(function* () {
+          const seen = yield* watch
+          yield* insertNumber(1)
+          const sql = yield* Db.writer
+          yield* replica.promote
+          yield* eventually(
+            Effect.sync(() => only(seen, "WriterChanged").map(({ to }) => to)),
+            (to) => to.includes(nameOf(replica))
+          )
+          const reserved = sql<{ port: number }>`INSERT INTO item VALUES (2) RETURNING inet_server_port() AS port`
+          assert.deepStrictEqual(yield* reserved, [{ port: replica.port }])
+          assert.deepStrictEqual(yield* numbersOn(primary), [1])
+        }),
+      { monitorInterval: "50 millis" }
+    )
   )
 
   it.scopedLive("no caller fails during a planned switch-over with pause, and each write is stored once", () =>
-    Effect.gen(function* () {
-      const { primary, replica, switchOver, writer } = yield* cluster
-      yield* Effect.gen(function* () {
+    onCluster(({ primary, replica, switchOver }) =>
+      Effect.gen(function* () {
         const writing = yield* Effect.fork(
           Effect.forEach(
             Array.from({ length: 300 }, (_, n) => n),
-            (n) => Db.withTransaction(insert(n)),
+            (n) => Db.withTransaction(insertNumber(n)),
             { concurrency: 5, discard: true }
           )
         )
-        yield* eventually(numbers(primary), (stored) => stored.length > 50)
+        yield* eventually(numbersOn(primary), (stored) => stored.length > 50)
         assert.strictEqual(yield* Db.pause({ drain: "1 minute" }), 0)
-        const before = yield* numbers(primary)
+        const before = yield* numbersOn(primary)
         assert.isBelow(before.length, 300)
         yield* switchOver(replica)
         yield* Db.resume
         yield* Fiber.join(writing)
         assert.deepStrictEqual(
-          yield* numbers(replica),
+          yield* numbersOn(replica),
           Array.from({ length: 300 }, (_, n) => n)
         )
-      }).pipe(Effect.provide(Db.layer({ writer })))
-    })
+      })
+    )
   )
 
   it.scopedLive("1,000 callers of a lost writer wait for one search, which probes each host once a pause", () =>
@@ -203,9 +192,9 @@ describe("a writer on several hosts", () => {
       const { primary, replica } = yield* cluster
       const before = yield* makeProxy(primary.url())
       const after = yield* makeProxy(replica.url())
-      const writer = urlOf([before, after].map(({ port, url }) => ({ host: "127.0.0.1", port, url: () => url })))
+      const writer = urlOf(primary, [before, after].map(local))
       yield* Effect.gen(function* () {
-        yield* insert(0)
+        yield* insertNumber(0)
         yield* Effect.zipRight(before.refuse, before.cut)
         yield* settled({ total: 0 })
         const probes = after.accepted
@@ -213,7 +202,7 @@ describe("a writer on several hosts", () => {
         const waiting = yield* Effect.fork(
           Effect.forEach(
             Array.from({ length: 1000 }, (_, n) => n + 1),
-            insert,
+            insertNumber,
             {
               concurrency: "unbounded",
               discard: true
@@ -234,7 +223,7 @@ describe("a writer on several hosts", () => {
         assert.isAtMost(count, rounds)
         yield* replica.promote
         yield* Fiber.join(waiting)
-        assert.lengthOf(yield* numbers(replica), 1001)
+        assert.lengthOf(yield* numbersOn(replica), 1001)
         // without the monitor, each probe is a connection
       }).pipe(Effect.provide(Db.layer({ writer, monitor: false, queueTarget: "10 minutes" })))
     })
@@ -244,22 +233,27 @@ describe("a writer on several hosts", () => {
     Effect.gen(function* () {
       const { primary, replica } = yield* cluster
       const { primary: stranger } = yield* EmbeddedPostgres.make({ directory })
-      const at = (port: number) => ({ host: "127.0.0.1", port, url: primary.url })
       const silent = yield* listenOnPort()
-      // the URL has the credentials of the first one
-      const writer = urlOf([replica, stranger, at(silent), at(yield* closedPort), primary])
+      // the URL has the credentials of the replica
+      const writer = urlOf(replica, [
+        replica,
+        stranger,
+        local({ port: silent }),
+        local({ port: yield* closedPort }),
+        primary
+      ])
       yield* Effect.gen(function* () {
         const seen = yield* watch
-        yield* insert(1)
+        yield* insertNumber(1)
         const sql = yield* Db.writer
         // another search reports the failures of the hosts again
         yield* Effect.exit(sql`SELECT pg_terminate_backend(pg_backend_pid())`)
-        yield* insert(2)
+        yield* insertNumber(2)
         yield* eventually(
           Effect.sync(() => only(seen, "ConnectFailed").map(({ reason, server }) => [server, reason])),
           (failed) => failed.some(([server, reason]) => server === nameOf(stranger) && reason === "authentication")
         )
-        assert.deepStrictEqual(yield* numbers(primary), [1, 2])
+        assert.deepStrictEqual(yield* numbersOn(primary), [1, 2])
       }).pipe(Effect.provide(Db.layer({ writer, connectTimeout: "1 minute" })), Effect.timeout("20 seconds"))
     })
   )
@@ -268,21 +262,20 @@ describe("a writer on several hosts", () => {
     Effect.gen(function* () {
       const { primary } = yield* cluster
       const proxy = yield* makeProxy(primary.url())
-      const at = (port: number) => ({ host: "127.0.0.1", port, url: () => proxy.url })
-      const writer = urlOf([at(proxy.port), at(yield* closedPort)])
+      const writer = urlOf(primary, [local(proxy), local({ port: yield* closedPort })])
       yield* Effect.gen(function* () {
-        yield* insert(1)
+        yield* insertNumber(1)
         yield* proxy.freeze
         const { accepted } = proxy
-        yield* Effect.exit(insert(2))
+        yield* Effect.exit(insertNumber(2))
         // the check on another socket, then the connect of the next probe
         yield* eventually(
           Effect.sync(() => proxy.accepted - accepted),
           (more) => more >= 2
         )
         yield* proxy.strand
-        yield* insert(3)
-        assert.includeMembers(yield* numbers(primary), [1, 3])
+        yield* insertNumber(3)
+        assert.includeMembers(yield* numbersOn(primary), [1, 3])
       }).pipe(
         Effect.provide(
           Db.layer({ writer, connectTimeout: "1 minute", detectionTime: "400 millis", acquireTimeout: "50 seconds" })
