@@ -53,6 +53,25 @@ const grants = (role: Role) => [
 const build = (writer: Redacted.Redacted<string>, options: Partial<Database.Options> = {}) =>
   Layer.build(Db.layer({ writer, ...marker, ...options }))
 
+/** Runs an effect while another session holds the lock of the creation in an open transaction. */
+const duringCreation =
+  (writer: Redacted.Redacted<string>) =>
+  <A, E, R>(self: Effect.Effect<A, E, R>) =>
+    Effect.zipRight(
+      Effect.flatMap(Audit.writer, (sql) => sql`SELECT pg_advisory_xact_lock(7306920148392116584)`),
+      self
+    ).pipe(Audit.withTransaction(), Effect.provide(Audit.layer({ writer })))
+
+/** Waits until no session waits for an advisory lock. */
+const noneWaits = (url: Redacted.Redacted<string>) =>
+  eventually(
+    query<{ is: number }>(
+      url,
+      "SELECT count(*)::int AS is FROM pg_stat_activity WHERE wait_event = 'advisory' AND datname = current_database()"
+    ),
+    ([row]) => row?.is === 0
+  )
+
 describe("the table of markers", () => {
   for (const startup of ["verify", "lazy"] as const) {
     it.scopedLive(
@@ -119,6 +138,51 @@ describe("the table of markers", () => {
         assert.deepStrictEqual(yield* stored, ["a", "c"])
         yield* Effect.provide(idle, context)
       })
+  )
+
+  for (const [which, isDropped] of [
+    ["the first transactions", false],
+    ["the transactions after a refused marker", true]
+  ] as const) {
+    it.scopedLive(`${which} wait for a lock on the table until acquireTimeout, and leave no session that waits`, () =>
+      Effect.gen(function* () {
+        const { context, stored, writer } = yield* given({ startup: "lazy", acquireTimeout: "2 seconds" })
+        if (isDropped) {
+          yield* Effect.provide(Db.withTransaction(insert("a")), context)
+          yield* query(writer, "DROP SCHEMA effect_db CASCADE")
+          yield* Effect.provide(failed(Db.withTransaction(insert("b"))), context)
+        }
+        yield* Effect.gen(function* () {
+          const errors = yield* Effect.forEach(["c", "d", "e"], (name) => failed(Db.withTransaction(insert(name))), {
+            concurrency: "unbounded"
+          }).pipe(
+            Effect.provide(context),
+            UnitOfWork.outside,
+            Effect.disconnect,
+            Effect.timeoutFail({ duration: "20 seconds", onTimeout: () => new Error("the transactions still wait") })
+          )
+          for (const error of errors) {
+            assert.strictEqual(error._tag === "ConnectFailed" && error.reason, "unresponsive")
+            assert.include(error.message, "effect_db.outcome was not checked in time: another session may hold a lock")
+          }
+          yield* noneWaits(writer)
+        }).pipe(duringCreation(writer))
+        yield* Effect.provide(Db.withTransaction(insert("f")), context)
+        assert.deepStrictEqual(yield* stored, isDropped ? ["a", "f"] : ["f"])
+        yield* Effect.provide(idle, context)
+      })
+    )
+  }
+
+  it.scopedLive("a start that waits for a lock on the table fails, and leaves no session that waits", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* freshDatabase
+      yield* Effect.gen(function* () {
+        const error = yield* Effect.flip(Effect.scoped(build(writer, { connectTimeout: "2 seconds" })))
+        assert.strictEqual(error._tag === "ConnectFailed" && error.reason, "unresponsive")
+        yield* noneWaits(writer)
+      }).pipe(duringCreation(writer))
+    })
   )
 
   it.scopedLive(

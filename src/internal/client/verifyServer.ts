@@ -76,11 +76,7 @@ export const verifyServer = (
           if (mismatch !== undefined || executor === undefined) return report(mismatch)
           const { markers, outcomes } = executor
           if (markers !== undefined) {
-            const stop = closeAt(deadline, connection)
-            markers.prepare(connection, (state) => {
-              stop()
-              report(outcomeTableFailure(location, state))
-            })
+            markers.prepare(connection, deadline, (state) => report(outcomeTableFailure(location, state)))
           } else if (outcomes !== undefined) outcomes.probe(connection, deadline, () => report(undefined))
           else report(undefined)
         })

@@ -80,9 +80,10 @@ LEFT JOIN pg_catalog.pg_proc k ON k.pronamespace OPERATOR(pg_catalog.=) n.oid
  *
  * - `ready`: COMMITs can be marked.
  * - `standby`: the server takes no writes, so it has nothing to mark.
+ * - `late`: the check was not done in time, such as because of a lock of another session.
  * - an error: the table cannot be used, or the connection is lost.
  */
-export type OutcomeTableState = "ready" | "standby" | { readonly failure: Failure } | { readonly fault: Error }
+export type OutcomeTableState = "ready" | "standby" | "late" | { readonly failure: Failure } | { readonly fault: Error }
 
 type OnState = (state: OutcomeTableState) => void
 

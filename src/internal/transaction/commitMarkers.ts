@@ -46,10 +46,23 @@ export class CommitMarkers {
     this.sweepsAt = Number.isFinite(settings.retention) ? 0 : Number.POSITIVE_INFINITY
   }
 
-  /** Checks on an idle connection that the table can be used, and creates it if that is allowed. */
-  prepare(connection: Connection, callback: (state: OutcomeTableState) => void): void {
+  /**
+   * Checks on an idle connection that the table can be used, and creates it if that is allowed. Another
+   * session may hold a lock for long, so at the deadline the check is cancelled and the connection is
+   * closed.
+   */
+  prepare(connection: Connection, deadline: number, callback: (state: OutcomeTableState) => void): void {
+    let isLate = false
+    const stop = clock.later(deadline - clock.now(), () => {
+      isLate = true
+      // without a cancel request, the session would wait for the lock after the end of its connection
+      connection.abort("invalid")
+      callback("late")
+    })
     prepareOutcomeTable(connection, this.settings.creates, (state) => {
-      this.isReady = state === "ready"
+      if (state === "ready") this.isReady = true
+      if (isLate) return
+      stop()
       callback(state)
     })
   }

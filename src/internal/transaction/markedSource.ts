@@ -17,6 +17,12 @@ export const outcomeTableFailure = (
   location: ErrorLocation,
   state: OutcomeTableState
 ): PlainFailure<"ConnectFailed"> | undefined => {
+  if (state === "late") {
+    const cause = new Error(
+      "the table effect_db.outcome was not checked in time: another session may hold a lock on it"
+    )
+    return { _tag: "ConnectFailed", ...location, reason: "unresponsive", cause }
+  }
   if (typeof state === "string") return undefined
   if ("fault" in state) return { _tag: "ConnectFailed", ...location, reason: "outcomeTable", cause: state.fault }
   const { error } = state.failure
@@ -49,7 +55,7 @@ export class MarkedSource implements ConnectionSource {
       (failure, connection) => {
         if (connection === undefined || markers.isReady) return callback(failure, connection)
         preparing = connection
-        markers.prepare(connection, (state) => {
+        markers.prepare(connection, deadline, (state) => {
           preparing = undefined
           const { options } = source
           const refusal = outcomeTableFailure({ database: options.database, server: options.server.name }, state)
