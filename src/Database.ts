@@ -327,9 +327,9 @@ export interface Members<Self> {
    * Callers wait until `acquireTimeout`, and then fail with `PoolExhausted` and the reason `paused`.
    * If the wait is interrupted, this call no longer holds checkouts back; `resume` ends the wait.
    *
-   * A transaction that needs a second connection waits for `resume`, too, and so does the proof of a
-   * COMMIT whose answer was lost. The listening connection is not affected. In a sandbox of
-   * `TestDatabase` it does nothing, and returns 0.
+   * A transaction that needs a second connection waits for `resume`, too. The proof of a COMMIT whose
+   * answer was lost goes on: `drain` waits for its end, and it counts as a connection in use. The
+   * listening connection is not affected. In a sandbox of `TestDatabase` it does nothing, and returns 0.
    */
   readonly pause: (options?: {
     readonly drain?: Duration.DurationInput | undefined

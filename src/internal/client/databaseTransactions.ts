@@ -87,7 +87,7 @@ export class DatabaseTransactions implements Origin {
     this.openTransactions = new OpenTransactions(name, pool.acquireTimeout)
     this.retry = new StatementRetry(name, pool.acquireTimeout, topology, observer)
     this.outcomes =
-      config.outcome === "status" ? new CommitOutcomes(config.resolveWithin, () => this.writes) : undefined
+      config.outcome === "status" ? new CommitOutcomes(config.resolveWithin, () => topology.proofs.begin()) : undefined
     this.markers = config.outcome === "marker" ? this.makeMarkers(config) : undefined
     this.prepared =
       this.markers !== undefined && config.twoPhase && sandbox === undefined
@@ -221,7 +221,7 @@ export class DatabaseTransactions implements Origin {
     const settings = { timeout: resolveWithin, retention: outcomeRetention, creates: createsOutcomeTable }
     return new CommitMarkers(
       settings,
-      () => this.writes,
+      () => this.topology.proofs.begin(),
       (server, message) =>
         this.observer.observe({ _tag: "OutcomesNotDeleted", database: this.database, server, message })
     )

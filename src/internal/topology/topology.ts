@@ -18,6 +18,7 @@ import { makeWriterSearch } from "./makeWriterSearch.js"
 import { OwnConnections } from "./ownConnections.js"
 import { PrimarySampler } from "./primarySampler.js"
 import { Probe, type ProbeResult } from "./probe.js"
+import { Proofs } from "./proofs.js"
 import { ReaderMonitor, type ReaderProbe } from "./readerMonitor.js"
 import { type Close, type Reader, Readers } from "./readers.js"
 import { ReplayWait } from "./replayWait.js"
@@ -46,6 +47,8 @@ export class Topology {
   /** @internal */ readonly outageWaiters: OutageWaiters
   /** The search for the writer, if it may be on several hosts. */
   readonly writerSearch: WriterSearch | undefined
+  /** The proofs of COMMITs whose answers were lost. */
+  readonly proofs: Proofs
   /** The positions of the primary, with which those of the replicas are compared. */
   readonly sampler: PrimarySampler
   private readonly writerMonitor: WriterMonitor | undefined
@@ -53,7 +56,7 @@ export class Topology {
   private readonly discovery: HostDiscovery | undefined
   /** The probe of a writer that is not searched. */
   private writerProbe: Probe | undefined
-  /** The pauses that wait for connections in use. */
+  /** The pauses that wait for connections in use, and for proofs. */
   private readonly drains = new Set<(isOver: boolean) => void>()
   private isClosed = false
 
@@ -115,6 +118,8 @@ export class Topology {
       this.writerMonitor = new WriterMonitor(this.writerSearch, config.monitor, (host) => this.writer.activityOf(host))
     }
     this.writer = make(config.writer, "writer", source, this.writerSearch)
+    // a writer always has a pool for writes; a reader has none
+    this.proofs = new Proofs(this.writer.writes ?? this.writer.reads, () => queueMicrotask(() => this.checkDrains()))
     this.sampler = new PrimarySampler((timeout, callback) => this.askPrimary(timeout, callback))
     this.allReaders = new Readers(config.readers, (server) =>
       this.withMonitor(make(server, "reader", credentials(server)))
@@ -242,14 +247,15 @@ export class Topology {
 
   /**
    * Holds checkouts back, and calls back with the number of connections that are still in use when
-   * there are none, or after `timeout` ms. The returned function cancels the wait, and the pause unless
-   * there was one before.
+   * there are none, or after `timeout` ms. A proof of a COMMIT counts as a connection, because it goes
+   * on. The returned function cancels the wait, and the pause unless there was one before.
    */
   pause(timeout: number, callback: (inUse: number) => void): () => void {
     const wasPaused = this.writer.reads.isPaused
     const pools = this.servers.flatMap((server) => server.pools)
-    // those whose statement is being cancelled, too
-    const inUse = () => pools.reduce((sum, { connections: { all, idle } }) => sum + all.size - idle.length, 0)
+    const inUse = () =>
+      // those whose statement is being cancelled, too
+      pools.reduce((sum, { connections: { all, idle } }) => sum + all.size - idle.length, this.proofs.countOutsidePool)
     const end = () => {
       clock.clear(timer)
       this.drains.delete(check)
@@ -262,16 +268,18 @@ export class Topology {
     }
     const timer = clock.timer(timeout, () => check(true))
     this.drains.add(check)
-    const checkAll = () => {
-      for (const drain of this.drains) drain(false)
-    }
     // after the checkin that has called it
-    for (const pool of pools) pool.pause(() => queueMicrotask(checkAll))
+    for (const pool of pools) pool.pause(() => queueMicrotask(() => this.checkDrains()))
+    this.proofs.onPaused()
     queueMicrotask(() => check(false))
     return () => {
       end()
       if (!wasPaused) this.resume()
     }
+  }
+
+  private checkDrains(): void {
+    for (const drain of this.drains) drain(false)
   }
 
   /** Serves the callers that were held back, and ends the pauses that still wait. */
@@ -282,13 +290,14 @@ export class Topology {
 
   /** Closes all pools; `callback` is called when all sockets are closed. */
   close(timeout: number, callback: () => void): void {
-    const { allReaders, discovery, writer, writerMonitor, writerProbe, writerSearch } = this
+    const { allReaders, discovery, proofs, writer, writerMonitor, writerProbe, writerSearch } = this
     const closing: ReadonlyArray<Close> = [
       ...writer.pools.map(
         (pool): Close =>
           (onClosed) =>
             pool.close(timeout, onClosed)
       ),
+      (onClosed) => proofs.close(onClosed),
       ...allReaders.closing(timeout),
       ...[writerProbe, writerSearch].flatMap((part) => (part ? [(onClosed: () => void) => part.close(onClosed)] : []))
     ]

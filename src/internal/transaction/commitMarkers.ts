@@ -7,7 +7,8 @@ import type { Connection, Failure } from "../connection/connection.js"
 import { type CommitMarker, isMarkerRefused, queryMarker, sweepMarkers } from "../consistency/commitMarker.js"
 import { type OutcomeTableState, prepareOutcomeTable } from "../consistency/outcomeTable.js"
 import type { ConnectionSource } from "../topology/connectionSource.js"
-import { type OnOutcome, resolveOutcome } from "./resolution.js"
+import type { Proof } from "../topology/proofs.js"
+import { type OnOutcome, proveOutcome, type Query, resolveOutcome } from "./resolution.js"
 
 /** The settings of the markers; times are in ms. */
 export interface MarkerSettings {
@@ -40,7 +41,7 @@ export class CommitMarkers {
 
   constructor(
     private readonly settings: MarkerSettings,
-    private readonly source: () => ConnectionSource,
+    private readonly beginProof: () => Proof,
     private readonly onSweepRefused: (server: string, message: string) => void
   ) {
     this.sweepsAt = Number.isFinite(settings.retention) ? 0 : Number.POSITIVE_INFINITY
@@ -79,12 +80,15 @@ export class CommitMarkers {
    */
   resolve(marker: CommitMarker, callback: OnOutcome, on: ResolveOn = {}): () => void {
     const { retention } = this.settings
-    const { source = this.source(), timeout = this.settings.timeout } = on
+    const { source, timeout = this.settings.timeout } = on
     if (clock.now() + timeout - marker.createdAt >= retention) {
       callback(undefined)
       return nothing
     }
-    return resolveOutcome(source, timeout, (connection, done) => queryMarker(connection, marker, done), callback)
+    const query: Query = (connection, done) => queryMarker(connection, marker, done)
+    return source === undefined
+      ? proveOutcome(this.beginProof(), timeout, query, callback)
+      : resolveOutcome(source, timeout, query, callback)
   }
 
   /**

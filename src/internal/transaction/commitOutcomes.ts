@@ -5,8 +5,8 @@
 import * as clock from "../concurrency/clock.js"
 import type { Connection, Failure } from "../connection/connection.js"
 import { decodeId, idRequest, queryStatus, type TransactionId } from "../consistency/transactionStatus.js"
-import type { ConnectionSource } from "../topology/connectionSource.js"
-import { type OnOutcome, resolveOutcome } from "./resolution.js"
+import type { Proof } from "../topology/proofs.js"
+import { type OnOutcome, proveOutcome } from "./resolution.js"
 
 const none: ReadonlyArray<never> = []
 
@@ -25,7 +25,7 @@ export class CommitOutcomes {
   constructor(
     /** The longest time to prove an outcome, in ms. */
     readonly timeout: number,
-    private readonly source: () => ConnectionSource
+    private readonly beginProof: () => Proof
   ) {}
 
   /**
@@ -53,8 +53,8 @@ export class CommitOutcomes {
    * function gives up, and calls back without an outcome.
    */
   resolve(id: TransactionId, callback: OnOutcome): () => void {
-    return resolveOutcome(
-      this.source(),
+    return proveOutcome(
+      this.beginProof(),
       this.timeout,
       (connection, done) => queryStatus(connection, id, done),
       callback

@@ -5,6 +5,7 @@ import * as clock from "../concurrency/clock.js"
 import type { Connection } from "../connection/connection.js"
 import type { TransactionStatus } from "../consistency/transactionStatus.js"
 import type { ConnectionSource } from "../topology/connectionSource.js"
+import type { Proof } from "../topology/proofs.js"
 
 /** Outcome of a COMMIT, if it can be proved. */
 export type ProvedOutcome = "committed" | "undone"
@@ -16,7 +17,7 @@ export type OnOutcome = (outcome: ProvedOutcome | undefined) => void
 export type Prove = (callback: OnOutcome) => () => void
 
 /** Function that queries the status of the transaction once. */
-type Query = (connection: Connection, callback: (status: TransactionStatus) => void) => void
+export type Query = (connection: Connection, callback: (status: TransactionStatus) => void) => void
 
 /** The first pause between two queries, in ms. It doubles up to {@link maxPause}. */
 const minPause = 2
@@ -40,6 +41,16 @@ export const resolveOutcome = (
   resolution.begin()
   return () => resolution.finish(undefined)
 }
+
+/**
+ * Proves the outcome of a transaction that a caller waits for, for `timeout` ms. A pause of the database
+ * does not hold the proof back. The returned function gives up, and calls back without an outcome.
+ */
+export const proveOutcome = (proof: Proof, timeout: number, query: Query, callback: OnOutcome): (() => void) =>
+  resolveOutcome(proof, timeout, query, (outcome) => {
+    proof.end()
+    callback(outcome)
+  })
 
 /** The queries for the outcome of one COMMIT. */
 class Resolution {
