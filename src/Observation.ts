@@ -213,7 +213,8 @@ export type Observation = Data.TaggedEnum<{
   /**
    * A prepared transaction of a unit of work that is stored did not exist at its COMMIT PREPARED: a
    * failover has lost it, so that its work is missing in this database, or another program has ended
-   * it. It is logged as a warning also without `echo`.
+   * it. It is not reported if the server still knows that the transaction is committed. It is logged as
+   * a warning also without `echo`.
    */
   PreparedMissing: { readonly database: string; readonly server: string; readonly gid: string }
   /**

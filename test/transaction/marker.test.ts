@@ -16,6 +16,7 @@ import { describe } from "vitest"
 import { asUnknown, createAdd, endAfterRestart, endOf, outcomeOf, unknownIn, writes } from "../support/commitProof.js"
 import { Audit, Db, idle, insert, run } from "../support/databases.js"
 import { make } from "../support/embedded.js"
+import { eventually } from "../support/eventually.js"
 import { failure } from "../support/failures.js"
 import { freshItemsThroughProxy, itemsThroughProxy } from "../support/proxied.js"
 import { answers, sends } from "../support/proxy.js"
@@ -150,10 +151,10 @@ describe("the table of markers", () => {
         if (isDropped) {
           yield* Effect.provide(Db.withTransaction(insert("a")), context)
           yield* query(writer, "DROP SCHEMA effect_db CASCADE")
-          yield* Effect.provide(failed(Db.withTransaction(insert("b"))), context)
+          yield* Effect.provide(failure(Db.withTransaction(insert("b"))), context)
         }
         yield* Effect.gen(function* () {
-          const errors = yield* Effect.forEach(["c", "d", "e"], (name) => failed(Db.withTransaction(insert(name))), {
+          const errors = yield* Effect.forEach(["c", "d", "e"], (name) => failure(Db.withTransaction(insert(name))), {
             concurrency: "unbounded"
           }).pipe(
             Effect.provide(context),

@@ -6,12 +6,13 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import { Database, EmbeddedPostgres } from "effect-db"
+import { startChild } from "../support/child.js"
 import { Db } from "../support/databases.js"
 import { directory } from "../support/directory.js"
 import { eventually, until } from "../support/eventually.js"
-import { makeProxy, sends } from "../support/proxy.js"
+import { answers, makeProxy, sends } from "../support/proxy.js"
 import { freshDatabase, query } from "../support/server.js"
-import { told, watch } from "../support/suites/pooling/observations.js"
+import { only, told, watch } from "../support/suites/pooling/observations.js"
 import { both, given, leave, move, options, run } from "../support/twoPhase.js"
 
 class Third extends Database.Service<Third>()("third") {}
@@ -135,6 +136,39 @@ describe("the recovery of prepared transactions", () => {
       assert.deepStrictEqual(yield* stored, [[], [1]])
     })
   )
+
+  for (const [where, isLost] of [
+    ["on its own connection", false],
+    ["on another connection", true]
+  ] as const) {
+    it.scopedLive(`a late COMMIT PREPARED ${where} raises no alarm if another process has done it`, () =>
+      Effect.gen(function* () {
+        const { context, one, prepared, proxies, stored, two } = yield* given({ resolveWithin: "1 minute" })
+        const seen = yield* Effect.provide(watch, context)
+        const decided = yield* proxies.two.when(answers("COMMIT"), "freeze")
+        yield* proxies.one.when(sends("COMMIT PREPARED"), "freeze")
+        const fiber = yield* Effect.fork(Effect.provide(run(both(1)), context))
+        yield* decided
+        if (isLost) {
+          yield* proxies.one.cut
+          yield* proxies.one.freeze
+          yield* proxies.one.forget
+          yield* told(seen, "Lost")
+        }
+        yield* proxies.two.thaw
+        const other = yield* startChild("unitLoop", [Redacted.value(two), "0"], one)
+        yield* eventually(prepared, (count) => count === 0)
+        yield* proxies.one.thaw
+        yield* Fiber.join(fiber)
+        // the alarm would come before it
+        yield* told(seen, "TransactionEnded")
+        assert.deepStrictEqual(only(seen, "PreparedMissing"), [])
+        assert.deepStrictEqual(yield* stored, [[1], [1]])
+        yield* other.tell
+        yield* other.ended
+      })
+    )
+  }
 
   it.scopedLive("sessions that have another role by default end what they have prepared", () =>
     Effect.gen(function* () {

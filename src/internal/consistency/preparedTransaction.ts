@@ -9,8 +9,9 @@
 import { isUndefinedObject } from "../../SqlState.js"
 import type { Connection, Failure } from "../connection/connection.js"
 import { codeOf } from "../connection/statementFailure.js"
-import { maintenanceQuery } from "../connection/statementRequest.js"
-import { constantStep, type Step, step } from "../protocol/frontendMessages.js"
+import { maintenanceQuery, type Request } from "../connection/statementRequest.js"
+import { constantStep, step } from "../protocol/frontendMessages.js"
+import { decodeId, idRequest, type TransactionId } from "./transactionStatus.js"
 
 /** Identity of a database, which stays the same after a failover, and its limit. */
 export interface DatabaseIdentity {
@@ -88,16 +89,25 @@ export const listPrepared = (
     )
   })
 
+const beforePrepare = [constantStep("SET CONSTRAINTS ALL IMMEDIATE"), constantStep("SET LOCAL ROLE NONE")]
+// the end of a transaction counts as an operation of the program
+const { isMaintenance: _, ...countedIdRequest }: Request = idRequest
+
 /**
- * The steps that prepare a transaction. The constraints are checked in the role of the program. Then
+ * Prepares the transaction of a connection. The constraints are checked in the role of the program. Then
  * the role of the login takes over, because only the owner may end a prepared transaction, and a role
- * that the transaction has set ends with it.
+ * that the transaction has set ends with it. `callback` receives the failure, or the id of the
+ * transaction, unless it has written nothing.
  */
-export const prepareSteps = (gid: string): ReadonlyArray<Step> => [
-  constantStep("SET CONSTRAINTS ALL IMMEDIATE"),
-  constantStep("SET LOCAL ROLE NONE"),
-  step(`PREPARE TRANSACTION '${gid}'`)
-]
+export const prepareTransaction = (
+  connection: Connection,
+  gid: string,
+  callback: (failure: Failure | undefined, id: TransactionId | undefined) => void
+): void =>
+  connection.run(beforePrepare, countedIdRequest, [step(`PREPARE TRANSACTION '${gid}'`)], (failure, exchange) => {
+    const row = exchange.result.rows[0]
+    callback(failure, failure === undefined && Array.isArray(row) ? decodeId(connection, row) : undefined)
+  })
 
 /**
  * Makes a connection that is used for this alone end prepared transactions of its login, in spite of a

@@ -5,7 +5,12 @@
 import * as clock from "../concurrency/clock.js"
 import type { TransactionFailure } from "../connection/plainFailure.js"
 import { statementFailure } from "../connection/statementFailure.js"
-import { type DatabaseIdentity, type Decision, endPrepared, prepareSteps } from "../consistency/preparedTransaction.js"
+import {
+  type DatabaseIdentity,
+  type Decision,
+  endPrepared,
+  prepareTransaction
+} from "../consistency/preparedTransaction.js"
 import type { TokenRecorder } from "../consistency/tokenRecorder.js"
 import { queryPosition } from "../consistency/walPosition.js"
 import type { Level } from "./level.js"
@@ -92,7 +97,8 @@ export const prepareLevel = (level: Level, gid: string, done: OnEnd): (() => voi
     }
     if (connection.status === "E" || level.undone !== undefined) return undo(rolledBackAtCommit(level))
     isSent = true
-    connection.steps(prepareSteps(gid), (failure) => {
+    prepareTransaction(connection, gid, (failure, id) => {
+      connectionHolder.idTracker.id = id
       // the connection of a caller that has given up is closed
       if (failure === undefined) return finish(isGivenUp ? connectionHolder.lost : undefined)
       // without a decision it is undone, also if it is prepared
@@ -147,7 +153,8 @@ export const endPreparedLevel = (
   const endElsewhere = (isTried: boolean) => {
     recorder?.recordCommit(undefined)
     connectionHolder.checkIn()
-    giveUp = prepared.end(gid, decision, Math.max(1, deadline - clock.now()), isTried, finish)
+    const untried = isTried ? undefined : connectionHolder.idTracker
+    giveUp = prepared.end(gid, decision, Math.max(1, deadline - clock.now()), untried, finish)
   }
   if (connection === undefined || connection.broken !== undefined || connection.busy) {
     endElsewhere(false)
@@ -159,11 +166,12 @@ export const endPreparedLevel = (
       recorder.recordWrite(status)
       finish()
     })
+  const finishWithToken = () => (recorder === undefined ? finish() : recordPosition(recorder))
   endPrepared(connection, gid, decision, (result) => {
-    if (result === "ended" && recorder !== undefined) return recordPosition(recorder)
-    if (result === "missing" && decision === "commit") prepared.reportMissing(gid)
-    if (result === "ended" || result === "missing") finish()
-    else endElsewhere(result === "lost")
+    if (result === "ended") finishWithToken()
+    else if (result !== "missing") endElsewhere(result === "lost")
+    else if (decision === "commit") prepared.checkMissing(connection, gid, connectionHolder.idTracker, finishWithToken)
+    else finish()
   })
   return limit
 }

@@ -18,6 +18,7 @@ import {
   queryIdentity,
   takeRoleOfLogin
 } from "../consistency/preparedTransaction.js"
+import { queryStatus, type TransactionId } from "../consistency/transactionStatus.js"
 import type { ConnectionSource } from "../topology/connectionSource.js"
 import type { OwnConnections } from "../topology/ownConnections.js"
 import type { CommitMarkers } from "./commitMarkers.js"
@@ -53,6 +54,11 @@ interface Dependencies {
   /** The longest time of one attempt to decide or to end a transaction, in ms. */
   readonly timeout: number
   readonly makeConnections: () => OwnConnections
+}
+
+/** Work that was prepared, by the id of its transaction; `undefined` if it has written nothing. */
+interface PreparedWork {
+  readonly id: TransactionId | undefined
 }
 
 /** Result of the end of a prepared transaction; `left` if the recovery has to end it. */
@@ -116,17 +122,18 @@ export class PreparedTransactions {
   }
 
   /**
-   * Ends a transaction on a connection of its own, for up to `timeout` ms. With `isTried`, an earlier
-   * attempt may have ended it. The returned function gives up, and calls back.
+   * Ends a transaction on a connection of its own, for up to `timeout` ms. `untried` is the transaction
+   * if no earlier attempt may have ended it, so that it must exist. The returned function gives up, and
+   * calls back.
    */
   end(
     gid: string,
     decision: Decision,
     timeout: number,
-    isTried: boolean,
+    untried: PreparedWork | undefined,
     callback: (result: Ended) => void
   ): () => void {
-    let isLost = isTried
+    let expected = decision === "commit" ? untried : undefined
     let ended: Ended = "left"
     const query = (connection: Connection, done: (status: "committed" | "open" | "unproved") => void) =>
       takeRoleOfLogin(connection, () =>
@@ -136,21 +143,28 @@ export class PreparedTransactions {
             return done("unproved")
           }
           if (result === "lost") {
-            isLost = true
+            expected = undefined
             return done("open")
           }
           ended = result
-          if (result === "missing" && decision === "commit" && !isLost) this.reportMissing(gid)
-          done("committed")
+          if (result === "ended" || expected === undefined) return done("committed")
+          this.checkMissing(connection, gid, expected, () => done("committed"))
         })
       )
     return resolveOutcome(this.own, timeout, query, () => callback(ended))
   }
 
-  /** Reports that a transaction did not exist at the first attempt to commit it. */
-  reportMissing(gid: string): void {
+  /**
+   * Reports that a transaction did not exist at the first attempt to commit it, unless its work is
+   * stored: if this process stood still for long, the recovery of another one has committed it.
+   */
+  checkMissing(connection: Connection, gid: string, { id }: PreparedWork, done: () => void): void {
     const { database, observer } = this.dependencies
-    observer.observe({ _tag: "PreparedMissing", database, server: this.server, gid })
+    if (id === undefined) return done()
+    queryStatus(connection, id, (status) => {
+      if (status !== "committed") observer.observe({ _tag: "PreparedMissing", database, server: this.server, gid })
+      done()
+    })
   }
 
   private get own(): ConnectionSource {
@@ -256,7 +270,7 @@ export class PreparedTransactions {
       if (one.dependencies.markers.mayBeDeleted(age)) return leave("it is too old for a decision: end it by hand")
       one.decide(marker, age, (outcome) => {
         if (outcome === undefined) return ask(i + 1)
-        this.end(gid, outcome === "committed" ? "commit" : "rollback", this.attemptTimeout, true, (result) => {
+        this.end(gid, outcome === "committed" ? "commit" : "rollback", this.attemptTimeout, undefined, (result) => {
           if (result === "left") return leave("it could not be ended in time")
           const { database, observer } = this.dependencies
           const recovered = { _tag: "PreparedRecovered", database, server: this.server, gid, outcome } as const

@@ -113,7 +113,7 @@ const endLost = (participants: ReadonlyArray<Participant>) =>
       ),
       ({ gid, prepared }) =>
         Effect.async<void>((resume) => {
-          prepared.end(gid, "rollback", interruptedTimeout, true, () => resume(Effect.void))
+          prepared.end(gid, "rollback", interruptedTimeout, undefined, () => resume(Effect.void))
         }),
       { concurrency: "unbounded", discard: true }
     )
