@@ -219,7 +219,12 @@ describe("a server with several hosts", () => {
           env: { ...process.env, PRIMARY: primary, REPLICA: replica, CREDENTIALS: credentials, DATABASE: database }
         })
       )
-      assert.deepStrictEqual(JSON.parse(stdout), { writer: false, reader: true, standbyOnly: "wrongRole" })
+      assert.deepStrictEqual(JSON.parse(stdout), {
+        writer: false,
+        searched: false,
+        reader: true,
+        standbyOnly: "wrongRole"
+      })
     })
   )
 })

@@ -3,14 +3,16 @@ import { assert, describe, it } from "@effect/vitest"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import type * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { type Database, DatabaseError, EmbeddedPostgres } from "effect-db"
 import { Db } from "../support/databases.js"
 import { directory } from "../support/directory.js"
-import { eventually } from "../support/eventually.js"
+import { eventually, until } from "../support/eventually.js"
 import { insertNumber, makeCluster, nameOf, numbersOn, urlOf } from "../support/hostCluster.js"
 import { makeProxy, sends } from "../support/proxy.js"
+import { query } from "../support/server.js"
 import { only, settled, watch } from "../support/suites/pooling/observations.js"
 import { closedPort, listenOnPort } from "../support/tcp.js"
 
@@ -187,45 +189,103 @@ describe("a writer on several hosts", () => {
     )
   )
 
-  it.scopedLive("1,000 callers of a lost writer wait for one search, which probes each host once a pause", () =>
+  const storms: Readonly<Record<string, (hosts: Redacted.Redacted<string>) => Database.Options>> = {
+    "a writer on two hosts": (writer) => ({ writer }),
+    "a writer on two hosts without a monitor": (writer) => ({ writer, monitor: false }),
+    "a cluster of two hosts": (hosts) => ({ hosts })
+  }
+  for (const [name, options] of Object.entries(storms)) {
+    it.scopedLive(`1,000 callers of ${name} wait for one search, which connects to each host once a pause`, () =>
+      Effect.gen(function* () {
+        const { primary, replica } = yield* cluster
+        const hosts = [yield* makeProxy(primary.url()), yield* makeProxy(replica.url())] as const
+        const [before, after] = hosts
+        const given = options(urlOf(primary, hosts.map(local)))
+        const probed = yield* after.when(sends("AS standby OFFSET 0"), "pass")
+        yield* Effect.gen(function* () {
+          yield* insertNumber(0)
+          // the monitors of readers start with the first read
+          yield* Effect.flatMap(Db.reader, (sql) => sql`SELECT 1`)
+          // without a monitor, a standby is left after the login
+          if (given.monitor !== false) yield* probed
+          // the proxy counts the connects that it cuts
+          yield* before.when(({ type }) => type === "startup", "cut", Number.POSITIVE_INFINITY)
+          const accepted = hosts.map((host) => host.accepted)
+          const connects = () => hosts.map((host, i) => host.accepted - (accepted[i] ?? 0))
+          const since = performance.now()
+          yield* Effect.all([before.cut, after.cut])
+          yield* settled({ total: 0 })
+          const waiting = yield* Effect.fork(
+            Effect.forEach(
+              Array.from({ length: 1000 }, (_, n) => n + 1),
+              insertNumber,
+              { concurrency: "unbounded", discard: true }
+            )
+          )
+          // the monitors come to the hosts after 5 seconds
+          yield* until(() => (connects()[0] ?? 0) >= (given.monitor === false ? 5 : 9))
+          const counts = connects()
+          // the pauses are 100, 200, 400 and 800 ms, then a second
+          let rounds = 1
+          for (let left = performance.now() - since, pause = 100; left >= pause; rounds++) {
+            left -= pause
+            pause = Math.min(pause * 2, 1000)
+          }
+          for (const count of counts) assert.isAtMost(count, rounds)
+          // the connection to the standby stays open
+          if (given.monitor !== false) assert.strictEqual(counts[1], 1)
+          yield* replica.promote
+          yield* Fiber.join(waiting)
+          assert.lengthOf(yield* numbersOn(replica), 1001)
+        }).pipe(Effect.provide(Db.layer({ ...given, queueTarget: "10 minutes" })))
+      })
+    )
+  }
+
+  it.scopedLive("a standby is logged in to once by the search, and not again when it is promoted", () =>
     Effect.gen(function* () {
       const { primary, replica } = yield* cluster
-      const before = yield* makeProxy(primary.url())
-      const after = yield* makeProxy(replica.url())
-      const writer = urlOf(primary, [before, after].map(local))
+      const proxy = yield* makeProxy(replica.url())
+      const writer = urlOf(primary, [primary, local(proxy)])
+      let probes = 0
+      yield* proxy.when((message) => {
+        if (sends("AS standby OFFSET 0")(message)) probes++
+        return false
+      }, "pass")
       yield* Effect.gen(function* () {
-        yield* insertNumber(0)
-        yield* Effect.zipRight(before.refuse, before.cut)
-        yield* settled({ total: 0 })
-        const probes = after.accepted
-        const since = performance.now()
-        const waiting = yield* Effect.fork(
-          Effect.forEach(
-            Array.from({ length: 1000 }, (_, n) => n + 1),
-            insertNumber,
-            {
-              concurrency: "unbounded",
-              discard: true
-            }
-          )
-        )
-        yield* eventually(
-          Effect.sync(() => after.accepted - probes),
-          (count) => count >= 4
-        )
-        const count = after.accepted - probes
-        // the pauses are 100, 200, 400 and 800 ms, then a second
-        let rounds = 1
-        for (let left = performance.now() - since, pause = 100; left >= pause; rounds++) {
-          left -= pause
-          pause = Math.min(pause * 2, 1000)
-        }
-        assert.isAtMost(count, rounds)
+        yield* insertNumber(1)
+        yield* until(() => probes > 0)
+        assert.strictEqual(proxy.accepted, 1)
+        yield* primary.kill
         yield* replica.promote
+        yield* insertNumber(2)
+        // the other one is that of the write
+        assert.strictEqual(proxy.accepted, 2)
+        assert.strictEqual(probes, 1)
+      }).pipe(Effect.provide(Db.layer({ writer, minConnections: 0, maxConnections: 1 })))
+    })
+  )
+
+  it.scopedLive("a promoted standby whose sessions are read-only by default is not the writer until they are not", () =>
+    Effect.gen(function* () {
+      const { primary, replica } = yield* cluster
+      const proxy = yield* makeProxy(replica.url())
+      const writer = urlOf(primary, [primary, local(proxy)])
+      const set = (change: string) =>
+        Effect.zipRight(query(replica.url(), `ALTER SYSTEM ${change}`), query(replica.url(), "SELECT pg_reload_conf()"))
+      yield* Effect.gen(function* () {
+        yield* insertNumber(1)
+        yield* set("SET default_transaction_read_only = on")
+        yield* primary.kill
+        yield* replica.promote
+        const waiting = yield* Effect.fork(insertNumber(2))
+        const { accepted } = proxy
+        yield* until(() => proxy.accepted >= accepted + 3)
+        assert.isNull(waiting.unsafePoll())
+        yield* set("RESET default_transaction_read_only")
         yield* Fiber.join(waiting)
-        assert.lengthOf(yield* numbersOn(replica), 1001)
-        // without the monitor, each probe is a connection
-      }).pipe(Effect.provide(Db.layer({ writer, monitor: false, queueTarget: "10 minutes" })))
+        assert.include(yield* numbersOn(replica), 2)
+      }).pipe(Effect.provide(Db.layer({ writer })))
     })
   )
 

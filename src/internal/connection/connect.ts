@@ -3,7 +3,7 @@
  * the server refuses credentials of a provider, they are requested once more.
  */
 
-import type { Endpoint, ServerConfig, SessionConfig } from "../../DatabaseConfig.js"
+import type { Endpoint, ServerConfig, SessionConfig, TargetSessionAttrs } from "../../DatabaseConfig.js"
 import * as clock from "../concurrency/clock.js"
 import { mayPass } from "./connectFailure.js"
 import type { ConnectFailure, Connection, Owner } from "./connection.js"
@@ -45,18 +45,21 @@ export interface ConnectOptions {
   readonly readOnly: boolean
   /** The timeout of all steps together, in ms. */
   readonly timeout: number
+  /** The preferred role. If no host has it, a connection to another one is opened. */
+  readonly preferred?: TargetSessionAttrs | undefined
 }
 
 /**
  * Opens a connection; the returned function cancels. Unless the opening is cancelled, `callback` is
- * called once, after this function has returned.
+ * called once, after this function has returned: with a failure, with a connection, or with both if
+ * no host has the preferred role.
  */
 export const connect = (
   options: ConnectOptions,
   owner: Owner,
   callback: (failure: ConnectFailure | undefined, connection: Connection | undefined) => void
 ): (() => void) => {
-  const { credentials, locator, readOnly, server, session } = options
+  const { credentials, locator, preferred, readOnly, server, session } = options
   const destination = { ...server, dial: credentials.dial }
   const deadline = clock.now() + options.timeout
   let isCancelled = false
@@ -76,11 +79,11 @@ export const connect = (
       if (login.generation < credentials.generation) return start(wasRefused)
       const attempt = (hosts: ReadonlyArray<Endpoint>, onFailure: (failure: ConnectFailure | undefined) => void) => {
         const timeout = Math.max(1, deadline - clock.now())
-        const hostOptions = { timeout, readOnly, owner, credentials: login }
+        const hostOptions = { timeout, readOnly, owner, credentials: login, preferred }
         cancel = connectToFirstHost({ ...destination, hosts }, session, hostOptions, (failure, connection) => {
           if (failure?.reason === "authentication" && credentials.isDynamic && !wasRefused) return start(true)
           if (connection === undefined) onFailure(failure)
-          else callback(undefined, connection)
+          else callback(failure, connection)
         })
       }
       if (locator === undefined) return attempt(server.hosts, (failure) => callback(failure, undefined))

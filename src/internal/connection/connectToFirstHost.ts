@@ -4,7 +4,7 @@
 
 import * as Dns from "node:dns"
 import * as Net from "node:net"
-import type { Endpoint, SessionConfig } from "../../DatabaseConfig.js"
+import type { Endpoint, SessionConfig, TargetSessionAttrs } from "../../DatabaseConfig.js"
 import * as clock from "../concurrency/clock.js"
 import { isLocal } from "../config/localHost.js"
 import { combineFailures } from "./combineFailures.js"
@@ -27,6 +27,8 @@ export interface HostOptions {
   readonly readOnly: boolean
   readonly owner: Owner
   readonly credentials: Login
+  /** The preferred role, for a server of the target `any`. */
+  readonly preferred?: TargetSessionAttrs | undefined
 }
 
 const nothing = () => {}
@@ -68,8 +70,8 @@ interface Candidate {
 class HostAttempts {
   private cancelStep = nothing
   private isOver = false
-  /** A connection that is used if no host has the preferred role. */
-  private fallback: Candidate | undefined
+  /** A connection that is used if no host has the preferred role, and the reason why its host has not. */
+  private fallback: (Candidate & { readonly failure: ConnectFailure }) | undefined
   private readonly queue: Array<Endpoint>
   private readonly failures: Array<readonly [name: string, failure: ConnectFailure]> = []
   private readonly deadline: number
@@ -120,7 +122,8 @@ class HostAttempts {
 
   private judge(endpoint: Endpoint, candidate: Candidate, until: number): void {
     const { connection } = candidate
-    const { hosts, target } = this.server
+    const { hosts } = this.server
+    const target = this.options.preferred ?? this.server.target
     // the default targets are not checked behind a pooler with one address, because the pooler
     // chooses the server
     const isDefault = target === "read-write" || target === "prefer-standby"
@@ -133,7 +136,8 @@ class HostAttempts {
         connection.destroy("invalid")
         return this.onFailure(endpoint, failure)
       }
-      if (target === "prefer-standby" && this.fallback === undefined) this.fallback = candidate
+      const isPreference = target === "prefer-standby" || this.options.preferred !== undefined
+      if (isPreference && this.fallback === undefined) this.fallback = { ...candidate, failure }
       else connection.destroy("wrongRole")
       this.addOtherAddresses(endpoint, connection.secondSocket, until, () => this.onFailure(endpoint, failure))
     })
@@ -174,16 +178,19 @@ class HostAttempts {
     else this.next()
   }
 
-  private take({ assign, connection }: Candidate): void {
+  private take({ assign, connection }: Candidate, failure?: ConnectFailure | undefined): void {
     if (this.fallback !== undefined && this.fallback.connection !== connection)
       this.fallback.connection.destroy("excess")
     this.isOver = true
     assign()
-    this.callback(undefined, connection)
+    this.callback(failure, connection)
   }
 
   private end(): void {
-    if (this.fallback !== undefined && this.fallback.connection.broken === undefined) return this.take(this.fallback)
+    const { preferred } = this.options
+    if (this.fallback !== undefined && this.fallback.connection.broken === undefined) {
+      return this.take(this.fallback, preferred === undefined ? undefined : this.fallback.failure)
+    }
     this.fallback?.connection.destroy("invalid")
     this.isOver = true
     this.callback(combineFailures(this.failures), undefined)
@@ -192,7 +199,8 @@ class HostAttempts {
 
 /**
  * Connects to the first host of a server that has the required role. `callback` is called once,
- * unless the returned function cancels before.
+ * unless the returned function cancels before: with a failure, with a connection, or with both if no
+ * host has the preferred role.
  */
 export const connectToFirstHost = (
   server: Destination,

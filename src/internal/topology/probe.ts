@@ -59,8 +59,8 @@ const failed = (failure: ConnectFailure, silentSince?: number | undefined): Prob
   silentSince
 })
 
-/** The time after which a connection to a standby is replaced, in ms: its name may lead to others. */
-const maxStandbyAge = 60_000
+/** The time after which a connection without the required role is replaced, in ms: its name may lead to others. */
+const maxMismatchAge = 60_000
 
 const unresponsive = (timeout: number): ConnectFailure => ({
   reason: "unresponsive",
@@ -79,8 +79,8 @@ const nothing = () => {}
 /** Probe of one host. Callers that ask at the same time share one exchange. */
 export class Probe {
   private connection: Connection | undefined
-  /** True if the open connection is to a standby, because the host has the role at no address. */
-  private isFallback = false
+  /** The reason why the open connection has not the required role, if the host has it at no address. */
+  private mismatch: ConnectFailure | undefined
   private callbacks: Array<OnProbed> = []
   private cancelConnect = nothing
   /** True if the server has ever answered. */
@@ -123,7 +123,7 @@ export class Probe {
     if (connection !== undefined && isUsable) return this.query(connection, timeout, false)
     connection?.end("aged")
     this.connection = undefined
-    this.connect(timeout, false)
+    this.connect(timeout)
   }
 
   /** Closes the connection; `callback` is called when its socket is closed. */
@@ -143,7 +143,7 @@ export class Probe {
 
   /** The time after which the connection is replaced, in ms: the name of its host may lead to another server. */
   private get maxAge(): number {
-    return this.isFallback ? maxStandbyAge : this.options.maxAge
+    return this.mismatch === undefined ? this.options.maxAge : Math.min(maxMismatchAge, this.options.maxAge)
   }
 
   private get age(): number {
@@ -151,20 +151,21 @@ export class Probe {
   }
 
   /**
-   * Connects to the address of the host that has the role, or else, with `isFallback`, to any, so
-   * that a standby is not logged in to at each probe.
+   * Connects to the address of the host that has the role. A connection that stays open may have
+   * another role, so that a standby is not logged in to at each probe.
    */
-  private connect(timeout: number, isFallback: boolean): void {
-    const { credentials, session, staysOpen } = this.options
+  private connect(timeout: number): void {
+    const { credentials, server, session, staysOpen } = this.options
     const connectTimeout = this.connectLimit
-    const server = isFallback ? { ...this.options.server, target: "any" as const } : this.options.server
-    this.isFallback = isFallback
+    const isPreference = staysOpen && server.target !== "prefer-standby"
+    const role = isPreference
+      ? { server: { ...server, target: "any" as const }, preferred: server.target }
+      : { server, preferred: undefined }
     this.cancelConnect = connect(
-      { server, session, credentials, readOnly: false, timeout: connectTimeout },
+      { ...role, session, credentials, readOnly: false, timeout: connectTimeout },
       this.owner,
       (failure, connection) => {
         this.cancelConnect = nothing
-        if (failure?.reason === "wrongRole" && staysOpen && !isFallback) return this.connect(timeout, true)
         if (connection === undefined) {
           if (failure?.reason === "unresponsive") this.timeouts++
           return this.finish(failed(failure ?? unresponsive(connectTimeout)))
@@ -174,6 +175,7 @@ export class Probe {
         connection.keepProcess(false)
         if (this.isClosed) return connection.destroy("shutdown")
         this.connection = connection
+        this.mismatch = failure
         this.query(connection, timeout, true)
       }
     )
@@ -194,7 +196,10 @@ export class Probe {
       cancelTimer()
       if (failure === undefined) {
         const report = readReport(exchange)
-        if (report?.isStandby === false && this.isFallback) return this.onRoleless(connection, timeout, isNew)
+        if (report?.isStandby === false && this.mismatch !== undefined) {
+          if (!this.hasBecomeWriter(connection)) return this.onMismatch(connection, timeout, isNew, this.mismatch)
+          this.mismatch = undefined
+        }
         if (!this.options.staysOpen) {
           this.connection = undefined
           connection.end("excess")
@@ -209,13 +214,12 @@ export class Probe {
       const { error } = failure
       if (failure._tag === "lost") {
         // an old connection may have been lost long ago, and the server runs again
-        if (!isNew && !this.isClosed) return this.connect(timeout, false)
+        if (!isNew && !this.isClosed) return this.connect(timeout)
         return this.finish(failed({ reason: connectReason(codeOf(error), error.message), error }))
       }
       connection.end("invalid")
-      // some services refuse the functions of the query; the login has checked the role, except that
-      // of a fallback
-      const isStandby = this.isFallback || connection.takesNoWrites
+      // some services refuse the functions of the query; the login has checked the role
+      const isStandby = this.mismatch !== undefined || connection.takesNoWrites
       this.finish({
         _tag: "Answered",
         report: { ...withoutHistory, isStandby },
@@ -226,14 +230,22 @@ export class Probe {
   }
 
   /**
-   * Handles a fallback connection to a server that is no standby any more, or whose sessions are
-   * read-only: only a login with the required role shows that it can be the writer.
+   * Checks if the server of an open connection, which is no standby any more, has the required role.
+   * PostgreSQL 14 and later report a promotion, and sessions that are read-only by default.
    */
-  private onRoleless(connection: Connection, timeout: number, isNew: boolean): void {
+  private hasBecomeWriter(connection: Connection): boolean {
+    const { target } = this.options.server
+    if (target === "primary") return true
+    return target === "read-write" && connection.parameter("in_hot_standby") === "off" && !connection.takesNoWrites
+  }
+
+  /** Handles a connection to a server that is no standby, and is not known to have the required role. */
+  private onMismatch(connection: Connection, timeout: number, isNew: boolean, mismatch: ConnectFailure): void {
     this.connection = undefined
     connection.end("wrongRole")
-    if (!isNew && !this.isClosed) return this.connect(timeout, false)
-    this.finish(failed({ reason: "wrongRole", error: new Error("its sessions are read-only by default") }))
+    // another login may show that it has the role now
+    if (!isNew && !this.isClosed) return this.connect(timeout)
+    this.finish(failed(mismatch))
   }
 
   /**
@@ -244,7 +256,7 @@ export class Probe {
     const result = failed(unresponsive(timeout), since)
     if (isNew || this.isClosed) return this.finish(result)
     checkAlive(connection.server, connection.secondSocket, timeout, (isAlive) => {
-      if (isAlive && !this.isClosed) this.connect(timeout, false)
+      if (isAlive && !this.isClosed) this.connect(timeout)
       else this.finish(result)
     })
   }

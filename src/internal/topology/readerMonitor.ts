@@ -16,7 +16,10 @@ import { fast } from "./writerMonitor.js"
 const nothing = () => {}
 
 /** Probe of a reader, of its own or shared with the search for the writer. */
-export type ReaderProbe = Pick<Probe, "ask" | "close">
+export interface ReaderProbe extends Pick<Probe, "ask" | "close"> {
+  /** True while the search connects to the host, with pauses that it chooses. */
+  readonly isSearching?: boolean
+}
 
 /** Monitor of one reader. It starts with the first read. */
 export class ReaderMonitor {
@@ -88,6 +91,7 @@ export class ReaderMonitor {
 
   /** Asks the primary, and then the reader, so that the position of the primary is not the later one. */
   private check(): void {
+    if (this.probe.isSearching === true) return this.schedule()
     const { cancel } = this
     // not after `close`, and not if a change has begun a new interval
     const isCurrent = () => this.isStarted && this.cancel === cancel

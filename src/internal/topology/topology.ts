@@ -187,9 +187,14 @@ export class Topology {
   private sharedProbe({ name }: Server): ReaderProbe | undefined {
     const { writerSearch } = this
     if (this.config.cluster === undefined || writerSearch === undefined) return undefined
+    const find = () => writerSearch.hosts.find(({ endpoint }) => endpoint.name === name)
     return {
+      get isSearching() {
+        const host = find()
+        return host !== undefined && writerSearch.isConnecting(host)
+      },
       ask: (timeout, callback) => {
-        const host = writerSearch.hosts.find(({ endpoint }) => endpoint.name === name)
+        const host = find()
         if (host === undefined) return callback(removedHost)
         host.probe.ask(timeout, (result) => {
           writerSearch.handle(host, result)

@@ -82,6 +82,7 @@ export class WriterMonitor {
     const isFast = clock.now() - this.changedAt < fast.duration
     const interval = isFast ? Math.min(fast.interval, this.config.interval) : this.config.interval
     const cancel = clock.later(interval, () => {
+      if (this.search.isConnecting(host)) return this.schedule(host)
       host.probe.ask(this.config.detectionTime * answerPart, (result) => {
         this.search.handle(host, result)
         // not after `stop`, and not if a change has begun a new interval

@@ -125,6 +125,14 @@ export class WriterSearch implements HostLocator {
     return this.current !== undefined
   }
 
+  /**
+   * Checks if a search connects to a host again and again, with its own pauses, so that a monitor must
+   * not connect as well.
+   */
+  isConnecting({ probe }: SearchedHost): boolean {
+    return this.isRunning && !probe.isOpen
+  }
+
   /** Returns the name of the host that is the writer, if it is known. */
   get writer(): string | undefined {
     return this.state._tag === "Known" ? this.state.host : undefined
