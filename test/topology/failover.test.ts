@@ -110,6 +110,25 @@ describe("a writer on several hosts", () => {
       )
   )
 
+  it.scopedLive("a statement in flight on a frozen writer fails while the monitor's connection is to be replaced", () =>
+    Effect.gen(function* () {
+      const { primary, writer } = yield* cluster
+      yield* Effect.gen(function* () {
+        yield* insert(1)
+        const since = performance.now()
+        yield* until(() => performance.now() - since > 1100)
+        const sql = yield* Db.writer
+        const inFlight = yield* Effect.fork(DatabaseError.refine(sql`INSERT INTO item SELECT 2 FROM pg_sleep(60)`))
+        const count = "SELECT count(*)::int AS count FROM pg_stat_activity WHERE query LIKE '%pg_sleep(60)'"
+        yield* eventually(query<{ count: number }>(primary.url(), count), ([row]) => row?.count === 1)
+        yield* primary.freeze
+        const error = yield* Fiber.join(inFlight).pipe(Effect.flip, Effect.timeout("20 seconds"))
+        assert.strictEqual(error._tag === "Disconnected" && error.outcome, "inDoubt")
+        yield* primary.thaw
+      }).pipe(Effect.provide(Db.layer({ writer, maxLifetime: "1 second", monitorInterval: "1 minute" })))
+    })
+  )
+
   it.scopedLive("a monitor whose own connection is dead harms no caller, and connects again", () =>
     Effect.gen(function* () {
       const { primary, replica } = yield* cluster

@@ -2,12 +2,14 @@
 import { assert, layer } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import type * as Redacted from "effect/Redacted"
 import { Consistency, type Database, DatabaseError } from "effect-db"
 import { describe } from "vitest"
 import { Cluster, cluster, freshId, insertId, open, pause, read, replica, write } from "../support/cluster.js"
 import { Db } from "../support/databases.js"
-import { eventually } from "../support/eventually.js"
+import { eventually, until } from "../support/eventually.js"
 import { makeProxy, sends } from "../support/proxy.js"
+import { query } from "../support/server.js"
 import { only, told, watch } from "../support/suites/pooling/observations.js"
 
 /** Checks that follow each other fast, with a limit that a paused replica exceeds at once. */
@@ -215,6 +217,93 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("readers", 
             [frozen.port, other.port].toSorted((a, b) => a - b)
           )
         }).pipe(Effect.provide(open([0, 1], { monitorInterval: "50 millis", readerRetryDelay: "100 millis" })))
+      })
+    )
+
+    /** Begins reads that take three seconds, and waits until some run on a server. */
+    const beginReads = (server: Effect.Effect.Success<ReturnType<typeof replica>>, total: number) =>
+      Effect.gen(function* () {
+        const read = Effect.flatMap(
+          Db.reader,
+          (sql) => sql<{ port: number }>`SELECT inet_server_port() AS port, pg_sleep(3)`
+        )
+        const reads = yield* Effect.fork(Effect.replicateEffect(read, total, { concurrency: total }))
+        const count = "SELECT count(*)::int AS count FROM pg_stat_activity WHERE query LIKE '%AS port, pg_sleep(3)'"
+        yield* eventually(query<{ count: number }>(server.url(), count), ([row]) => (row?.count ?? 0) > 0)
+        const ports = Fiber.join(reads).pipe(Effect.map((rows) => [...new Set(rows.map(([row]) => row?.port))]))
+        return Effect.timeout(ports, "20 seconds")
+      })
+
+    /** Freezes the first replica after `prepare`, and returns the servers of the reads that were in flight on it. */
+    const freezeAfter = (prepare: (url: Redacted.Redacted<string>) => Effect.Effect<unknown>) =>
+      Effect.gen(function* () {
+        const [frozen, other] = [yield* replica(0), yield* replica(1)]
+        yield* ports()
+        // the monitor has its connection
+        yield* eventually(statusOf(nameOf(frozen)), ({ lagMillis }) => lagMillis !== undefined)
+        yield* prepare(frozen.url())
+        const served = yield* beginReads(frozen, 4)
+        yield* Effect.acquireRelease(frozen.freeze, () => Effect.orDie(frozen.thaw))
+        assert.deepStrictEqual(yield* served, [other.port])
+      }).pipe(Effect.provide(open([0, 1], { maxLifetime: "1 second", monitorInterval: "1 minute" })))
+
+    it.scoped(
+      "reads in flight on a frozen replica succeed elsewhere if the monitor's connection is to be replaced",
+      () =>
+        freezeAfter(() => {
+          const since = performance.now()
+          return until(() => performance.now() - since > 1100)
+        })
+    )
+
+    it.scoped("reads in flight on a frozen replica succeed elsewhere if the monitor has lost its connection", () =>
+      freezeAfter((url) =>
+        eventually(
+          query<{ count: number }>(
+            url,
+            `SELECT count(pg_terminate_backend(pid))::int AS count FROM pg_stat_activity
+             WHERE query LIKE 'SELECT s.system_identifier%'`
+          ),
+          ([row]) => row?.count === 0
+        )
+      )
+    )
+
+    it.scoped("reads in flight succeed elsewhere if the monitor of a frozen replica has never connected", () =>
+      Effect.gen(function* () {
+        const { primary } = yield* Cluster
+        const frozen = yield* replica(0)
+        const proxy = yield* makeProxy(frozen.url("app"))
+        // the first connection is that of the first read, because the monitor asks the primary first
+        yield* proxy.when(
+          ({ connection, type }) => type === "startup" && connection > 1,
+          "freeze",
+          Number.POSITIVE_INFINITY
+        )
+        yield* Effect.gen(function* () {
+          assert.strictEqual(yield* port, frozen.port)
+          const served = yield* beginReads(frozen, 1)
+          yield* proxy.freeze
+          assert.deepStrictEqual(yield* served, [primary.port])
+        }).pipe(Effect.provide(open([], { readers: [proxy.url], connectTimeout: "500 millis", maxConnections: 1 })))
+      })
+    )
+
+    it.scoped("the connection of a monitor is replaced at the end of its lifetime, and closed", () =>
+      Effect.gen(function* () {
+        const server = yield* replica(0)
+        const pids = Effect.map(
+          query<{ pid: number }>(
+            server.url(),
+            "SELECT pid FROM pg_stat_activity WHERE query LIKE 'SELECT s.system_identifier%'"
+          ),
+          (rows) => rows.map(({ pid }) => pid)
+        )
+        yield* Effect.gen(function* () {
+          yield* port
+          const [first] = yield* eventually(pids, ({ length }) => length === 1)
+          yield* eventually(pids, (all) => all.length === 1 && all[0] !== first)
+        }).pipe(Effect.provide(open([0], { maxLifetime: "500 millis", monitorInterval: "50 millis" })))
       })
     )
 

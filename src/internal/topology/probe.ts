@@ -26,7 +26,7 @@ export type ProbeResult =
   | {
       readonly _tag: "Failed"
       readonly failure: ConnectFailure
-      /** If the server did not answer on a connection that was open: the time of the query. */
+      /** The time since which a silent server has not answered: neither this probe, nor on another socket. */
       readonly silentSince: number | undefined
     }
 
@@ -76,13 +76,24 @@ const closed = failed({ reason: "unreachable", error: new Error("the database is
 
 const nothing = () => {}
 
+/** Open connection of a probe. */
+interface OpenConnection {
+  readonly connection: Connection
+  /** The reason why it has not the required role, if the host has it at no address. */
+  mismatch: ConnectFailure | undefined
+  /** True before its first answer. */
+  isNew: boolean
+}
+
 /** Probe of one host. Callers that ask at the same time share one exchange. */
 export class Probe {
-  private connection: Connection | undefined
-  /** The reason why the open connection has not the required role, if the host has it at no address. */
-  private mismatch: ConnectFailure | undefined
+  private open: OpenConnection | undefined
+  /** The last connection: its server is checked on another socket when a connect has no answer. */
+  private last: Connection | undefined
   private callbacks: Array<OnProbed> = []
   private cancelConnect = nothing
+  /** True while a connection is opened that is to replace the open one. */
+  private isRenewing = false
   /** True if the server has ever answered. */
   private hasAnswered = false
   /** The number of connects without an answer since the last answer. */
@@ -95,8 +106,8 @@ export class Probe {
   constructor(private readonly options: ProbeOptions) {
     this.owner = {
       lost: (connection, error) => {
-        if (this.connection !== connection) return
-        this.connection = undefined
+        if (this.open?.connection !== connection) return
+        this.open = undefined
         if (this.callbacks.length === 0) options.onLost(error)
       },
       closed: (connection) => {
@@ -108,22 +119,17 @@ export class Probe {
 
   /** Checks if a connection is open, so that the next probe needs no login. */
   get isOpen(): boolean {
-    return this.connection !== undefined
+    return this.open !== undefined
   }
 
   /**
    * Asks the server for its report, and fails if it does not answer within `timeout` ms. A connect,
-   * if none is open, has its own timeout.
+   * if no connection is open, has its own timeout.
    */
   ask(timeout: number, callback: OnProbed): void {
     if (this.isClosed) return callback(closed)
     if (this.callbacks.push(callback) > 1) return
-    const { connection } = this
-    const isUsable = connection?.broken === undefined && this.age <= this.maxAge
-    if (connection !== undefined && isUsable) return this.query(connection, timeout, false)
-    connection?.end("aged")
-    this.connection = undefined
-    this.connect(timeout)
+    this.askOnce(timeout)
   }
 
   /** Closes the connection; `callback` is called when its socket is closed. */
@@ -141,47 +147,85 @@ export class Probe {
     return this.hasAnswered ? Math.min(connectTimeout, reconnectTimeout * 2 ** this.timeouts) : connectTimeout
   }
 
-  /** The time after which the connection is replaced, in ms: the name of its host may lead to another server. */
-  private get maxAge(): number {
-    return this.mismatch === undefined ? this.options.maxAge : Math.min(maxMismatchAge, this.options.maxAge)
+  /** Checks if a connection is to be replaced, because the name of its host may lead to another server. */
+  private isAged({ connection, mismatch }: OpenConnection): boolean {
+    const { maxAge } = this.options
+    return clock.now() - connection.createdAt > (mismatch === undefined ? maxAge : Math.min(maxMismatchAge, maxAge))
   }
 
-  private get age(): number {
-    return clock.now() - (this.connection?.createdAt ?? 0)
+  private askOnce(timeout: number): void {
+    const { open } = this
+    if (open === undefined || open.connection.broken !== undefined) return this.connect(timeout)
+    if (this.isAged(open)) this.renew()
+    this.query(open, timeout)
+  }
+
+  /**
+   * Opens a connection in place of one that is aged, which is asked meanwhile: a connect without an
+   * answer may be slow, and an open connection without one shows a silent server.
+   */
+  private renew(): void {
+    if (this.isRenewing) return
+    this.isRenewing = true
+    this.login(this.options.connectTimeout, (_, connection, mismatch) => {
+      this.isRenewing = false
+      // the next probe tries again
+      if (connection === undefined) return
+      const aged = this.open
+      this.open = { connection, mismatch, isNew: true }
+      aged?.connection.end("aged")
+    })
+  }
+
+  private connect(timeout: number): void {
+    this.open?.connection.end("aged")
+    this.open = undefined
+    this.cancelConnect()
+    this.isRenewing = false
+    const since = clock.now()
+    const limit = this.connectLimit
+    this.login(limit, (failure, connection, mismatch) => {
+      if (connection === undefined) return this.onNoConnection(failure ?? unresponsive(limit), timeout, since)
+      this.open = { connection, mismatch, isNew: true }
+      this.query(this.open, timeout)
+    })
   }
 
   /**
    * Connects to the address of the host that has the role. A connection that stays open may have
    * another role, so that a standby is not logged in to at each probe.
    */
-  private connect(timeout: number): void {
+  private login(
+    timeout: number,
+    callback: (
+      failure: ConnectFailure | undefined,
+      connection: Connection | undefined,
+      mismatch: ConnectFailure | undefined
+    ) => void
+  ): void {
     const { credentials, server, session, staysOpen } = this.options
-    const connectTimeout = this.connectLimit
     const isPreference = staysOpen && server.target !== "prefer-standby"
     const role = isPreference
       ? { server: { ...server, target: "any" as const }, preferred: server.target }
       : { server, preferred: undefined }
     this.cancelConnect = connect(
-      { ...role, session, credentials, readOnly: false, timeout: connectTimeout },
+      { ...role, session, credentials, readOnly: false, timeout },
       this.owner,
       (failure, connection) => {
         this.cancelConnect = nothing
-        if (connection === undefined) {
-          if (failure?.reason === "unresponsive") this.timeouts++
-          return this.finish(failed(failure ?? unresponsive(connectTimeout)))
-        }
+        if (connection === undefined) return callback(failure, undefined, undefined)
         this.sockets.add(connection)
         // only the callers of the pools keep the process alive
         connection.keepProcess(false)
         if (this.isClosed) return connection.destroy("shutdown")
-        this.connection = connection
-        this.mismatch = failure
-        this.query(connection, timeout, true)
+        this.last = connection
+        callback(undefined, connection, failure)
       }
     )
   }
 
-  private query(connection: Connection, timeout: number, isNew: boolean): void {
+  private query(open: OpenConnection, timeout: number): void {
+    const { connection, isNew } = open
     const startedAt = clock.now()
     let isTimedOut = false
     // a login may be slow, and so may the first query after it
@@ -189,19 +233,20 @@ export class Probe {
     const cancelTimer = clock.later(limit, () => {
       isTimedOut = true
       if (isNew) this.timeouts++
-      this.connection = undefined
+      this.drop(open)
       connection.destroy("invalid")
     })
     connection.run([], reportQuery, [], (failure, exchange) => {
       cancelTimer()
       if (failure === undefined) {
         const report = readReport(exchange)
-        if (report?.isStandby === false && this.mismatch !== undefined) {
-          if (!this.hasBecomeWriter(connection)) return this.onMismatch(connection, timeout, isNew, this.mismatch)
-          this.mismatch = undefined
+        if (report?.isStandby === false && open.mismatch !== undefined) {
+          if (!this.hasBecomeWriter(connection)) return this.onMismatch(open, timeout, open.mismatch)
+          open.mismatch = undefined
         }
+        open.isNew = false
         if (!this.options.staysOpen) {
-          this.connection = undefined
+          this.drop(open)
           connection.end("excess")
         }
         const latency = isNew ? undefined : clock.now() - startedAt
@@ -209,17 +254,17 @@ export class Probe {
           report === undefined ? notPostgres : { _tag: "Answered", report, askedAt: startedAt, latency }
         )
       }
-      this.connection = undefined
-      if (isTimedOut) return this.onSilent(connection, timeout, startedAt, isNew)
+      this.drop(open)
+      if (isTimedOut) return this.onSilent(open, timeout, startedAt)
       const { error } = failure
       if (failure._tag === "lost") {
         // an old connection may have been lost long ago, and the server runs again
-        if (!isNew && !this.isClosed) return this.connect(timeout)
+        if (!isNew && !this.isClosed) return this.askOnce(timeout)
         return this.finish(failed({ reason: connectReason(codeOf(error), error.message), error }))
       }
       connection.end("invalid")
       // some services refuse the functions of the query; the login has checked the role
-      const isStandby = this.mismatch !== undefined || connection.takesNoWrites
+      const isStandby = open.mismatch !== undefined || connection.takesNoWrites
       this.finish({
         _tag: "Answered",
         report: { ...withoutHistory, isStandby },
@@ -227,6 +272,11 @@ export class Probe {
         latency: undefined
       })
     })
+  }
+
+  /** Forgets a connection, unless another one has replaced it. */
+  private drop(open: OpenConnection): void {
+    if (this.open === open) this.open = undefined
   }
 
   /**
@@ -240,11 +290,11 @@ export class Probe {
   }
 
   /** Handles a connection to a server that is no standby, and is not known to have the required role. */
-  private onMismatch(connection: Connection, timeout: number, isNew: boolean, mismatch: ConnectFailure): void {
-    this.connection = undefined
-    connection.end("wrongRole")
+  private onMismatch(open: OpenConnection, timeout: number, mismatch: ConnectFailure): void {
+    this.drop(open)
+    open.connection.end("wrongRole")
     // another login may show that it has the role now
-    if (!isNew && !this.isClosed) return this.connect(timeout)
+    if (!open.isNew && !this.isClosed) return this.askOnce(timeout)
     this.finish(failed(mismatch))
   }
 
@@ -252,13 +302,29 @@ export class Probe {
    * Checks on another socket if the server answers, because the network may have dropped only this
    * connection, and then asks on a new connection.
    */
-  private onSilent(connection: Connection, timeout: number, since: number, isNew: boolean): void {
+  private onSilent({ connection, isNew }: OpenConnection, timeout: number, since: number): void {
     const result = failed(unresponsive(timeout), since)
     if (isNew || this.isClosed) return this.finish(result)
     checkAlive(connection.server, connection.secondSocket, timeout, (isAlive) => {
-      if (isAlive && !this.isClosed) this.connect(timeout)
+      const isReachable = isAlive || this.open !== undefined
+      if (isReachable && !this.isClosed) this.askOnce(timeout)
       else this.finish(result)
     })
+  }
+
+  /**
+   * Handles a failed connect. If it had no answer, another socket shows if the server is silent, so
+   * that statements in flight are given up, or only its logins are slow. A host that has never answered
+   * is silent after two connects.
+   */
+  private onNoConnection(failure: ConnectFailure, timeout: number, since: number): void {
+    if (failure.reason !== "unresponsive" || !this.options.staysOpen) return this.finish(failed(failure))
+    this.timeouts++
+    const { last } = this
+    if (last === undefined) return this.finish(failed(failure, this.timeouts > 1 ? since : undefined))
+    checkAlive(last.server, last.secondSocket, timeout, (isAlive) =>
+      this.finish(failed(failure, isAlive ? undefined : since))
+    )
   }
 
   private finish(result: ProbeResult): void {
