@@ -8,7 +8,7 @@ import { describe } from "vitest"
 import { Cluster, cluster, freshId, insertId, open, pause, read, replica, write } from "../support/cluster.js"
 import { Db } from "../support/databases.js"
 import { eventually, until } from "../support/eventually.js"
-import { makeProxy, sends } from "../support/proxy.js"
+import { makeProxy, type Proxy, sends } from "../support/proxy.js"
 import { query } from "../support/server.js"
 import { only, told, watch } from "../support/suites/pooling/observations.js"
 
@@ -124,6 +124,48 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("readers", 
         assert.strictEqual(refused._tag === "Left" && refused.left._tag, "NoReplicaCaughtUp")
       })
     )
+  })
+
+  describe("a reader that returns behind", () => {
+    /** Ways to take a replica away and to bring it back. */
+    const outages: Readonly<Record<string, (proxy: Proxy) => readonly [Effect.Effect<void>, Effect.Effect<void>]>> = {
+      refuses: ({ accept, cut, refuse }) => [Effect.zipRight(refuse, cut), accept],
+      freezes: ({ freeze, thaw }) => [freeze, thaw]
+    }
+    for (const [verb, outage] of Object.entries(outages)) {
+      it.scoped(`a replica that ${verb} and returns serves no read before its lag is known`, () =>
+        Effect.gen(function* () {
+          const [late, current] = [yield* replica(0), yield* replica(1)]
+          const proxy = yield* makeProxy(late.url("app"))
+          const [leave, comeBack] = outage(proxy)
+          // only the pool connects again before the next check
+          const options: Partial<Database.Options> = {
+            readers: [proxy.url, current.url("app")],
+            minConnections: 1,
+            maxLag: "20 millis",
+            monitorInterval: "1 minute",
+            readerRetryDelay: "1 minute"
+          }
+          yield* Effect.gen(function* () {
+            const seen = yield* watch
+            const both = [late.port, current.port].toSorted((a, b) => a - b)
+            yield* eventually(ports(), (served) => served.join() === both.join())
+            yield* eventually(statusOf(`127.0.0.1:${proxy.port}`), ({ lagMillis }) => lagMillis !== undefined)
+            yield* pause(late)
+            yield* write
+            yield* leave
+            // reads that are given up run again
+            yield* eventually(ports(), () => only(seen, "MarkedDown").length > 0)
+            yield* comeBack
+            yield* eventually(port, (at) => {
+              assert.strictEqual(at, current.port)
+              return only(seen, "FellBehind").length > 0
+            })
+            assert.deepStrictEqual(yield* ports(), [current.port])
+          }).pipe(Effect.provide(open([], options)))
+        })
+      )
+    }
   })
 
   describe("a read with a bounded lag", () => {

@@ -47,9 +47,12 @@ export class ReaderMonitor {
         server.onSilence()
         const since = clock.now()
         probe.ask(this.timeout, (result) => {
-          callback(result._tag === "Answered")
-          // the position of the primary is not that of this moment, so this is no check of the lag
-          this.handle(result, since, undefined)
+          const isAnswered = result._tag === "Answered"
+          callback(isAnswered)
+          // the position of the primary is not that of this moment, so this is no check of the lag, without
+          // which a server does not return
+          if (isAnswered && server.isDown) this.checkSoon()
+          else this.handle(result, since, undefined)
         })
       }
     )
@@ -58,8 +61,11 @@ export class ReaderMonitor {
   start(): void {
     if (this.isStarted) return
     this.isStarted = true
-    // the interval of a reader that has failed is another one
-    this.server.onDown = () => this.schedule()
+    this.server.monitor = {
+      // the interval of a reader that has failed is another one
+      onDown: () => this.schedule(),
+      onRecovery: () => this.checkSoon()
+    }
     this.check()
     this.watch.start()
   }
@@ -69,7 +75,7 @@ export class ReaderMonitor {
     this.cancel()
     this.cancel = nothing
     this.isStarted = false
-    this.server.onDown = undefined
+    this.server.monitor = undefined
     this.watch.stop()
     this.probe.close(callback)
   }
@@ -86,12 +92,20 @@ export class ReaderMonitor {
     const isFast = clock.now() - this.changedAt < fast.duration || this.server.isUnsettled
     const isDown = !this.server.isUsable(Number.NEGATIVE_INFINITY)
     const next = isFast ? fast.interval : isDown ? Math.max(fast.interval, this.retryDelay) : interval
-    this.cancel = clock.later(Math.min(next, interval), () => this.check())
+    this.cancel = clock.later(Math.min(next, interval), () =>
+      this.probe.isSearching === true ? this.schedule() : this.check()
+    )
+  }
+
+  /** Checks the reader in place of the check in progress, whose position of the primary is older. */
+  private checkSoon(): void {
+    if (!this.isStarted) return
+    this.cancel()
+    this.cancel = clock.later(0, () => this.check())
   }
 
   /** Asks the primary, and then the reader, so that the position of the primary is not the later one. */
   private check(): void {
-    if (this.probe.isSearching === true) return this.schedule()
     const { cancel } = this
     // not after `close`, and not if a change has begun a new interval
     const isCurrent = () => this.isStarted && this.cancel === cancel

@@ -29,6 +29,14 @@ export interface ServerDependencies
   readonly isWriter: () => boolean
 }
 
+/** Monitor of a server, which tries it after a failure, so that no read has to. */
+export interface RunningMonitor {
+  /** Called after a failure. */
+  readonly onDown: () => void
+  /** Called when the server seems to be back: it checks the server at once. */
+  readonly onRecovery: () => void
+}
+
 /** The weight of the latest latency in the average. */
 const latencyShare = 0.2
 
@@ -67,8 +75,8 @@ export class Server {
   private timeline: number | undefined
   /** The wait for its replay, if the server is monitored. */
   replayWait: ReplayWait | undefined
-  /** Called after a failure; set while a monitor tries the server, so that no read has to. */
-  onDown: (() => void) | undefined
+  /** The monitor of the server, while it runs. */
+  monitor: RunningMonitor | undefined
 
   constructor(
     readonly server: ServerConfig,
@@ -142,6 +150,11 @@ export class Server {
     for (const pool of this.pools) pool.close(Number.POSITIVE_INFINITY, onClosed, failure)
   }
 
+  /** True after a failure, until the server has answered. */
+  get isDown(): boolean {
+    return this.health._tag === "down" || this.health._tag === "trial"
+  }
+
   /** True while callers wait for its answers. */
   get isSuspect(): boolean {
     return this.health._tag === "suspect"
@@ -165,7 +178,7 @@ export class Server {
 
   /** Records that a read has been sent to the server. */
   onChosen(now: number): void {
-    if (this.health._tag === "down" || this.health._tag === "trial") {
+    if (this.isDown) {
       this.health = onChosen(this.health, now, now + this.config.readerRetryDelay)
     }
   }
@@ -190,9 +203,9 @@ export class Server {
 
   /** Records a failed connect, or a silence. */
   onFailure(message: string): void {
-    const until = this.onDown === undefined ? clock.now() + this.config.readerRetryDelay : Number.POSITIVE_INFINITY
+    const until = this.monitor === undefined ? clock.now() + this.config.readerRetryDelay : Number.POSITIVE_INFINITY
     this.setHealth(onFailure(message, until))
-    this.onDown?.()
+    this.monitor?.onDown()
   }
 
   /** Records that the server is alive, but refuses its monitor: reads have to try it. */
@@ -261,19 +274,20 @@ export class Server {
   }
 
   private updateUsable(): void {
-    const { health } = this
-    this.metrics?.setUsable(health._tag !== "down" && health._tag !== "trial" && !this.isBehind && !this.isLeftOut)
+    this.metrics?.setUsable(!this.isDown && !this.isBehind && !this.isLeftOut)
   }
 
   private onConnect(healthy: boolean, message: string): void {
-    if (healthy) this.setHealth(onAnswer())
+    // the lag of a server that was down is not known, and reads must not see what is too old
+    if (healthy && this.health._tag === "down" && this.monitor !== undefined) this.monitor.onRecovery()
+    else if (healthy) this.setHealth(onAnswer())
     // that the writer takes no readers is no failure
     else if (!this.isLeftOut) this.onFailure(message)
   }
 
   private setHealth(health: Health): void {
     const location = { database: this.config.name, server: this.name }
-    const wasDown = this.health._tag === "down" || this.health._tag === "trial"
+    const wasDown = this.isDown
     this.health = health
     // what it has missed meanwhile is not known
     if (health._tag === "down") this.lagState = initialLag
