@@ -114,7 +114,7 @@ describe("a writer on several hosts", () => {
     Effect.gen(function* () {
       const { primary, writer } = yield* cluster
       yield* Effect.gen(function* () {
-        yield* insert(1)
+        yield* insertNumber(1)
         const since = performance.now()
         yield* until(() => performance.now() - since > 1100)
         const sql = yield* Db.writer

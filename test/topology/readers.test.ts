@@ -1,4 +1,6 @@
 /** Readers that fall behind, freeze or fail, and the reads that must not go to them. */
+import * as fs from "node:fs"
+import * as path from "node:path"
 import { assert, layer } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -57,6 +59,46 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("readers", 
             [late.port, current.port].toSorted((a, b) => a - b)
           )
           assert.deepInclude(yield* statusOf(nameOf(late)), { up: true, state: "up", reason: undefined, lagBytes: 0 })
+        }).pipe(Effect.provide(open([0, 1], strict)))
+      })
+    )
+
+    it.scoped("a replica that is behind stays out of routing while it refuses its monitor", () =>
+      Effect.gen(function* () {
+        const { directory } = yield* Cluster
+        const [late, current] = [yield* replica(0), yield* replica(1)]
+        const rules = path.join(directory, late.name, "pg_hba.conf")
+        const before = fs.readFileSync(rules, "utf8")
+        const setRules = (text: string) =>
+          Effect.zipRight(
+            Effect.sync(() => fs.writeFileSync(rules, text)),
+            query(late.url(), "SELECT pg_reload_conf()")
+          )
+        const endMonitor = query(
+          late.url(),
+          `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+           WHERE datname = 'app' AND query LIKE 'SELECT s.system_identifier%'`
+        )
+        yield* Effect.gen(function* () {
+          const seen = yield* watch
+          yield* ports()
+          yield* Effect.scoped(
+            Effect.gen(function* () {
+              yield* pause(late)
+              yield* writeUntilBehind(nameOf(late))
+              yield* Effect.acquireRelease(setRules(`host app all all reject\n${before}`), () => setRules(before))
+              // a session that began before the reload may see another lag
+              yield* eventually(
+                Effect.zipRight(endMonitor, statusOf(nameOf(late))),
+                ({ lagMillis }) => lagMillis === undefined
+              )
+              assert.deepStrictEqual(yield* ports(), [current.port])
+              const reason = "it was too far behind the primary when its lag was last known"
+              yield* eventually(statusOf(nameOf(late)), (status) => !status.up && status.reason === reason)
+            })
+          )
+          yield* told(seen, "CaughtUp")
+          assert.include(yield* ports(), late.port)
         }).pipe(Effect.provide(open([0, 1], strict)))
       })
     )

@@ -7,7 +7,7 @@ import type { Lag } from "./primaryPositions.js"
 
 /**
  * State of a replica by its lag, with the number of successive checks that speak for the other state.
- * The first check after a start or an outage of the replica decides alone.
+ * The first check after a start, or after an outage of a replica that was not behind, decides alone.
  */
 export type LagState =
   | { readonly _tag: "Unchecked" }

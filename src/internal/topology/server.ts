@@ -208,12 +208,14 @@ export class Server {
     this.monitor?.onDown()
   }
 
-  /** Records that the server is alive, but refuses its monitor: reads have to try it. */
+  /**
+   * Records that the server is alive, but refuses its monitor: reads have to try it, unless the last
+   * check has found that it is too far behind.
+   */
   onRefusal(): void {
     if (this.health._tag === "down") this.setHealth(onFailure(this.health.message, clock.now()))
     else this.setHealth(onAnswer())
     this.setLag(undefined)
-    this.lagState = initialLag
   }
 
   /** Returns the activity of all pools on a host. */
@@ -267,7 +269,8 @@ export class Server {
     if (this.role === "writer") return this.state === "down" ? lastConnectFailure : undefined
     if (health._tag === "down" || health._tag === "trial") return health.message
     if (health._tag === "suspect") return "callers wait for its answers"
-    if (!this.isBehind || lag === undefined) return undefined
+    if (!this.isBehind) return undefined
+    if (lag === undefined) return "it was too far behind the primary when its lag was last known"
     return isStale(lag)
       ? "it does not replay the log of the primary"
       : `it is ${Math.round(lag.millis)} ms and ${lag.bytes} bytes behind the primary`
@@ -289,8 +292,8 @@ export class Server {
     const location = { database: this.config.name, server: this.name }
     const wasDown = this.isDown
     this.health = health
-    // what it has missed meanwhile is not known
-    if (health._tag === "down") this.lagState = initialLag
+    // what it will have missed is not known; a server that is behind returns after its checks
+    if (health._tag === "down" && !this.isBehind) this.lagState = initialLag
     this.updateUsable()
     if (health._tag === "down" && !wasDown)
       this.observer.observe({ _tag: "MarkedDown", ...location, message: health.message })

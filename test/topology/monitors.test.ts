@@ -1,0 +1,88 @@
+/** The checks of the monitors: their times, and the state of a reader after them. */
+import * as Either from "effect/Either"
+import * as Redacted from "effect/Redacted"
+import { DatabaseConfig } from "effect-db"
+import { afterEach, assert, beforeEach, describe, it, vi } from "vitest"
+import { CredentialSource } from "../../src/internal/connection/credentials.js"
+import { makePoolMetrics } from "../../src/internal/observability/poolMetrics.js"
+import { OutageWaiters } from "../../src/internal/pool/outageWaiters.js"
+import { PrimarySampler } from "../../src/internal/topology/primarySampler.js"
+import type { ProbeResult } from "../../src/internal/topology/probe.js"
+import { ReaderMonitor } from "../../src/internal/topology/readerMonitor.js"
+import { Server } from "../../src/internal/topology/server.js"
+import { type ServerReport, withoutHistory } from "../../src/internal/topology/serverReport.js"
+import type { ConnectReason } from "../../src/SqlState.js"
+
+const primary: ServerReport = { ...withoutHistory, systemId: "7", timeline: 1, lsn: 1000n }
+
+const standby: ServerReport = { ...primary, isStandby: true, isStreaming: true }
+
+const late: ServerReport = { ...standby, lsn: 10n, replayedAgo: 600_000 }
+
+const answer = (report: ServerReport): ProbeResult => ({
+  _tag: "Answered",
+  report,
+  askedAt: performance.now(),
+  latency: 1
+})
+
+const failure = (reason: ConnectReason): ProbeResult => ({
+  _tag: "Failed",
+  failure: { reason, error: new Error(reason) },
+  silentSince: undefined
+})
+
+const retryDelay = 5000
+
+/** Makes a monitor of a reader that gives an answer at once, and the times at which it is asked. */
+const makeReader = (sampler: PrimarySampler, options: Partial<DatabaseConfig.CommonOptions> = {}) => {
+  const url = Redacted.make("postgres://me@127.0.0.1:1/app")
+  const config = Either.getOrThrow(DatabaseConfig.make("app", { writer: url, readers: [url], ...options }))
+  const server = new Server(config.readers[0] ?? assert.fail("there is no reader"), "reader", {
+    config,
+    credentials: new CredentialSource({ isDynamic: false, request: () => () => {} }),
+    isWriter: () => false,
+    locator: undefined,
+    makeMetrics: makePoolMetrics,
+    metrics: undefined,
+    observer: { active: false, observe: () => {} },
+    outageWaiters: new OutageWaiters(0),
+    tasks: {}
+  })
+  const state = { answer: (): ProbeResult => answer(standby), asked: [] as Array<number> }
+  const start = performance.now()
+  const probe = {
+    ask: (_: number, callback: (result: ProbeResult) => void) => {
+      state.asked.push(performance.now() - start)
+      callback(state.answer())
+    },
+    close: (callback: () => void) => callback()
+  }
+  return { monitor: new ReaderMonitor(server, probe, sampler, config.monitor, retryDelay), server, state }
+}
+
+describe("the monitor of a reader", () => {
+  beforeEach(
+    () =>
+      void vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout", "setImmediate", "clearImmediate", "performance"] })
+  )
+  afterEach(() => void vi.useRealTimers())
+
+  it("a reader that is behind stays behind during an outage and a refusal of its monitor", async () => {
+    const sampler = new PrimarySampler((_, callback) => callback(answer(primary)))
+    const { monitor, server, state } = makeReader(sampler)
+    state.answer = () => answer(late)
+    monitor.start()
+    assert.isTrue(server.isBehind)
+    for (const reason of ["tooManyConnections", "authentication", "unreachable", "credentials"] as const) {
+      state.answer = () => failure(reason)
+      await vi.advanceTimersByTimeAsync(11_000)
+      assert.isTrue(server.isBehind, reason)
+    }
+    state.answer = () => answer(standby)
+    await vi.advanceTimersByTimeAsync(6000)
+    assert.isFalse(server.isBehind)
+    assert.isTrue(server.isUsable(performance.now()))
+    monitor.close(() => {})
+  })
+})
