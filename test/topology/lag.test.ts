@@ -102,6 +102,16 @@ describe("the lag of a replica", () => {
     assert.isBelow(first, 1_000_000 - 60_000)
   })
 
+  it("a position that the primary has reached after the replica was asked does not count", () => {
+    const lag = (askedAt: number) => positions().lagOf(standby(900n), 11_000, askedAt)
+    assert.deepStrictEqual(lag(10_001), { bytes: 100, millis: 999 })
+    assert.deepStrictEqual(lag(10_000), { bytes: 0, millis: 0 })
+    // unless there is no other
+    const only = positions(0)
+    only.record(primary(50n, 2), 20, 21)
+    assert.strictEqual(only.lagOf(standby(40n, { timeline: 2 }), 30, 20)?.bytes, 10)
+  })
+
   it("an answer that arrives after a later one is ignored", () => {
     const all = positions()
     all.record(primary(950n), 9500, 11_000)

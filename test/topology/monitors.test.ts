@@ -58,7 +58,8 @@ const makeReader = (sampler: PrimarySampler, options: Partial<DatabaseConfig.Com
     },
     close: (callback: () => void) => callback()
   }
-  return { monitor: new ReaderMonitor(server, probe, sampler, config.monitor, retryDelay), server, state }
+  const { millis } = config.routing.lagLimits
+  return { monitor: new ReaderMonitor(server, probe, sampler, config.monitor, retryDelay, millis), server, state }
 }
 
 describe("the monitor of a reader", () => {
@@ -67,6 +68,42 @@ describe("the monitor of a reader", () => {
       void vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout", "setImmediate", "clearImmediate", "performance"] })
   )
   afterEach(() => void vi.useRealTimers())
+
+  /** Starts five monitors one after the other; returns the times of the questions to the primary and to a reader. */
+  const startFive = async (maxLag: DatabaseConfig.CommonOptions["maxLag"]) => {
+    const asked: Array<number> = []
+    const sampler = new PrimarySampler((_, callback) => {
+      asked.push(performance.now())
+      callback(answer(primary))
+    })
+    const ages: Array<number> = []
+    const readers = Array.from({ length: 5 }, () => makeReader(sampler, { maxLag }))
+    for (const { monitor, state } of readers) {
+      state.answer = () => {
+        ages.push(performance.now() - (asked.at(-1) ?? 0))
+        return answer(standby)
+      }
+      monitor.start()
+      await vi.advanceTimersByTimeAsync(700)
+    }
+    await vi.advanceTimersByTimeAsync(600_000)
+    for (const { monitor } of readers) monitor.close(() => {})
+    return { ages, asked, checks: ages.length }
+  }
+
+  it("the readers share positions of the primary that are younger than half of the interval", async () => {
+    const { ages, asked, checks } = await startFive("1 minute")
+    // five in each interval of five seconds
+    assert.isAbove(checks, 590)
+    assert.isAtMost(asked.length, (2 * 604) / 5)
+    assert.isBelow(Math.max(...ages), 2500)
+  })
+
+  it("a position of the primary is not used when it is older than a tenth of the limit of the lag", async () => {
+    const { ages, asked, checks } = await startFive("1 second")
+    assert.isBelow(Math.max(...ages), 100)
+    assert.isAbove(asked.length, checks / 2)
+  })
 
   it("a reader that is behind stays behind during an outage and a refusal of its monitor", async () => {
     const sampler = new PrimarySampler((_, callback) => callback(answer(primary)))

@@ -74,13 +74,15 @@ export class PrimaryPositions {
   }
 
   /**
-   * Returns the lag by the report of a server, or `undefined` if nothing is known about it.
+   * Returns the lag by the report of a server, or `undefined` if nothing is known about it. It is that
+   * behind the last position which was reached before `askedAt`, when the server was asked: a report
+   * cannot have a later one.
    *
    * The time of a standby is that between the positions that it has and has not reached. Between the
    * two, its report about its last replayed commit counts.
    */
-  lagOf(report: ServerReport, now: number): Lag | undefined {
-    const { latest } = this
+  lagOf(report: ServerReport, now: number, askedAt: number = now): Lag | undefined {
+    const latest = this.positions.findLast(({ until }) => until <= askedAt) ?? this.positions[0]
     const { isStandby, lsn, systemId, timeline } = report
     if (lsn === undefined) return undefined
     if (report.isStreaming === false) return stale

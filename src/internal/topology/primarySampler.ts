@@ -15,10 +15,12 @@ export class PrimarySampler {
   constructor(private readonly ask: AskPrimary) {}
 
   /**
-   * Asks the primary for its position. Calls back after its answer with true, or after `timeout` ms or
-   * a failure with false.
+   * Asks the primary for its position, unless it was asked for a known one less than `maxAge` ms ago.
+   * Calls back after its answer with true, or after `timeout` ms or a failure with false.
    */
-  sample(timeout: number, callback: (isAnswered: boolean) => void): void {
+  sample(timeout: number, maxAge: number, callback: (isAnswered: boolean) => void): void {
+    const { latest } = this.positions
+    if (latest !== undefined && clock.now() - latest.from < maxAge) return callback(true)
     let isDone = false
     const finish = (isAnswered: boolean) => {
       if (isDone) return
@@ -53,11 +55,11 @@ export class PrimarySampler {
     }
     // the caller keeps the process alive, unlike the probe
     const timer = clock.timer(timeout, () => finish(undefined))
-    this.sample(timeout, (isAnswered) => {
+    this.sample(timeout, 0, (isAnswered) => {
       const position = this.positions.oldestSince(moment)
       if (position !== undefined || !isAnswered) return finish(position)
       // the answer was that to a query from before the moment
-      this.sample(timeout, () => finish(this.positions.oldestSince(moment)))
+      this.sample(timeout, 0, () => finish(this.positions.oldestSince(moment)))
     })
     return () => {
       isDone = true

@@ -21,10 +21,15 @@ export interface ReaderProbe extends Pick<Probe, "ask" | "close"> {
   readonly isSearching?: boolean
 }
 
+/** The part of the limit of the lag by which the position of the primary may be too old. */
+const sampleError = 0.1
+
 /** Monitor of one reader. It starts with the first read. */
 export class ReaderMonitor {
   private readonly watch: SilenceWatch
   private readonly timeout: number
+  /** The interval in force, in ms. */
+  private interval: number
   private changedAt = Number.NEGATIVE_INFINITY
   private cancel = nothing
   private isStarted = false
@@ -37,8 +42,11 @@ export class ReaderMonitor {
     private readonly sampler: PrimarySampler,
     private readonly config: MonitorConfig,
     /** The interval of probing a reader that has failed, in ms. */
-    private readonly retryDelay: number
+    private readonly retryDelay: number,
+    /** The limit of the lag, in ms. */
+    private readonly maxLag: number
   ) {
+    this.interval = config.interval
     this.timeout = config.detectionTime * answerPart
     this.watch = new SilenceWatch(
       config.detectionTime,
@@ -92,9 +100,8 @@ export class ReaderMonitor {
     const isFast = clock.now() - this.changedAt < fast.duration || this.server.isUnsettled
     const isDown = !this.server.isUsable(Number.NEGATIVE_INFINITY)
     const next = isFast ? fast.interval : isDown ? Math.max(fast.interval, this.retryDelay) : interval
-    this.cancel = clock.later(Math.min(next, interval), () =>
-      this.probe.isSearching === true ? this.schedule() : this.check()
-    )
+    this.interval = Math.min(next, interval)
+    this.cancel = clock.later(this.interval, () => (this.probe.isSearching === true ? this.schedule() : this.check()))
   }
 
   /** Checks the reader in place of the check in progress, whose position of the primary is older. */
@@ -104,17 +111,21 @@ export class ReaderMonitor {
     this.cancel = clock.later(0, () => this.check())
   }
 
-  /** Asks the primary, and then the reader, so that the position of the primary is not the later one. */
+  /**
+   * Asks the primary, and then the reader, so that the position of the primary is not the later one. The
+   * monitors of all readers share the positions of the primary.
+   */
   private check(): void {
     const { cancel } = this
     // not after `close`, and not if a change has begun a new interval
     const isCurrent = () => this.isStarted && this.cancel === cancel
-    this.sampler.sample(this.timeout, (isAnswered) => {
+    const maxAge = Math.min(this.interval / 2, this.maxLag * sampleError)
+    this.sampler.sample(this.timeout, maxAge, (isAnswered) => {
       if (!isCurrent()) return
       const since = clock.now()
       this.probe.ask(this.timeout, (result) => {
         if (!this.isStarted) return
-        this.handle(result, since, (report) => this.lagOf(report, isAnswered))
+        this.handle(result, since, (report, askedAt) => this.lagOf(report, askedAt, isAnswered))
         if (isCurrent()) this.schedule()
       })
     })
@@ -124,13 +135,13 @@ export class ReaderMonitor {
   private handle(
     result: ProbeResult,
     since: number,
-    lagOf: ((report: ServerReport) => Lag | undefined) | undefined
+    lagOf: ((report: ServerReport, askedAt: number) => Lag | undefined) | undefined
   ): void {
     const { server } = this
     if (result._tag === "Answered") {
       this.failures = 0
       server.onReport(result.report, result.latency)
-      if (lagOf !== undefined) server.setLag(lagOf(result.report))
+      if (lagOf !== undefined) server.setLag(lagOf(result.report, result.askedAt))
       return
     }
     const { failure, silentSince } = result
@@ -148,9 +159,9 @@ export class ReaderMonitor {
   }
 
   /** Returns the lag by the report of the reader, or `undefined` if it is unknown. */
-  private lagOf(report: ServerReport, isPrimaryThere: boolean): Lag | undefined {
+  private lagOf(report: ServerReport, askedAt: number, isPrimaryThere: boolean): Lag | undefined {
     // without a position of this moment, the reader may have reached an old one only. While the primary
     // is away no standby receives its log, and all of them have to serve reads
-    return isPrimaryThere ? this.sampler.positions.lagOf(report, clock.now()) : undefined
+    return isPrimaryThere ? this.sampler.positions.lagOf(report, clock.now(), askedAt) : undefined
   }
 }

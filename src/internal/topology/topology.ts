@@ -174,13 +174,14 @@ export class Topology {
   }
 
   private withMonitor(server: Server): Reader {
-    const { monitor, readerRetryDelay, session } = this.config
+    const { monitor, readerRetryDelay, routing, session } = this.config
     // behind a pooler, and with several hosts, the probe and the reads may go to different servers
     const isMonitored = monitor.isOn && session.mode === "session" && server.server.hosts.length === 1
     if (!isMonitored) return { server, monitor: undefined }
     const probe = this.sharedProbe(server) ?? this.makeProbe(server)
     server.replayWait = new ReplayWait(new OwnConnections(server.reads.options))
-    return { server, monitor: new ReaderMonitor(server, probe, this.sampler, monitor, readerRetryDelay) }
+    const { millis } = routing.lagLimits
+    return { server, monitor: new ReaderMonitor(server, probe, this.sampler, monitor, readerRetryDelay, millis) }
   }
 
   /** Returns the probe by which the host of a reader is searched as a writer, too. */
