@@ -5,7 +5,7 @@ import * as Redacted from "effect/Redacted"
 import { type Database, EmbeddedPostgres } from "effect-db"
 import { Db } from "../support/databases.js"
 import { directory } from "../support/directory.js"
-import { eventually } from "../support/eventually.js"
+import { eventually, eventuallySucceeds } from "../support/eventually.js"
 
 const select = Effect.flatMap(Db.writer, (sql) => sql`SELECT 1`)
 const read = Effect.flatMap(Db.reader, (sql) => sql`SELECT 1`)
@@ -35,8 +35,9 @@ describe("the status of a database", () => {
             ...{ lagMillis: undefined, latencyMillis: undefined, timeline: undefined }
           }))
         )
-        yield* select
-        yield* read
+        // on a busy machine the first search and connect take longer
+        yield* eventuallySucceeds(select)
+        yield* eventuallySucceeds(read)
         const isMeasured = ({ servers }: Database.Status) =>
           servers[1]?.latencyMillis !== undefined && servers[1].lagBytes === 0
         const { servers } = yield* eventually(Db.status, isMeasured)
