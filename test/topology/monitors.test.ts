@@ -11,6 +11,8 @@ import type { ProbeResult } from "../../src/internal/topology/probe.js"
 import { ReaderMonitor } from "../../src/internal/topology/readerMonitor.js"
 import { Server } from "../../src/internal/topology/server.js"
 import { type ServerReport, withoutHistory } from "../../src/internal/topology/serverReport.js"
+import { WriterMonitor } from "../../src/internal/topology/writerMonitor.js"
+import { WriterSearch } from "../../src/internal/topology/writerSearch.js"
 import type { ConnectReason } from "../../src/SqlState.js"
 
 const primary: ServerReport = { ...withoutHistory, systemId: "7", timeline: 1, lsn: 1000n }
@@ -33,6 +35,13 @@ const failure = (reason: ConnectReason): ProbeResult => ({
 })
 
 const retryDelay = 5000
+
+/** Checks that questions were asked at an interval, apart from the turns of the event loop that they take. */
+const assertInterval = (asked: ReadonlyArray<number>, from: number, to: number, interval: number) => {
+  const times = asked.filter((at) => at >= from && at < to)
+  assert.approximately(times.length, (to - from) / interval, 1 + (0.03 * (to - from)) / interval)
+  for (const [i, at] of times.entries()) assert.approximately(at - (times[i - 1] ?? at - interval), interval, 5)
+}
 
 /** Makes a monitor of a reader that gives an answer at once, and the times at which it is asked. */
 const makeReader = (sampler: PrimarySampler, options: Partial<DatabaseConfig.CommonOptions> = {}) => {
@@ -62,12 +71,116 @@ const makeReader = (sampler: PrimarySampler, options: Partial<DatabaseConfig.Com
   return { monitor: new ReaderMonitor(server, probe, sampler, config.monitor, retryDelay, millis), server, state }
 }
 
-describe("the monitor of a reader", () => {
+const useFakeTime = () => {
   beforeEach(
     () =>
       void vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout", "setImmediate", "clearImmediate", "performance"] })
   )
   afterEach(() => void vi.useRealTimers())
+}
+
+describe("the monitor of a writer", () => {
+  useFakeTime()
+
+  it("each host is asked every 100 ms for 30 s after a change of the writer, and at the interval otherwise", async () => {
+    const start = performance.now()
+    const hosts = ["a", "b"].map((host) => ({
+      host,
+      port: 5432,
+      name: `${host}:5432`,
+      address: undefined,
+      ssl: false as const
+    }))
+    const asked = new Map<string, Array<number>>(hosts.map(({ name }) => [name, []]))
+    const search: WriterSearch = new WriterSearch(
+      hosts,
+      (endpoint) => ({
+        endpoint,
+        probe: {
+          isOpen: true,
+          ask: (_, callback) => {
+            asked.get(endpoint.name)?.push(performance.now() - start)
+            callback(answer(endpoint.host === "a" ? primary : standby))
+          },
+          close: (callback) => callback()
+        }
+      }),
+      300,
+      {
+        awaitsHosts: () => false,
+        hasHeard: () => false,
+        onChange: () => {},
+        onFailed: () => {},
+        onHosts: () => {},
+        onMoved: () => {},
+        onSearch: () => monitor.start(),
+        onSilent: () => {}
+      }
+    )
+    const isIdle = {
+      heardAt: Number.NEGATIVE_INFINITY,
+      waitsSince: Number.POSITIVE_INFINITY,
+      progress: 0
+    }
+    const monitor = new WriterMonitor(search, { isOn: true, interval: 5000, detectionTime: 1000 }, () => isIdle)
+    search.locate(1000, () => {})
+    await vi.advanceTimersByTimeAsync(60_000)
+    monitor.onChanged()
+    await vi.advanceTimersByTimeAsync(90_000)
+    for (const times of asked.values()) {
+      assert.isBelow(times[0] ?? 1, 1)
+      assertInterval(times, 1, 60_000, 5000)
+      assertInterval(times, 60_000, 90_000, 100)
+      assertInterval(times, 95_100, 150_000, 5000)
+    }
+    monitor.stop()
+    search.close(() => {})
+  })
+})
+
+describe("the monitor of a reader", () => {
+  useFakeTime()
+
+  it("the reader is asked every 100 ms for 30 s after a change of the writer, and at the interval otherwise", async () => {
+    const sampler = new PrimarySampler((_, callback) => callback(answer(primary)))
+    const { monitor, state } = makeReader(sampler)
+    monitor.start()
+    await vi.advanceTimersByTimeAsync(60_000)
+    monitor.onWriterChanged()
+    await vi.advanceTimersByTimeAsync(90_000)
+    assert.isBelow(state.asked[0] ?? 1, 1)
+    assertInterval(state.asked, 1, 60_000, 5000)
+    assertInterval(state.asked, 60_000, 90_000, 100)
+    assertInterval(state.asked, 95_100, 150_000, 5000)
+    monitor.close(() => {})
+  })
+
+  it("a reader whose connect has failed once, or whose lag has crossed its limit once, is asked again after 100 ms", async () => {
+    const sampler = new PrimarySampler((_, callback) => callback(answer(primary)))
+    const { monitor, server, state } = makeReader(sampler)
+    monitor.start()
+    await vi.advanceTimersByTimeAsync(1)
+    assert.isFalse(server.isBehind)
+    state.answer = () => answer(late)
+    await vi.advanceTimersByTimeAsync(5000)
+    assert.isFalse(server.isBehind)
+    await vi.advanceTimersByTimeAsync(110)
+    assert.isTrue(server.isBehind)
+    const checks = state.asked.length
+    await vi.advanceTimersByTimeAsync(4800)
+    assert.lengthOf(state.asked, checks)
+    state.answer = () => answer(standby)
+    await vi.advanceTimersByTimeAsync(320)
+    assert.isFalse(server.isBehind)
+    assert.lengthOf(state.asked, checks + 2)
+    // the first failure of a connect makes the reader suspect, the second one takes it out
+    state.answer = () => failure("unreachable")
+    await vi.advanceTimersByTimeAsync(5000)
+    assert.isTrue(server.isSuspect)
+    await vi.advanceTimersByTimeAsync(110)
+    assert.isTrue(server.isDown)
+    monitor.close(() => {})
+  })
 
   /** Starts five monitors one after the other; returns the times of the questions to the primary and to a reader. */
   const startFive = async (maxLag: DatabaseConfig.CommonOptions["maxLag"]) => {
