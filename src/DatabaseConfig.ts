@@ -22,6 +22,7 @@ import type {
 } from "./DatabaseOptions.js"
 import { serversOf } from "./internal/config/databaseServers.js"
 import { fromEnvironment } from "./internal/config/environment.js"
+import { protocolLimits } from "./internal/config/messageLimits.js"
 import { type GivenOptions, refuseUnknownOptions } from "./internal/config/optionNames.js"
 import {
   boolean,
@@ -41,7 +42,6 @@ import {
   text
 } from "./internal/config/optionParsers.js"
 import { connectionCounts, primaryReads } from "./internal/config/poolCounts.js"
-import { protocolLimits } from "./internal/config/protocolLimits.js"
 import { redactInput } from "./internal/config/serverInput.js"
 import { fileOf } from "./internal/config/serverOptions.js"
 import { checkSsl } from "./internal/config/sslCheck.js"

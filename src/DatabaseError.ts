@@ -14,15 +14,15 @@ import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import * as Predicate from "effect/Predicate"
 import * as Schema from "effect/Schema"
+import * as checkoutMessages from "./internal/errors/checkoutMessages.js"
 import * as commitMessages from "./internal/errors/commitMessages.js"
-import * as connectMessages from "./internal/errors/connectMessages.js"
 import * as consistencyMessages from "./internal/errors/consistencyMessages.js"
 import * as inputMessages from "./internal/errors/inputMessages.js"
 import * as listenMessages from "./internal/errors/listenMessages.js"
 import { markName, messageOf } from "./internal/errors/messageParts.js"
 import * as statementMessages from "./internal/errors/statementMessages.js"
 import * as transactionMessages from "./internal/errors/transactionMessages.js"
-import { isReadOnly } from "./internal/sql/commands.js"
+import { isReadOnly } from "./internal/sql/commandScanner.js"
 import { isStalePlan } from "./SqlState.js"
 
 /**
@@ -188,7 +188,7 @@ export class ConnectFailed extends Schema.TaggedError<ConnectFailed>("effect-db/
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return connectMessages.connectFailed(this)
+    return checkoutMessages.connectFailed(this)
   }
 }
 
@@ -244,7 +244,7 @@ export class PoolExhausted extends Schema.TaggedError<PoolExhausted>("effect-db/
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return connectMessages.poolExhausted(this)
+    return checkoutMessages.poolExhausted(this)
   }
 }
 
@@ -264,7 +264,7 @@ export class DatabaseClosed extends Schema.TaggedError<DatabaseClosed>("effect-d
 }) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return connectMessages.databaseClosed(this)
+    return checkoutMessages.databaseClosed(this)
   }
 }
 
@@ -882,7 +882,7 @@ export class PoolSelfDeadlock extends Schema.TaggedError<PoolSelfDeadlock>("effe
 ) {
   readonly [TypeId]: TypeId = TypeId
   override get message(): string {
-    return connectMessages.poolSelfDeadlock(this)
+    return checkoutMessages.poolSelfDeadlock(this)
   }
 }
 

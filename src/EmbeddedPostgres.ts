@@ -33,10 +33,10 @@ import * as Settings from "./internal/embedded/postgresqlConf.js"
 import { withRealClock } from "./internal/embedded/realClock.js"
 import * as Replication from "./internal/embedded/replication.js"
 import * as Server from "./internal/embedded/server.js"
-import * as Standby from "./internal/embedded/standby.js"
 import * as Synchronous from "./internal/embedded/synchronous.js"
 import * as Folder from "./internal/embedded/tempDirectory.js"
 import * as Backends from "./internal/embedded/terminateBackends.js"
+import * as Standby from "./internal/embedded/walReplay.js"
 
 /**
  * Error of an operation on an embedded cluster or one of its servers.

@@ -17,7 +17,14 @@ import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import type * as Database from "./Database.js"
 import { ConfigInvalid, type DatabaseError, fromUnknown, refine } from "./DatabaseError.js"
-import { aDuration, anEffect, aText, aWord, invalidOption, type OptionRules } from "./internal/config/optionRules.js"
+import {
+  aDuration,
+  anEffect,
+  aText,
+  aWord,
+  invalidOption,
+  type OptionRules
+} from "./internal/config/callOptionRules.js"
 import { createCommands } from "./internal/consistency/outcomeTable.js"
 import { type Location, locationText } from "./internal/errors/messageParts.js"
 import * as UnitOfWork from "./UnitOfWork.js"

@@ -33,8 +33,8 @@ import {
 } from "../support/cluster.js"
 import { Db, idle } from "../support/databases.js"
 import { eventually } from "../support/eventually.js"
-import { fakeTimers } from "../support/fakeTimers.js"
 import { taggedFailure } from "../support/failures.js"
+import { fakeTimers } from "../support/fakeTimers.js"
 import { answers, makeProxy } from "../support/proxy.js"
 import { query } from "../support/server.js"
 

@@ -172,7 +172,10 @@ describe("a request that is handled again", () => {
     ["turned into an error of the handler", Effect.mapError(refused, () => "mine")],
     ["turned into a defect", Effect.orDie(refused)],
     ["replaced by a defect of the handler", Effect.catchAll(refused, () => Effect.die(new Error("a bug")))],
-    ["turned into an error of the handler after a nested transaction", Effect.mapError(Db.withTransaction(refused), () => "mine")]
+    [
+      "turned into an error of the handler after a nested transaction",
+      Effect.mapError(Db.withTransaction(refused), () => "mine")
+    ]
   ] as const) {
     it.scopedLive(`a request is handled again if a collision was ${failure}`, () =>
       Effect.gen(function* () {
@@ -261,16 +264,18 @@ describe("a request that is handled again", () => {
     }).pipe(Effect.provide(servers()))
   )
 
-  it.scopedLive("a middleware around the whole server does not handle a request again, because the first answer is sent already", () =>
-    Effect.gen(function* () {
-      const { attempts, routes } = yield* storing(1, refused)
-      yield* Layer.build(HttpServer.serve(routes, RequestTransaction.middleware({ retry: Schedule.recurs(1) })))
-      assert.strictEqual((yield* send("POST", "/text", text)).status, 500)
-      // the next request succeeds
-      assert.strictEqual((yield* send("POST", "/text", text)).status, 201)
-      assert.strictEqual(yield* Ref.get(attempts), 2)
-      assert.deepStrictEqual(yield* stored, ["body"])
-    }).pipe(Effect.provide(servers()))
+  it.scopedLive(
+    "a middleware around the whole server does not handle a request again, because the first answer is sent already",
+    () =>
+      Effect.gen(function* () {
+        const { attempts, routes } = yield* storing(1, refused)
+        yield* Layer.build(HttpServer.serve(routes, RequestTransaction.middleware({ retry: Schedule.recurs(1) })))
+        assert.strictEqual((yield* send("POST", "/text", text)).status, 500)
+        // the next request succeeds
+        assert.strictEqual((yield* send("POST", "/text", text)).status, 201)
+        assert.strictEqual(yield* Ref.get(attempts), 2)
+        assert.deepStrictEqual(yield* stored, ["body"])
+      }).pipe(Effect.provide(servers()))
   )
 
   it.scopedLive("a request is handled again if its COMMIT is refused because another request has committed first", () =>

@@ -112,6 +112,7 @@ describe("the monitor of a writer", () => {
         onChange: () => {},
         onFailed: () => {},
         onHosts: () => {},
+        onLost: () => {},
         onMoved: () => {},
         onSearch: () => monitor.start(),
         onSilent: () => {}

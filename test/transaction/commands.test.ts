@@ -1,6 +1,6 @@
 /** The commands of an SQL text, distinguished by their first words. */
 import { describe, expect, it } from "vitest"
-import { commandsIn } from "../../src/internal/sql/commands.js"
+import { commandsIn } from "../../src/internal/sql/commandScanner.js"
 
 describe("commandsIn", () => {
   it.each([

@@ -28,15 +28,15 @@ import { json, makeCompiler } from "./compiler.js"
 import { makeCopy } from "./copy.js"
 import type { Executor } from "./executor.js"
 import { makeStatementConstructor } from "./fastStatement.js"
-import { renameRows } from "./nameTransforms.js"
-import { requiresSessionMode } from "./requiresSessionMode.js"
 import { makeReserve } from "./reserve.js"
 import { retryTransaction } from "./retryTransaction.js"
 import { makeStream } from "./rowStream.js"
 import { makeSandboxReserve } from "./sandboxReserve.js"
 import { reportServer } from "./serverOfSpan.js"
+import { sessionModeRequired } from "./sessionModeRequired.js"
 import { makeRows, makeSqlConnection } from "./sqlConnection.js"
 import { clientConfig } from "./sqlPgConfig.js"
+import { renameRows } from "./transformResultNames.js"
 
 const byExit = (exit: Exit.Exit<unknown, unknown>): Exit.Exit<"commit" | "rollback"> =>
   Exit.succeed(Exit.isSuccess(exit) ? "commit" : "rollback")
@@ -181,7 +181,7 @@ export const make = (
         get: () =>
           session.mode === "session"
             ? makeReserve(executor, kind, callSite())
-            : Effect.suspend(() => Effect.fail(toSqlError(requiresSessionMode(executor.database, "reserve"))))
+            : Effect.suspend(() => Effect.fail(toSqlError(sessionModeRequired(executor.database, "reserve"))))
       })
     }
     if (transformRows === undefined) return finish(constructor, options.transformQueryNames, (client) => client)

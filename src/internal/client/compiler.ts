@@ -6,7 +6,7 @@ import * as Statement from "@effect/sql/Statement"
 import { identity } from "effect/Function"
 import { Inlined, plain } from "../protocol/inlinedText.js"
 import { Json } from "../protocol/parameterEncoder.js"
-import { completeHelpers } from "./statementHelpers.js"
+import { completeHelpers } from "./completeHelpers.js"
 
 type PgJson = Statement.Custom<"PgJson", unknown>
 

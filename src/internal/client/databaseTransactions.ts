@@ -19,13 +19,13 @@ import type { Caller } from "../pool/caller.js"
 import type { Pool } from "../pool/pool.js"
 import type { Timeouts } from "../sql/timeouts.js"
 import type { ConnectionSource } from "../topology/connectionSource.js"
-import { OwnConnections } from "../topology/ownConnections.js"
 import type { Topology } from "../topology/topology.js"
-import { causalSessionOf } from "../transaction/causalSession.js"
+import { UnpooledConnections } from "../topology/unpooledConnections.js"
+import { CommitMarkerSource } from "../transaction/commitMarkerSource.js"
 import { CommitMarkers } from "../transaction/commitMarkers.js"
 import { CommitOutcomes } from "../transaction/commitOutcomes.js"
 import type { TransactionContext } from "../transaction/context.js"
-import { MarkedSource } from "../transaction/markedSource.js"
+import { causalSessionOf } from "../transaction/currentCausalSession.js"
 import { inMillis } from "../transaction/plainOptions.js"
 import { PreparedTransactions } from "../transaction/preparedTransactions.js"
 import { begin, type Origin, type Transaction } from "../transaction/transaction.js"
@@ -96,7 +96,7 @@ export class DatabaseTransactions implements Origin {
             observer,
             markers: this.markers,
             timeout: config.resolveWithin,
-            makeConnections: () => new OwnConnections(this.writes.options)
+            makeConnections: () => new UnpooledConnections(this.writes.options)
           })
         : undefined
     this.routing = new ReadRouting(name, topology, choose, config.routing.whenAllBehind)
@@ -144,7 +144,7 @@ export class DatabaseTransactions implements Origin {
     const held = () => ambient?.held(this) ?? none
     const picked = this.picker(kind, fiber, ambient)
     const markers = kind === "writer" ? this.markers : undefined
-    const pick = markers === undefined ? picked : () => new MarkedSource(picked(), markers)
+    const pick = markers === undefined ? picked : () => new CommitMarkerSource(picked(), markers)
     const span = this.span(fiber, labeled.label, ambient)
     const caller = this.caller(fiber, site, work)
     const { openTransactions, outcomes } = this

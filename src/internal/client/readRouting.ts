@@ -9,13 +9,13 @@ import { type Consistency, CurrentConsistency, type Session, waitOf } from "../.
 import type { WhenAllBehind } from "../../DatabaseConfig.js"
 import type { Candidate, Choose } from "../../Router.js"
 import * as clock from "../concurrency/clock.js"
-import { BoundedSelection } from "../topology/boundedSelection.js"
+import { BoundedLagSelection } from "../topology/boundedLagSelection.js"
 import type { ConnectionSource } from "../topology/connectionSource.js"
 import { type ReadRequirement, ReplicaSelection } from "../topology/replicaSelection.js"
 import type { Server } from "../topology/server.js"
 import type { Topology } from "../topology/topology.js"
-import { causalSessionOf } from "../transaction/causalSession.js"
 import type { ReadAffinity, TransactionContext } from "../transaction/context.js"
+import { causalSessionOf } from "../transaction/currentCausalSession.js"
 
 /** The requirement of a read that no replica may serve now. */
 const noReplica: ReadRequirement = { tokens: undefined, maxWait: 0, otherwise: "fail", session: undefined }
@@ -110,7 +110,7 @@ export class ReadRouting {
       if (requirement === "primary" || (affinity?.reader === writer.name && !mayFail)) return writer.reads
       if (requirement !== "none") {
         return consistency?._tag === "Bounded"
-          ? new BoundedSelection(candidates, requirement, toMillis(consistency.lag), sampler)
+          ? new BoundedLagSelection(candidates, requirement, toMillis(consistency.lag), sampler)
           : new ReplicaSelection(candidates, requirement)
       }
       if (this.refusesReads()) return new ReplicaSelection(candidates, noReplica)

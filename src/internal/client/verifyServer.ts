@@ -12,8 +12,8 @@ import type { CheckoutFailure, PlainFailure } from "../connection/plainFailure.j
 import { toDatabaseError } from "../edge/databaseError.js"
 import type { Pool } from "../pool/pool.js"
 import { proveRole, type RoleMismatch } from "../topology/roleProof.js"
-import { outcomeTableFailure } from "../transaction/markedSource.js"
-import { refusesPrepare } from "../transaction/preparation.js"
+import { outcomeTableFailure } from "../transaction/commitMarkerSource.js"
+import { refusesPrepare } from "../transaction/twoPhaseEffects.js"
 import type { Executor } from "./executor.js"
 
 /**

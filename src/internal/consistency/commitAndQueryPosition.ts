@@ -3,7 +3,7 @@
  */
 import type { Connection } from "../connection/connection.js"
 import { constantStep, type Step } from "../protocol/frontendMessages.js"
-import { decodeStatus, positionQuery, type WalStatus } from "./walPosition.js"
+import { decodeStatus, positionQuery, type WalStatus } from "./queryPosition.js"
 
 const none: ReadonlyArray<never> = []
 

@@ -2,7 +2,7 @@
  * The tokens that causal sessions record after writes. They are made of WAL positions.
  */
 import type { Session, Token } from "../../Consistency.js"
-import type { WalStatus } from "./walPosition.js"
+import type { WalStatus } from "./queryPosition.js"
 
 /**
  * Returns the end of the last WAL record, given the start of the next. If the next record is the

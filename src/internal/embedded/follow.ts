@@ -12,8 +12,8 @@ import { shutdownCheckpoint } from "./pgControl.js"
 import * as Settings from "./postgresqlConf.js"
 import * as Files from "./safeFiles.js"
 import type { Server } from "./server.js"
-import { endStream, requireStandby } from "./standby.js"
 import * as Wal from "./walHistory.js"
+import { endStream, requireStandby } from "./walReplay.js"
 
 /** Returns the connection string of a standby to its primary. */
 export const conninfoTo = (cluster: Cluster, primary: Server, standby: Server) =>

@@ -7,9 +7,9 @@ import * as Primary from "./currentPrimary.js"
 import type { Cluster } from "./dataDirectory.js"
 import { follow, restoreReplication } from "./follow.js"
 import type { Server } from "./server.js"
-import { endStream, requireStandby } from "./standby.js"
 import { switchOver } from "./switchOver.js"
 import { setSynchronous } from "./synchronous.js"
+import { endStream, requireStandby } from "./walReplay.js"
 
 /** Creates the operations on the replication of a cluster that has just been started. */
 export const make = (cluster: Cluster, primary: Server, replicas: ReadonlyArray<Server>) => {

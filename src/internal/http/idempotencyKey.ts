@@ -11,9 +11,9 @@ import {
   invalidOption,
   type OptionRule,
   type OptionRules
-} from "../config/optionRules.js"
+} from "../config/callOptionRules.js"
 import type { RequestKey } from "../consistency/requestKey.js"
-import { isBodiless } from "./isKeepable.js"
+import { isBodiless } from "./isReplayableRequest.js"
 
 /** Options of idempotency keys. */
 export interface KeyOptions<Database, Request> {

@@ -4,7 +4,7 @@
 import type { RequestError } from "@effect/platform/HttpServerError"
 import * as HttpServerRequest from "@effect/platform/HttpServerRequest"
 import * as Effect from "effect/Effect"
-import { isBodiless } from "./isKeepable.js"
+import { isBodiless } from "./isReplayableRequest.js"
 
 type Ask = HttpServerRequest.HttpServerRequest
 

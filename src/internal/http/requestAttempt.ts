@@ -16,10 +16,10 @@ import type { UnitHandle } from "../unitOfWork/openUnit.js"
 import { reasonOf } from "../unitOfWork/retryWork.js"
 import { responseOf } from "./apiFailureResponse.js"
 import { isRouteHandler, routeEntry, unitEntry } from "./enterUnitOfWork.js"
-import { answerOf, earlierResponse } from "./keyedAnswer.js"
 import type { KeyedRequest } from "./keyedRequest.js"
+import { answerOf, earlierResponse } from "./platformKeys.js"
 import type { RequestPlan } from "./requestPlan.js"
-import { type RequestSession, sessionOf } from "./sessionCookie.js"
+import { type RequestSession, sessionOf } from "./sessionTokens.js"
 
 type Response = HttpServerResponse.HttpServerResponse
 

@@ -13,7 +13,7 @@ import {
   invalidOption,
   type OptionRule,
   type OptionRules
-} from "../config/optionRules.js"
+} from "../config/callOptionRules.js"
 import { invalidOfSettings, sharedOptions } from "../unitOfWork/optionRules.js"
 import type { LabelSettings } from "./requestLabel.js"
 

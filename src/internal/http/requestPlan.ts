@@ -10,7 +10,7 @@ import * as Exit from "effect/Exit"
 import type * as Schedule from "effect/Schedule"
 import type { DatabaseError, OptionsConflict } from "../../DatabaseError.js"
 import type * as UnitOfWork from "../../UnitOfWork.js"
-import { aFunction, anObject, aRetry, type OptionRules } from "../config/optionRules.js"
+import { aFunction, anObject, aRetry, type OptionRules } from "../config/callOptionRules.js"
 import type { TransactionContext } from "../transaction/context.js"
 import { type CommitOptions, commitOptionsOf } from "../unitOfWork/commitOptions.js"
 import type { UnitPlan } from "../unitOfWork/openUnit.js"
@@ -19,9 +19,9 @@ import { demandAround, demandOfUnit } from "../unitOfWork/runUnit.js"
 import type { Unit } from "../unitOfWork/unit.js"
 import { describeRequest } from "./describeRequest.js"
 import { invalidKeyOption } from "./idempotencyKey.js"
-import { isKeepable } from "./isKeepable.js"
-import type { PlatformKeyOptions } from "./keyedAnswer.js"
+import { isReplayableRequest } from "./isReplayableRequest.js"
 import type { KeyedRequest } from "./keyedRequest.js"
+import type { PlatformKeyOptions } from "./platformKeys.js"
 import { problemResponse } from "./problemResponse.js"
 import { makeLabeler } from "./requestLabel.js"
 import { invalidRequestOption, outcomeOfResponse, type RequestOptions, requestOptions } from "./requestOptions.js"
@@ -99,7 +99,7 @@ export const refuse = ({ onCommitFailed }: RequestPlan, refusal: DatabaseError):
 
 /** Checks if the body of a request allows another attempt. */
 export const isRepeatable = ({ headers, method, source }: Request): boolean =>
-  isKeepable(method, (name) => headers[name], source)
+  isReplayableRequest(method, (name) => headers[name], source)
 
 /**
  * Applies the options of a request to the unit of work that it joins. Without such a unit, applies

@@ -9,7 +9,7 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import { withSession } from "../../Consistency.js"
 import { addTokens } from "./requestAttempt.js"
-import { type SessionTokenOptions, SessionTokens, sessionOf } from "./sessionCookie.js"
+import { type SessionTokenOptions, SessionTokens, sessionOf } from "./sessionTokens.js"
 
 /** Makes the middleware of the sessions of clients. */
 export const makeSessionMiddleware = (

@@ -22,7 +22,7 @@ import {
 import type { Notification } from "../../Notification.js"
 import { RetryPolicy } from "../../RetryPolicy.js"
 import type { Executor } from "../client/executor.js"
-import { requiresSessionMode } from "../client/requiresSessionMode.js"
+import { sessionModeRequired } from "../client/sessionModeRequired.js"
 import * as clock from "../concurrency/clock.js"
 import type { ErrorLocation } from "../connection/statementFailure.js"
 import type { Invalidation } from "../pool/invalidation.js"
@@ -150,7 +150,7 @@ export const makeListen = (executor: Executor): Effect.Effect<Listen, never, Sco
     )
     const listen = (channel: string, bufferSize: number, toleratesGaps: boolean) =>
       Stream.suspend(() => {
-        if (config.session.mode !== "session") return Stream.fail(requiresSessionMode(config.name, "listen"))
+        if (config.session.mode !== "session") return Stream.fail(sessionModeRequired(config.name, "listen"))
         const invalid = checkChannel(channel)
         if (invalid !== undefined) return Stream.fail(new NotificationInvalid({ database: config.name, ...invalid }))
         const toError = (failure: ListenerFailure) => toListenError(location, channel, failure)

@@ -2,7 +2,7 @@
  * The head of a held answer: the header that the library adds, and late changes that it undoes.
  */
 import type { OutgoingHttpHeaders, ServerResponse } from "node:http"
-import type { Header } from "../http/sessionCookie.js"
+import type { Header } from "../http/sessionTokens.js"
 
 const cookies = "set-cookie"
 

@@ -15,8 +15,8 @@ import { RetryPolicy } from "../../RetryPolicy.js"
 import { CurrentScopes } from "../edge/currentSchemaScopes.js"
 import type { ScopeChange } from "../sql/schemaScopes.js"
 import { scopesOf, withChange } from "../transaction/ambientScopes.js"
-import { causalSessionOf } from "../transaction/causalSession.js"
 import { contextOf } from "../transaction/context.js"
+import { causalSessionOf } from "../transaction/currentCausalSession.js"
 import { PromiseQuery } from "./promiseQuery.js"
 
 interface Ambient {

@@ -5,8 +5,8 @@
 import { type OutgoingHttpHeaders, ServerResponse } from "node:http"
 import type { KeptAnswer } from "../http/keptAnswer.js"
 import { AnswerHead, hasMessage, restoreHead, setAdded, withHeader } from "./answerHead.js"
+import { showHeld } from "./deferredDestroy.js"
 import { type Call, chunkOf, drop, refuseLate } from "./heldCalls.js"
-import { showHeld } from "./heldSocket.js"
 
 /** Answer that replaces the answer of a handler. */
 export interface Answer {

@@ -8,9 +8,9 @@ import * as Exit from "effect/Exit"
 import { withSession } from "../../Consistency.js"
 import { type DatabaseError, isDatabaseError, type Problem, toProblem } from "../../DatabaseError.js"
 import * as UnitOfWork from "../../UnitOfWork.js"
-import { anObject, aRetry, aText, type OptionRules } from "../config/optionRules.js"
+import { anObject, aRetry, aText, type OptionRules } from "../config/callOptionRules.js"
 import type { KeyProblem } from "../http/idempotencyKey.js"
-import { isKeepable } from "../http/isKeepable.js"
+import { isReplayableRequest } from "../http/isReplayableRequest.js"
 import type { KeptAnswer } from "../http/keptAnswer.js"
 import type { Earlier, KeyedRequest } from "../http/keyedRequest.js"
 import { notStored, problemType } from "../http/problemJson.js"
@@ -22,7 +22,7 @@ import {
   type SessionTokenOptions,
   type SessionTokens,
   sessionOf
-} from "../http/sessionCookie.js"
+} from "../http/sessionTokens.js"
 import type { Describe } from "../statement/workLabel.js"
 import { runDescribed } from "../unitOfWork/runUnit.js"
 import { runPlain } from "./asyncContext.js"
@@ -100,7 +100,8 @@ const answerInUnit = (
     const { outcome = outcomeOfResponse } = options
     const settings = settingsFor(options, request)
     // a body can be read only once, so each attempt reads a copy of the request, if it can be kept
-    const isKept = !request.bodyUsed && isKeepable(request.method, (name) => request.headers.get(name), request)
+    const isKept =
+      !request.bodyUsed && isReplayableRequest(request.method, (name) => request.headers.get(name), request)
     const retry = isKept ? options.retry : undefined
     const fresh = () => (retry === undefined || retry === false ? request : request.clone())
     if (settings === "none") return UnitOfWork.outside(runPlain(() => handle(request)))
@@ -173,7 +174,7 @@ const answerWithKey = (
     return answerInUnit(request, handle, options, undefined)
   const { headers, method, url } = request
   const { pathname, search } = new URL(url)
-  const isKept = !request.bodyUsed && isKeepable(method, (name) => headers.get(name), request)
+  const isKept = !request.bodyUsed && isReplayableRequest(method, (name) => headers.get(name), request)
   const content = Effect.promise(async () => (isKept ? new Uint8Array(await request.clone().arrayBuffer()) : undefined))
   const facts = { method, path: pathname, header: (name: string) => headers.get(name) }
   // the cast: the runtime has opened the database, which is one of its own

@@ -6,7 +6,7 @@
 import type { LineFormat } from "../protocol/copyRowWriter.js"
 import { Inlined, plain } from "../protocol/inlinedText.js"
 import { encodeParameter } from "../protocol/parameterEncoder.js"
-import { commandsIn } from "./commands.js"
+import { commandsIn } from "./commandScanner.js"
 import { quoteIdentifier, quoteLiteral } from "./quote.js"
 
 /** Format of the data of a COPY. */

@@ -3,7 +3,7 @@
  * name of a channel, because the server would truncate the name, and the listener would receive
  * nothing.
  */
-import { invalidNameReason } from "./nameLimits.js"
+import { invalidNameReason } from "./invalidText.js"
 
 /** The longest name of a channel, in bytes. */
 const longestChannel = 63

@@ -13,7 +13,7 @@
  */
 
 import { constantStep, type Step, step } from "../protocol/frontendMessages.js"
-import { invalidNameReason } from "./nameLimits.js"
+import { invalidNameReason } from "./invalidText.js"
 import { quoteIdentifier, quoteLiteral } from "./quote.js"
 
 /**

@@ -7,7 +7,7 @@ import type { Connection } from "../connection/connection.js"
 import type { Pool } from "../pool/pool.js"
 import type { PoolDependencies } from "../pool/poolDependencies.js"
 import type { ConnectionSource, OnCheckout } from "./connectionSource.js"
-import { OwnConnections } from "./ownConnections.js"
+import { UnpooledConnections } from "./unpooledConnections.js"
 
 const nothing = () => {}
 
@@ -15,7 +15,7 @@ const nothing = () => {}
 export class Proofs {
   private readonly inProgress = new Set<Proof>()
   /** The connections outside of the pool, until their sockets are closed. */
-  private readonly own = new Set<OwnConnections>()
+  private readonly own = new Set<UnpooledConnections>()
   private isClosed = false
   private onAllClosed = nothing
 
@@ -56,20 +56,20 @@ export class Proofs {
   }
 
   /** @internal */
-  openOwn(): OwnConnections {
-    const own = new OwnConnections(this.pool.options)
+  openOwn(): UnpooledConnections {
+    const own = new UnpooledConnections(this.pool.options)
     this.own.add(own)
     return own
   }
 
   /** @internal */
-  end(proof: Proof, own: OwnConnections | undefined): void {
+  end(proof: Proof, own: UnpooledConnections | undefined): void {
     this.inProgress.delete(proof)
     if (own !== undefined) this.closeOwn(own)
     this.onEnded()
   }
 
-  private closeOwn(own: OwnConnections): void {
+  private closeOwn(own: UnpooledConnections): void {
     own.close(() => {
       if (this.own.delete(own) && this.own.size === 0) this.onAllClosed()
     })
@@ -80,7 +80,7 @@ export class Proofs {
 export class Proof implements ConnectionSource {
   /** The connection of the pool that the proof uses. */
   pooled: Connection | undefined
-  private own: OwnConnections | undefined
+  private own: UnpooledConnections | undefined
   /** Moves the checkout in progress to the other source, if it should use that now. */
   private move: (() => void) | undefined
 

@@ -9,7 +9,7 @@
 import * as clock from "../concurrency/clock.js"
 import type { Connection, Request } from "../connection/connection.js"
 import { formatLsn } from "../sql/lsn.js"
-import type { OwnConnections } from "./ownConnections.js"
+import type { UnpooledConnections } from "./unpooledConnections.js"
 
 const none: ReadonlyArray<never> = []
 
@@ -59,7 +59,7 @@ export class ReplayWait {
   private retryAt = Number.NEGATIVE_INFINITY
   private cancel = () => {}
 
-  constructor(private readonly connections: OwnConnections) {}
+  constructor(private readonly connections: UnpooledConnections) {}
 
   /** True if the end of a wait is reported, so that the position need not be polled. */
   get isConnected(): boolean {

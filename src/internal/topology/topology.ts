@@ -6,7 +6,7 @@ import type { DatabaseConfig, Endpoint, ServerConfig } from "../../DatabaseConfi
 import type { Observer } from "../../Observation.js"
 import type { Role, ServerStatus } from "../../Topology.js"
 import * as clock from "../concurrency/clock.js"
-import { readerAt } from "../config/clusterHosts.js"
+import { readerAt } from "../config/clusterReader.js"
 import type { HostLocator } from "../connection/connect.js"
 import type { CredentialSource } from "../connection/credentials.js"
 import type { MakePoolMetrics } from "../observability/poolMetrics.js"
@@ -15,7 +15,6 @@ import type { ConnectionTasks } from "../pool/connectionTasks.js"
 import { OutageWaiters } from "../pool/outageWaiters.js"
 import { HostDiscovery, type HostSource } from "./hostDiscovery.js"
 import { makeWriterSearch } from "./makeWriterSearch.js"
-import { OwnConnections } from "./ownConnections.js"
 import { PrimarySampler } from "./primarySampler.js"
 import { Probe, type ProbeResult } from "./probe.js"
 import { Proofs } from "./proofs.js"
@@ -23,6 +22,7 @@ import { ReaderMonitor, type ReaderProbe } from "./readerMonitor.js"
 import { type Close, type Reader, Readers } from "./readers.js"
 import { ReplayWait } from "./replayWait.js"
 import { Server } from "./server.js"
+import { UnpooledConnections } from "./unpooledConnections.js"
 import { WriterMonitor } from "./writerMonitor.js"
 import type { WriterSearch } from "./writerSearch.js"
 
@@ -179,7 +179,7 @@ export class Topology {
     const isMonitored = monitor.isOn && session.mode === "session" && server.server.hosts.length === 1
     if (!isMonitored) return { server, monitor: undefined }
     const probe = this.sharedProbe(server) ?? this.makeProbe(server)
-    server.replayWait = new ReplayWait(new OwnConnections(server.reads.options))
+    server.replayWait = new ReplayWait(new UnpooledConnections(server.reads.options))
     const { millis } = routing.lagLimits
     return { server, monitor: new ReaderMonitor(server, probe, this.sampler, monitor, readerRetryDelay, millis) }
   }

@@ -4,7 +4,7 @@
  * ends no transaction, has the same tag.
  */
 import type { Exchange } from "../protocol/exchange.js"
-import { commandsIn } from "../sql/commands.js"
+import { commandsIn } from "../sql/commandScanner.js"
 
 /** The command that has ended a transaction. */
 export type EndingStatement = "COMMIT" | "ROLLBACK"

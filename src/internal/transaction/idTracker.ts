@@ -12,7 +12,7 @@
 import type { Connection, Exchange, Failure } from "../connection/connection.js"
 import { decodeId, idRequest, idStepOf, type TransactionId } from "../consistency/transactionStatus.js"
 import type { Step } from "../protocol/frontendMessages.js"
-import { commandsIn } from "../sql/commands.js"
+import { commandsIn } from "../sql/commandScanner.js"
 import { type CommitOutcomes, isUnsupported } from "./commitOutcomes.js"
 import { makeSavepoint } from "./savepoint.js"
 

@@ -11,8 +11,8 @@ import {
   endPrepared,
   prepareTransaction
 } from "../consistency/preparedTransaction.js"
+import { queryPosition } from "../consistency/queryPosition.js"
 import type { TokenRecorder } from "../consistency/tokenRecorder.js"
-import { queryPosition } from "../consistency/walPosition.js"
 import type { Level } from "./level.js"
 import { commitFailure, rolledBackAtCommit } from "./levelFailure.js"
 import { acquireForEnd, type OnEnd } from "./levelLock.js"

@@ -20,9 +20,9 @@ import {
 } from "../consistency/preparedTransaction.js"
 import { queryStatus, type TransactionId } from "../consistency/transactionStatus.js"
 import type { ConnectionSource } from "../topology/connectionSource.js"
-import type { OwnConnections } from "../topology/ownConnections.js"
+import type { UnpooledConnections } from "../topology/unpooledConnections.js"
 import type { CommitMarkers } from "./commitMarkers.js"
-import { DecidingDatabases } from "./decidingDatabases.js"
+import { DecidingDatabases } from "./databaseRegistry.js"
 import { type OnOutcome, resolveOutcome } from "./resolution.js"
 
 /** The interval of the recovery, in ms; it is shorter if outcomes are to be proved sooner. */
@@ -53,7 +53,7 @@ interface Dependencies {
   readonly markers: CommitMarkers
   /** The longest time of one attempt to decide or to end a transaction, in ms. */
   readonly timeout: number
-  readonly makeConnections: () => OwnConnections
+  readonly makeConnections: () => UnpooledConnections
 }
 
 /** Work that was prepared, by the id of its transaction; `undefined` if it has written nothing. */
@@ -70,7 +70,7 @@ type Identified = DatabaseIdentity | { readonly refusal: Error } | { readonly fa
 /** Prepared transactions of one database. */
 export class PreparedTransactions {
   private identity: DatabaseIdentity | undefined
-  private connections: OwnConnections | undefined
+  private connections: UnpooledConnections | undefined
   private cancelTimer = nothing
   private isStopped = false
   /** True during a round of the recovery. */

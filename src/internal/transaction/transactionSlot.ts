@@ -10,8 +10,8 @@ import * as Context from "effect/Context"
 import { CurrentSession } from "../../Consistency.js"
 import { CurrentScopes } from "../edge/currentSchemaScopes.js"
 import { scopesIn } from "./ambientScopes.js"
-import { causalSessionOf } from "./causalSession.js"
 import { contextOf, ScopedContext, type TransactionContext } from "./context.js"
+import { causalSessionOf } from "./currentCausalSession.js"
 
 /**
  * Returns the value of the slot for a transaction context that is put into `context`, with the

@@ -16,6 +16,8 @@ import type { Restore } from "../edge/cancellable.js"
 import { runAfterHooks } from "../transaction/afterHooks.js"
 import { commitUninterruptibly, isSavepoint, rollbackAll, sendCommit } from "../transaction/completion.js"
 import { interruptedTimeout } from "../transaction/levelPrepare.js"
+import { beginUnit } from "../transaction/preparedTransactions.js"
+import type { Transaction } from "../transaction/transaction.js"
 import {
   endPrepared,
   identify,
@@ -23,9 +25,7 @@ import {
   type PreparableTransaction,
   preparable,
   prepare
-} from "../transaction/preparation.js"
-import { beginUnit } from "../transaction/preparedTransactions.js"
-import type { Transaction } from "../transaction/transaction.js"
+} from "../transaction/twoPhaseEffects.js"
 
 /** Transaction that is prepared, or to be prepared, with its name. */
 interface Participant extends PreparableTransaction {

@@ -16,7 +16,7 @@ import {
   aWord,
   invalidOption,
   type OptionRules
-} from "../config/optionRules.js"
+} from "../config/callOptionRules.js"
 import type { NestedOptions, SettingsOptions, UnitOptions } from "./options.js"
 
 const settings: OptionRules<Settings> = {

@@ -13,7 +13,7 @@ import type { ConnectionSource, OnCheckout } from "./connectionSource.js"
 const nothing = () => {}
 
 /** Source that opens a connection for each checkout, and closes it at the checkin. It has one at a time. */
-export class OwnConnections implements ConnectionSource {
+export class UnpooledConnections implements ConnectionSource {
   private readonly lock = new FifoLock()
   private readonly sockets = new Set<Connection>()
   private isClosed = false

@@ -5,7 +5,7 @@ import { ConfigInvalid } from "../../DatabaseError.js"
  * transaction pooler. There, notifications would not arrive, and a lock would belong to a session
  * that other clients use.
  */
-export const requiresSessionMode = (database: string, what: string): ConfigInvalid =>
+export const sessionModeRequired = (database: string, what: string): ConfigInvalid =>
   new ConfigInvalid({
     database,
     setting: "mode",

@@ -30,7 +30,7 @@ const endsWithHeaders = (source: unknown): boolean => {
  * Checks if a request can be kept. A body of unknown length is not kept, because it may be long and
  * may arrive slowly.
  */
-export const isKeepable = (
+export const isReplayableRequest = (
   method: string,
   header: (name: string) => string | null | undefined,
   source: unknown

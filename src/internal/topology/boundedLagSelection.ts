@@ -5,7 +5,7 @@
  */
 import * as clock from "../concurrency/clock.js"
 import type { Connection } from "../connection/connection.js"
-import { positionTimeout } from "../consistency/walPosition.js"
+import { positionTimeout } from "../consistency/queryPosition.js"
 import type { Caller } from "../pool/caller.js"
 import type { PoolDependencies } from "../pool/poolDependencies.js"
 import type { ConnectionSource, OnCheckout } from "./connectionSource.js"
@@ -13,7 +13,7 @@ import type { PrimarySampler } from "./primarySampler.js"
 import { type ReadRequirement, type ReplicaCandidates, ReplicaSelection } from "./replicaSelection.js"
 
 /** Source of the connection of a read with a bounded lag. */
-export class BoundedSelection implements ConnectionSource {
+export class BoundedLagSelection implements ConnectionSource {
   private selection: ReplicaSelection
 
   constructor(

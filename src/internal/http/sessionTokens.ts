@@ -8,7 +8,7 @@ import type * as Fiber from "effect/Fiber"
 import * as Redacted from "effect/Redacted"
 import { CurrentSession, decodeSession, encodeSession, Session, type Token, waitOf } from "../../Consistency.js"
 import { ConfigInvalid } from "../../DatabaseError.js"
-import { aBoolean, aDuration, anything, aText, invalidOption, type OptionRules } from "../config/optionRules.js"
+import { aBoolean, aDuration, anything, aText, invalidOption, type OptionRules } from "../config/callOptionRules.js"
 
 /** Options of the tokens of sessions. */
 export interface SessionTokenOptions {

@@ -35,7 +35,7 @@ export const outcomeTableFailure = (
 }
 
 /** Source of the connections of a writer's transactions. */
-export class MarkedSource implements ConnectionSource {
+export class CommitMarkerSource implements ConnectionSource {
   constructor(
     private readonly source: ConnectionSource,
     private readonly markers: CommitMarkers
