@@ -25,8 +25,8 @@ import {
   invalidOption,
   type OptionRules
 } from "./internal/config/callOptionRules.js"
-import { createCommands } from "./internal/consistency/outcomeTable.js"
 import { type Location, locationText } from "./internal/errors/messageParts.js"
+import { createCommands } from "./internal/outcome/outcomeTable.js"
 import * as UnitOfWork from "./UnitOfWork.js"
 
 /**

@@ -12,7 +12,7 @@ import {
   type OptionRule,
   type OptionRules
 } from "../config/callOptionRules.js"
-import type { RequestKey } from "../consistency/requestKey.js"
+import type { RequestKey } from "../outcome/requestKey.js"
 import { isBodiless } from "./isReplayableRequest.js"
 
 /** Options of idempotency keys. */

@@ -23,7 +23,7 @@ import {
   keepText,
   keepValues,
   type RequestKey
-} from "../consistency/requestKey.js"
+} from "../outcome/requestKey.js"
 import type { Origin } from "../transaction/transaction.js"
 import { slotOf } from "../transaction/transactionSlot.js"
 import type { Unit } from "../unitOfWork/unit.js"

@@ -4,8 +4,8 @@
  */
 import * as clock from "../concurrency/clock.js"
 import type { Connection, Failure } from "../connection/connection.js"
-import { type CommitMarker, isMarkerRefused, queryMarker, sweepMarkers } from "../consistency/commitMarker.js"
-import { type OutcomeTableState, prepareOutcomeTable } from "../consistency/outcomeTable.js"
+import { type CommitMarker, isMarkerRefused, queryMarker, sweepMarkers } from "../outcome/commitMarker.js"
+import { type OutcomeTableState, prepareOutcomeTable } from "../outcome/outcomeTable.js"
 import type { ConnectionSource } from "../topology/connectionSource.js"
 import type { Proof } from "../topology/proofs.js"
 import { type OnOutcome, proveOutcome, type Query, resolveOutcome } from "./resolution.js"

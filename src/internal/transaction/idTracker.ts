@@ -10,7 +10,7 @@
  * a COPY or a portal, the id is queried in an exchange of its own before COMMIT.
  */
 import type { Connection, Exchange, Failure } from "../connection/connection.js"
-import { decodeId, idRequest, idStepOf, type TransactionId } from "../consistency/transactionStatus.js"
+import { decodeId, idRequest, idStepOf, type TransactionId } from "../outcome/transactionStatus.js"
 import type { Step } from "../protocol/frontendMessages.js"
 import { commandsIn } from "../sql/commandScanner.js"
 import { type CommitOutcomes, isUnsupported } from "./commitOutcomes.js"

@@ -5,7 +5,7 @@
 import type { Connection, Exchange, Failure } from "../connection/connection.js"
 import type { PlainFailure, StatementFailure, TransactionFailure } from "../connection/plainFailure.js"
 import { afterFirst, statementFailure } from "../connection/statementFailure.js"
-import { isFenced, isMarkerRefused, markerHint } from "../consistency/commitMarker.js"
+import { isFenced, isMarkerRefused, markerHint } from "../outcome/commitMarker.js"
 import type { ConnectionHolder } from "./connectionHolder.js"
 import { type EndingStatement, endingStatementOf, mayCommit } from "./endingStatement.js"
 import type { Interrupted, Level, LevelState } from "./level.js"

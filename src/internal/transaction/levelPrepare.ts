@@ -5,14 +5,14 @@
 import * as clock from "../concurrency/clock.js"
 import type { TransactionFailure } from "../connection/plainFailure.js"
 import { statementFailure } from "../connection/statementFailure.js"
+import { queryPosition } from "../consistency/queryPosition.js"
+import type { TokenRecorder } from "../consistency/tokenRecorder.js"
 import {
   type DatabaseIdentity,
   type Decision,
   endPrepared,
   prepareTransaction
-} from "../consistency/preparedTransaction.js"
-import { queryPosition } from "../consistency/queryPosition.js"
-import type { TokenRecorder } from "../consistency/tokenRecorder.js"
+} from "../outcome/preparedTransaction.js"
 import type { Level } from "./level.js"
 import { commitFailure, rolledBackAtCommit } from "./levelFailure.js"
 import { acquireForEnd, type OnEnd } from "./levelLock.js"

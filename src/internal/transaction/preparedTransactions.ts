@@ -8,7 +8,7 @@
 import type { Observer } from "../../Observation.js"
 import * as clock from "../concurrency/clock.js"
 import type { Connection, Failure } from "../connection/connection.js"
-import { CommitMarker } from "../consistency/commitMarker.js"
+import { CommitMarker } from "../outcome/commitMarker.js"
 import {
   type DatabaseIdentity,
   type Decision,
@@ -17,8 +17,8 @@ import {
   type PreparedTransaction,
   queryIdentity,
   takeRoleOfLogin
-} from "../consistency/preparedTransaction.js"
-import { queryStatus, type TransactionId } from "../consistency/transactionStatus.js"
+} from "../outcome/preparedTransaction.js"
+import { queryStatus, type TransactionId } from "../outcome/transactionStatus.js"
 import type { ConnectionSource } from "../topology/connectionSource.js"
 import type { UnpooledConnections } from "../topology/unpooledConnections.js"
 import type { CommitMarkers } from "./commitMarkers.js"

@@ -3,7 +3,7 @@
  */
 import * as clock from "../concurrency/clock.js"
 import type { Connection } from "../connection/connection.js"
-import type { TransactionStatus } from "../consistency/transactionStatus.js"
+import type { TransactionStatus } from "../outcome/transactionStatus.js"
 import type { ConnectionSource } from "../topology/connectionSource.js"
 import type { Proof } from "../topology/proofs.js"
 

@@ -3,9 +3,9 @@
  */
 import * as Effect from "effect/Effect"
 import { ConfigInvalid, type TransactionError } from "../../DatabaseError.js"
-import type { DatabaseIdentity, Decision } from "../consistency/preparedTransaction.js"
 import { cancellable } from "../edge/cancellable.js"
 import { toDatabaseError } from "../edge/databaseError.js"
+import type { DatabaseIdentity, Decision } from "../outcome/preparedTransaction.js"
 import { observe } from "./completion.js"
 import { endPreparedLevel, identifyLevel, interruptedTimeout, prepareLevel } from "./levelPrepare.js"
 import type { PreparedTransactions } from "./preparedTransactions.js"

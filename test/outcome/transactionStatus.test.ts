@@ -1,7 +1,7 @@
 /** The meaning of a server's answer for a transaction, by the run of the server. */
 
 import { assert, describe, it } from "vitest"
-import { judgeStatus, TransactionId } from "../../src/internal/consistency/transactionStatus.js"
+import { judgeStatus, TransactionId } from "../../src/internal/outcome/transactionStatus.js"
 
 const run = { systemId: "7", timeline: 1, startedAt: "1000", recoveredTo: undefined }
 const id = new TransactionId("740", "0/200", run)
