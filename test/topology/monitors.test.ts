@@ -219,6 +219,24 @@ describe("the monitor of a reader", () => {
     assert.isAbove(asked.length, checks / 2)
   })
 
+  it("a reader whose lag is unknown, because the primary connects slowly, is checked again after a second", async () => {
+    let connectTime = 400
+    const sampler = new PrimarySampler((_, callback) => {
+      setTimeout(() => callback(answer(primary)), connectTime)
+      connectTime = 0
+    })
+    const { monitor, server, state } = makeReader(sampler)
+    state.answer = () => answer(late)
+    monitor.start()
+    await vi.advanceTimersByTimeAsync(1200)
+    assert.isTrue(server.isUnchecked)
+    assert.isTrue(server.isUsable(performance.now()))
+    await vi.advanceTimersByTimeAsync(200)
+    assert.isTrue(server.isBehind)
+    assert.lengthOf(state.asked, 2)
+    monitor.close(() => {})
+  })
+
   it("a reader that is behind stays behind during an outage and a refusal of its monitor", async () => {
     const sampler = new PrimarySampler((_, callback) => callback(answer(primary)))
     const { monitor, server, state } = makeReader(sampler)

@@ -185,6 +185,8 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("readers", 
             readers: [proxy.url, current.url("app")],
             minConnections: 1,
             maxLag: "20 millis",
+            // a check needs the answer of the primary, also on a busy machine
+            detectionTime: "2 seconds",
             monitorInterval: "1 minute",
             readerRetryDelay: "1 minute"
           }

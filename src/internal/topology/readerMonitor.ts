@@ -21,6 +21,9 @@ export interface ReaderProbe extends Pick<Probe, "ask" | "close"> {
   readonly isSearching?: boolean
 }
 
+/** The interval while the lag is not known, because the primary has not answered in time, in ms. */
+const uncheckedInterval = 1000
+
 /** The part of the limit of the lag by which the position of the primary may be too old. */
 const sampleError = 0.1
 
@@ -33,6 +36,8 @@ export class ReaderMonitor {
   private changedAt = Number.NEGATIVE_INFINITY
   private cancel = nothing
   private isStarted = false
+  /** True if the primary has not answered in time at the last check. */
+  private isPrimaryAway = false
   /** The number of connects that have failed since the last answer. */
   private failures = 0
 
@@ -99,7 +104,9 @@ export class ReaderMonitor {
     const { interval } = this.config
     const isFast = clock.now() - this.changedAt < fast.duration || this.server.isUnsettled
     const isDown = !this.server.isUsable(Number.NEGATIVE_INFINITY)
-    const next = isFast ? fast.interval : isDown ? Math.max(fast.interval, this.retryDelay) : interval
+    const isUnchecked = this.isPrimaryAway && this.server.isUnchecked
+    const usual = isUnchecked ? uncheckedInterval : interval
+    const next = isFast ? fast.interval : isDown ? Math.max(fast.interval, this.retryDelay) : usual
     this.interval = Math.min(next, interval)
     this.cancel = clock.later(this.interval, () => (this.probe.isSearching === true ? this.schedule() : this.check()))
   }
@@ -122,6 +129,7 @@ export class ReaderMonitor {
     const maxAge = Math.min(this.interval / 2, this.maxLag * sampleError)
     this.sampler.sample(this.timeout, maxAge, (isAnswered) => {
       if (!isCurrent()) return
+      this.isPrimaryAway = !isAnswered
       const since = clock.now()
       this.probe.ask(this.timeout, (result) => {
         if (!this.isStarted) return

@@ -165,6 +165,11 @@ export class Server {
     return this.lagState._tag === "Behind"
   }
 
+  /** True if no check has found the lag yet, or none since an outage. */
+  get isUnchecked(): boolean {
+    return this.lagState._tag === "Unchecked"
+  }
+
   /** True if the next check may change the state, so that it should come soon. */
   get isUnsettled(): boolean {
     return this.isSuspect || isUnsettled(this.lagState)
