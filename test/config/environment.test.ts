@@ -2,7 +2,6 @@
  * Settings from libpq's environment, its service and password files, and from `Config` beside plain values.
  */
 import * as fs from "node:fs"
-import * as os from "node:os"
 import * as path from "node:path"
 import { assert, it } from "@effect/vitest"
 import * as Config from "effect/Config"
@@ -16,6 +15,7 @@ import { describe } from "vitest"
 import { findPassword } from "../../src/internal/config/pgpass.js"
 import { parseService } from "../../src/internal/config/serviceFile.js"
 import { Db } from "../support/databases.js"
+import { emptyFolder } from "../support/directory.js"
 import { freshDatabase } from "../support/server.js"
 
 const provider = (variables: Readonly<Record<string, string>>) =>
@@ -31,21 +31,15 @@ const read = (variables: Readonly<Record<string, string>>, prefix = "", url?: st
     (writer) => Either.getOrThrow(DatabaseConfig.make("app", { writer })).writer
   )
 
-const files = Effect.map(
-  Effect.acquireRelease(
-    Effect.sync(() => fs.mkdtempSync(path.join(os.tmpdir(), "effect-db-environment-"))),
-    (folder) => Effect.sync(() => fs.rmSync(folder, { recursive: true }))
-  ),
-  (folder) => ({
-    folder,
-    write: (name: string, text: string, mode = 0o600) => {
-      const file = path.join(folder, name)
-      fs.writeFileSync(file, text)
-      fs.chmodSync(file, mode)
-      return file
-    }
-  })
-)
+const files = Effect.map(emptyFolder, (folder) => ({
+  folder,
+  write: (name: string, text: string, mode = 0o600) => {
+    const file = path.join(folder, name)
+    fs.writeFileSync(file, text)
+    fs.chmodSync(file, mode)
+    return file
+  }
+}))
 
 /** Returns the variables with which psql would open a database. */
 const variablesOf = (url: Redacted.Redacted<string>) => {

@@ -1,6 +1,5 @@
 import { Console } from "node:console"
 import * as fs from "node:fs"
-import * as os from "node:os"
 import * as path from "node:path"
 import { Writable } from "node:stream"
 import { inspect } from "node:util"
@@ -26,6 +25,7 @@ import * as Tracer from "effect/Tracer"
 import { type Database, DatabaseConfig, DatabaseError, RetryPolicy } from "effect-db"
 import { describe } from "vitest"
 import { Audit, Db } from "../support/databases.js"
+import { emptyFolder } from "../support/directory.js"
 import { eventually } from "../support/eventually.js"
 import { taggedFailure } from "../support/failures.js"
 import { fill, given, holder, open, session, users } from "../support/providedCredentials.js"
@@ -434,10 +434,7 @@ describe("secrets", () => {
   it.scopedLive("no password is in any error, log, observation, status, setting or service", () =>
     Effect.gen(function* () {
       const { a, admin, b, name, provider, writer } = yield* given
-      const folder = yield* Effect.acquireRelease(
-        Effect.sync(() => fs.mkdtempSync(path.join(os.tmpdir(), "effect-db-password-"))),
-        (folder) => Effect.sync(() => fs.rmSync(folder, { recursive: true }))
-      )
+      const folder = yield* emptyFolder
       const passwordFile = path.join(folder, "password")
       const inFile = "f1le-s3cr3t"
       fs.writeFileSync(passwordFile, inFile)

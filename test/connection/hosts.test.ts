@@ -1,7 +1,6 @@
 /** Servers with several hosts, and sessions with the options of their connection string. */
 import { execFile, execFileSync } from "node:child_process"
 import * as fs from "node:fs"
-import * as os from "node:os"
 import * as path from "node:path"
 import { fileURLToPath } from "node:url"
 import { promisify } from "node:util"
@@ -12,6 +11,7 @@ import * as Redacted from "effect/Redacted"
 import { type Database, DatabaseError } from "effect-db"
 import { describe } from "vitest"
 import { Db } from "../support/databases.js"
+import { emptyFolder } from "../support/directory.js"
 import { freshDatabase } from "../support/server.js"
 import { closedPort, listenOnPort } from "../support/tcp.js"
 
@@ -206,10 +206,7 @@ describe("a server with several hosts", () => {
   it.scopedLive.skipIf(!canMount)("a server with the role is searched at each address of a host name", () =>
     Effect.gen(function* () {
       const { primary, replica, writer } = yield* servers
-      const folder = yield* Effect.acquireRelease(
-        Effect.sync(() => fs.mkdtempSync(path.join(os.tmpdir(), "effect-db-hosts-"))),
-        (folder) => Effect.sync(() => fs.rmSync(folder, { recursive: true }))
-      )
+      const folder = yield* emptyFolder
       const file = path.join(folder, "hosts")
       fs.writeFileSync(file, "127.0.0.1 localhost\n127.0.0.2 pair\n127.0.0.3 pair\n")
       const command = `mount --bind ${file} /etc/hosts && exec node --import tsx ${program}`

@@ -1,13 +1,13 @@
 /** The password file of a connection. */
 import { execFileSync } from "node:child_process"
 import * as fs from "node:fs"
-import * as os from "node:os"
 import * as path from "node:path"
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
 import { RetryPolicy } from "effect-db"
 import { describe } from "vitest"
+import { emptyFolder } from "../support/directory.js"
 import { failure, taggedFailure } from "../support/failures.js"
 import { given, holder, open, session } from "../support/providedCredentials.js"
 import { anonymous, type Role } from "../support/roles.js"
@@ -17,10 +17,7 @@ describe("the password file of a connection", () => {
   /** A folder for password files, and a database with a role whose password a test writes there. */
   const givenFile = Effect.gen(function* () {
     const { admin, a, b, name } = yield* given
-    const folder = yield* Effect.acquireRelease(
-      Effect.sync(() => fs.mkdtempSync(path.join(os.tmpdir(), "effect-db-password-"))),
-      (folder) => Effect.sync(() => fs.rmSync(folder, { recursive: true }))
-    )
+    const folder = yield* emptyFolder
     const { hostname, port } = new URL(Redacted.value(admin))
     const server = { host: hostname, port: Number(port), database: name, username: a.name }
     const url = new URL(Redacted.value(anonymous(admin)))

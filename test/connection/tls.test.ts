@@ -10,7 +10,7 @@ import * as Redacted from "effect/Redacted"
 import { type Database, DatabaseConfig, type ServerConfig } from "effect-db"
 import { describe } from "vitest"
 import { Db } from "../support/databases.js"
-import { directory } from "../support/directory.js"
+import { directory, emptyFolder } from "../support/directory.js"
 import { eventually, eventuallySucceeds } from "../support/eventually.js"
 import { query } from "../support/server.js"
 import { listenOnPort } from "../support/tcp.js"
@@ -18,17 +18,11 @@ import { makeTlsServer } from "../support/tls.js"
 import { makeIdentity, makeTlsGate } from "../support/tlsGate.js"
 
 /** Creates a folder, and returns a function that writes a file in it. */
-const files = Effect.map(
-  Effect.acquireRelease(
-    Effect.sync(() => fs.mkdtempSync(path.join(directory, "settings-"))),
-    (folder) => Effect.sync(() => fs.rmSync(folder, { recursive: true, force: true }))
-  ),
-  (folder) => (name: string, text: string) => {
-    const file = path.join(folder, name)
-    fs.writeFileSync(file, text)
-    return file
-  }
-)
+const files = Effect.map(emptyFolder, (folder) => (name: string, text: string) => {
+  const file = path.join(folder, name)
+  fs.writeFileSync(file, text)
+  return file
+})
 
 const given = Effect.gen(function* () {
   const server = yield* makeTlsServer

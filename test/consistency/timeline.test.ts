@@ -2,7 +2,7 @@
  * Reads after a failover: with tokens of a lost timeline, and on servers that only seem to be on the
  * timeline of the token.
  */
-import { chmodSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs"
+import { chmodSync, mkdirSync, readdirSync, writeFileSync } from "node:fs"
 import * as path from "node:path"
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -15,31 +15,27 @@ import { describe } from "vitest"
 import { conninfo } from "../../src/internal/embedded/postgresqlConf.js"
 import { Cluster, cluster, hasty, open, read, replica, tokenIn, write } from "../support/cluster.js"
 import { Db } from "../support/databases.js"
-import { directory } from "../support/directory.js"
+import { emptyFolder } from "../support/directory.js"
 import { eventually, until } from "../support/eventually.js"
 import { query } from "../support/server.js"
 
 type Server = EmbeddedPostgres.EmbeddedPostgres.Server
 
 /** The folder in which the primary archives its log, and from which a standby restores it. */
-const archive = Effect.acquireRelease(
-  Effect.sync(() => {
-    const folder = mkdtempSync(path.join(directory, "effect-db-archive-"))
-    chmodSync(folder, 0o777)
-    const files = path.join(folder, "wal")
-    mkdirSync(files)
-    chmodSync(files, 0o777)
-    const restore = path.join(folder, "restore.sh")
-    // a slow archive: it returns a segment of the second timeline when the test releases that
-    writeFileSync(
-      restore,
-      `#!/bin/sh\ncase "$1" in *.history) ;; 00000002*) touch "${folder}/asked-$1"; while ! test -f "${folder}/give-$1"; do test -d "${folder}" || exit 1; sleep 0.05; done;; esac\ncp "${files}/$1" "$2" 2>/dev/null\n`
-    )
-    chmodSync(restore, 0o755)
-    return { folder, files, restore }
-  }),
-  ({ folder }) => Effect.sync(() => rmSync(folder, { recursive: true, force: true }))
-)
+const archive = Effect.map(emptyFolder, (folder) => {
+  chmodSync(folder, 0o777)
+  const files = path.join(folder, "wal")
+  mkdirSync(files)
+  chmodSync(files, 0o777)
+  const restore = path.join(folder, "restore.sh")
+  // a slow archive: it returns a segment of the second timeline when the test releases that
+  writeFileSync(
+    restore,
+    `#!/bin/sh\ncase "$1" in *.history) ;; 00000002*) touch "${folder}/asked-$1"; while ! test -f "${folder}/give-$1"; do test -d "${folder}" || exit 1; sleep 0.05; done;; esac\ncp "${files}/$1" "$2" 2>/dev/null\n`
+  )
+  chmodSync(restore, 0o755)
+  return { folder, files, restore }
+})
 
 /** Sets the server that a standby streams from, by the settings that it reads next. */
 const streamFrom = (source: Server, standby: Server, password: Redacted.Redacted<string>) => {

@@ -7,7 +7,8 @@ import * as Effect from "effect/Effect"
 import * as Binaries from "../../src/internal/embedded/binaries.js"
 import { copyBinaries } from "../../src/internal/embedded/copyBinaries.js"
 import * as OsUser from "../../src/internal/embedded/osUser.js"
-import { emptyFolderIn, isRoot, make } from "../support/embedded.js"
+import { emptyFolderIn } from "../support/directory.js"
+import { isRoot, make } from "../support/embedded.js"
 import { query } from "../support/server.js"
 
 describe("the server programs", () => {

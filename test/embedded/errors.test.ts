@@ -10,7 +10,8 @@ import * as Embedded from "effect-db/EmbeddedPostgres"
 import { type EmbeddedPostgres, EmbeddedPostgresError } from "effect-db/EmbeddedPostgres"
 import { vi } from "vitest"
 import * as Settings from "../../src/internal/embedded/postgresqlConf.js"
-import { emptyFolder, make } from "../support/embedded.js"
+import { emptyFolder } from "../support/directory.js"
+import { make } from "../support/embedded.js"
 import { query } from "../support/server.js"
 
 /** Returns taken ports as if they were free, until the scope ends; such a loss of a port cannot be produced otherwise. */

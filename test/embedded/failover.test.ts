@@ -8,10 +8,10 @@ import * as Fiber from "effect/Fiber"
 import type { EmbeddedPostgres } from "effect-db/EmbeddedPostgres"
 import * as Control from "../../src/internal/embedded/pgControl.js"
 import { fileBefore, parseHistory } from "../../src/internal/embedded/walHistory.js"
+import { emptyFolder } from "../support/directory.js"
 import {
   addNumber,
   cluster,
-  emptyFolder,
   execute,
   filledCluster,
   isAlive,

@@ -13,7 +13,7 @@ import * as EmbeddedPostgres from "effect-db/EmbeddedPostgres"
 import * as OsUser from "../../src/internal/embedded/osUser.js"
 import * as Files from "../../src/internal/embedded/safeFiles.js"
 import * as Folder from "../../src/internal/embedded/tempDirectory.js"
-import { directory } from "../support/directory.js"
+import { directory, emptyFolder } from "../support/directory.js"
 
 const isRoot = process.getuid?.() === 0
 const suite = isRoot ? "the server's user" : "the server's user (skipped: only a program of root has one)"
@@ -24,11 +24,7 @@ const user = Effect.flatMap(OsUser.unprivilegedUser, (user) =>
 
 /** A folder that every user may enter, with a file of root in it. */
 const withTarget = Effect.gen(function* () {
-  const folder = yield* Effect.acquireRelease(
-    Effect.sync(() => fs.mkdtempSync(path.join(directory, "embedded-links-"))),
-    (folder) => Effect.sync(() => fs.rmSync(folder, { recursive: true, force: true }))
-  )
-  fs.chmodSync(folder, 0o755)
+  const folder = yield* emptyFolder
   const target = path.join(folder, "target")
   fs.writeFileSync(target, "# root's\n", { mode: 0o644 })
   return { folder, target }

@@ -12,7 +12,8 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as MarkedProcesses from "../../src/internal/embedded/markedProcesses.js"
 import { compiled } from "../support/compiledTree.js"
-import { emptyFolder, emptyFolderIn, isAlive, isRoot, make, pidsOf, segmentsOf } from "../support/embedded.js"
+import { emptyFolder, emptyFolderIn } from "../support/directory.js"
+import { isAlive, isRoot, make, pidsOf, segmentsOf } from "../support/embedded.js"
 import { until } from "../support/eventually.js"
 
 /** Returns the folders of the clusters in `directory`. */

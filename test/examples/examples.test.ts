@@ -8,7 +8,7 @@ import { describe, expect, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
 import * as Program from "../service/program.js"
-import { directory } from "../support/directory.js"
+import { emptyFolder } from "../support/directory.js"
 import { eventually } from "../support/eventually.js"
 import { makeProxy } from "../support/proxy.js"
 import { query } from "../support/server.js"
@@ -124,23 +124,17 @@ const databases = Effect.tap(Program.databases, ({ app, audit }) =>
  * Creates a folder that a program takes for the machine's temporary folder, and asserts that no
  * cluster and no process is left in it at the end.
  */
-const temporary = Effect.acquireRelease(
-  Effect.sync(() => {
-    const temporary = fs.mkdtempSync(path.join(directory, "examples-test-"))
-    fs.chmodSync(temporary, 0o755)
-    return temporary
-  }),
-  (temporary) =>
-    Effect.gen(function* () {
-      // tsx keeps its cache there too
-      const clusters = fs.readdirSync(temporary).filter((name) => name.startsWith("effect-db-"))
-      expect(clusters).toEqual([])
-      // a program does not wait for the end of a process that it has ended with a signal
-      yield* eventually(
-        Effect.sync(() => execFileSync("ps", ["-A", "-ww", "-o", "command="], { encoding: "utf8" })),
-        (processes) => !processes.includes(path.basename(temporary))
-      )
-    }).pipe(Effect.ensuring(Effect.sync(() => fs.rmSync(temporary, { recursive: true, force: true }))))
+const temporary = Effect.acquireRelease(emptyFolder, (folder) =>
+  Effect.gen(function* () {
+    // tsx keeps its cache there too
+    const clusters = fs.readdirSync(folder).filter((name) => name.startsWith("effect-db-"))
+    expect(clusters).toEqual([])
+    // a program does not wait for the end of a process that it has ended with a signal
+    yield* eventually(
+      Effect.sync(() => execFileSync("ps", ["-A", "-ww", "-o", "command="], { encoding: "utf8" })),
+      (processes) => !processes.includes(path.basename(folder))
+    )
+  })
 )
 
 const listening = Effect.acquireRelease(

@@ -3,7 +3,7 @@ import * as fs from "node:fs"
 import { describe, expect, it, layer } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import { Figures } from "../../examples/service/figures.js"
-import { directory } from "../support/directory.js"
+import { emptyFolder } from "../support/directory.js"
 import { eventually } from "../support/eventually.js"
 import { send, service } from "../support/service.js"
 import * as Program from "./program.js"
@@ -121,9 +121,7 @@ layer(service, { excludeTestServices: true, timeout: 30_000 })("the cluster of t
 describe("the end of a service that is in a failover", () => {
   it.scopedLive("Ctrl-C ends a service whose primary is killed and whose load is on, and leaves nothing", () =>
     Effect.gen(function* () {
-      const folder = fs.mkdtempSync(`${directory}/service-cluster-`)
-      fs.chmodSync(folder, 0o755)
-      yield* Effect.addFinalizer(() => Effect.sync(() => fs.rmSync(folder, { recursive: true, force: true })))
+      const folder = yield* emptyFolder
       const program = yield* Program.start(["--replicas", "2"], { TMPDIR: folder })
       const url = yield* program.url
       yield* program.line(/Ctrl-C stops/)

@@ -7,6 +7,7 @@ import * as Chunk from "effect/Chunk"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
 import * as Csv from "../../examples/service/csv.js"
+import { emptyFolder } from "../support/directory.js"
 import { query } from "../support/server.js"
 import * as Program from "./program.js"
 
@@ -14,17 +15,11 @@ const header = "iata,name,city,state,country,latitude,longitude"
 const row = (iata: string) => `${iata},Name,City,ST,USA,1.5,-2.5`
 
 const file = (text: string | Uint8Array) =>
-  Effect.map(
-    Effect.acquireRelease(
-      Effect.sync(() => fs.mkdtempSync(path.join(os.tmpdir(), "service-csv-"))),
-      (folder) => Effect.sync(() => fs.rmSync(folder, { recursive: true }))
-    ),
-    (folder) => {
-      const name = path.join(folder, "some.csv")
-      fs.writeFileSync(name, text)
-      return name
-    }
-  )
+  Effect.map(emptyFolder, (folder) => {
+    const name = path.join(folder, "some.csv")
+    fs.writeFileSync(name, text)
+    return name
+  })
 
 const read = (text: string | Uint8Array) =>
   Effect.gen(function* () {

@@ -1,7 +1,6 @@
 import { execFileSync, spawn } from "node:child_process"
 import * as fs from "node:fs"
 import * as net from "node:net"
-import * as os from "node:os"
 import * as path from "node:path"
 import { fileURLToPath } from "node:url"
 import { describe, expect, it } from "@effect/vitest"
@@ -10,21 +9,11 @@ import * as Effect from "effect/Effect"
 import type * as Redacted from "effect/Redacted"
 import * as Schedule from "effect/Schedule"
 import * as Args from "../../examples/service/args.js"
-import { directory } from "../support/directory.js"
+import { emptyFolder } from "../support/directory.js"
 import { inThisDatabase, query } from "../support/server.js"
 import * as Program from "./program.js"
 
 const root = fileURLToPath(new URL("../../", import.meta.url))
-
-/** Creates a folder that the program takes for the machine's temporary folder. */
-const temporary = Effect.acquireRelease(
-  Effect.sync(() => {
-    const folder = fs.mkdtempSync(path.join(directory, "service-test-"))
-    fs.chmodSync(folder, 0o755)
-    return folder
-  }),
-  (folder) => Effect.sync(() => fs.rmSync(folder, { recursive: true, force: true }))
-)
 
 /** Returns the clusters in a folder, without the other files there, such as the cache of tsx. */
 const clustersIn = (folder: string): ReadonlyArray<string> =>
@@ -83,14 +72,7 @@ const post = (url: string, id: string) =>
     )
   )
 
-const empty = (name: string) =>
-  Effect.map(
-    Effect.acquireRelease(
-      Effect.sync(() => fs.mkdtempSync(path.join(os.tmpdir(), "service-csv-"))),
-      (folder) => Effect.sync(() => fs.rmSync(folder, { recursive: true }))
-    ),
-    (folder) => path.join(folder, name)
-  )
+const empty = (name: string) => Effect.map(emptyFolder, (folder) => path.join(folder, name))
 
 const someRows = (count: number) => Array.from({ length: count }, (_, i) => `R${i},Name,City,ST,USA,1,1\n`).join("")
 
@@ -99,7 +81,7 @@ const header = "iata,name,city,state,country,latitude,longitude\n"
 describe("Ctrl-C", () => {
   it.scopedLive("Ctrl-C ends the service with 0, also with a kept-alive connection, and leaves nothing", () =>
     Effect.gen(function* () {
-      const folder = yield* temporary
+      const folder = yield* emptyFolder
       const service = yield* Program.start([], { TMPDIR: folder })
       expect(yield* service.line(/imported (.*) rows/)).toBe("3,376")
       const url = yield* service.url
@@ -117,7 +99,7 @@ describe("Ctrl-C", () => {
   it.scopedLive("--replicas sets the number of servers, which the service lists", () =>
     Effect.gen(function* () {
       const replicas = 2
-      const service = yield* Program.start(["--replicas", String(replicas)], { TMPDIR: yield* temporary })
+      const service = yield* Program.start(["--replicas", String(replicas)], { TMPDIR: yield* emptyFolder })
       yield* service.line(/Ctrl-C stops/)
       const lines = (yield* service.written).match(/^ {2}app +(?:primary|replica) +postgres:/gm) ?? []
       expect(lines.filter((line) => line.includes("primary"))).toHaveLength(1)
@@ -129,7 +111,7 @@ describe("Ctrl-C", () => {
 
   it.scopedLive("a second Ctrl-C, as npm sends it, changes nothing", () =>
     Effect.gen(function* () {
-      const folder = yield* temporary
+      const folder = yield* emptyFolder
       const service = yield* Program.start([], { TMPDIR: folder })
       yield* service.url
       yield* service.signal("SIGINT")
@@ -143,7 +125,7 @@ describe("Ctrl-C", () => {
 
   it.scopedLive("Ctrl-C during the start leaves nothing either", () =>
     Effect.gen(function* () {
-      const folder = yield* temporary
+      const folder = yield* emptyFolder
       const service = yield* Program.start([], { TMPDIR: folder })
       yield* Effect.sync(() => clustersIn(folder)).pipe(
         Effect.repeat({ until: (all) => all.length > 0, schedule: poll })
@@ -224,7 +206,7 @@ describe("Ctrl-C", () => {
   // a shell between npm and the service would die of the signal, so the script begins with "exec"
   it.scopedLive("Ctrl-C ends npm start with 0 as well", () =>
     Effect.gen(function* () {
-      const folder = yield* temporary
+      const folder = yield* emptyFolder
       const npm = yield* Effect.acquireRelease(
         Effect.sync(() =>
           // in a process group of its own, as in the foreground of a terminal
@@ -260,7 +242,7 @@ const killPostmaster = (data: string) => {
 describe("an embedded server that is killed from outside", () => {
   it.scopedLive("a killed server is restarted with its data, with one message, and Ctrl-C leaves nothing", () =>
     Effect.gen(function* () {
-      const folder = yield* temporary
+      const folder = yield* emptyFolder
       const service = yield* Program.start([], { TMPDIR: folder })
       const url = yield* service.url
       yield* service.line(/Ctrl-C stops/)
@@ -287,7 +269,7 @@ describe("an embedded server that is killed from outside", () => {
 
   it.scopedLive("a killed server that cannot be restarted stays down, which is reported once with the reason", () =>
     Effect.gen(function* () {
-      const folder = yield* temporary
+      const folder = yield* emptyFolder
       const service = yield* Program.start([], { TMPDIR: folder })
       yield* service.url
       const [cluster = ""] = clustersIn(folder)
@@ -376,10 +358,10 @@ describe("a start that fails", () => {
 
   it.scopedLive("an embedded start whose port is in use leaves nothing", () =>
     Effect.gen(function* () {
-      const folder = yield* temporary
+      const folder = yield* emptyFolder
       const first = yield* Program.start([], { TMPDIR: folder })
       const port = new URL(yield* first.url).port
-      const second = yield* temporary
+      const second = yield* emptyFolder
       expect(yield* Program.run([], { TMPDIR: second, PORT: port })).toMatchObject({ code: 1 })
       expect(clustersIn(second)).toEqual([])
       expect(processesOf(second)).toEqual([])

@@ -4,7 +4,7 @@ import * as Effect from "effect/Effect"
 import * as Check from "../../examples/service/check.js"
 import { Ledger } from "../../examples/service/ledger.js"
 import type { Server } from "../../examples/service/servers.js"
-import { directory } from "../support/directory.js"
+import { emptyFolder } from "../support/directory.js"
 import { query } from "../support/server.js"
 import * as Program from "./program.js"
 
@@ -25,9 +25,7 @@ const proves = (stdout: string, rows: string) => {
 describe("--once", () => {
   it.scopedLive("--once succeeds on embedded servers, and leaves nothing", () =>
     Effect.gen(function* () {
-      const folder = fs.mkdtempSync(`${directory}/service-once-`)
-      fs.chmodSync(folder, 0o755)
-      yield* Effect.addFinalizer(() => Effect.sync(() => fs.rmSync(folder, { recursive: true, force: true })))
+      const folder = yield* emptyFolder
       const { code, stderr, stdout } = yield* Program.run(["--once"], { TMPDIR: folder })
       expect({ code, stderr }).toEqual({ code: 0, stderr: "" })
       proves(stdout, "3,376")
@@ -52,9 +50,7 @@ describe("--once", () => {
     "--once --failover loses nothing when the primary is killed and a replica promoted, and leaves nothing",
     () =>
       Effect.gen(function* () {
-        const folder = fs.mkdtempSync(`${directory}/service-failover-`)
-        fs.chmodSync(folder, 0o755)
-        yield* Effect.addFinalizer(() => Effect.sync(() => fs.rmSync(folder, { recursive: true, force: true })))
+        const folder = yield* emptyFolder
         const { code, stderr, stdout } = yield* Program.run(["--once", "--failover"], { TMPDIR: folder })
         expect({ code, stderr }).toEqual({ code: 0, stderr: "" })
         const [, killed] =

@@ -1,12 +1,11 @@
 /** The page at `/`, as a visitor uses it: real Chromium, the real service, its real servers. */
-import * as fs from "node:fs"
 import { describe, expect, layer } from "@effect/vitest"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import type { BrowserContextOptions, Locator, Page } from "playwright-core"
-import { directory } from "../support/directory.js"
+import { emptyFolder } from "../support/directory.js"
 import { makeProxy } from "../support/proxy.js"
 import { query } from "../support/server.js"
 import { Browser, hasChromium, inChromium, visit } from "./browser.js"
@@ -18,11 +17,7 @@ class Service extends Context.Tag("test/PageService")<Service, { readonly url: s
 const embedded = Layer.scoped(
   Service,
   Effect.gen(function* () {
-    const folder = yield* Effect.acquireRelease(
-      Effect.sync(() => fs.mkdtempSync(`${directory}/service-page-`)),
-      (folder) => Effect.sync(() => fs.rmSync(folder, { recursive: true, force: true }))
-    )
-    fs.chmodSync(folder, 0o755)
+    const folder = yield* emptyFolder
     const program = yield* Program.start([], { TMPDIR: folder })
     const url = yield* program.url
     yield* program.line(/Ctrl-C stops/)

@@ -14,7 +14,7 @@ import * as Scope from "effect/Scope"
 import * as TestClock from "effect/TestClock"
 import { EmbeddedPostgres } from "effect-db"
 import * as Playground from "../../examples/service/playground.js"
-import { directory } from "../support/directory.js"
+import { directory, emptyFolder } from "../support/directory.js"
 import { query } from "../support/server.js"
 import * as Program from "./program.js"
 
@@ -73,9 +73,7 @@ describe("a frozen replica", () => {
     "a service with a frozen replica ends with code 0 by Ctrl-C, before a server would be killed, and leaves no folder",
     () =>
       Effect.gen(function* () {
-        const folder = fs.mkdtempSync(`${directory}/service-frozen-`)
-        fs.chmodSync(folder, 0o755)
-        yield* Effect.addFinalizer(() => Effect.sync(() => fs.rmSync(folder, { recursive: true, force: true })))
+        const folder = yield* emptyFolder
         const service = yield* Program.start([], { TMPDIR: folder })
         const url = yield* service.url
         const { status } = yield* Effect.promise(() => fetch(`${url}/servers/freeze`, { method: "POST" }))

@@ -11,19 +11,6 @@ export const make = (options: EmbeddedPostgres.Options = {}) => Embedded.make({ 
 
 export const isRoot = process.getuid?.() === 0
 
-/** Creates an empty folder that every user may enter; it is removed when the scope ends. */
-export const emptyFolderIn = (parent: string) =>
-  Effect.acquireRelease(
-    Effect.sync(() => {
-      const folder = fs.mkdtempSync(path.join(parent, "embedded-test-"))
-      fs.chmodSync(folder, 0o755)
-      return folder
-    }),
-    (folder) => Effect.sync(() => fs.rmSync(folder, { recursive: true, force: true }))
-  )
-
-export const emptyFolder = emptyFolderIn(memory)
-
 export const isAlive = (pid: number): boolean => {
   try {
     process.kill(pid, 0)

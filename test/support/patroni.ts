@@ -13,7 +13,7 @@ import type * as Scope from "effect/Scope"
 import { launch, signal } from "../../src/internal/embedded/childProcess.js"
 import { freePort } from "../../src/internal/embedded/freePort.js"
 import { unprivilegedUser } from "../../src/internal/embedded/osUser.js"
-import { directory } from "./directory.js"
+import { emptyFolder } from "./directory.js"
 import { eventually, until } from "./eventually.js"
 import { query } from "./server.js"
 
@@ -94,14 +94,7 @@ const membersOf = ({ api }: Node): Effect.Effect<ReadonlyArray<Member>> =>
 /** Starts a cluster of two nodes. All processes are killed, and all files removed, when the scope ends. */
 export const makePatroni = Effect.gen(function* () {
   const user = yield* unprivilegedUser
-  const folder = yield* Effect.acquireRelease(
-    Effect.sync(() => fs.mkdtempSync(path.join(directory, "effect-db-patroni-"))),
-    (folder) =>
-      Effect.zipRight(
-        killIn(folder),
-        Effect.sync(() => fs.rmSync(folder, { recursive: true, force: true }))
-      )
-  )
+  const folder = yield* Effect.acquireRelease(emptyFolder, killIn)
   const own = (at: string) => {
     if (user !== undefined) fs.chownSync(at, user.uid, user.gid)
     return at
