@@ -35,4 +35,11 @@ describe("the status of a transaction", () => {
   ] as const)("the status of a transaction %s is judged by the run of the server", (_, now, status, is) => {
     assert.strictEqual(judgeStatus(id, { run: now, status }), is)
   })
+
+  it("the status of a prepared transaction is proved after a restart, because no other gets its id", () => {
+    for (const now of [restarted, recoveredAfter]) {
+      assert.strictEqual(judgeStatus(id, { run: now, status: "committed" }, true), "committed")
+    }
+    assert.strictEqual(judgeStatus(id, { run: promoted, status: "committed" }, true), "unproved")
+  })
 })

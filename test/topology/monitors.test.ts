@@ -67,8 +67,8 @@ const makeReader = (sampler: PrimarySampler, options: Partial<DatabaseConfig.Com
     },
     close: (callback: () => void) => callback()
   }
-  const { millis } = config.routing.lagLimits
-  return { monitor: new ReaderMonitor(server, probe, sampler, config.monitor, retryDelay, millis), server, state }
+  const { lagLimits } = config.routing
+  return { monitor: new ReaderMonitor(server, probe, sampler, config.monitor, retryDelay, lagLimits), server, state }
 }
 
 const useFakeTime = () => {

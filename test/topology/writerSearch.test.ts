@@ -26,9 +26,11 @@ const refused: ProbeResult = {
 
 /** Begins the search among hosts; returns the writer that the caller receives, and the answers to give. */
 const begin = (...names: ReadonlyArray<string>) => {
+  const discovery = { isAwaited: false }
+  const endpointOf = (name: string) => ({ name, host: name, address: undefined, port: 5432, ssl: false })
   const answers = new Map<string, (result: ProbeResult) => void>()
   const search = new WriterSearch(
-    names.map((name) => ({ name, host: name, port: 5432, address: undefined, ssl: false })),
+    names.map(endpointOf),
     (endpoint) => ({
       endpoint,
       probe: {
@@ -47,7 +49,7 @@ const begin = (...names: ReadonlyArray<string>) => {
       onSearch: () => {},
       onMoved: () => {},
       onHosts: () => {},
-      awaitsHosts: () => false
+      awaitsHosts: () => discovery.isAwaited
     }
   )
   const found: Array<string | undefined> = []
@@ -55,6 +57,11 @@ const begin = (...names: ReadonlyArray<string>) => {
   return {
     answer: (name: string, result: ProbeResult) => answers.get(name)?.(result),
     close: () => search.close(() => {}),
+    discover: (...names: ReadonlyArray<string>) => {
+      discovery.isAwaited = false
+      search.setHosts(names.map(endpointOf))
+    },
+    discovery,
     found,
     search
   }
@@ -84,6 +91,30 @@ describe("the first search for a writer", () => {
     assert.deepStrictEqual(found, [])
     answer("c", refused)
     assert.deepStrictEqual(found, ["a"])
+    close()
+  })
+
+  it("hosts that are being discovered are awaited, too", () => {
+    const { answer, close, discover, discovery, found } = begin("a")
+    discovery.isAwaited = true
+    answer("a", primary(1))
+    assert.deepStrictEqual(found, [])
+    discover("a", "b")
+    assert.deepStrictEqual(found, [])
+    answer("b", primary(2))
+    assert.deepStrictEqual(found, ["b"])
+    close()
+  })
+
+  it("a writer that fails while others are awaited is not used at once when it answers again", async () => {
+    const { answer, close, found } = begin("a", "b")
+    answer("a", primary(1))
+    answer("a", refused)
+    await vi.advanceTimersByTimeAsync(302)
+    answer("a", primary(1))
+    assert.deepStrictEqual(found, [])
+    answer("b", primary(2))
+    assert.deepStrictEqual(found, ["b"])
     close()
   })
 

@@ -173,6 +173,7 @@ export class Connection extends ExchangeConnection {
     this.hasProofStatement = false
     const exchangeRequest = new ExchangeRequest(() => messages.encodeSimple(sendableText(request.text)), callback)
     exchangeRequest.asArrays = request.rows === "array"
+    exchangeRequest.isRaw = request.rows === "raw"
     exchangeRequest.isSimple = true
     exchangeRequest.statement = request
     this.send(exchangeRequest)

@@ -108,8 +108,15 @@ interface StatusAnswer {
   readonly status: string | undefined
 }
 
-/** Returns the status of a transaction by the answer of a server. */
-export const judgeStatus = ({ lsn, run }: TransactionId, { run: now, status }: StatusAnswer): TransactionStatus => {
+/**
+ * Returns the status of a transaction by the answer of a server. A crash may give the id of a transaction
+ * to a later one, but not if it was prepared.
+ */
+export const judgeStatus = (
+  { lsn, run }: TransactionId,
+  { run: now, status }: StatusAnswer,
+  wasPrepared = false
+): TransactionStatus => {
   if (now === undefined) return "open"
   if (now.systemId !== run.systemId || now.timeline !== run.timeline) return "unproved"
   const isSameRun = now.startedAt === run.startedAt && now.recoveredTo === run.recoveredTo
@@ -121,7 +128,7 @@ export const judgeStatus = ({ lsn, run }: TransactionId, { run: now, status }: S
     case "aborted":
       return "undone"
     case "committed":
-      return isSameRun ? "committed" : "unproved"
+      return isSameRun || wasPrepared ? "committed" : "unproved"
     default:
       return "unproved"
   }
@@ -136,7 +143,8 @@ FROM (SELECT ${runColumns} FROM ${runSource} OFFSET 0) r`
 export const queryStatus = (
   connection: Connection,
   id: TransactionId,
-  callback: (status: TransactionStatus) => void
+  callback: (status: TransactionStatus) => void,
+  wasPrepared = false
 ): void => {
   const { run, xid } = id
   const timeline = run.timeline.toString(16).toUpperCase().padStart(8, "0")
@@ -149,6 +157,6 @@ export const queryStatus = (
     }
     const row = exchange.result.rows[0]
     const columns: ReadonlyArray<unknown> = Array.isArray(row) ? row : none
-    callback(judgeStatus(id, { run: decodeRun(columns), status: toText(columns[4]) }))
+    callback(judgeStatus(id, { run: decodeRun(columns), status: toText(columns[4]) }, wasPrepared))
   })
 }

@@ -49,10 +49,11 @@ export class Proofs {
   /** Ends the proofs after the pool was closed; `callback` is called when their sockets are closed. */
   close(callback: () => void): void {
     this.isClosed = true
-    this.onAllClosed = callback
+    // this may end proofs, and close their connections
     for (const proof of this.inProgress) proof.onPoolChanged()
-    for (const own of this.own) this.closeOwn(own)
-    if (this.own.size === 0) callback()
+    if (this.own.size === 0) return callback()
+    this.onAllClosed = callback
+    for (const own of [...this.own]) this.closeOwn(own)
   }
 
   /** @internal */

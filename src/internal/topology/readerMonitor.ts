@@ -3,7 +3,7 @@
  * connection of its own, and probes the reader at an interval, and when callers wait for its answers.
  */
 
-import type { MonitorConfig } from "../../DatabaseConfig.js"
+import type { LagLimits, MonitorConfig } from "../../DatabaseConfig.js"
 import * as clock from "../concurrency/clock.js"
 import type { Lag } from "./primaryPositions.js"
 import type { PrimarySampler } from "./primarySampler.js"
@@ -48,8 +48,7 @@ export class ReaderMonitor {
     private readonly config: MonitorConfig,
     /** The interval of probing a reader that has failed, in ms. */
     private readonly retryDelay: number,
-    /** The limit of the lag, in ms. */
-    private readonly maxLag: number
+    private readonly lagLimits: LagLimits
   ) {
     this.interval = config.interval
     this.timeout = config.detectionTime * answerPart
@@ -122,21 +121,30 @@ export class ReaderMonitor {
    * Asks the primary, and then the reader, so that the position of the primary is not the later one. The
    * monitors of all readers share the positions of the primary.
    */
-  private check(): void {
+  private check(maxAge = this.maxSampleAge): void {
     const { cancel } = this
     // not after `close`, and not if a change has begun a new interval
     const isCurrent = () => this.isStarted && this.cancel === cancel
-    const maxAge = Math.min(this.interval / 2, this.maxLag * sampleError)
     this.sampler.sample(this.timeout, maxAge, (isAnswered) => {
       if (!isCurrent()) return
       this.isPrimaryAway = !isAnswered
       const since = clock.now()
       this.probe.ask(this.timeout, (result) => {
         if (!this.isStarted) return
+        // a shared position does not show that the primary is there, without which no reader receives its log
+        const isStale = result._tag === "Answered" && result.report.isStreaming === false
+        if (isStale && isAnswered && maxAge > 0 && isCurrent()) return this.check(0)
         this.handle(result, since, (report, askedAt) => this.lagOf(report, askedAt, isAnswered))
         if (isCurrent()) this.schedule()
       })
     })
+  }
+
+  /** The age up to which a position of the primary is used for a check, in ms. */
+  private get maxSampleAge(): number {
+    const { bytes, millis } = this.lagLimits
+    // the primary may write any number of bytes meanwhile
+    return Number.isFinite(bytes) ? 0 : Math.min(this.interval / 2, millis * sampleError)
   }
 
   /** Handles the result of a probe that has begun at `since`. */

@@ -36,7 +36,8 @@ export const canWaitForReplay = (connection: Connection): boolean =>
 const waitFor = (lsn: bigint): Request => ({
   text: `WAIT FOR LSN '${formatLsn(lsn)}' WITH (TIMEOUT '${commandTimeout}ms', NO_THROW)`,
   values: [],
-  rows: "array",
+  // the type parsers of the program must not change the answer
+  rows: "raw",
   prepare: false,
   simple: true
 })
@@ -53,6 +54,7 @@ export class ReplayWait {
   /** The callbacks of the reads that wait, with their positions. */
   private readonly waiting = new Map<() => void, bigint>()
   private connection: Connection | undefined
+  private openedAt = 0
   /** True while a connect or a command is in progress. */
   private isBusy = false
   private isClosed = false
@@ -63,7 +65,7 @@ export class ReplayWait {
 
   /** True if the end of a wait is reported, so that the position need not be polled. */
   get isConnected(): boolean {
-    return this.connection !== undefined
+    return this.connection !== undefined && this.connection.broken === undefined
   }
 
   /** Calls back when the server has replayed a position; the returned function cancels that. */
@@ -89,8 +91,16 @@ export class ReplayWait {
       return
     }
     this.isBusy = true
+    if (this.connection !== undefined && !this.mayUse(this.connection)) this.release()
     if (this.connection === undefined) this.connect()
     else this.send(this.connection)
+  }
+
+  /** Checks if a connection is alive, and no older than those of the pools may be. */
+  private mayUse({ broken, generation }: Connection): boolean {
+    const { credentials, pool } = this.connections.options
+    const isOld = clock.now() - this.openedAt > pool.maxLifetime || generation < credentials.generation
+    return broken === undefined && !isOld
   }
 
   private connect(): void {
@@ -98,6 +108,7 @@ export class ReplayWait {
       this.isBusy = false
       if (connection === undefined) return this.fail()
       this.connection = connection
+      this.openedAt = clock.now()
       this.advance()
     })
   }

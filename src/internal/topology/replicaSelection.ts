@@ -165,7 +165,7 @@ export class ReplicaSelection implements ConnectionSource {
         return this.tryReplica(server, checkOut, assign(server), tryNext, replicaDeadline)
       }
       if (this.isBehind && !this.isUnreachable && clock.now() < until) {
-        this.cancelCheck ??= clock.later(primaryCheckDelay, () => this.checkPrimary(holding))
+        this.cancelCheck ??= clock.later(primaryCheckDelay, () => this.checkPrimary())
         return this.waitForNextRound(tryNext, until)
       }
       if (this.requirement.otherwise === "fail") return finish(this.selectionFailure(clock.now() - since), undefined)
@@ -185,17 +185,10 @@ export class ReplicaSelection implements ConnectionSource {
    * Asks the primary, beside the pauses, if it has reached the tokens of its timeline. A token beyond
    * its last record is that of a write which no server has.
    */
-  private checkPrimary(holding: ReadonlyArray<Connection>): void {
-    const { reads } = this.candidates.primary
-    this.cancelCheck = reads.checkout(clock.now() + positionTimeout, holding, (_, connection) => {
-      // a question that is sent is awaited, because a cancel request would cost more
-      this.cancelCheck = nothing
-      if (connection === undefined) return
-      queryPositionWithin(connection, positionTimeout, (status) => {
-        reads.checkin(connection)
-        this.isUnreachable = status !== undefined && isBeyond(status, this.requirement.tokens ?? [])
-        if (this.isUnreachable) this.endPause()
-      })
+  private checkPrimary(): void {
+    this.cancelCheck = this.candidates.primary.positionQuestions.ask((status) => {
+      this.isUnreachable = status !== undefined && isBeyond(status, this.requirement.tokens ?? [])
+      if (this.isUnreachable) this.endPause()
     })
   }
 

@@ -14,6 +14,7 @@ import type { HostActivity } from "../pool/connections.js"
 import { Pool } from "../pool/pool.js"
 import type { PoolDependencies } from "../pool/poolDependencies.js"
 import { initial as initialLag, isUnsettled, onLag } from "./lagState.js"
+import { PositionQuestions } from "./positionQuestions.js"
 import type { Lag } from "./primaryPositions.js"
 import type { ReplayWait } from "./replayWait.js"
 import { type Health, initial, isUsable, onAnswer, onChosen, onFailure, onSilence, shown } from "./serverHealth.js"
@@ -73,6 +74,8 @@ export class Server {
   /** The average time of a round trip, in ms; `undefined` without a monitor. */
   latency: number | undefined
   private timeline: number | undefined
+  /** The questions for the position of a primary. */
+  readonly positionQuestions: PositionQuestions
   /** The wait for its replay, if the server is monitored. */
   replayWait: ReplayWait | undefined
   /** The monitor of the server, while it runs. */
@@ -103,6 +106,7 @@ export class Server {
       isWarm: () => !this.isLeftOut,
       onHealth: role === "reader" ? (healthy, message) => this.onConnect(healthy, message) : undefined
     })
+    this.positionQuestions = new PositionQuestions(this.reads)
     credentials.follow((generation) =>
       observer.observe({ _tag: "CredentialsRotated", database, server: server.name, generation })
     )

@@ -180,8 +180,10 @@ export class Topology {
     if (!isMonitored) return { server, monitor: undefined }
     const probe = this.sharedProbe(server) ?? this.makeProbe(server)
     server.replayWait = new ReplayWait(new UnpooledConnections(server.reads.options))
-    const { millis } = routing.lagLimits
-    return { server, monitor: new ReaderMonitor(server, probe, this.sampler, monitor, readerRetryDelay, millis) }
+    return {
+      server,
+      monitor: new ReaderMonitor(server, probe, this.sampler, monitor, readerRetryDelay, routing.lagLimits)
+    }
   }
 
   /** Returns the probe by which the host of a reader is searched as a writer, too. */

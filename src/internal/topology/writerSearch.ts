@@ -203,7 +203,7 @@ export class WriterSearch implements HostLocator {
     const { name } = host.endpoint
     // the host may have been removed before the result arrived
     if (this.isClosed || this.members.get(name) !== host) return
-    this.answered.add(name)
+    if (!this.isSettled) this.answered.add(name)
     if (result._tag === "Failed") {
       const { failure } = result
       const isNews = failure.reason !== "wrongRole" && failure.reason !== this.failures.get(name)?.reason
@@ -281,6 +281,7 @@ export class WriterSearch implements HostLocator {
     const { name } = host.endpoint
     this.members.delete(name)
     this.failures.delete(name)
+    this.answered.delete(name)
     clock.clear(this.pauses.get(name))
     this.pauses.delete(name)
     this.reports.onHosts([], [host])
@@ -387,11 +388,17 @@ export class WriterSearch implements HostLocator {
     for (const waiter of [...this.waiters]) waiter(failure, found)
   }
 
-  /** Checks if other hosts may still answer with a later timeline; after a while it settles without them. */
+  /**
+   * Checks if other hosts, also those that are being discovered, may still answer with a later timeline;
+   * after a while the search settles without them.
+   */
   private awaitsOthers(): boolean {
-    if (this.hosts.every(({ endpoint }) => this.answered.has(endpoint.name))) return false
+    const haveAnswered = this.hosts.every(({ endpoint }) => this.answered.has(endpoint.name))
+    if (haveAnswered && !this.reports.awaitsHosts()) return false
     this.cancelOthers ??= clock.later(otherAnswersTimeout, () => {
-      this.isSettled = true
+      this.cancelOthers = undefined
+      // the host may have been lost meanwhile
+      this.isSettled = this.state._tag === "Known"
       this.settle()
     })
     return true

@@ -18,7 +18,7 @@ import {
   queryIdentity,
   takeRoleOfLogin
 } from "../outcome/preparedTransaction.js"
-import { queryStatus, type TransactionId } from "../outcome/transactionStatus.js"
+import { queryStatus, type TransactionId, type TransactionStatus } from "../outcome/transactionStatus.js"
 import type { ConnectionSource } from "../topology/connectionSource.js"
 import type { UnpooledConnections } from "../topology/unpooledConnections.js"
 import type { CommitMarkers } from "./commitMarkers.js"
@@ -161,10 +161,11 @@ export class PreparedTransactions {
   checkMissing(connection: Connection, gid: string, { id }: PreparedWork, done: () => void): void {
     const { database, observer } = this.dependencies
     if (id === undefined) return done()
-    queryStatus(connection, id, (status) => {
+    const report = (status: TransactionStatus) => {
       if (status !== "committed") observer.observe({ _tag: "PreparedMissing", database, server: this.server, gid })
       done()
-    })
+    }
+    queryStatus(connection, id, report, true)
   }
 
   private get own(): ConnectionSource {
