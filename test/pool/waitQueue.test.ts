@@ -16,9 +16,9 @@ const open = () => {
   }
   const loadShedding = new LoadShedding(Number.POSITIVE_INFINITY, 1)
   const waiters = new WaitQueue<string>(loadShedding, reject, { setWaiting: () => {} })
-  const add = (name: string, millis: number) => {
+  const add = (name: string, millis: number, isUrgent = false) => {
     const now = performance.now()
-    const waiter = new Waiter(now, now + millis, [], undefined, name)
+    const waiter = new Waiter(now, now + millis, [], undefined, name, isUrgent)
     waiters.add(waiter)
     return waiter
   }
@@ -63,6 +63,45 @@ describe("waiters", () => {
     assert.deepStrictEqual(waiters.clear(), [c, e])
     assert.strictEqual(waiters.size, 0)
     assert.isUndefined(waiters.removeFirst(performance.now()))
+  })
+
+  it("urgent waiters are served before the others, in the order in which they came", () => {
+    const { add, waiters } = open()
+    const a = add("a", 10_000)
+    const [b, c] = [add("b", 10_000, true), add("c", 10_000, true)]
+    const d = add("d", 10_000)
+    assert.deepStrictEqual([...waiters], [b, c, a, d])
+    assert.strictEqual(waiters.removeFirst(performance.now()), b)
+    assert.isTrue(waiters.remove(c))
+    assert.deepStrictEqual(waiters.clear(), [a, d])
+    const e = add("e", 10_000, true)
+    assert.strictEqual(waiters.removeFirst(performance.now()), e)
+    assert.strictEqual(waiters.size, 0)
+  })
+
+  it("an overload rejects no urgent waiter before its deadline", () => {
+    const rejected: Array<string> = []
+    const loadShedding = new LoadShedding(10, 1)
+    const waiters = new WaitQueue<string>(
+      loadShedding,
+      (waiter, reason) => {
+        if (waiters.remove(waiter)) rejected.push(`${waiter.callback}: ${reason}`)
+      },
+      { setWaiting: () => {} }
+    )
+    const now = performance.now()
+    const add = (name: string, isUrgent: boolean) =>
+      waiters.add(new Waiter(now, now + 200, [], undefined, name, isUrgent))
+    add("first", false)
+    add("urgent", true)
+    add("also urgent", true)
+    add("second", false)
+    loadShedding.isOverloaded = true
+    vi.advanceTimersByTime(50)
+    assert.strictEqual(waiters.removeFirst(performance.now())?.callback, "urgent")
+    assert.deepStrictEqual(rejected, ["first: shed", "second: shed"])
+    vi.advanceTimersByTime(300)
+    assert.deepStrictEqual(rejected, ["first: shed", "second: shed", "also urgent: timeout"])
   })
 
   it("a waiter keeps the process alive, and an empty queue does not", () => {

@@ -1,4 +1,4 @@
-/** The proofs of COMMITs whose answers were lost, during a pause of the database. */
+/** The proofs of COMMITs whose answers were lost, while the pool is paused or busy. */
 import { assert, describe, it } from "@effect/vitest"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
@@ -44,7 +44,7 @@ const outcomes = [
   ["undone", sends("COMMIT")]
 ] as const
 
-describe("the proof of a COMMIT during a pause", () => {
+describe("the proof of a COMMIT", () => {
   for (const by of ["status", "marker"] as const) {
     for (const [outcome, point] of outcomes) {
       it.scopedLive(
@@ -128,6 +128,26 @@ describe("the proof of a COMMIT during a pause", () => {
         onTimeout: () => new Error("the proof still waits")
       })
       assert.strictEqual(outcome, "CommitOutcomeUnknown")
+    })
+  )
+
+  it.scopedLive("a proof comes before the callers that wait for the pool", () =>
+    Effect.gen(function* () {
+      const { context, proxy } = yield* given({ outcome: "marker", maxConnections: 1 })
+      yield* Effect.gen(function* () {
+        const ended: Array<string> = []
+        const insertAndRecord = (name: string) =>
+          Effect.map(insert(name), (outcome) => ended.push(`${name} ${outcome}`))
+        const reached = yield* proxy.when(answers("COMMIT"), "freeze")
+        const proved = yield* Effect.fork(insertAndRecord("a"))
+        yield* reached
+        const waiting = yield* Effect.fork(Effect.forEach(["b", "c"], insertAndRecord, { concurrency: 2 }))
+        yield* settled({ waiting: 2 })
+        yield* proxy.cut
+        yield* Fiber.join(proved)
+        yield* Fiber.join(waiting)
+        assert.deepStrictEqual(ended, ["a stored", "b stored", "c stored"])
+      }).pipe(Effect.provide(context))
     })
   )
 

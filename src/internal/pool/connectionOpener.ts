@@ -173,7 +173,8 @@ export class ConnectionOpener {
     const isPermanent = !mayPass(failure)
     const checkoutFailure = connectFailed(location, failure)
     for (const waiter of [...waiters]) {
-      if (!isPermanent && waiter.since > start) break
+      // an urgent waiter may have arrived after those behind it
+      if (!isPermanent && waiter.since > start) continue
       if (waiters.remove(waiter)) waiter.callback(checkoutFailure, undefined)
       if (!isPermanent && !isEmpty) break
     }

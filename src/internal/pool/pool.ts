@@ -110,9 +110,16 @@ export class Pool implements PoolState {
    * `deadline` is a moment of `performance.now()`. `holding` are the connections that the caller
    * holds already. If all connections of the pool are held by callers that wait for another one, no
    * wait would end, so the checkout fails. `assertSingle` ignores a checkout without `caller`, such
-   * as one of the library itself. The returned function cancels the checkout while it waits.
+   * as one of the library itself. An urgent checkout comes before the waiters, and is not rejected
+   * because of them. The returned function cancels the checkout while it waits.
    */
-  checkout(deadline: number, holding: ReadonlyArray<Connection>, callback: OnCheckout, caller?: Caller): () => void {
+  checkout(
+    deadline: number,
+    holding: ReadonlyArray<Connection>,
+    callback: OnCheckout,
+    caller?: Caller,
+    isUrgent = false
+  ): () => void {
     if (this.onEmpty !== undefined) {
       callback(this.closed ?? closedFailure(this), undefined)
       return nothing
@@ -127,12 +134,12 @@ export class Pool implements PoolState {
         return nothing
       }
     }
-    const failure = rejectionOf(this, this.opener, holding, caller, now)
+    const failure = isUrgent ? undefined : rejectionOf(this, this.opener, holding, caller, now)
     if (failure !== undefined) {
       callback(failure, undefined)
       return nothing
     }
-    const waiter = new Waiter(now, deadline, holding, caller, callback)
+    const waiter = new Waiter(now, deadline, holding, caller, callback, isUrgent)
     this.waiters.add(waiter)
     // at least one idle connection is assigned, even if a connection is still being validated for a
     // caller that has cancelled, because validation may take long

@@ -1,6 +1,6 @@
 /**
- * The waiters of a pool in the order of their arrival. Each waiter is called back once, with a
- * connection or a failure. A cancelled waiter is never called back.
+ * The waiters of a pool in the order of their arrival, after the urgent ones. Each waiter is called
+ * back once, with a connection or a failure. A cancelled waiter is never called back.
  */
 
 import * as clock from "../concurrency/clock.js"
@@ -22,7 +22,9 @@ export class Waiter<Callback> {
     readonly holding: ReadonlyArray<Connection>,
     /** The caller, if the settings or an observer need it. */
     readonly caller: Caller | undefined,
-    readonly callback: Callback
+    readonly callback: Callback,
+    /** True if the waiter is served before others, and is not rejected because of an overload. */
+    readonly isUrgent = false
   ) {}
 }
 
@@ -79,13 +81,17 @@ export class WaitQueue<Callback> {
     return this.size >= this.loadShedding.maxWaiters
   }
 
-  /** Adds a waiter at the end of the queue. */
+  /** Adds a waiter at the end of the queue, or an urgent one before those that are not urgent. */
   add(waiter: Waiter<Callback>): void {
+    const next = waiter.isUrgent ? this.firstOrdinary : undefined
+    const previous = next === undefined ? this.last : next.previous
     waiter.isQueued = true
-    waiter.previous = this.last
-    if (this.last === undefined) this.first = waiter
-    else this.last.next = waiter
-    this.last = waiter
+    waiter.previous = previous
+    waiter.next = next
+    if (previous === undefined) this.first = waiter
+    else previous.next = waiter
+    if (next === undefined) this.last = waiter
+    else next.previous = waiter
     this.count++
     this.metrics.setWaiting(this.count)
     if (waiter.deadline < this.timerAt) this.scheduleTimeout(waiter.deadline, waiter.since)
@@ -111,7 +117,7 @@ export class WaitQueue<Callback> {
   }
 
   /**
-   * Removes and returns the waiter that has waited longest, and records that it was served. During
+   * Removes and returns an urgent waiter, or the one that has waited longest, and records that it was served. During
    * an overload, first rejects the waiters that have queued for too long.
    */
   removeFirst(now: number): Waiter<Callback> | undefined {
@@ -132,6 +138,13 @@ export class WaitQueue<Callback> {
     const all = [...this]
     for (const waiter of all) this.remove(waiter)
     return all
+  }
+
+  /** The first waiter that is not urgent. */
+  private get firstOrdinary(): Waiter<Callback> | undefined {
+    let waiter = this.first
+    while (waiter?.isUrgent === true) waiter = waiter.next
+    return waiter
   }
 
   private scheduleTimeout(deadline: number, now: number): void {
@@ -159,7 +172,7 @@ export class WaitQueue<Callback> {
   /** Rejects the waiters that have queued for too long, and sets a timer for the next. */
   private shed(now: number): void {
     clock.clear(this.shedTimer)
-    for (let waiter = this.first; waiter !== undefined; waiter = this.first) {
+    for (let waiter = this.firstOrdinary; waiter !== undefined; waiter = this.firstOrdinary) {
       const remaining = waiter.since + this.loadShedding.maxWait - now
       if (remaining > 0) {
         this.shedTimer = clock.timer(remaining, () => {

@@ -1,7 +1,8 @@
 /**
  * The connections for the proofs of COMMITs whose answers were lost. They come from the pool of the
- * writer. A pause of the pool holds no proof back, because the transaction has begun before it, and a
- * drain waits for the proof: meanwhile each proof opens a connection in place of the one that was lost.
+ * writer, before those of its waiters, because there is little time for a proof. A pause of the pool
+ * holds no proof back, because the transaction has begun before it, and a drain waits for the proof:
+ * meanwhile each proof opens a connection in place of the one that was lost.
  */
 import type { Connection } from "../connection/connection.js"
 import type { Pool } from "../pool/pool.js"
@@ -93,19 +94,21 @@ export class Proof implements ConnectionSource {
 
   checkout(deadline: number, holding: ReadonlyArray<Connection>, callback: OnCheckout): () => void {
     let cancel = nothing
-    let current: ConnectionSource | undefined
+    let isOutside: boolean | undefined
     const start = () => {
       const { isHeldBack, pool } = this.proofs
-      if (isHeldBack) this.own ??= this.proofs.openOwn()
-      const source = (isHeldBack ? this.own : undefined) ?? pool
-      if (source === current) return
-      current = source
+      if (isHeldBack === isOutside) return
+      isOutside = isHeldBack
       cancel()
-      cancel = source.checkout(deadline, holding, (failure, connection) => {
+      const finish: OnCheckout = (failure, connection) => {
         this.move = undefined
-        if (source === pool) this.pooled = connection
+        if (!isHeldBack) this.pooled = connection
         callback(failure, connection)
-      })
+      }
+      if (isHeldBack) {
+        this.own ??= this.proofs.openOwn()
+        cancel = this.own.checkout(deadline, holding, finish)
+      } else cancel = pool.checkout(deadline, holding, finish, undefined, true)
     }
     this.move = start
     start()
