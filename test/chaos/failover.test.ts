@@ -56,7 +56,7 @@ const promotions = (outcome: "status" | "marker") =>
             )
           }
           console.log(`${outcome}: ${load.summary(waits)} after a promotion`)
-        }).pipe(Effect.provide(Db.layer({ writer, outcome, resolveWithin: "20 seconds" })))
+        }).pipe(Effect.provide(Db.layer({ writer, outcome })))
       }),
     rounds * 30_000
   )
