@@ -2,6 +2,7 @@
 import * as fs from "node:fs"
 import * as path from "node:path"
 import { assert, layer } from "@effect/vitest"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import type * as Redacted from "effect/Redacted"
@@ -418,6 +419,65 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("readers", 
           yield* eventually(port, (at) => at === stopped.port)
           yield* told(seen, "MarkedUp")
         }).pipe(Effect.provide(open([0, 1], { monitor: false, readerRetryDelay: "2 seconds" })))
+      })
+    )
+  })
+
+  describe("a server with more callers than connections", () => {
+    it.scoped("with all replicas down, maxPrimaryReads reads at a time are on the primary, and the others wait", () =>
+      Effect.gen(function* () {
+        const { primary } = yield* Cluster
+        const proxy = yield* makeProxy((yield* replica(0)).url("app"))
+        yield* proxy.refuse
+        const running = `SELECT count(*)::int AS count FROM pg_stat_activity
+          WHERE datname = 'app' AND state = 'active' AND query LIKE '%AS port, pg_advisory_xact_lock_shared(7)'`
+        const count = Effect.map(query<{ count: number }>(primary.url(), running), ([row]) => row?.count ?? 0)
+        const read = Effect.flatMap(
+          Db.reader,
+          (sql) => sql<{ port: number }>`SELECT inet_server_port() AS port, pg_advisory_xact_lock_shared(7)`
+        )
+        const waiting = Effect.map(Db.status, ({ servers }) => servers[0]?.reads.waiting ?? 0)
+        yield* Effect.gen(function* () {
+          const sql = yield* Db.writer
+          const [locked, end] = [yield* Deferred.make<void>(), yield* Deferred.make<void>()]
+          const lock = sql`SELECT pg_advisory_xact_lock(7)`
+          const hold = Effect.all([lock, Deferred.succeed(locked, undefined), Deferred.await(end)], { discard: true })
+          const holder = yield* Effect.fork(Db.withTransaction(hold))
+          yield* Deferred.await(locked)
+          const reads = yield* Effect.fork(Effect.replicateEffect(read, 8, { concurrency: 8 }))
+          yield* eventually(waiting, (callers) => callers === 6)
+          yield* eventually(count, (active) => active === 2)
+          assert.strictEqual(yield* waiting, 6)
+          yield* Deferred.succeed(end, undefined)
+          yield* Fiber.join(holder)
+          const rows = yield* Fiber.join(reads)
+          assert.deepStrictEqual(
+            rows.map(([row]) => row?.port),
+            Array.from({ length: 8 }, () => primary.port)
+          )
+        }).pipe(Effect.provide(open([], { readers: [proxy.url], maxPrimaryReads: 2, queueTarget: "10 minutes" })))
+      })
+    )
+
+    it.scoped("a replica without a free connection serves no read while another one has a free connection", () =>
+      Effect.gen(function* () {
+        const [one, other] = [yield* replica(0), yield* replica(1)]
+        const both = [one.port, other.port].toSorted((a, b) => a - b)
+        yield* Effect.gen(function* () {
+          assert.deepStrictEqual(yield* ports(), both)
+          const [held, end] = [yield* Deferred.make<number>(), yield* Deferred.make<void>()]
+          const hold = Effect.gen(function* () {
+            yield* Deferred.succeed(held, yield* port)
+            yield* Deferred.await(end)
+          })
+          const holder = yield* Effect.fork(Effect.flatMap(Db.reader, (sql) => sql.withTransaction(hold)))
+          const busy = yield* Deferred.await(held)
+          const free = both.filter((port) => port !== busy)
+          assert.deepStrictEqual(yield* ports(), free)
+          yield* Deferred.succeed(end, undefined)
+          yield* Fiber.join(holder)
+          assert.deepStrictEqual(yield* ports(), both)
+        }).pipe(Effect.provide(open([0, 1], { maxConnections: 1 })))
       })
     )
   })
