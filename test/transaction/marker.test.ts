@@ -220,6 +220,36 @@ describe("the table of markers", () => {
     })
   )
 
+  it.scopedLive("old markers and keys are deleted in batches, until none is left", () =>
+    Effect.gen(function* () {
+      const { context, writer } = yield* given({ outcomeRetention: "1 hour", startup: "lazy" })
+      yield* Effect.scoped(Effect.asVoid(build(writer)))
+      const old = (prefix: string, fingerprint: string, count: number) =>
+        query(
+          writer,
+          `INSERT INTO effect_db.outcome (id, fingerprint, at)
+            SELECT ('${prefix}-0000-7000-8000-' || lpad(n::text, 12, '0'))::uuid, ${fingerprint}, now() - interval '2 hours'
+            FROM generate_series(1, ${count}) n`
+        )
+      // the ids of keys have no time, so they are not below those of old markers
+      yield* old("00000000", "NULL", 12_000)
+      yield* old("ffffffff", "'request'", 6000)
+      const left = Effect.map(
+        query<{ is: number }>(
+          writer,
+          "SELECT count(*)::int AS is FROM effect_db.outcome WHERE at < now() - interval '1 hour'"
+        ),
+        ([row]) => row?.is
+      )
+      const transaction = Effect.provide(Db.withTransaction(insert("a")), context)
+      yield* transaction
+      yield* Effect.provide(idle, context)
+      assert.strictEqual(yield* left, 8000)
+      // without more old rows, the next deletion would come after half a minute at least
+      yield* eventually(Effect.zipRight(transaction, left), (count) => count === 0)
+    })
+  )
+
   it.scopedLive("a deletion of old markers that the server refuses is reported, and fails no transaction", () =>
     Effect.gen(function* () {
       const { context, stored, writer } = yield* given({ startup: "lazy" })
@@ -485,6 +515,47 @@ describe("the proof by a marker", () => {
         assert.strictEqual(yield* Fiber.join(joined), outcome)
       }
       assert.deepStrictEqual(yield* stored, ["kept"])
+    })
+  )
+
+  it.scopedLive("a marker proves a COMMIT whose backend is ended while it waits for a synchronous standby", () =>
+    Effect.gen(function* () {
+      const { primary } = yield* make()
+      const url = primary.url()
+      const { context, proxy, stored } = yield* behind(url, { resolveWithin: "20 seconds" })
+      const standby = (command: string, value: string) =>
+        query(url, command).pipe(
+          Effect.zipRight(query(url, "SELECT pg_reload_conf()")),
+          Effect.zipRight(
+            eventually(
+              query(url, "SELECT current_setting('synchronous_standby_names') AS is"),
+              ([row]) => row?.is === value
+            )
+          )
+        )
+      const waits = (count: number) =>
+        eventually(
+          query(url, "SELECT count(*)::int AS is FROM pg_stat_activity WHERE wait_event = 'SyncRep'"),
+          ([row]) => row?.is === count
+        )
+      yield* standby("ALTER SYSTEM SET synchronous_standby_names = 'nobody'", "nobody")
+      // the connection is lost while COMMIT waits, which the server does not notice
+      const first = yield* Effect.fork(Effect.provide(Db.withTransaction(insert("a")), context))
+      yield* waits(1)
+      yield* proxy.cut
+      const second = yield* Effect.fork(Effect.provide(Db.withTransaction(insert("b")), context))
+      yield* waits(2)
+      yield* query(
+        url,
+        `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'
+          ORDER BY backend_start DESC LIMIT 1`
+      )
+      yield* Fiber.join(second)
+      assert.strictEqual((yield* Fiber.poll(first))._tag, "None")
+      yield* standby("ALTER SYSTEM RESET synchronous_standby_names", "")
+      yield* Fiber.join(first)
+      assert.deepStrictEqual(yield* stored, ["a", "b"])
+      assert.deepStrictEqual(yield* rowsIn(url), { markers: 2, fences: 0 })
     })
   )
 
