@@ -7,25 +7,18 @@ import * as Todos from "./todos.js"
 
 const titles = Effect.map(Todos.list, (todos) => todos.map(({ title }) => title).join(", ") || "nothing")
 
-/** Returns the kind of server that serves the reads of `Db.reader`. */
-const readsFrom = Effect.gen(function* () {
-  const sql = yield* Db.reader
-  const [row] = yield* sql<{ replica: boolean }>`SELECT pg_is_in_recovery() AS replica`
-  return row?.replica === true ? "a replica" : "the primary"
-})
-
 const program = Effect.gen(function* () {
-  yield* Console.log(`reader: ${yield* readsFrom}`)
+  yield* Console.log(`reader: ${yield* Todos.servedBy}`)
 
   // Reads in a unit of work go to a replica until the unit writes. Later reads run in its transaction and see its writes.
   yield* Effect.gen(function* () {
     yield* Console.log(`before the write: ${yield* titles}`)
     yield* Todos.add({ title: "milk", done: false })
-    yield* Console.log(`after the write: ${yield* titles}, from ${yield* readsFrom}`)
+    yield* Console.log(`after the write: ${yield* titles}, from ${yield* Todos.servedBy}`)
   }).pipe(UnitOfWork.run())
 
   // Only reads on the primary are certain to see what other programs have committed.
-  const strong = Db.withConsistency(Effect.zip(titles, readsFrom), Consistency.Strong())
+  const strong = Db.withConsistency(Effect.zip(titles, Todos.servedBy), Consistency.Strong())
   yield* Console.log(`strong: ${(yield* strong).join(", from ")}`)
 
   // A replica has the row a moment later.
@@ -35,7 +28,7 @@ const program = Effect.gen(function* () {
   // Reads in a causal session see the session's writes, on a replica that has them.
   const session = Consistency.makeSession({ maxWait: "5 seconds" })
   yield* Todos.add({ title: "eggs", done: false }).pipe(Consistency.withSession(session))
-  const own = Effect.zip(titles, readsFrom).pipe(Consistency.withSession(session))
+  const own = Effect.zip(titles, Todos.servedBy).pipe(Consistency.withSession(session))
   yield* Console.log(`in a session: ${(yield* own).join(", from ")}`)
 
   // A reader cannot write, even by a SELECT with a WITH clause: the server refuses the statement.

@@ -4,39 +4,23 @@
  */
 import { randomBytes } from "node:crypto"
 import { createServer } from "node:http"
-import { HttpRouter, HttpServer, HttpServerRequest, HttpServerResponse } from "@effect/platform"
+import { HttpRouter, HttpServer, HttpServerResponse } from "@effect/platform"
 import * as NodeHttpServer from "@effect/platform-node/NodeHttpServer"
 import { Config, Effect, Layer, Redacted } from "effect"
-import { DatabaseError, RequestTransaction } from "effect-db"
-import { Db, ReplicatedLive } from "./databases.js"
+import { RequestTransaction } from "effect-db"
+import { ReplicatedLive } from "./databases.js"
 import { runMain } from "./main.js"
-import { host, hurry, isOnce, listening, port, serveUntil } from "./requests.js"
+import { host, isOnce, port } from "./requests.js"
+import * as TodoHandlers from "./todoHandlers.js"
 import * as Todos from "./todos.js"
 
-/** Returns the kind of server that serves the reads of `Db.reader`. */
-const from = Effect.gen(function* () {
-  const sql = yield* Db.reader
-  const [row] = yield* sql<{ replica: boolean }>`SELECT pg_is_in_recovery() AS replica`
-  return row?.replica === true ? "a replica" : "the primary"
-})
-
 const router = HttpRouter.empty.pipe(
-  HttpRouter.get("/todos", Effect.flatMap(Effect.all({ from, todos: Todos.list }), HttpServerResponse.json)),
-  HttpRouter.post(
+  HttpRouter.get(
     "/todos",
-    Effect.gen(function* () {
-      const [todo] = yield* Todos.add(yield* HttpServerRequest.schemaBodyJson(Todos.NewTodo))
-      return yield* HttpServerResponse.json(todo, { status: 201 })
-    }).pipe(
-      DatabaseError.refine,
-      Effect.catchTag("UniqueViolation", () => HttpServerResponse.json({ error: "there already" }, { status: 409 })),
-      Effect.catchTag("ParseError", () => HttpServerResponse.json({ error: "expected a title" }, { status: 400 }))
-    )
+    Effect.flatMap(Effect.all({ from: Todos.servedBy, todos: Todos.list }), HttpServerResponse.json)
   ),
-  HttpRouter.post(
-    "/todos/broken",
-    Effect.zipRight(Todos.add({ title: "never stored", done: false }), HttpServerResponse.empty({ status: 500 }))
-  ),
+  HttpRouter.post("/todos", TodoHandlers.add),
+  HttpRouter.post("/todos/broken", TodoHandlers.addAndFail),
   HttpRouter.use(RequestTransaction.middleware())
 )
 
@@ -51,8 +35,4 @@ const Http = Layer.unwrapEffect(
   )
 ).pipe(Layer.provide(NodeHttpServer.layer(() => server, { host, port })), Layer.provide(ReplicatedLive))
 
-const program = Effect.tryPromise(async (signal) => serveUntil(signal, await listening(server))).pipe(
-  Effect.ensuring(Effect.sync(() => hurry(server)))
-)
-
-runMain(Effect.provide(program, Http), { isServer: !isOnce })
+runMain(Effect.provide(TodoHandlers.serve(server), Http), { isServer: !isOnce })

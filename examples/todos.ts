@@ -19,3 +19,10 @@ export const add = (...todos: ReadonlyArray<NewTodo>) =>
 
 /** Returns all todos, from a replica if there is one, including those that this unit of work has written. */
 export const list = Effect.flatMap(Db.reader, (sql) => sql<Todo>`SELECT id, title, done FROM todo ORDER BY id`)
+
+/** The kind of server that serves the reads of `Db.reader`. */
+export const servedBy = Effect.gen(function* () {
+  const sql = yield* Db.reader
+  const [row] = yield* sql<{ replica: boolean }>`SELECT pg_is_in_recovery() AS replica`
+  return row?.replica === true ? "a replica" : "the primary"
+})

@@ -10,7 +10,7 @@ import { expected, plainText, strict } from "./input.js"
 import { Member } from "./members.js"
 import { Killed, State } from "./playground.js"
 import { Page } from "./records.js"
-import { CrossSite, TooLong } from "./refusals.js"
+import { Refused } from "./refusals.js"
 import { NewTodo, Todo, TodoChange, TodoExists, TodoId, TodoNotFound } from "./todos.js"
 
 // by `require`, because the import of JSON into a module is experimental in Node 20
@@ -44,8 +44,7 @@ const todos = HttpApiGroup.make("todos")
       .setPayload(NewTodo)
       .addSuccess(Todo, { status: 201 })
       .addError(TodoExists)
-      .addError(CrossSite)
-      .addError(TooLong)
+      .addError(Refused)
   )
   .add(
     HttpApiEndpoint.patch("update")`/todos/${id}`
@@ -53,16 +52,9 @@ const todos = HttpApiGroup.make("todos")
       .setPayload(TodoChange)
       .addSuccess(Todo)
       .addError(TodoNotFound)
-      .addError(CrossSite)
-      .addError(TooLong)
+      .addError(Refused)
   )
-  .add(
-    HttpApiEndpoint.del("remove")`/todos/${id}`
-      .setHeaders(Ask)
-      .addError(TodoNotFound)
-      .addError(CrossSite)
-      .addError(TooLong)
-  )
+  .add(HttpApiEndpoint.del("remove")`/todos/${id}`.setHeaders(Ask).addError(TodoNotFound).addError(Refused))
   .annotate(OpenApi.Description, "Things to do. Each change writes an audit event in the same unit of work.")
 
 const records = HttpApiGroup.make("records")
@@ -111,8 +103,7 @@ const failover = HttpApiGroup.make("failover")
   .add(HttpApiEndpoint.post("promote", "/cluster/promote").addSuccess(Changed))
   .add(HttpApiEndpoint.post("start", "/cluster/start").addSuccess(Changed))
   .addError(NotPossible)
-  .addError(CrossSite)
-  .addError(TooLong)
+  .addError(Refused)
   .annotate(
     OpenApi.Description,
     "Only on servers that the service has started itself: kill the primary, promote the replica with the most data, and start what is not running."
@@ -120,7 +111,7 @@ const failover = HttpApiGroup.make("failover")
 
 const load = HttpApiGroup.make("load")
   .add(HttpApiEndpoint.get("figures", "/load").addSuccess(Load))
-  .add(HttpApiEndpoint.put("set", "/load").setPayload(NewRate).addSuccess(Load).addError(CrossSite).addError(TooLong))
+  .add(HttpApiEndpoint.put("set", "/load").setPayload(NewRate).addSuccess(Load).addError(Refused))
   .annotate(
     OpenApi.Description,
     "Only on servers that the service has started itself: requests to this service at a fixed rate, and their figures by the second."
@@ -130,8 +121,7 @@ const playground = HttpApiGroup.make("playground")
   .add(HttpApiEndpoint.post("kill", "/servers/kill").addSuccess(Killed))
   .add(HttpApiEndpoint.post("freeze", "/servers/freeze").addSuccess(State))
   .add(HttpApiEndpoint.post("thaw", "/servers/thaw").addSuccess(State))
-  .addError(CrossSite)
-  .addError(TooLong)
+  .addError(Refused)
   .annotate(
     OpenApi.Description,
     "Only on servers that the service has started itself: end all connections, or freeze the replica for half a minute, and see that the service keeps working."

@@ -13,7 +13,7 @@ const files: ReadonlyArray<readonly [path: `/${string}`, file: string, contentTy
   ["/", "index.html", html],
   ["/page/style.css", "style.css", css],
   ["/page/icon.svg", "icon.svg", "image/svg+xml"],
-  ...["main", "api", "audit", "chart", "cluster", "dom", "load", "records", "servers", "todos", "watch"].map(
+  ...["main", "api", "audit", "chart", "cluster", "dom", "load", "numbers", "records", "servers", "todos", "watch"].map(
     (name) => [`/page/${name}.js`, `${name}.js`, js] as const
   )
 ]

@@ -1,6 +1,6 @@
 import { Clock, Context, Duration, Effect, FiberHandle, Layer, Option, Ref, Schema } from "effect"
 import type { EmbeddedPostgres } from "effect-db"
-import { killOn, type Server, ServersFailed } from "./servers.js"
+import { failed, killOn, type Server, type ServersFailed } from "./servers.js"
 
 /** The time after which a frozen replica thaws, so that the next visitor finds it running. */
 const frozenFor = Duration.seconds(30)
@@ -26,8 +26,6 @@ export class Playground extends Context.Tag("example/Playground")<Playground, Op
 export const none = Layer.succeed(Playground, Option.none())
 
 export const noState: typeof State.Type = { embedded: false, frozenFor: 0 }
-
-const failed = (cause: { readonly message: string }) => new ServersFailed({ message: cause.message })
 
 const make = (postgres: EmbeddedPostgres.EmbeddedPostgres.Service) =>
   Effect.gen(function* () {

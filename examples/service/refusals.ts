@@ -6,17 +6,20 @@ import { Config, Effect, Schema } from "effect"
 
 const mostBytes = 1_000_000
 
-export class TooLong extends Schema.TaggedError<TooLong>()(
+class TooLong extends Schema.TaggedError<TooLong>()(
   "TooLong",
   { message: Schema.String },
   HttpApiSchema.annotations({ status: 413, description: `The body is longer than ${mostBytes} bytes` })
 ) {}
 
-export class CrossSite extends Schema.TaggedError<CrossSite>()(
+class CrossSite extends Schema.TaggedError<CrossSite>()(
   "CrossSite",
   { message: Schema.String },
   HttpApiSchema.annotations({ status: 403, description: "A page of another site asks for a change" })
 ) {}
+
+/** The refusals of requests that change something. */
+export const Refused = Schema.Union(CrossSite, TooLong)
 
 const respond = (status: number, error: TooLong | CrossSite) =>
   Effect.succeed(HttpServerResponse.unsafeJson({ _tag: error._tag, message: error.message }, { status }))

@@ -49,7 +49,8 @@ export const shown = (server: Server): string =>
     .replace(/^(\w+:\/\/[^:/@]*):.*@/s, "$1@")
     .replace(/\?.*$/s, "")
 
-const failed = (cause: { readonly message: string }) => new ServersFailed({ message: cause.message })
+/** Makes the failure of an operation on the servers. */
+export const failed = (cause: { readonly message: string }) => new ServersFailed({ message: cause.message })
 
 const bounded = <E>(wait: Effect.Effect<unknown, E>): Effect.Effect<boolean> =>
   wait.pipe(

@@ -1,4 +1,5 @@
 import { make } from "./dom.js"
+import { rounded } from "./numbers.js"
 
 /** The time to wait for an answer, in milliseconds. */
 const patience = 15_000
@@ -43,12 +44,9 @@ const served = (headers) => {
 /** @param {Served} by */
 export const isReplica = (by) => by.server.startsWith("replica")
 
-/** @param {number} millis */
-const shown = (millis) => (millis < 10 ? millis.toFixed(1) : Math.round(millis).toLocaleString("en"))
-
 /** @param {Served} by */
 export const describe = ({ database, millis, server, transaction }) =>
-  `${database} · ${server} · ${transaction ? "transaction" : "no transaction"} · ${shown(millis)}\u00a0ms`
+  `${database} · ${server} · ${transaction ? "transaction" : "no transaction"} · ${rounded(millis)}\u00a0ms`
 
 /**
  * Shows who gave an answer.

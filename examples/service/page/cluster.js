@@ -1,6 +1,7 @@
 import { ask, reason } from "./api.js"
 import { byId, make, trouble, write } from "./dom.js"
 import * as Load from "./load.js"
+import { inMillis, n } from "./numbers.js"
 
 /**
  * @typedef {{
@@ -30,9 +31,6 @@ const own =
   "Send requests, kill the primary and promote a replica: requests wait, and go on with the new primary. Replication is asynchronous here, so the last writes of a killed primary may be lost."
 const foreign = "These servers were not started by the service, so it only shows them, and does not disturb them."
 
-/** @param {number | null} millis */
-const inMillis = (millis) => (millis === null ? "–" : `${millis < 10 ? millis.toFixed(1) : Math.round(millis)} ms`)
-
 /** @param {Member} member */
 const lag = ({ lagBytes, lagMillis, role }) =>
   role !== "replica" || lagMillis === null ? "–" : `${inMillis(lagMillis)}, ${lagBytes ?? 0} bytes`
@@ -46,8 +44,8 @@ const texts = (member) => {
     lag(member),
     inMillis(member.latencyMillis),
     member.timeline === null ? "–" : String(member.timeline),
-    served === undefined ? "–" : served.reads.toLocaleString("en"),
-    served === undefined ? "–" : served.writes.toLocaleString("en")
+    served === undefined ? "–" : n(served.reads),
+    served === undefined ? "–" : n(served.writes)
   ]
 }
 

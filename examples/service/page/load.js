@@ -1,6 +1,7 @@
 import { ask } from "./api.js"
 import * as Chart from "./chart.js"
 import { byId, make, write } from "./dom.js"
+import { inMillis, n } from "./numbers.js"
 
 /**
  * @typedef {{
@@ -25,13 +26,9 @@ const rows = byId("seconds-rows", HTMLTableSectionElement)
 let shown
 
 /** @param {number} count */
-const n = (count) => count.toLocaleString("en")
-/** @param {number} count */
 const requests = (count) => (count === 1 ? "1 request" : `${n(count)} requests`)
 /** @param {number} millis */
 const inSeconds = (millis) => `${(millis / 1000).toFixed(1)} s`
-/** @param {number | null} millis */
-const inMillis = (millis) => (millis === null ? "–" : `${millis < 10 ? millis.toFixed(1) : n(Math.round(millis))} ms`)
 
 /** The state in a sentence, which changes only with the state, because it is announced. @param {Load} load */
 const sentence = ({ lost, pause, rate }) => {

@@ -1,5 +1,6 @@
 import { ask, reason, sign } from "./api.js"
 import { byId, make, trouble } from "./dom.js"
+import { n } from "./numbers.js"
 
 /**
  * @typedef {{ readonly iata: string, readonly name: string, readonly city: string, readonly state: string, readonly country: string }} Airport
@@ -19,9 +20,6 @@ const next = byId("next", HTMLButtonElement)
 const status = byId("find-status", HTMLParagraphElement)
 const servedBy = byId("find-served", HTMLParagraphElement)
 const failed = trouble(byId("find-trouble", HTMLDivElement), () => input)
-
-/** @param {number} n */
-const n = (n) => n.toLocaleString("en")
 
 const given = new URLSearchParams(location.search)
 /** The page that is shown. */
