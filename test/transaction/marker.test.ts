@@ -522,7 +522,7 @@ describe("the proof by a marker", () => {
     Effect.gen(function* () {
       const { primary } = yield* make()
       const url = primary.url()
-      const { context, proxy, stored } = yield* behind(url, { resolveWithin: "20 seconds" })
+      const { context, proxy, stored } = yield* itemsThroughProxy(url, { ...marker, resolveWithin: "20 seconds" })
       const standby = (command: string, value: string) =>
         query(url, command).pipe(
           Effect.zipRight(query(url, "SELECT pg_reload_conf()")),

@@ -117,8 +117,8 @@ export class WaitQueue<Callback> {
   }
 
   /**
-   * Removes and returns an urgent waiter, or the one that has waited longest, and records that it was served. During
-   * an overload, first rejects the waiters that have queued for too long.
+   * Removes and returns an urgent waiter, or the one that has waited longest, and records that it was
+   * served. During an overload, first rejects the waiters that have queued for too long.
    */
   removeFirst(now: number): Waiter<Callback> | undefined {
     if (this.loadShedding.isOverloaded) this.shed(now)
