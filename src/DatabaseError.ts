@@ -747,7 +747,7 @@ export class TransactionBusy extends Schema.TaggedError<TransactionBusy>("effect
 
 /**
  * No replica had replayed the position that a read requires in time, and the consistency of the
- * read excludes the primary.
+ * read excludes the primary; or all replicas are too far behind, and `whenAllBehind` is `"fail"`.
  *
  * `unproved` lists the servers that did not report a position. Wait longer, or allow the primary.
  *
@@ -760,6 +760,8 @@ export class NoReplicaCaughtUp extends Schema.TaggedError<NoReplicaCaughtUp>("ef
   "NoReplicaCaughtUp",
   {
     database: Schema.String,
+    /** `"position"`, or `"maxLag"` if all replicas are further behind than `whenAllBehind: "fail"` allows. */
+    reason: Schema.Literal("position", "maxLag"),
     /** The time that the read waited. */
     waitedMillis: Schema.Number,
     unproved: Schema.Array(Schema.String)

@@ -139,6 +139,24 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a causal s
     }).pipe(Effect.provide(open([0])))
   )
 
+  it.scoped(
+    "a read with no token in place of its token goes to the primary, or fails, and returns its connection",
+    () =>
+      Effect.gen(function* () {
+        const { primary } = yield* Cluster
+        // the token that a session without a write has, in a program without types
+        const token = Consistency.makeSession().known.get("app") as Consistency.Token
+        const strict = Consistency.AtLeast({ token, otherwise: "fail" })
+        for (let i = 0; i < 3; i++) {
+          const seen = yield* Db.withConsistency(read(0), Consistency.AtLeast({ token }))
+          assert.strictEqual(seen.port, primary.port)
+          const error = yield* read(0).pipe(Db.withConsistency(strict), DatabaseError.refine, Effect.flip)
+          assert.strictEqual(error._tag === "NoReplicaCaughtUp" && error.reason, "position")
+        }
+        yield* idle
+      }).pipe(Effect.provide(open([0], { maxConnections: 2 })))
+  )
+
   it.scoped("a token beyond the last record of the primary is not waited for", () =>
     Effect.gen(function* () {
       const { primary } = yield* Cluster

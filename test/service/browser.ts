@@ -31,7 +31,15 @@ export class Browser extends Context.Tag("test/Browser")<Browser, Chromium>() {
   static readonly layer = Layer.scoped(
     Browser,
     Effect.acquireRelease(
-      Effect.promise(() => chromium.launch({ executablePath: program, args })),
+      Effect.promise(() =>
+        chromium.launch({
+          executablePath: program,
+          args,
+          handleSIGINT: false,
+          handleSIGTERM: false,
+          handleSIGHUP: false
+        })
+      ),
       (browser) => Effect.promise(() => browser.close())
     )
   )

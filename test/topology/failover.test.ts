@@ -41,6 +41,8 @@ describe("a writer on several hosts", () => {
         yield* awaitReplicas
         yield* primary.kill
         const waiting = yield* Effect.fork(insertNumber(2))
+        const { servers } = yield* eventually(Db.status, ({ servers: [own] }) => own?.state === "down")
+        assert.isFalse(servers[0]?.up)
         yield* replica.promote
         yield* Fiber.join(waiting)
         const [change] = only(seen, "WriterChanged").slice(-1)

@@ -165,6 +165,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("readers", 
         assert.deepStrictEqual(least._tag === "Right" && least.right, [less.port])
         const refused = yield* reads({ whenAllBehind: "fail" })
         assert.strictEqual(refused._tag === "Left" && refused.left._tag, "NoReplicaCaughtUp")
+        assert.match(refused._tag === "Left" ? refused.left.message : "", /further behind the primary than maxLag/)
       })
     )
   })

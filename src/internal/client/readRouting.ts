@@ -5,6 +5,7 @@
 import * as Context from "effect/Context"
 import { toMillis } from "effect/Duration"
 import type * as Fiber from "effect/Fiber"
+import * as Predicate from "effect/Predicate"
 import { type Consistency, CurrentConsistency, type Session, waitOf } from "../../Consistency.js"
 import type { WhenAllBehind } from "../../DatabaseConfig.js"
 import type { Candidate, Choose } from "../../Router.js"
@@ -17,8 +18,17 @@ import type { Topology } from "../topology/topology.js"
 import type { ReadAffinity, TransactionContext } from "../transaction/context.js"
 import { causalSessionOf } from "../transaction/currentCausalSession.js"
 
-/** The requirement of a read that no replica may serve now. */
-const noReplica: ReadRequirement = { tokens: undefined, maxWait: 0, otherwise: "fail", session: undefined }
+/** The requirement of a read that no replica may serve now, because all are too far behind. */
+const noReplica: ReadRequirement = {
+  tokens: undefined,
+  maxWait: 0,
+  otherwise: "fail",
+  session: undefined,
+  isOverMaxLag: true
+}
+
+/** Checks if a token has a position, without which only the primary is certain to have the writes. */
+const hasPosition = (token: unknown): boolean => Predicate.hasProperty(token, "lsn") && typeof token.lsn === "bigint"
 
 /** Returns the rank of a server: those that are slow to answer, or have no free connection, come last. */
 const rankOf = ({ isBusy, isSuspect }: Server): number => (isSuspect ? 2 : isBusy ? 1 : 0)
@@ -137,7 +147,8 @@ export class ReadRouting {
     const otherwise = explicit?.otherwise ?? (explicit === undefined && this.refusesReads() ? "fail" : "primary")
     const maxWait = explicit === undefined ? (session?.maxWaitMillis ?? 0) : waitOf(explicit.maxWait)
     const common = { session, otherwise, maxWait }
-    if (known === "unknown") return { ...common, tokens: undefined }
+    const isUnknown = explicit?._tag === "AtLeast" && !hasPosition(explicit.token)
+    if (known === "unknown" || isUnknown) return { ...common, tokens: undefined }
     const seen = known === undefined ? [] : [known]
     return { ...common, tokens: explicit?._tag === "AtLeast" ? [explicit.token, ...seen] : seen }
   }

@@ -5,11 +5,17 @@ import { type Location, locationText } from "./messageParts.js"
 
 interface NotCaughtUp {
   readonly database: string
+  readonly reason: "position" | "maxLag"
   readonly waitedMillis: number
   readonly unproved: ReadonlyArray<string>
 }
 
-export const noReplicaCaughtUp = ({ database, unproved, waitedMillis }: NotCaughtUp): string => {
+export const noReplicaCaughtUp = ({ database, reason, unproved, waitedMillis }: NotCaughtUp): string => {
+  if (reason === "maxLag")
+    return (
+      `database "${database}": all replicas are further behind the primary than maxLag or maxLagBytes allows` +
+      ` - wait until they have caught up, or choose another server by whenAllBehind`
+    )
   const servers =
     unproved.length === 0
       ? ""

@@ -38,6 +38,8 @@ export interface ReadRequirement {
   readonly session: Session | undefined
   /** True if the first token is a position of the primary for a bounded lag, and none of the caller. */
   readonly isBounded?: boolean | undefined
+  /** True if no replica may serve the read because of `maxLag`. */
+  readonly isOverMaxLag?: boolean | undefined
 }
 
 /** Servers to select from, and the callback for the selected server. */
@@ -303,8 +305,9 @@ export class ReplicaSelection implements ConnectionSource {
   private selectionFailure(waitedMillis: number): PlainFailure<"NoReplicaCaughtUp" | "TokenFromLostTimeline"> {
     const { database } = this.options
     const [token] = this.requirement.tokens ?? []
+    const reason = this.requirement.isOverMaxLag === true ? "maxLag" : "position"
     return this.lostServer === undefined || token === undefined || this.requirement.isBounded === true
-      ? { _tag: "NoReplicaCaughtUp", database, waitedMillis, unproved: [...this.unproved] }
+      ? { _tag: "NoReplicaCaughtUp", database, reason, waitedMillis, unproved: [...this.unproved] }
       : { _tag: "TokenFromLostTimeline", database, server: this.lostServer, timeline: token.timeline }
   }
 }

@@ -250,7 +250,7 @@ export class Topology {
     const { readers, sampler, writer, writerSearch } = this
     const timeline = writerSearch?.timeline ?? sampler.positions.latest?.timeline
     const own = { ...writer.status, timeline, ...writerSearch?.status }
-    return [own, ...readers.map(({ status }) => status)]
+    return [{ ...own, up: own.state !== "down" }, ...readers.map(({ status }) => status)]
   }
 
   /**

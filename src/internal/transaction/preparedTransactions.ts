@@ -104,7 +104,9 @@ export class PreparedTransactions {
         return callback({ refusal: failure?.error ?? new Error("the server does not report its identity") })
       }
       if (!(identity.maxPrepared > 0)) {
-        const refusal = new Error("max_prepared_transactions is 0 on the server: raise it and restart the server")
+        const refusal = new Error(
+          "true, but max_prepared_transactions is 0 on the server: raise it and restart the server"
+        )
         return callback({ refusal })
       }
       this.start(identity)
