@@ -90,7 +90,7 @@ describe("types by name", () => {
 
   it.scopedLive("type names are looked up once per server, whatever the number of its connections", () =>
     Effect.gen(function* () {
-      const { layer, reader, proxy } = yield* open()
+      const { layer, reader, proxy } = yield* open({ maxConnections: 2 })
       const replica = yield* makeProxy(reader)
       const trips = (of: typeof proxy, use: Effect.Effect<unknown, unknown, Db>) =>
         Effect.suspend(() => {
