@@ -132,7 +132,9 @@ describe("credentials from a provider", () => {
       const proxy = yield* makeProxy(admin)
       const { facts, figures, heard, sql } = yield* open({
         writer: anonymous(proxy.url),
-        credentials: provider.credentials
+        credentials: provider.credentials,
+        // no room for a third connect in place of one that is late
+        maxConnections: 2
       })
       const loggedIn = yield* proxy.when(({ from, type }) => from === "server" && type === "Z", "freeze")
       const waiting = yield* Effect.fork(session(sql))

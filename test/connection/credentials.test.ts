@@ -143,7 +143,9 @@ describe("credentials from a provider", () => {
           database: pathname.slice(1),
           username: a.name,
           password: Redacted.make("wrong")
-        }
+        },
+        // no room for another connect in place of one that is late
+        maxConnections: 1
       })
       assert.strictEqual((yield* taggedFailure("ConnectFailed", sql`SELECT 1`)).reason, "authentication")
       assert.strictEqual(proxy.accepted, 1)
