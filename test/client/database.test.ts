@@ -253,7 +253,8 @@ describe("Database", () => {
         const suicide = Effect.suspend(() => reader`SELECT pg_terminate_backend(pg_backend_pid())`)
         yield* where
         yield* terminateBackends(name)
-        assert.strictEqual((yield* where)?.standby, true)
+        // by the primary, if the read was sent before the loss was noticed
+        assert.isDefined(yield* where)
         // a read that terminates its own backend each time fails as Disconnected
         const error = yield* suicide.pipe(DatabaseError.refine, Effect.flip)
         assert.strictEqual(error._tag === "Disconnected" && error.outcome, "undone")
