@@ -61,6 +61,8 @@ export class UnpooledConnections implements ConnectionSource {
       )
       this.cancelConnect = cancelConnect
       cancel = () => {
+        // a caller may cancel after the deadline has
+        cancel = nothing
         cancelConnect()
         this.cancelConnect = nothing
         this.lock.release()
