@@ -14,6 +14,7 @@ import { type ServerReport, withoutHistory } from "../../src/internal/topology/s
 import { WriterMonitor } from "../../src/internal/topology/writerMonitor.js"
 import { WriterSearch } from "../../src/internal/topology/writerSearch.js"
 import type { ConnectReason } from "../../src/SqlState.js"
+import { noReports } from "../support/searchReports.js"
 
 const primary: ServerReport = { ...withoutHistory, systemId: "7", timeline: 1, lsn: 1000n }
 
@@ -106,17 +107,7 @@ describe("the monitor of a writer", () => {
         }
       }),
       300,
-      {
-        awaitsHosts: () => false,
-        hasHeard: () => false,
-        onChange: () => {},
-        onFailed: () => {},
-        onHosts: () => {},
-        onLost: () => {},
-        onMoved: () => {},
-        onSearch: () => monitor.start(),
-        onSilent: () => {}
-      }
+      { ...noReports, onSearch: () => monitor.start() }
     )
     const isIdle = {
       heardAt: Number.NEGATIVE_INFINITY,

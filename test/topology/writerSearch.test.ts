@@ -3,6 +3,7 @@ import { afterEach, assert, beforeEach, describe, it, vi } from "vitest"
 import type { ProbeResult } from "../../src/internal/topology/probe.js"
 import { withoutHistory } from "../../src/internal/topology/serverReport.js"
 import { WriterSearch } from "../../src/internal/topology/writerSearch.js"
+import { noReports } from "../support/searchReports.js"
 
 const primary = (timeline: number): ProbeResult => ({
   _tag: "Answered",
@@ -40,17 +41,7 @@ const begin = (...names: ReadonlyArray<string>) => {
       }
     }),
     10_000,
-    {
-      onChange: () => {},
-      onFailed: () => {},
-      hasHeard: () => false,
-      onSilent: () => {},
-      onLost: () => {},
-      onSearch: () => {},
-      onMoved: () => {},
-      onHosts: () => {},
-      awaitsHosts: () => discovery.isAwaited
-    }
+    { ...noReports, awaitsHosts: () => discovery.isAwaited }
   )
   const found: Array<string | undefined> = []
   search.locate(30_000, (_, host) => found.push(host?.name))
