@@ -37,6 +37,7 @@ import { openDatabase, openSandbox } from "./internal/client/openDatabase.js"
 import { checkOwner, NamedClass, names, takeName } from "./internal/client/uniqueNames.js"
 import * as clock from "./internal/concurrency/clock.js"
 import { configured } from "./internal/config/unwrapConfig.js"
+import { makeSandboxListen } from "./internal/listen/sandboxListen.js"
 import { type Listen, makeListen } from "./internal/listen/streams.js"
 import { callSite, callSiteOfPart } from "./internal/observability/callSite.js"
 import type { Observers } from "./internal/observability/observers.js"
@@ -106,8 +107,10 @@ export interface Database {
  *
  * @internal
  */
-export const sandbox = (live: Database): Effect.Effect<Database, never, Reactivity.Reactivity | Scope.Scope> =>
-  openSandbox(live, makeListen)
+export const sandbox = (
+  live: Database,
+  options: Pick<Transaction.Options, "isolation">
+): Effect.Effect<Database, never, Reactivity.Reactivity | Scope.Scope> => openSandbox(live, makeSandboxListen, options)
 
 /**
  * Options of `invalidate`: conditions for the connections to close, and the mode of closing them.

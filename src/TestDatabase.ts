@@ -8,6 +8,23 @@ import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { type Database, sandbox } from "./Database.js"
+import type * as Transaction from "./Transaction.js"
+
+/**
+ * Options of a sandbox.
+ *
+ * @see {@link layer}
+ * @since 0.3.0
+ * @category models
+ */
+export interface SandboxOptions {
+  /**
+   * The isolation of the one transaction, and so of all transactions of the program.
+   *
+   * @default "read committed"
+   */
+  readonly isolation?: Transaction.Isolation | undefined
+}
 
 /**
  * Wraps the layer of a database in a sandbox: one transaction that is always rolled back.
@@ -17,9 +34,19 @@ import { type Database, sandbox } from "./Database.js"
  * (`requiresNew`) and independent work are nested, because there is one connection. Concurrent
  * fibers take turns.
  *
- * The sandbox does not show what the server does only at COMMIT: deferred constraints are not
- * checked, notifications are not sent, and the values of `SET LOCAL` remain.
+ * The release of the savepoint stands for COMMIT, and does what COMMIT does:
  *
+ * - Deferred constraints are checked, and deferred triggers run. A new transaction or independent work
+ *   inside of another transaction is checked with that one.
+ * - Notifications are delivered to the listeners of the same layer, and to no others. They are those
+ *   of `notify`, of a NOTIFY and of `SELECT pg_notify(...)`; those of functions and triggers are not
+ *   seen.
+ * - The settings of `SET LOCAL` and `set_config(..., true)` end, unless a function has set them.
+ *
+ * Further rules:
+ *
+ * - A savepoint has no isolation of its own. A transaction with a higher isolation than that of the
+ *   sandbox fails with `QueryFailed`, whose message names the option `isolation` of this layer.
  * - An interrupted statement is undone, and so is the program's transaction around it, if there is
  *   one. The sandbox ends if the server does not confirm the cancel within a second; behind a pooler
  *   it always ends.
@@ -45,5 +72,11 @@ import { type Database, sandbox } from "./Database.js"
  * @since 0.1.0
  * @category layers
  */
-export const layer = <Self>(tag: Context.Tag<Self, Database>): Layer.Layer<Self, never, Self> =>
-  Layer.scoped(tag, Effect.flatMap(tag, sandbox)).pipe(Layer.provide(Reactivity.layer))
+export const layer = <Self>(
+  tag: Context.Tag<Self, Database>,
+  options: SandboxOptions = {}
+): Layer.Layer<Self, never, Self> =>
+  Layer.scoped(
+    tag,
+    Effect.flatMap(tag, (live) => sandbox(live, options))
+  ).pipe(Layer.provide(Reactivity.layer))

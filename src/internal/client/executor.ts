@@ -55,7 +55,8 @@ export class Executor extends DatabaseTransactions {
     }
     if (this.sandbox !== undefined) {
       const around = ambient?.around(this) ?? this.sandbox
-      const start = inTransaction(around, request, kind === "reader" ? "readOnly" : "savepoint")
+      const isolation = kind === "reader" ? "readOnly" : around === this.sandbox ? "autocommit" : "savepoint"
+      const start = inTransaction(around, request, isolation)
       return this.retry.attempt(fiber, start, read, isNotSent)
     }
     const held = ambient?.held(this) ?? none

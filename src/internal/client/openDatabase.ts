@@ -14,6 +14,7 @@ import * as DatabaseConfig from "../../DatabaseConfig.js"
 import type { StartupError } from "../../DatabaseError.js"
 import { Router } from "../../Router.js"
 import { type ConnectReason, isNotYet } from "../../SqlState.js"
+import type { Options } from "../../Transaction.js"
 import { makeCredentialSource } from "../edge/credentials.js"
 import { makeHostSource } from "../edge/hostSource.js"
 import { reportBeforeInterrupt } from "../edge/reportBeforeInterrupt.js"
@@ -28,6 +29,7 @@ import { rollback } from "../transaction/completion.js"
 import { make as makeClient } from "./client.js"
 import { Executor } from "./executor.js"
 import { makeLifecycleHooks } from "./lifecycleHooks.js"
+import { SandboxExecutor } from "./sandboxExecutor.js"
 import type { NamedClass } from "./uniqueNames.js"
 import { verifyPrepared, verifyServer } from "./verifyServer.js"
 
@@ -42,7 +44,7 @@ interface Listening {
  * Function that makes the listening connection. It is a parameter, because `listen` is a higher
  * layer.
  */
-type MakeListen<L> = (executor: Executor) => Effect.Effect<L, never, Scope.Scope>
+type MakeListen<L, E extends Executor = Executor> = (executor: E) => Effect.Effect<L, never, Scope.Scope>
 
 /** Opened database. */
 interface OpenedDatabase<L> {
@@ -56,11 +58,11 @@ interface OpenedDatabase<L> {
 }
 
 /** Makes the listening connection and the clients of an executor. */
-const makeClients = <L extends Listening>(
-  executor: Executor,
+const makeClients = <L extends Listening, E extends Executor>(
+  executor: E,
   observers: Observers,
   owner: NamedClass,
-  makeListen: MakeListen<L>
+  makeListen: MakeListen<L, E>
 ): Effect.Effect<OpenedDatabase<L>, never, Reactivity.Reactivity | Scope.Scope> =>
   Effect.gen(function* () {
     const listen = yield* makeListen(executor)
@@ -148,15 +150,16 @@ export const openDatabase = <L extends Listening>(
  */
 export const openSandbox = <L extends Listening>(
   opened: OpenedDatabase<L>,
-  makeListen: MakeListen<L>
+  makeListen: MakeListen<L, SandboxExecutor>,
+  options: Pick<Options, "isolation">
 ): Effect.Effect<OpenedDatabase<L>, never, Reactivity.Reactivity | Scope.Scope> =>
   Effect.gen(function* () {
     const { config, topology } = opened.executor
-    const executor = yield* Effect.withFiberRuntime<Executor, never, Scope.Scope>((fiber) => {
-      const root = opened.executor.begin("writer", {}, fiber, undefined)
+    const executor = yield* Effect.withFiberRuntime<SandboxExecutor, never, Scope.Scope>((fiber) => {
+      const root = opened.executor.begin("writer", options, fiber, undefined)
       return Effect.as(
         Effect.addFinalizer(() => rollback(root, undefined)),
-        new Executor(config, topology, opened.observers, () => 0, root)
+        new SandboxExecutor(config, topology, opened.observers, () => 0, root)
       )
     })
     return yield* makeClients(executor, opened.observers, opened.owner, makeListen)

@@ -12,6 +12,7 @@ import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { type TransactionError, toSqlError } from "../../DatabaseError.js"
 import type { Role } from "../../Topology.js"
+import type { Options } from "../../Transaction.js"
 import type { Exchange } from "../connection/connection.js"
 import { commandsIn } from "../sql/commandScanner.js"
 import { rollback, sendCommit } from "../transaction/completion.js"
@@ -27,6 +28,15 @@ import { makeSqlConnection, type Run } from "./sqlConnection.js"
 const begins = /^(?:BEGIN|START TRANSACTION)\b/
 const commits = /^(?:COMMIT|END)(?: WORK| TRANSACTION)?$/
 const rollsBack = /^(?:ROLLBACK|ABORT)(?: WORK| TRANSACTION)?$/
+
+/** Returns the isolation and access that the text of a BEGIN requires. */
+const optionsOf = (text: string): Options => {
+  const isolation = /\bISOLATION\s+LEVEL\s+(SERIALIZABLE|REPEATABLE\s+READ)\b/i.exec(text)?.[1]
+  return {
+    isolation: isolation === undefined ? undefined : /^S/i.test(isolation) ? "serializable" : "repeatable read",
+    access: /\bREAD\s+ONLY\b/i.test(text) ? "read only" : undefined
+  }
+}
 
 /**
  * Makes an exchange for a statement that is not sent, as if the server had executed it. The cast:
@@ -86,7 +96,7 @@ export const makeSandboxReserve = (
         const [command = "", ...others] = commandsIn(request.text)
         const isOnly = others.length === 0
         if (isOnly && begins.test(command)) {
-          own ??= executor.begin(kind, {}, fiber, currentContext(fiber))
+          own ??= executor.begin(kind, optionsOf(request.text), fiber, currentContext(fiber))
           return Effect.sync(() => read(answered("BEGIN")))
         }
         if (isOnly && commits.test(command)) return Effect.map(commitOwn, (tag) => read(answered(tag)))

@@ -32,6 +32,11 @@ export interface Listener {
   readonly fail: (failure: ListenerFailure) => void
 }
 
+/** Receiver of the reports of listeners that are too slow for their buffers. */
+interface OverflowReports {
+  readonly overflowed: (channel: string) => void
+}
+
 const none: ReadonlyArray<never> = []
 
 /** Registry of listeners. */
@@ -56,9 +61,18 @@ export class Listeners {
     return listeners === undefined ? none : [...listeners]
   }
 
-  /** Returns the listeners of a channel without a copy, for the delivery of messages. */
-  receiversOf(channel: string): Iterable<Listener> {
-    return this.byChannel.get(channel) ?? none
+  /**
+   * Delivers a message to the listeners of its channel. Fails and removes those whose buffer is full
+   * and which accept no gaps. Each buffer that becomes full is reported.
+   */
+  deliver(channel: string, payload: string, processId: number, reports: OverflowReports): void {
+    for (const listener of this.byChannel.get(channel) ?? none) {
+      if (!listener.receive(payload, processId)) continue
+      reports.overflowed(channel)
+      if (listener.toleratesGaps) continue
+      listener.fail({ _tag: "Missed", reason: "overflow" })
+      this.remove(listener)
+    }
   }
 
   add(listener: Listener): void {

@@ -158,12 +158,6 @@ export class ListenManager extends ListenLifecycle {
       if (state.listening === listening && !state.handover.onOldMessage(channel)) return
     }
     if (connectionOf(this.state) !== listening) return
-    for (const listener of this.listeners.receiversOf(channel)) {
-      if (!listener.receive(payload, processId)) continue
-      this.reports.overflowed(channel)
-      if (listener.toleratesGaps) continue
-      listener.fail({ _tag: "Missed", reason: "overflow" })
-      this.remove(listener)
-    }
+    this.listeners.deliver(channel, payload, processId, this.reports)
   }
 }

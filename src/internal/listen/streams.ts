@@ -48,6 +48,12 @@ export interface Listen {
   readonly invalidate: (which: Invalidation) => number
 }
 
+/** Registry that the listeners of the streams are added to. */
+export interface ListenerRegistry {
+  readonly add: (listener: BufferedListener) => void
+  readonly remove: (listener: BufferedListener) => void
+}
+
 /** Makes the pauses of outages by a schedule, whose input is the error of the last failure. */
 const pausesOf =
   (schedule: Schedule.Schedule<unknown, DatabaseError>, location: ErrorLocation, runtime: Runtime.Runtime<never>) =>
@@ -80,7 +86,7 @@ const pausesOf =
 /** Adds a listener, and retries by the policy for up to `acquireTimeout`, as for a statement. */
 const join = (
   executor: Executor,
-  manager: ListenManager,
+  registry: ListenerRegistry,
   listener: BufferedListener
 ): Effect.Effect<void, ListenError> =>
   Effect.suspend(() => {
@@ -88,7 +94,7 @@ const join = (
     const deadline = executor.retry.deadline()
     const attempt = Effect.async<void, ListenError>((resume) => {
       const timer = clock.timer(deadline - clock.now(), () => {
-        manager.remove(listener)
+        registry.remove(listener)
         const cause = new Error(`the connection could not listen within ${pool.acquireTimeout} ms`)
         resume(Effect.fail(new ConnectFailed({ database, server: writer.name, reason: "unresponsive", cause })))
       })
@@ -96,10 +102,10 @@ const join = (
         clock.clear(timer)
         resume(error === undefined ? Effect.void : Effect.fail(error))
       }
-      manager.add(listener)
+      registry.add(listener)
       return Effect.sync(() => {
         clock.clear(timer)
-        manager.remove(listener)
+        registry.remove(listener)
       })
     })
     return executor.retry.attemptCheckout(attempt, deadline)
@@ -107,12 +113,12 @@ const join = (
 
 const notificationsOf = (
   executor: Executor,
-  manager: ListenManager,
+  registry: ListenerRegistry,
   listener: BufferedListener
 ): Stream.Stream<Notification, ListenError> => {
   const pull: Effect.Effect<Chunk.Chunk<Notification>, Option.Option<ListenError>> = Effect.suspend(() => {
     if (listener.state === "joining") {
-      return Effect.zipRight(Effect.mapError(join(executor, manager, listener), Option.some), pull)
+      return Effect.zipRight(Effect.mapError(join(executor, registry, listener), Option.some), pull)
     }
     const drained = listener.drain()
     if (drained.length > 0) return Effect.succeed(Chunk.unsafeFromArray(drained))
@@ -121,10 +127,37 @@ const notificationsOf = (
   })
   return Stream.unwrapScoped(
     Effect.as(
-      Effect.addFinalizer(() => Effect.sync(() => manager.remove(listener))),
+      Effect.addFinalizer(() => Effect.sync(() => registry.remove(listener))),
       Stream.repeatEffectChunkOption(pull)
     )
   )
+}
+
+/** Creates the streams over the listeners of a registry. */
+export const makeStreams = (
+  executor: Executor,
+  registry: ListenerRegistry
+): Pick<Listen, "notifications" | "payloads"> => {
+  const { config } = executor
+  const location: ErrorLocation = { database: config.name, server: config.writer.name }
+  const listen = (channel: string, bufferSize: number, toleratesGaps: boolean) =>
+    Stream.suspend(() => {
+      if (config.session.mode !== "session") return Stream.fail(sessionModeRequired(config.name, "listen"))
+      const invalid = checkChannel(channel)
+      if (invalid !== undefined) return Stream.fail(new NotificationInvalid({ database: config.name, ...invalid }))
+      const toError = (failure: ListenerFailure) => toListenError(location, channel, failure)
+      return notificationsOf(executor, registry, new BufferedListener(channel, bufferSize, toleratesGaps, toError))
+    })
+  return {
+    notifications: (channel, { bufferSize = defaultBufferSize } = {}) => listen(channel, Math.max(1, bufferSize), true),
+    payloads: (channel) =>
+      listen(channel, defaultBufferSize, false).pipe(
+        Stream.filterMap((notification) =>
+          notification._tag === "Message" ? Option.some(notification.payload) : Option.none()
+        ),
+        Stream.mapError(toSqlError)
+      )
+  }
 }
 
 /**
@@ -148,24 +181,5 @@ export const makeListen = (executor: Executor): Effect.Effect<Listen, never, Sco
       }),
       (manager) => Effect.async<void>((resume) => manager.close(config.shutdownTimeout, () => resume(Effect.void)))
     )
-    const listen = (channel: string, bufferSize: number, toleratesGaps: boolean) =>
-      Stream.suspend(() => {
-        if (config.session.mode !== "session") return Stream.fail(sessionModeRequired(config.name, "listen"))
-        const invalid = checkChannel(channel)
-        if (invalid !== undefined) return Stream.fail(new NotificationInvalid({ database: config.name, ...invalid }))
-        const toError = (failure: ListenerFailure) => toListenError(location, channel, failure)
-        return notificationsOf(executor, manager, new BufferedListener(channel, bufferSize, toleratesGaps, toError))
-      })
-    return {
-      invalidate: (which) => manager.invalidate(which),
-      notifications: (channel, { bufferSize = defaultBufferSize } = {}) =>
-        listen(channel, Math.max(1, bufferSize), true),
-      payloads: (channel) =>
-        listen(channel, defaultBufferSize, false).pipe(
-          Stream.filterMap((notification) =>
-            notification._tag === "Message" ? Option.some(notification.payload) : Option.none()
-          ),
-          Stream.mapError(toSqlError)
-        )
-    }
+    return { ...makeStreams(executor, manager), invalidate: (which) => manager.invalidate(which) }
   })

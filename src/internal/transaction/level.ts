@@ -69,6 +69,15 @@ export class Level {
   nested: Level | undefined = undefined
   /** `undefined` for a transaction. */
   readonly savepoint: Savepoint | undefined
+  /**
+   * In a sandbox, the outermost transaction of the program that the level belongs to: this level or
+   * one around it. `undefined` outside of such a transaction.
+   */
+  emulated: Level | undefined
+  /** The failure of a transaction that a sandbox cannot have, such as one of a higher isolation. */
+  refused: StatementFailure | undefined = undefined
+  /** The settings that end with the emulated transaction, if it has set any. */
+  localSettings: Set<string> | undefined = undefined
 
   constructor(
     readonly connectionHolder: ConnectionHolder,
@@ -77,6 +86,7 @@ export class Level {
     public settings: LevelSettings
   ) {
     this.savepoint = parent === undefined ? undefined : makeSavepoint()
+    this.emulated = parent?.emulated
   }
 
   /** True if the server refuses writes in the level. */
@@ -116,7 +126,7 @@ export class Level {
 
   /** The failure of every further statement, if none can be executed. */
   get blockedBy(): StatementFailure | undefined {
-    return this.connectionHolder.lost ?? this.interrupted
+    return this.connectionHolder.lost ?? this.refused ?? this.interrupted
   }
 
   /** The steps that undo the level on the server. */

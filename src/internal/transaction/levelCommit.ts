@@ -8,6 +8,7 @@ import { statementFailure } from "../connection/statementFailure.js"
 import { commitAndQueryPosition } from "../consistency/commitAndQueryPosition.js"
 import { markerStepOf } from "../outcome/commitMarker.js"
 import * as wire from "../protocol/frontendMessages.js"
+import { checkConstraints, emulateCommit } from "./emulatedCommit.js"
 import type { Level, LevelState } from "./level.js"
 import { commitFailure, rolledBackAtCommit } from "./levelFailure.js"
 import { acquireForEnd, type OnEnd } from "./levelLock.js"
@@ -22,8 +23,8 @@ import type { Savepoint } from "./savepoint.js"
  */
 const interruptedCommitTimeout = 500
 
+const none: ReadonlyArray<never> = []
 const commit = [wire.constantStep("COMMIT")]
-const checkConstraints = [wire.constantStep("SET CONSTRAINTS ALL IMMEDIATE")]
 const nothing = () => {}
 
 /**
@@ -50,9 +51,9 @@ export const checkLevel = (level: Level, done: OnEnd): (() => void) => {
     if (blockedBy !== undefined) return finish(blockedBy)
     if (!level.isBegun || connection === undefined) return finish(undefined)
     if (connection.status === "E" || level.undone !== undefined) return finish(rolledBackAtCommit(level))
-    if (level.savepoint !== undefined) return finish(undefined)
+    if (level.savepoint !== undefined && level.emulated !== level) return finish(undefined)
     isSent = true
-    connection.steps(checkConstraints, (failure) => {
+    connection.steps([checkConstraints], (failure) => {
       if (failure === undefined) return finish(undefined)
       connectionHolder.recordLoss(failure)
       finish(failure._tag === "lost" ? statementFailure(location, failure, "undone") : commitFailure(level, failure)[1])
@@ -190,13 +191,18 @@ const sendCommit = (level: Level, connection: Connection, resolve: Resolve, fini
 }
 
 const sendRelease = (level: Level, { release }: Savepoint, connection: Connection, finish: OnCommitted): void => {
-  const { connectionHolder, parent } = level
-  connection.steps([release, ...level.settings.restore], (failure) => {
+  const { connectionHolder, emulated, localSettings, parent } = level
+  // an aborted transaction would refuse the steps of a COMMIT, and it stores nothing
+  const isEmulated = emulated === level && connection.status !== "E"
+  const before = isEmulated ? emulateCommit(localSettings) : none
+  connection.steps([...before, release, ...level.settings.restore], (failure) => {
     if (failure === undefined) {
       if (parent !== undefined) parent.hasOwnWork = true
       return finish("committed", undefined)
     }
     connectionHolder.recordLoss(failure)
-    revert(level, level, () => finish("failed", connectionHolder.lost ?? rolledBackAtCommit(level)))
+    const isRefused = isEmulated && failure._tag === "refused"
+    const reported = isRefused ? commitFailure(level, failure)[1] : (connectionHolder.lost ?? rolledBackAtCommit(level))
+    revert(level, level, () => finish("failed", reported))
   })
 }

@@ -7,6 +7,7 @@ import { isStaleRefusal } from "../connection/statementFailure.js"
 import type { Copy } from "../protocol/copyData.js"
 import type { Step } from "../protocol/frontendMessages.js"
 import { isCopy } from "../sql/copy.js"
+import { localSettingsIn } from "../sql/localSettings.js"
 import type { OnStatement } from "../statement/autocommit.js"
 import type { Level } from "./level.js"
 import { exchangeIn, type FinishExchange } from "./levelExchange.js"
@@ -26,9 +27,10 @@ export const runStatement = (
 ): (() => void) =>
   exchangeIn(level, request, isolation, done, onSent, (connection, pending, finish) => {
     const own = isolation === "none" ? undefined : makeSavepoint()
-    const before = stepsBefore(own, isolation)
+    const localSettings = settingsToEnd(level, request, isolation)
+    const before = stepsBefore(own, isolation, localSettings)
     const path = level.connectionHolder.searchPathSteps(request.path)
-    const ownAfter = stepsAfter(own, isolation)
+    const ownAfter = stepsAfter(own, isolation, localSettings)
     const { idTracker } = level.connectionHolder
     const idStep =
       isolation === "readOnly" || level.readOnly || request.simple
@@ -75,6 +77,24 @@ export const runStatement = (
     if (first.length === 0) return runAlone()
     runFirst(level, connection, pending, first, finish, runAlone)
   })
+
+/**
+ * Returns the settings of a statement in a sandbox that must end with its emulated transaction, and
+ * records them for its end; `undefined` if there are none.
+ */
+const settingsToEnd = (
+  { emulated }: Level,
+  { text, values }: Request,
+  isolation: StatementIsolation
+): ReadonlySet<string> | undefined => {
+  const isAutocommit = isolation === "autocommit"
+  if (!isAutocommit && emulated === undefined) return undefined
+  const names = localSettingsIn(text, values)
+  if (names.size === 0) return undefined
+  if (!isAutocommit && emulated !== undefined)
+    emulated.localSettings = new Set([...(emulated.localSettings ?? []), ...names])
+  return names
+}
 
 /**
  * Runs a COPY with the data of `copy`. The returned function cancels it, as that of {@link

@@ -6,17 +6,13 @@
  */
 import * as Duration from "effect/Duration"
 import { OptionsConflict, PropagationRefused, type TransactionError } from "../../DatabaseError.js"
-import type { Isolation, Options, Settings } from "../../Transaction.js"
+import type { Options, Settings } from "../../Transaction.js"
+import { isHigher } from "./isolation.js"
 import { inMillis } from "./plainOptions.js"
 import { mergeSettings } from "./settingsByDatabase.js"
 import type { Origin, Transaction } from "./transaction.js"
 
 const effective = { isolation: "read committed", access: "read write" } as const
-
-const strength: Readonly<Record<Isolation, number>> = { "read committed": 0, "repeatable read": 1, serializable: 2 }
-
-const isHigher = (required: Isolation | undefined, around: Isolation): required is Isolation =>
-  required !== undefined && strength[required] > strength[around]
 
 /**
  * Returns the isolation or access of a transaction: its own option, else that of the nearest

@@ -28,9 +28,12 @@ export interface TransactionFactory extends Origin {
 
 let registrations = 0
 
+/** A number that no count of registrations reaches. */
+const precedence = 2 ** 52
+
 /** Checks if a hook that is registered after the end of its transaction runs at once. */
-const isDue = (kind: RegisteredHook, state: LevelState): boolean => {
-  if (state === "committed") return kind === "beforeCommit" || kind === "afterCommit"
+const isDue = (kind: RegisteredHook | "whenStored", state: LevelState): boolean => {
+  if (state === "committed") return kind === "beforeCommit" || kind === "afterCommit" || kind === "whenStored"
   return kind === (state === "unknown" ? "afterUnknown" : "afterRollback")
 }
 
@@ -42,7 +45,7 @@ const isDue = (kind: RegisteredHook, state: LevelState): boolean => {
  */
 export const registerHook = <E, R>(
   origin: TransactionFactory,
-  kind: RegisteredHook,
+  kind: RegisteredHook | "whenStored",
   hook: Effect.Effect<unknown, E, R>
 ): Effect.Effect<void, never, R> =>
   Effect.withFiberRuntime((fiber) => {
@@ -53,7 +56,8 @@ export const registerHook = <E, R>(
     const context = withoutSlot(around as Context.Context<R>)
     const registered: Hook = {
       kind,
-      order: ++registrations,
+      // what the library does when work is stored precedes the hooks of the program
+      order: ++registrations - (kind === "whenStored" ? precedence : 0),
       run: (slot) =>
         Effect.mapInputContext(hook, () =>
           slot === undefined ? context : Context.add(context, TransactionConnection, slotOf(around, slot[0]))

@@ -9,7 +9,7 @@ import type { Observer } from "../../Observation.js"
 import type { Policy } from "../../RetryPolicy.js"
 import type { Role } from "../../Topology.js"
 import * as clock from "../concurrency/clock.js"
-import type { StatementFailure } from "../connection/plainFailure.js"
+import type { PlainFailure, StatementFailure } from "../connection/plainFailure.js"
 import type { TransactionSpan } from "../observability/transactionSpan.js"
 import * as wire from "../protocol/frontendMessages.js"
 import { setLocal, type Timeouts } from "../sql/timeouts.js"
@@ -17,6 +17,7 @@ import { beginSql, limitsSql } from "./begin.js"
 import { ConnectionHolder, type ConnectionProvider } from "./connectionHolder.js"
 import type { TransactionContext } from "./context.js"
 import { type Hook, type HookKind, passedOn } from "./hook.js"
+import { isHigher } from "./isolation.js"
 import { Level } from "./level.js"
 import type { LevelSettings } from "./pendingBegin.js"
 import type { PlainOptions } from "./plainOptions.js"
@@ -97,6 +98,7 @@ export class Transaction {
     const { around, kind, origin, settings } = this
     this.level.settings =
       around === undefined ? transactionSettings(origin, kind, settings) : savepointSettings(around, settings)
+    this.level.refused = isolationRefusal(origin, this.outer, settings)
   }
 
   /** The time since its beginning, in ms. */
@@ -217,7 +219,26 @@ export const nest = (
     statementTimeout: options.statementTimeout ?? around.options.statementTimeout
   }
   const level = new Level(around.level.connectionHolder, around.level, savepointSettings(around, options))
+  if (around === origin.sandbox) level.emulated = level
+  level.refused = isolationRefusal(origin, outer, options)
   return new Transaction(origin, kind, level, outer, effective, around)
+}
+
+/**
+ * Returns the failure of a transaction of a program in a sandbox, if it requires a higher isolation
+ * than that of the sandbox: a savepoint cannot have an isolation of its own.
+ */
+const isolationRefusal = (
+  { database, sandbox }: Origin,
+  outer: Transaction | undefined,
+  { isolation }: PlainOptions
+): PlainFailure<"QueryFailed"> | undefined => {
+  const own = sandbox?.options.isolation ?? "read committed"
+  if (sandbox === undefined || outer !== undefined || !isHigher(isolation, own)) return undefined
+  const cause = new Error(
+    `a transaction is "${isolation}" and the sandbox "${own}": use TestDatabase.layer(Db, { isolation: "${isolation}" }), or TestDatabase.layerTemplate`
+  )
+  return { _tag: "QueryFailed", database, server: "", cause }
 }
 
 /** Returns the settings of a savepoint, and the steps that restore those around it. */
