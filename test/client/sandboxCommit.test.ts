@@ -4,14 +4,15 @@
 import { assert, it } from "@effect/vitest"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { DatabaseError, TestDatabase, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
 import { Db, fresh, insert, type Place, run, setting } from "../support/databases.js"
 
 /** Runs a test in a sandbox of a new database. */
-const sandboxed = <A, E>(test: Effect.Effect<A, E, Db | Place>, options?: TestDatabase.SandboxOptions) =>
-  Effect.provide(Effect.provide(test, TestDatabase.layer(Db, options)), fresh())
+const sandboxed = <A, E>(test: Effect.Effect<A, E, Db | Place | Scope.Scope>, options?: TestDatabase.SandboxOptions) =>
+  Effect.provide(Effect.provide(Effect.scoped(test), TestDatabase.layer(Db, options)), fresh())
 
 const failure = <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.flip(DatabaseError.refine(self))
 

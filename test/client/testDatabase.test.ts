@@ -128,7 +128,14 @@ describe("TestDatabase", () => {
           )
         yield* byHand("BEGIN", add("a"), "COMMIT", add("b"))
         assert.deepStrictEqual(yield* stored, ["there before"])
-        yield* byHand("START TRANSACTION ISOLATION LEVEL READ COMMITTED", add("c"), "ROLLBACK", "BEGIN", add("d"), "END")
+        yield* byHand(
+          "START TRANSACTION ISOLATION LEVEL READ COMMITTED",
+          add("c"),
+          "ROLLBACK",
+          "BEGIN",
+          add("d"),
+          "END"
+        )
         // unfinished work is rolled back when the connection is returned
         yield* byHand("BEGIN", add("e"))
         yield* Effect.flip(byHand("BEGIN", add("f"), "nonsense"))
