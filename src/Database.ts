@@ -33,7 +33,7 @@ import {
 } from "./DatabaseError.js"
 import { withTransaction } from "./internal/client/client.js"
 import type { Executor } from "./internal/client/executor.js"
-import { openDatabase, openSandbox } from "./internal/client/openDatabase.js"
+import { openConfigured, openDatabase, openSandbox } from "./internal/client/openDatabase.js"
 import { checkOwner, NamedClass, names, takeName } from "./internal/client/uniqueNames.js"
 import * as clock from "./internal/concurrency/clock.js"
 import { configured } from "./internal/config/unwrapConfig.js"
@@ -111,6 +111,17 @@ export const sandbox = (
   live: Database,
   options: Pick<Transaction.Options, "isolation">
 ): Effect.Effect<Database, never, Reactivity.Reactivity | Scope.Scope> => openSandbox(live, makeSandboxListen, options)
+
+/**
+ * Opens a database once more, with changed settings.
+ *
+ * @internal
+ */
+export const reopen = (
+  live: Database,
+  config: DatabaseConfig.DatabaseConfig
+): Effect.Effect<Database, StartupError, Reactivity.Reactivity | Scope.Scope> =>
+  openConfigured(live.owner, config, makeListen)
 
 /**
  * Options of `invalidate`: conditions for the connections to close, and the mode of closing them.

@@ -6,6 +6,7 @@
  *
  * @since 0.2.0
  */
+import type { Socket } from "node:net"
 import type { Duplex } from "node:stream"
 import type { ConnectionOptions } from "node:tls"
 import type * as Effect from "effect/Effect"
@@ -371,6 +372,8 @@ export interface ServerConfig extends Endpoint {
   readonly weight: number
   /** The session settings of the connection string. */
   readonly own: SessionParameters
+  /** @internal Wraps each socket to a host, by the name of the host, so that faults can happen on it. */
+  readonly intercept?: ((socket: Socket, host: string) => Socket) | undefined
 }
 
 /**

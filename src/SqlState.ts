@@ -345,6 +345,18 @@ export const isMissing = (sqlState: string): boolean => sqlState === "42P01" || 
 export const isUndefinedObject = (sqlState: string): boolean => sqlState === "42704"
 
 /**
+ * The codes of faults that tests inject.
+ *
+ * @internal
+ */
+export const faultCodes = {
+  refusedConnect: "ECONNREFUSED",
+  reset: "ECONNRESET",
+  unknownStatement: "26000",
+  wrongPassword: "28P01"
+} as const
+
+/**
  * Checks if a statement ended because a client cancelled it, and not because of the server's own
  * limit.
  *

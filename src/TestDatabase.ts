@@ -8,6 +8,9 @@ import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { type Database, sandbox } from "./Database.js"
+import type { ConfigInvalid, StartupError } from "./DatabaseError.js"
+import type { Faults } from "./Fault.js"
+import { faultsOf, openWithFaults } from "./internal/testing/openFaults.js"
 import type * as Transaction from "./Transaction.js"
 
 /**
@@ -80,3 +83,72 @@ export const layer = <Self>(
     tag,
     Effect.flatMap(tag, (live) => sandbox(live, options))
   ).pipe(Layer.provide(Reactivity.layer))
+
+/**
+ * Opens the database once more, with its settings, so that faults can happen on its connections.
+ *
+ * Without a fault it is the same as the database below. Faults are injected with {@link faults}, and
+ * addressed by server and by statement. They happen between the program and its server, in this
+ * process: other clients of the server are not affected, except by `promote` and `pauseReplay`.
+ *
+ * Fails as `Db.layer` does, and with `ConfigInvalid` over a sandbox, whose one connection is open
+ * already. A sandbox over the faults has them, too.
+ *
+ * @see {@link faults} for the functions that inject faults
+ * @see {@link layer} for the sandbox
+ * @example
+ * ```ts
+ * import { Effect, Layer, Redacted } from "effect"
+ * import { Database, TestDatabase } from "effect-db"
+ *
+ * class Db extends Database.Service<Db>()("app") {}
+ *
+ * const DbLive = Db.layer({ writer: Redacted.make("postgres://me:secret@localhost/test") })
+ *
+ * const DbTest = TestDatabase.layerFaults(Db).pipe(Layer.provide(DbLive))
+ *
+ * // the answer to the COMMIT is lost, and the server is asked whether it is stored
+ * export const test = Effect.gen(function*() {
+ *   const faults = yield* TestDatabase.faults(Db)
+ *   yield* faults.loseAnswer({ statement: "COMMIT" })
+ *   const sql = yield* Db.writer
+ *   yield* Db.withTransaction(sql`INSERT INTO todo (title) VALUES ('milk')`)
+ * }).pipe(Effect.scoped, Effect.provide(DbTest))
+ * ```
+ *
+ * @since 0.3.0
+ * @category layers
+ */
+export const layerFaults = <Self>(tag: Context.Tag<Self, Database>): Layer.Layer<Self, StartupError, Self> =>
+  Layer.scoped(tag, Effect.flatMap(tag, openWithFaults)).pipe(Layer.provide(Reactivity.layer))
+
+/**
+ * Returns the functions that inject faults into a database.
+ *
+ * Fails with `ConfigInvalid` if there is no {@link layerFaults} below the database.
+ *
+ * @see {@link layerFaults}, which makes the faults possible
+ * @see `Fault.Faults` for the faults
+ * @example
+ * ```ts
+ * import { Effect } from "effect"
+ * import { Database, TestDatabase } from "effect-db"
+ *
+ * class Db extends Database.Service<Db>()("app") {}
+ *
+ * // runs an effect while no server of the database can be reached
+ * export const inOutage = <A, E, R>(self: Effect.Effect<A, E, R>) =>
+ *   Effect.scoped(
+ *     Effect.gen(function*() {
+ *       const faults = yield* TestDatabase.faults(Db)
+ *       yield* faults.unreachable()
+ *       return yield* self
+ *     })
+ *   )
+ * ```
+ *
+ * @since 0.3.0
+ * @category accessors
+ */
+export const faults = <Self>(tag: Context.Tag<Self, Database>): Effect.Effect<Faults, ConfigInvalid, Self> =>
+  Effect.flatMap(tag, faultsOf)

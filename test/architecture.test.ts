@@ -18,7 +18,7 @@ const layers: ReadonlyArray<string> = [
   "sql",
   "errors",
   "DatabaseError",
-  "Consistency Pool RetryPolicy Transaction",
+  "Consistency Fault Pool RetryPolicy Transaction",
   "Topology",
   "observability",
   "config",
@@ -35,7 +35,9 @@ const layers: ReadonlyArray<string> = [
   "listen",
   "Database RequestTransaction",
   "runtime",
-  "DatabaseRuntime Migrations TestDatabase"
+  "DatabaseRuntime Migrations",
+  "testing",
+  "TestDatabase"
 ]
 
 /** Layers that stand beside the others, and import only `protocol` of them. */
@@ -101,6 +103,7 @@ const packages: Readonly<Record<string, ReadonlyArray<string>>> = {
     "internal/client/client",
     "internal/client/lifecycleHooks",
     "internal/client/openDatabase",
+    "internal/testing/openFaults",
     "internal/transaction/invalidations"
   ],
   "@effect/platform": [

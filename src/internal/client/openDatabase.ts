@@ -86,8 +86,15 @@ export const openDatabase = <L extends Listening>(
   options: DatabaseConfig.DatabaseOptions,
   makeListen: MakeListen<L>
 ): Effect.Effect<OpenedDatabase<L>, StartupError, Reactivity.Reactivity | Scope.Scope> =>
+  Effect.flatMap(DatabaseConfig.make(owner.name, options), (config) => openConfigured(owner, config, makeListen))
+
+/** Opens a database with checked settings in a scope. */
+export const openConfigured = <L extends Listening>(
+  owner: NamedClass,
+  config: DatabaseConfig.DatabaseConfig,
+  makeListen: MakeListen<L>
+): Effect.Effect<OpenedDatabase<L>, StartupError, Reactivity.Reactivity | Scope.Scope> =>
   Effect.gen(function* () {
-    const config = yield* DatabaseConfig.make(owner.name, options)
     const runtime = yield* Effect.runtime()
     revealRedactedValues()
     const credentials = (server: DatabaseConfig.ServerConfig) => makeCredentialSource(config, server, runtime)

@@ -31,6 +31,10 @@ export interface Destination extends ServerConfig {
 export const addressOf = ({ address, host, port }: Destination): SocketTarget =>
   isSocket({ host }) ? { path: `${host}/.s.PGSQL.${port}` } : { host: address ?? host, port }
 
+/** Returns the socket to use in place of a socket to a destination. */
+export const intercepted = ({ intercept, name }: Destination, socket: Net.Socket): Net.Socket =>
+  intercept === undefined ? socket : intercept(socket, name)
+
 /** Destination with credentials. */
 interface PreparedDestination {
   readonly destination: Destination

@@ -3,13 +3,13 @@
  * server is alive. Neither can be sent on the connection itself while it awaits an answer.
  */
 
-import * as Net from "node:net"
+import type * as Net from "node:net"
 import * as Tls from "node:tls"
 import * as clock from "../concurrency/clock.js"
 import * as messages from "../protocol/frontendMessages.js"
-import type { SocketTarget } from "../protocol/socket.js"
+import { type SocketTarget, socketTo } from "../protocol/socket.js"
 import { tlsOptions } from "../protocol/tlsOptions.js"
-import { addressOf, type Destination, type Dial } from "./destination.js"
+import { addressOf, type Destination, type Dial, intercepted } from "./destination.js"
 
 /**
  * Target of a second socket: the server that the connection is on. It holds the address and not the
@@ -29,13 +29,15 @@ export const secondSocket = (server: Destination, { remoteAddress, remotePort }:
  * alive. `onClosed` is called once.
  */
 const open = (
+  server: Destination,
   target: SecondSocket,
   timeout: number,
   onConnected: (socket: Net.Socket) => void,
   onClosed: () => void
 ): void => {
-  if ("dial" in target) return dial(target.dial, timeout, onConnected, onClosed)
-  const socket = Net.connect(target)
+  if ("dial" in target)
+    return dial(target.dial, timeout, (socket) => onConnected(intercepted(server, socket)), onClosed)
+  const socket = intercepted(server, socketTo(target)).connect(0)
   socket.once("connect", () => onConnected(socket))
   closeAfter(timeout, socket, onClosed)
 }
@@ -118,6 +120,7 @@ export const sendCancel = (
     tlsSocket.once("secureConnect", () => send(tlsSocket))
   }
   open(
+    server,
     target,
     timeout,
     (socket) => {
@@ -143,6 +146,7 @@ export const checkAlive = (
   const { isDirectTls, ssl } = server
   let hasAnswered = false
   open(
+    server,
     target,
     timeout,
     (socket) => {

@@ -15,7 +15,7 @@ import { settingsOf } from "../sql/timeouts.js"
 import { watchAuthentication } from "./authenticationRules.js"
 import type { ConnectFailure } from "./connectFailure.js"
 import type { ProvidedCredentials } from "./credentials.js"
-import { addressOf, type Destination, type Dial } from "./destination.js"
+import { addressOf, type Destination, type Dial, intercepted } from "./destination.js"
 
 /** The largest number of notices of a login that are kept: a server may send any number. */
 const maxNotices = 20
@@ -83,9 +83,11 @@ export const startup = (
   options: LoginOptions,
   callback: OnLoggedIn
 ): (() => void) => {
-  if (server.dial === undefined) return begin(server, session, options, socketTo(addressOf(server)), callback)
+  if (server.dial === undefined)
+    return begin(server, session, options, intercepted(server, socketTo(addressOf(server))), callback)
   return dial(server.dial, options.timeout, (failure, stream, left) => {
-    if (stream !== undefined) return begin(server, session, { ...options, timeout: left }, stream, callback)
+    if (stream !== undefined)
+      return begin(server, session, { ...options, timeout: left }, intercepted(server, stream), callback)
     callback(failure, undefined)
     return nothing
   })
