@@ -25,7 +25,8 @@ export interface Candidate {
   readonly weight: number
   /**
    * The time that the server is behind the primary, in milliseconds; `undefined` if it is not known.
-   * A server that is left out because of `maxLag` is no candidate.
+   * A server beyond `maxLag` or `maxLagBytes` is a candidate only if all readers are behind and
+   * `whenAllBehind` is `"leastBehind"`.
    */
   readonly lagMillis: number | undefined
   /** The same lag in bytes of the log. */
@@ -157,7 +158,7 @@ export const weighted: Choose = (ask, candidates) => {
 
 /**
  * Chooses the faster of two servers that are drawn at random: the server with the lower product of its
- * latency and its load. If the latency of one is not known, the load alone decides.
+ * latency and its load plus one. If the latency of one is not known, the load alone decides.
  *
  * Two draws keep all programs from choosing the same server at the same time.
  *
@@ -217,7 +218,7 @@ export class Router extends Context.Reference<Router>()("effect-db/Router", {
 }) {}
 
 /**
- * Provides a function of the program for the choice.
+ * Provides your own function that chooses the server of a read.
  *
  * @example
  * ```ts

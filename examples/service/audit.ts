@@ -15,8 +15,9 @@ export type Event = typeof Event.Type
 export class RequestId extends Context.Reference<RequestId>()("example/RequestId", { defaultValue: () => "none" }) {}
 
 /**
- * Adds an event to the unit of work. Call it before the change: a unit commits its databases in the order of their first statements, so a
- * change is never stored without its event. If the second COMMIT fails, the event is stored without its change.
+ * Adds an event to the unit of work. Call it before the change, or set `order`: by default a unit commits transactions of the same risk in
+ * the order of their first statements, so a change is never stored without its event. If the second COMMIT fails, the event is stored
+ * without its change.
  */
 export const record = (what: Event["what"], subject: string) =>
   Effect.gen(function* () {

@@ -28,7 +28,7 @@ export const run = Effect.gen(function* () {
   ]
 })
 
-/** Counts the attempts that the library makes again, until the scope ends. */
+/** Counts the retries of the library until the scope ends. Returns an effect that makes a line of the report. */
 export const countRetries = Effect.gen(function* () {
   const counts = { transaction: 0, statement: 0, acquire: 0 }
   yield* Stream.merge(Db.observations, Audit.observations).pipe(
@@ -62,7 +62,7 @@ export const effects = (ledger: Ledger) =>
       `writer     found on timeline ${timeline ?? "?"}; ${seconds(ledger.longestPause)} at most without an acknowledged change`,
       "commits    each transaction leaves a marker, by which the new primary proves a COMMIT whose answer was lost",
       "standbys   each commit waits for one (synchronous replication), so the promoted one has all that was acknowledged",
-      `unknown    ${unknown.length === 0 ? "no outcome is left to the clients" : `${unknown.length}, resolved:`}`,
+      `unknown    ${unknown.length === 0 ? "no client had to find out whether a change was stored" : `${unknown.length}, resolved:`}`,
       ...unknown
     ]
   })

@@ -19,7 +19,7 @@ export class History extends Context.Tag("example/History")<
   }
 >() {}
 
-/** Checks if an event is about reads from the writer: a replica that is promoted leaves reading, which is no news. */
+/** Checks if the server of an event is the writer now: a promoted replica stops serving reads, and that is not added to the history. */
 const isOfWriter = (event: Observation.Observation) =>
   "server" in event
     ? Effect.map(Db.status, ({ servers }) =>

@@ -1,4 +1,4 @@
-/** The program of the thread with the databases: the functions for code that cannot await. */
+/** The file that the thread with the databases runs. It has the functions that code which cannot await calls in that thread. */
 import { DatabaseRuntime } from "effect-db"
 import { DatabasesLive, Db } from "../databases.js"
 import * as Todos from "../todos.js"

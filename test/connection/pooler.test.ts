@@ -19,7 +19,7 @@ import { batches, batchesKeptApart } from "../support/suites/requestBatches.js"
 describe.skipIf(!hasBouncer)(behindBouncer, () => {
   describe("the round trips behind PgBouncer", () => {
     it.scopedLive(
-      "an autocommit statement is one round trip, also with limits or on a reader, and a transaction of two is three",
+      "an autocommit statement takes one round trip, also with limits or on a reader, and a transaction of two statements takes three",
       () =>
         Effect.gen(function* () {
           const place = yield* freshTable
@@ -92,7 +92,8 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
             yield* Db.withTransaction(Effect.zipRight(insert("a"), insert("b")))
             assert.strictEqual(proxy.roundTrips - before, 3)
             assert.deepStrictEqual(yield* look, [{ standby: false, n: 2 }])
-            // the setting in which COMMIT keeps the position does not reach the next client of the session
+            // the setting that keeps `synchronous_commit` and the id of the transaction over COMMIT is
+            // reset, so it does not reach the next client of the session
             assert.deepStrictEqual(yield* sql`SELECT coalesce(current_setting('effect_db.commit', true), '') AS left`, [
               { left: "" }
             ])

@@ -47,7 +47,7 @@ describe("the text of a statement in its error", () => {
   )
 
   it.scopedLive(
-    "an error has the statement's text and a position in it, however it runs, also with BEGIN or as one of several commands",
+    "an error has the text of its statement and a position in that text, also if the statement was sent with BEGIN, as a stream or as one of several commands",
     () =>
       Effect.gen(function* () {
         const sql = yield* Db.writer

@@ -68,14 +68,17 @@ describe("the server programs", () => {
     return native
   })
 
-  /** Replaces a file that may be a hard link to the installed one, whose mode must not change. */
+  /**
+   * Sets the mode of a file. The file is first replaced by a copy, because it may be a hard link to an
+   * installed file, whose mode must not change.
+   */
   const setMode = (file: string, mode: number) => {
     fs.copyFileSync(file, `${file}.copy`)
     fs.renameSync(`${file}.copy`, file)
     fs.chmodSync(file, mode)
   }
 
-  /** Returns the files and folders of a folder, with their modes and sizes. */
+  /** Returns the files and folders of a folder, with their modes, times of change and sizes. */
   const contentOf = (folder: string) =>
     fs
       .readdirSync(folder, { recursive: true, encoding: "utf8" })
@@ -110,47 +113,53 @@ describe("the server programs", () => {
     })
   )
 
-  it.scopedLive.runIf(isRoot)("the server programs are copied if the server's user cannot read a single file", () =>
-    Effect.gen(function* () {
-      const native = yield* bareInstall
-      setMode(path.join(native, "share", "postgresql", "timezonesets", "Default"), 0o600)
-      const { own } = yield* usable(native)
-      const copy = path.join(own, "share", "postgresql", "timezonesets", "Default")
-      expect(isLink(path.join(own, "share"))).toBe(false)
-      expect(fs.statSync(copy).mode & 0o777).toBe(0o644)
-    })
+  it.scopedLive.runIf(isRoot)(
+    "the server programs are copied if the server's user cannot read one of their files",
+    () =>
+      Effect.gen(function* () {
+        const native = yield* bareInstall
+        setMode(path.join(native, "share", "postgresql", "timezonesets", "Default"), 0o600)
+        const { own } = yield* usable(native)
+        const copy = path.join(own, "share", "postgresql", "timezonesets", "Default")
+        expect(isLink(path.join(own, "share"))).toBe(false)
+        expect(fs.statSync(copy).mode & 0o777).toBe(0o644)
+      })
   )
 
-  it.scopedLive("the server programs use the other files of an install without scripts by links", () =>
-    Effect.gen(function* () {
-      const native = yield* bareInstall
-      const before = contentOf(native)
-      const { binaries, own } = yield* usable(native)
-      expect(binaries.initdb).toBe(path.join(own, "bin", "initdb"))
-      expect(fs.readdirSync(own).sort()).toEqual(["bin", "lib", "share"])
-      expect(fs.readlinkSync(path.join(own, "share"))).toBe(path.join(native, "share"))
-      // libraries of the server look for others in the folder above their own
-      const links: ReadonlyArray<{ source: string; target: string }> = JSON.parse(
-        fs.readFileSync(path.join(native, "pg-symlinks.json"), "utf8")
-      )
-      expect(links.length).toBeGreaterThan(0)
-      for (const { source, target } of links) {
-        const { ino } = fs.statSync(path.join(native, "..", source))
-        expect(fs.statSync(`${own}/lib/postgresql/../${path.basename(target)}`).ino, target).toBe(ino)
-      }
-      expect(contentOf(native)).toEqual(before)
-    })
+  it.scopedLive(
+    "the copied programs of an install without scripts use the installed libraries and shared files by symbolic links",
+    () =>
+      Effect.gen(function* () {
+        const native = yield* bareInstall
+        const before = contentOf(native)
+        const { binaries, own } = yield* usable(native)
+        expect(binaries.initdb).toBe(path.join(own, "bin", "initdb"))
+        expect(fs.readdirSync(own).sort()).toEqual(["bin", "lib", "share"])
+        expect(fs.readlinkSync(path.join(own, "share"))).toBe(path.join(native, "share"))
+        // libraries of the server look for others in the folder above their own
+        const links: ReadonlyArray<{ source: string; target: string }> = JSON.parse(
+          fs.readFileSync(path.join(native, "pg-symlinks.json"), "utf8")
+        )
+        expect(links.length).toBeGreaterThan(0)
+        for (const { source, target } of links) {
+          const { ino } = fs.statSync(path.join(native, "..", source))
+          expect(fs.statSync(`${own}/lib/postgresql/../${path.basename(target)}`).ino, target).toBe(ino)
+        }
+        expect(contentOf(native)).toEqual(before)
+      })
   )
 
-  it.scopedLive("the server programs run from copies if an install without scripts lacks links and modes", () =>
-    Effect.gen(function* () {
-      const native = yield* bareInstall
-      const initdb = path.join(native, "bin", "initdb")
-      setMode(initdb, 0o644)
-      const { binaries, own } = yield* usable(native)
-      expect(binaries.initdb).toBe(path.join(own, "bin", "initdb"))
-      expect(fs.statSync(initdb).mode & 0o777).toBe(0o644)
-    })
+  it.scopedLive(
+    "initdb runs from a copy if an install without scripts lacks its links and the executable mode of initdb",
+    () =>
+      Effect.gen(function* () {
+        const native = yield* bareInstall
+        const initdb = path.join(native, "bin", "initdb")
+        setMode(initdb, 0o644)
+        const { binaries, own } = yield* usable(native)
+        expect(binaries.initdb).toBe(path.join(own, "bin", "initdb"))
+        expect(fs.statSync(initdb).mode & 0o777).toBe(0o644)
+      })
   )
 
   for (const [missing, reason] of [

@@ -57,7 +57,8 @@ describe("Notification", () => {
           yield* Effect.forkScoped(Effect.forever(count))
           const sql = yield* Db.writer
           for (let i = 0; i < 20; i++) {
-            // the listener before has ended as the last one, so each connects and listens anew
+            // the connection is closed with its last listener, so each of these listeners opens a new
+            // connection
             const heard = yield* Db.listen("counter").pipe(
               Stream.mapEffect((one) =>
                 one._tag === "Message"
@@ -212,7 +213,7 @@ describe("Notification", () => {
   })
 
   describe.skipIf(!hasBouncer)(behindBouncer, () => {
-    // PgBouncer refuses a login with these parameters, unless it is set to ignore them
+    // PgBouncer refuses a login with `options`, unless it is set to ignore it
     const settings = { ignore_startup_parameters: "options,extra_float_digits" }
     it.scopedLive("a listener behind PgBouncer in transaction mode fails, because no notification can arrive", () =>
       Effect.gen(function* () {
@@ -331,7 +332,7 @@ describe("Notification", () => {
         assert.strictEqual(proxy.connections, 0)
       })
 
-    it.scopedLive("the release lets the process end in the pause before a reconnect", () =>
+    it.scopedLive("a release during the pause before a reconnect lets the process end", () =>
       Effect.gen(function* () {
         const { writer } = yield* freshDatabase
         const { stdout } = yield* Effect.promise(() =>
@@ -348,6 +349,8 @@ describe("Notification", () => {
       released(false)
     )
 
-    it.scopedLive("the release is over in time also if the network is silent", () => released(true))
+    it.scopedLive("the release takes at most a second longer than shutdownTimeout if the network is silent", () =>
+      released(true)
+    )
   })
 })

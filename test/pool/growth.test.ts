@@ -154,17 +154,17 @@ describe("callers that come repeatedly", () => {
 })
 
 describe("connects that hang", () => {
-  it("connects that hang delay callers only until they are late", () => {
+  it("connects that hang delay callers only until these connects count as late", () => {
     const spike = new Spike({ connect: 20, use: 2, max: 10, hanging: 3 }, 10)
     vi.advanceTimersByTime(400)
     assert.strictEqual(spike.waiting, 0)
   })
 
-  it("connects that all hang are limited to three at a time", () => {
+  it("connects that all hang are limited to three until they are late", () => {
     const spike = new Spike({ connect: 20, use: 2, max: 50, hanging: 50 }, 50)
     vi.advanceTimersByTime(200)
     assert.strictEqual(spike.total, 0)
-    // those of three connects, and that of the next check
+    // the timers of three connects, and the timer of the next check
     assert.strictEqual(vi.getTimerCount(), 4)
   })
 })

@@ -57,7 +57,9 @@ describe("--once", () => {
           /killed +server 1 \((\S+)\), the primary, by SIGKILL after 100 requests, at \S+Z\n/.exec(stdout) ?? []
         const [, promoted] = /promoted +server [23] \((\S+)\), which had the most data, in \d/.exec(stdout) ?? []
         expect(stdout).toMatch(/writer +found on timeline 2; \d+\.\d s at most without an acknowledged change\n/)
-        expect(stdout).toMatch(/unknown +(?:no outcome is left to the clients|\d+, resolved:(?:\n {11}\S.*)+)\n/)
+        expect(stdout).toMatch(
+          /unknown +(?:no client had to find out whether a change was stored|\d+, resolved:(?:\n {11}\S.*)+)\n/
+        )
         expect(stdout).toMatch(/requests +200 of 200 succeeded/)
         expect(stdout).toMatch(/todos +22 as acknowledged, 18 deleted and gone/)
         expect(stdout).toMatch(/audit +96 changes with one event each/)

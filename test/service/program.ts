@@ -10,7 +10,7 @@ import { freshDatabase } from "../support/server.js"
 
 const root = fileURLToPath(new URL("../../", import.meta.url))
 
-/** A program that has ended too early, with its output in the message. */
+/** A program that has ended too early, with its output, or its stderr alone, in the message. */
 export class Unexpected extends Data.TaggedError("Unexpected")<{ readonly message: string }> {}
 
 export interface Ended {
@@ -49,8 +49,8 @@ export const startScript = (script: string, args: ReadonlyArray<string>, env: Re
 
       const hasEnded = () => child.exitCode !== null || child.signalCode !== null
       /**
-       * Waits until the output of the program matches, and returns the first group of the match.
-       * Fails if the program ends without a match.
+       * Waits until the output of the program matches, and returns the first group of the match, or
+       * the whole match if it has none. Fails if the program ends without a match.
        */
       const line = (pattern: RegExp): Effect.Effect<string, Unexpected> =>
         Effect.async((resume) => {

@@ -44,8 +44,9 @@ export class CancelRequests {
   }
 
   /**
-   * Checks if no request can arrive any more. After two requests the result is false, because a
-   * pooler in session mode may pass a request on after it has closed the socket of the request.
+   * Checks if no request can arrive any more. After two requests the result is false: a cancelled
+   * statement proves that one of them has arrived, and a pooler in session mode may pass the other
+   * one on after it has closed its socket.
    */
   get isOver(): boolean {
     return this.sent === 1 && this.pending === 0 && this.areReceived

@@ -31,6 +31,8 @@ const outcomes = {
 
 const plural = (count: number, noun: string): string => `${count} ${noun}${count === 1 ? "" : "s"}`
 
+const nameOfWork = (what: "acquire" | "statement" | "transaction"): string => (what === "acquire" ? "checkout" : what)
+
 /**
  * Returns the message of an observation. The code does not compile if a kind of observation has no
  * message.
@@ -60,7 +62,7 @@ const messageOf: (observation: Observation) => LogMessage = Observation.$match({
   PassedOver: ({ reason }) =>
     reason === "unproved"
       ? warning(
-          "the server cannot prove its position, so reads go to the primary: the server must stream from the primary, without a transaction pooler in between, and its user needs pg_read_all_stats"
+          "the server cannot prove its position, so reads that must see certain writes pass it over: it must stream from the primary, this program must connect to it without a transaction pooler, and its user needs pg_read_all_stats"
         )
       : debug(`a read passed over the server (${reason})`),
   ListenLost: ({ message, processId }) => warning(`the listening connection ${processId} was lost: ${message}`),
@@ -77,7 +79,7 @@ const messageOf: (observation: Observation) => LogMessage = Observation.$match({
   PreparedLeft: ({ gid, message }) => warning(`the prepared transaction ${gid} is not ended: ${message}`),
   PreparedMissing: ({ gid }) =>
     warning(
-      `the prepared transaction ${gid} of a unit of work that is stored does not exist: if a failover has lost it, its work is missing here`
+      `the unit of work is committed, but its prepared transaction ${gid} does not exist on this server: if a failover has lost the transaction, its work is missing in this database`
     ),
   RecoveryFailed: ({ message }) =>
     warning(`the prepared transactions could not be listed, and are not ended: ${message}`),
@@ -96,10 +98,10 @@ const messageOf: (observation: Observation) => LogMessage = Observation.$match({
   CaughtUp: () => info("the server has caught up with the primary"),
   MarkedDown: ({ message }) => warning(`the server is marked down: ${message}`),
   MarkedUp: () => info("the server is marked up"),
-  Retried: ({ attempt, message, what }) => info(`${what} is retried after attempt ${attempt}: ${message}`),
+  Retried: ({ attempt, message, what }) => info(`${nameOfWork(what)} is retried after attempt ${attempt}: ${message}`),
   RetryExhausted: ({ attempts, endedBy, message, what }) =>
     warning(
-      `${what} is not retried after ${plural(attempts, "attempt")}` +
+      `${nameOfWork(what)} is not retried after ${plural(attempts, "attempt")}` +
         `${endedBy === "budget" ? ", because the retry budget is used up" : ""}: ${message}`
     ),
   TransactionEnded: ({ label, outcome, tookMillis }) =>

@@ -2,9 +2,10 @@
  * Prepared transactions of units of work (PREPARE TRANSACTION): their names, their list on a server,
  * and their end.
  *
- * A unit prepares its transactions on all databases but one, which decides: the marker in its COMMIT
- * is the decision. The name of a prepared transaction has the deciding database and the id of the
- * marker, so that any process that has the deciding database open can end the transaction.
+ * A unit prepares all but one of its transactions that store work; the remaining one decides: the
+ * marker in its COMMIT is the decision. The name of a prepared transaction has the identity of the
+ * deciding database and the id of the marker, so that any process that has both databases open with
+ * `twoPhase` can end the transaction.
  */
 import { isUndefinedObject } from "../../SqlState.js"
 import type { Connection, Failure } from "../connection/connection.js"
@@ -13,7 +14,10 @@ import { maintenanceQuery, type Request } from "../connection/statementRequest.j
 import { constantStep, step } from "../protocol/frontendMessages.js"
 import { decodeId, idRequest, type TransactionId } from "./transactionStatus.js"
 
-/** Identity of a database, which stays the same after a failover, and its limit. */
+/**
+ * Identity of a database, which stays the same after a failover, and the limit of prepared
+ * transactions on its server.
+ */
 export interface DatabaseIdentity {
   /** The system identifier of the cluster and the number of the database. */
   readonly key: string
@@ -94,10 +98,12 @@ const beforePrepare = [constantStep("SET CONSTRAINTS ALL IMMEDIATE"), constantSt
 const { isMaintenance: _, ...countedIdRequest }: Request = idRequest
 
 /**
- * Prepares the transaction of a connection. The constraints are checked in the role of the program. Then
- * the role of the login takes over, because only the owner may end a prepared transaction, and a role
- * that the transaction has set ends with it. `callback` receives the failure, or the id of the
- * transaction, unless it has written nothing.
+ * Prepares the transaction of a connection. The constraints are checked in the role of the program.
+ * Before PREPARE TRANSACTION, the role is set back to that of the login. Only the user that has
+ * prepared a transaction, or a superuser, may end it. A role by SET LOCAL is gone by then; after a
+ * plain SET ROLE the server keeps the role for the session, and the transaction is ended on another
+ * connection. `callback` receives a failure, or else the id of the transaction, which is `undefined`
+ * if the transaction has written nothing.
  */
 export const prepareTransaction = (
   connection: Connection,
@@ -110,12 +116,14 @@ export const prepareTransaction = (
   })
 
 /**
- * Makes a connection that is used for this alone end prepared transactions of its login, in spite of a
- * role that its sessions have by default. A pooler would keep the role for other clients.
+ * Sets the role of a connection to that of its login, so that the connection can end prepared
+ * transactions of the login even if its sessions have another role by default. The connection must be
+ * used for nothing else. Does nothing behind a pooler, which would keep the role for other clients.
  */
 export const takeRoleOfLogin = (connection: Connection, callback: () => void): void => {
   if (connection.isPooled) return callback()
-  // after a failure, the next command on the connection fails, too, or reports what is missing
+  // a failure is ignored: the next command fails, too, or is refused because the role may not end the
+  // transaction
   connection.steps([constantStep("SET ROLE NONE")], () => callback())
 }
 

@@ -12,7 +12,10 @@ type PoolState = Pick<
   "database" | "server" | "reason" | "waitedMillis" | "total" | "active" | "idle" | "waiting"
 >
 
-/** Builds the failure. `oldest` is the longest checkout, or the one that `assertSingle` has found. */
+/**
+ * Builds the failure. `oldest` is the longest checkout; with the reason `single`, the checkout in
+ * progress or else the first waiter.
+ */
 export const exhaustedFailure = (
   state: PoolState,
   connecting: Exhausted["connecting"],

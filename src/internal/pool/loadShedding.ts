@@ -3,15 +3,17 @@
  * overload.
  *
  * Time is divided into windows. A window is slow if no caller got a connection in it within the
- * target. A pool becomes overloaded if the queue sets new records of length again and again in slow
- * windows, and has grown by ten times the connections since the second record. It stays overloaded
- * while clearly more callers arrive than are served. A burst that drains, or a fixed number of
- * fibers that wait for each other, sets one record, or two if a window ends in between, so it never
+ * target. A pool becomes overloaded at the third or a later record of the queue's length in slow
+ * windows, if in that window clearly more callers arrived than were served, and the queue has grown
+ * by more than ten times the connections since the second record. A record is longer than the one
+ * before by more than the number of connections. The pool stays overloaded while clearly more callers
+ * arrive than are served. A burst that drains sets one record, or two if a window ends while its
+ * callers arrive. The same holds for a fixed number of fibers that share the connections. So neither
  * counts as an overload.
  *
- * During an overload only as many callers may queue as are likely to be served within the target.
- * If this process is short of CPU, checkouts may be late, so waiters are rejected only after twice
- * the target.
+ * During an overload only as many callers may queue as are likely to be served within the target, but
+ * at least one for each connection. If this process is short of CPU, checkouts may be late, so waiters
+ * are rejected only after twice the target.
  */
 
 /** The length of a window, in targets. */
@@ -20,15 +22,18 @@ const targetsPerWindow = 5
 /** The number of records that a single burst may set. */
 const maxSteps = 2
 
-/** The growth of the queue after these records that counts as an overload, per connection. */
+/**
+ * The growth of the queue, per connection, that counts as an overload; it is measured from record
+ * number `maxSteps`.
+ */
 const growthPerConnection = 10
 
 /** The ratio of arrivals to served callers that counts as an excess. */
 const excessRatio = 1.1
 
 /**
- * The number of windows in a row without a record or an excess after which the records are cleared,
- * or an overload ends.
+ * The number of windows in a row without a record after which the records are cleared. An overload
+ * ends after as many windows without an excess.
  */
 const memoryWindows = 4
 
@@ -44,7 +49,10 @@ export class LoadShedding {
   private served = 0
   private isSlow = true
   private waiting = 0
-  /** The longest queue at the end of a slow window. */
+  /**
+   * The length of the queue at the last record; it is kept when the records are cleared, until a
+   * reset.
+   */
   private longestQueue = 0
   /** The number of records of the queue's length. */
   private records = 0

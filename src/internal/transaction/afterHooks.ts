@@ -56,7 +56,7 @@ export const runAfterHooks = (
         })
         return Effect.catchAllCause(isInterruptible(begin), (cause) =>
           Effect.flatMap(FiberRef.get(FiberRef.interruptedCause), (interruption) => {
-            // without an interruption from outside the hook has interrupted itself
+            // there was no interruption from outside, so the hook has interrupted itself
             if (Cause.isEmpty(interruption)) return report(origin, hook, cause)
             // interrupted in this hook or before it; the other hooks must run nevertheless
             isInterruptible = undefined
@@ -68,7 +68,10 @@ export const runAfterHooks = (
     )
   })
 
-/** Returns the kind that an observer and the log receive: that of the program's registration. */
+/**
+ * Returns the kind that an observer and the log receive, one of those that a program can register.
+ * `whenStored`, a hook of the library, is reported as `afterCommit`.
+ */
 const registeredKind = ({ kind }: Hook): RegisteredHook =>
   kind === "afterEnd" ? "afterRollback" : kind === "whenStored" ? "afterCommit" : kind
 

@@ -19,7 +19,10 @@ export interface PartName {
 
 /** A part that has joined. */
 export class JoinedPart {
-  /** The transactions in which it has sent a writer's statement; created with the first. */
+  /**
+   * The transactions in which the part has sent a writer's statement; `undefined` before the first
+   * such statement.
+   */
   private sent: Set<Transaction> | undefined
   private undone: UndoneReason | undefined
 
