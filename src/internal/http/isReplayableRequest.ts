@@ -15,7 +15,8 @@ export const isBodiless = (method: string): boolean => bodiless.has(method)
 const endsWithHeaders = (source: unknown): boolean => {
   if (typeof source !== "object" || source === null) return false
   if ("body" in source) return source.body === null
-  // HTTP/1 announces a body by `content-length` or `transfer-encoding`, and the caller has found neither
+  // HTTP/1 announces a body by `content-length` or `transfer-encoding`, and the caller has found
+  // neither
   if ("httpVersionMajor" in source && source.httpVersionMajor === 1) return true
   return (
     "stream" in source &&

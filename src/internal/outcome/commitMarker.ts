@@ -51,8 +51,8 @@ const preparedText = markerText(false, "$1")
 const preparedName = "effect_db_marker"
 
 /**
- * Makes the COMMIT wait for the disk. A decision must not be lost in a crash, because others have
- * followed it.
+ * Makes the COMMIT wait for the disk. A decision must not be lost in a crash, because other
+ * databases have followed it.
  */
 const durably = `pg_catalog.set_config('synchronous_commit', CASE
   WHEN pg_catalog.current_setting('synchronous_commit') OPERATOR(pg_catalog.=) 'off' THEN 'on'
@@ -77,8 +77,8 @@ export const isFenced = (failure: Failure): boolean => {
 }
 
 /**
- * Checks if a COMMIT was refused because its transaction may not use the table, or because there is
- * none, for example since a failover has lost it.
+ * Checks if a COMMIT was refused because its transaction may not use the table, or because the
+ * table does not exist, for example after a failover that has lost it.
  */
 export const isMarkerRefused = (failure: Failure): boolean =>
   failure._tag === "refused" && failure.acknowledged === 0 && /^(?:42|3F)/.test(codeOf(failure.error))
@@ -110,9 +110,10 @@ const beginSteps = [
 ]
 
 /**
- * The steps around the fence of a decision. Prepared transactions outlive a crash, and follow it, so
- * its COMMIT waits for the disk and the synchronous standbys. The server ends that wait after
- * `statement_timeout` as if they had answered, so there is none.
+ * The steps around the fence of a decision. Prepared transactions outlive a crash, and follow the
+ * fence, so the COMMIT of the fence waits for the disk and the synchronous standbys. The server
+ * would end that wait after `statement_timeout` as if the standbys had answered, so the COMMIT has
+ * no timeout.
  */
 const beginDecision = [begin, constantStep(`${limits}, ${durably}`)]
 const commitDecision = [constantStep("SET LOCAL statement_timeout = 0"), constantStep("COMMIT")]
@@ -139,7 +140,8 @@ export const queryMarker = (
   { id, isDecision }: CommitMarker,
   callback: (status: TransactionStatus) => void
 ): void => {
-  // the second attempt for a decision must write, or its COMMIT would not wait for that of the first
+  // the second attempt for a decision must write, so that its COMMIT waits for the disk and the
+  // standbys, and with that for the COMMIT of the first attempt
   const otherwise = isDecision ? "(id) DO UPDATE SET is_fence = outcome.is_fence" : "DO NOTHING"
   const fence = step(`INSERT INTO effect_db.outcome (id, is_fence) VALUES ('${id}', true) ON CONFLICT ${otherwise}`)
   const before = [...(isDecision ? beginDecision : beginSteps), fence]
@@ -158,8 +160,8 @@ const batchSize = 5000
 const isOld = `o.at OPERATOR(pg_catalog.<) (pg_catalog.now() OPERATOR(pg_catalog.-) pg_catalog.make_interval(secs => $2))`
 
 /**
- * Deletes old rows. The primary key orders markers by time, and an index of their own the keys of
- * requests.
+ * Deletes old rows. The primary key has the markers in the order of time. The keys of requests have
+ * an index of their own for this.
  */
 const sweepText = `WITH old_marker AS (
   SELECT o.id FROM effect_db.outcome o WHERE o.id OPERATOR(pg_catalog.<) $1::pg_catalog.uuid AND ${isOld}
@@ -171,8 +173,8 @@ const sweepText = `WITH old_marker AS (
   USING (SELECT id FROM old_marker UNION ALL SELECT id FROM old_key) old WHERE d.id OPERATOR(pg_catalog.=) old.id`
 
 /**
- * Deletes a batch of the rows that are older than `retention` ms. `callback` receives the failure,
- * or true if there may be more rows. It waits for no lock.
+ * Deletes a batch of the rows that are older than `retention` ms. The deletion waits for no lock.
+ * `callback` receives the failure, if there is one, and true if there may be more rows.
  */
 export const sweepMarkers = (
   connection: Connection,

@@ -2,8 +2,8 @@
  * The table of the markers of COMMITs and the keys of requests, and the check that it can be used.
  *
  * A COMMIT writes its marker by a function, not by an INSERT. The server refuses an INSERT in a
- * read-only transaction even if it inserts no row, and it would need the rights of the role that the
- * program has set.
+ * read-only transaction even if it inserts no row, and the role that the program has set would need
+ * the right to insert.
  */
 import type { Connection, Failure } from "../connection/connection.js"
 import { maintenanceQuery } from "../connection/statementRequest.js"
@@ -24,7 +24,7 @@ const createTable = `CREATE TABLE IF NOT EXISTS effect_db.outcome (
   answer pg_catalog.text
 )`
 
-/** The index for the deletion of keys, whose ids do not have the time. */
+/** The index for the deletion of keys, whose ids contain no time. */
 const createIndex = "CREATE INDEX IF NOT EXISTS outcome_key_at ON effect_db.outcome (at) WHERE fingerprint IS NOT NULL"
 
 // the functions need no SET search_path: the only name in them has its schema
@@ -80,7 +80,7 @@ LEFT JOIN pg_catalog.pg_proc k ON k.pronamespace OPERATOR(pg_catalog.=) n.oid
  *
  * - `ready`: COMMITs can be marked.
  * - `standby`: the server takes no writes, so it has nothing to mark.
- * - `late`: the check was not done in time, such as because of a lock of another session.
+ * - `late`: the check was not done in time, for example because another session holds a lock.
  * - an error: the table cannot be used, or the connection is lost.
  */
 export type OutcomeTableState = "ready" | "standby" | "late" | { readonly failure: Failure } | { readonly fault: Error }
@@ -88,8 +88,8 @@ export type OutcomeTableState = "ready" | "standby" | "late" | { readonly failur
 type OnState = (state: OutcomeTableState) => void
 
 /**
- * Checks on an idle connection that the table can be used, and creates it before if it is missing
- * and `creates` is true.
+ * Checks on an idle connection that the table can be used. If the table or one of its functions is
+ * missing and `creates` is true, it is created.
  */
 export const prepareOutcomeTable = (connection: Connection, creates: boolean, callback: OnState): void => {
   connection.run(none, stateRequest, none, (failure, exchange) => {

@@ -102,8 +102,8 @@ const { isMaintenance: _, ...countedIdRequest }: Request = idRequest
  * Before PREPARE TRANSACTION, the role is set back to that of the login. Only the user that has
  * prepared a transaction, or a superuser, may end it. A role by SET LOCAL is gone by then; after a
  * plain SET ROLE the server keeps the role for the session, and the transaction is ended on another
- * connection. `callback` receives a failure, or else the id of the transaction, which is `undefined`
- * if the transaction has written nothing.
+ * connection. `callback` receives a failure, or else the id of the transaction, which is
+ * `undefined` if the transaction has written nothing.
  */
 export const prepareTransaction = (
   connection: Connection,
@@ -117,13 +117,14 @@ export const prepareTransaction = (
 
 /**
  * Sets the role of a connection to that of its login, so that the connection can end prepared
- * transactions of the login even if its sessions have another role by default. The connection must be
- * used for nothing else. Does nothing behind a pooler, which would keep the role for other clients.
+ * transactions of the login even if its sessions have another role by default. The connection must
+ * be used for nothing else. Does nothing behind a pooler, which would keep the role for other
+ * clients.
  */
 export const takeRoleOfLogin = (connection: Connection, callback: () => void): void => {
   if (connection.isPooled) return callback()
-  // a failure is ignored: the next command fails, too, or is refused because the role may not end the
-  // transaction
+  // a failure is ignored: the next command fails, too, or is refused because the role may not end
+  // the transaction
   connection.steps([constantStep("SET ROLE NONE")], () => callback())
 }
 

@@ -2,14 +2,14 @@
  * The id of a transaction on its server, and the query of its status after the answer to its COMMIT
  * was lost.
  *
- * `pg_xact_status` is true only in the history that the id was assigned in. After a failover the new
- * primary assigns the same ids again, so the system identifier and the timeline must be the same.
- * After a crash the same server may assign an id again on the same timeline, if no record of the
- * transaction was on disk. Therefore the run of the server counts, too: the start of its postmaster,
- * and the end of its last recovery, which changes without a new postmaster if one backend crashes.
- * In a later run, only the loss of a transaction can be proved: by the end of the recovery before its
- * first record, or by the status `aborted`. The status `committed` may be that of a later transaction
- * with the same id.
+ * `pg_xact_status` is true only in the history that the id was assigned in. After a failover the
+ * new primary assigns the same ids again, so the system identifier and the timeline must be the
+ * same. After a crash the same server may assign an id again on the same timeline, if no record of
+ * the transaction was on disk. Therefore the run of the server counts, too: the start of its
+ * postmaster, and the end of its last recovery, which changes without a new postmaster if one
+ * backend crashes. In a later run, only the loss of a transaction can be proved: by a recovery that
+ * has ended before the position at which the id was queried, or by the status `aborted`. The status
+ * `committed` may be that of a later transaction with the same id.
  */
 import { isInvalidParameter } from "../../SqlState.js"
 import type { Connection } from "../connection/connection.js"
@@ -56,7 +56,7 @@ export const idRequest = maintenanceQuery(idAndRunText)
 
 /**
  * Returns the step that queries the id of the open transaction. A session ends with the run of its
- * server, so it needs the run only once.
+ * server, so the run is queried only once for each session.
  */
 export const idStepOf = ({ hasProofStatement, isPooled, preparesStatements, serverRun }: Connection): Step => {
   if (isPooled || serverRun === undefined) return idAndRunStep
@@ -66,7 +66,7 @@ export const idStepOf = ({ hasProofStatement, isPooled, preparesStatements, serv
 
 const toText = (value: unknown): string | undefined => (typeof value === "string" ? value : undefined)
 
-/** Decodes the columns of a run; `undefined` for that of a standby. */
+/** Decodes the columns of a run; returns `undefined` if the server is a standby. */
 const decodeRun = ([systemId, walFile, started, recovered]: ReadonlyArray<unknown>): ServerRun | undefined => {
   const file = toText(walFile)
   if (file === undefined) return undefined
@@ -109,8 +109,8 @@ interface StatusAnswer {
 }
 
 /**
- * Returns the status of a transaction by the answer of a server. A crash may give the id of a transaction
- * to a later one, but not if it was prepared.
+ * Returns the status of a transaction by the answer of a server. After a crash the server may
+ * assign the id of a transaction to a later one, but not if the transaction was prepared.
  */
 export const judgeStatus = (
   { lsn, run }: TransactionId,
@@ -120,7 +120,7 @@ export const judgeStatus = (
   if (now === undefined) return "open"
   if (now.systemId !== run.systemId || now.timeline !== run.timeline) return "unproved"
   const isSameRun = now.startedAt === run.startedAt && now.recoveredTo === run.recoveredTo
-  // whatever the status of a later transaction with the same id is
+  // the status may be that of a later transaction with the same id
   if (!isSameRun && now.recoveredTo !== undefined && now.recoveredTo < parseLsn(lsn)) return "undone"
   switch (status) {
     case "in progress":
@@ -151,7 +151,8 @@ export const queryStatus = (
   const request = rawQuery(statusText, { values: [run.systemId, timeline, xid] })
   connection.run(none, request, none, (failure, exchange) => {
     if (failure !== undefined) {
-      // the id is assigned in the history of the server, but not any more after a crash
+      // the id is in the future of the server: a crash has lost its transaction, and the server has
+      // not assigned the id again yet
       const isFuture = failure._tag === "refused" && isInvalidParameter(codeOf(failure.error))
       return callback(isFuture ? "undone" : "open")
     }

@@ -19,7 +19,9 @@ export interface ConnectionTasks {
   readonly onConnect?: ConnectionTask | undefined
   /** Runs before each checkout. */
   readonly onCheckout?: ConnectionTask | undefined
-  /** Runs at a checkin, before the connection is reused; not if the connection is closed instead. */
+  /**
+   * Runs at a checkin, before the connection is reused; not if the connection is closed instead.
+   */
   readonly onReturn?: ConnectionTask | undefined
 }
 

@@ -41,7 +41,9 @@ export interface Demand {
   readonly room: number
   /** The number of connections in use. */
   readonly active: number
-  /** The number of pending connects that are not late. */
+  /**
+   * The number of connects in progress that are not late, and of connections that run `onConnect`.
+   */
   readonly pending: number
   /** True if there is no connection yet that a waiter could get. */
   readonly isEmpty: boolean

@@ -6,14 +6,14 @@
  * target. A pool becomes overloaded at the third or a later record of the queue's length in slow
  * windows, if in that window clearly more callers arrived than were served, and the queue has grown
  * by more than ten times the connections since the second record. A record is longer than the one
- * before by more than the number of connections. The pool stays overloaded while clearly more callers
- * arrive than are served. A burst that drains sets one record, or two if a window ends while its
- * callers arrive. The same holds for a fixed number of fibers that share the connections. So neither
- * counts as an overload.
+ * before by more than the number of connections. The pool stays overloaded while clearly more
+ * callers arrive than are served. A burst that drains sets one record, or two if a window ends
+ * while its callers arrive. The same holds for a fixed number of fibers that share the connections.
+ * So neither counts as an overload.
  *
- * During an overload only as many callers may queue as are likely to be served within the target, but
- * at least one for each connection. If this process is short of CPU, checkouts may be late, so waiters
- * are rejected only after twice the target.
+ * During an overload only as many callers may queue as are likely to be served within the target,
+ * but at least one for each connection. If this process is short of CPU, checkouts may be late, so
+ * waiters are rejected only after twice the target.
  */
 
 /** The length of a window, in targets. */

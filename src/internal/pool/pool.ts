@@ -49,7 +49,7 @@ export class Pool implements PoolState {
   private readonly leaveOutageWaiters: () => void
   /** True while checkouts are held back: callers wait in the queue. */
   isPaused = false
-  /** Called after each checkin while the pool is paused. */
+  /** Called after each checkin, and each close of a connection, while the pool is paused. */
   private onReturned: (() => void) | undefined
   /** The failure of a caller after the pool was closed. */
   private closed: CheckoutFailure | undefined
@@ -194,7 +194,7 @@ export class Pool implements PoolState {
     callback(undefined, connection)
   }
 
-  /** Assigns a validated connection to the waiter that has waited longest, or releases it. */
+  /** Assigns a validated connection to the first waiter, or releases it. */
   private assignToNextWaiter(connection: Connection, now: number): void {
     const waiter = this.isPaused ? undefined : this.waiters.removeFirst(now)
     if (waiter === undefined) return this.release(connection, now)
@@ -255,7 +255,8 @@ export class Pool implements PoolState {
     this.isPaused = true
     this.onReturned = onReturned
     this.waiters.suspendSheddingUntil(Number.POSITIVE_INFINITY)
-    // a connect that is in progress would fail callers, or run `onConnect` on a server that is going
+    // a connect in progress would fail the callers that are held back, or run `onConnect` on a
+    // server that is about to stop
     this.opener.restart()
   }
 

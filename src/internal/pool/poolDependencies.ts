@@ -27,7 +27,10 @@ export interface PoolDependencies {
   readonly locator?: HostLocator | undefined
   /** Checks if `minConnections` applies: not while the server is known to have another role. */
   readonly isWarm?: (() => boolean) | undefined
-  /** Called after each successful or failed connect. */
+  /**
+   * Called after each successful connect, and after each failed one; not if the server only rejects
+   * further connections while others are open.
+   */
   readonly onHealth?: ((healthy: boolean, message: string) => void) | undefined
 }
 

@@ -74,12 +74,13 @@ export class PrimaryPositions {
   }
 
   /**
-   * Returns the lag by the report of a server, or `undefined` if nothing is known about it. It is that
-   * behind the last position which was reached before `askedAt`, when the server was asked: a report
-   * cannot have a later one.
+   * Returns the lag by the report of a server, or `undefined` if nothing is known about it. The lag
+   * is that behind the last position which the primary had reached before the server was asked, at
+   * `askedAt`: the report cannot have a later one.
    *
-   * The time of a standby is that between the positions that it has and has not reached. Between the
-   * two, its report about its last replayed commit counts.
+   * The lag in time is at least the age of the first position that a standby has not reached, and
+   * at most the age of the last one that it has reached. Between the two, the age of its last
+   * replayed commit counts.
    */
   lagOf(report: ServerReport, now: number, askedAt: number = now): Lag | undefined {
     const latest = this.positions.findLast(({ until }) => until <= askedAt) ?? this.positions[0]

@@ -15,8 +15,9 @@ export class PrimarySampler {
   constructor(private readonly ask: AskPrimary) {}
 
   /**
-   * Asks the primary for its position, unless it was asked for a known one less than `maxAge` ms ago.
-   * Calls back after its answer with true, or after `timeout` ms or a failure with false.
+   * Asks the primary for its position, unless the latest known one was asked for less than `maxAge`
+   * ms ago. Calls back with true if the position is that new, and with false after a failure or
+   * after `timeout` ms.
    */
   sample(timeout: number, maxAge: number, callback: (isAnswered: boolean) => void): void {
     const { latest } = this.positions
@@ -58,7 +59,7 @@ export class PrimarySampler {
     this.sample(timeout, 0, (isAnswered) => {
       const position = this.positions.oldestSince(moment)
       if (position !== undefined || !isAnswered) return finish(position)
-      // the answer was that to a query from before the moment
+      // the answer was to a query that had been sent before the moment
       this.sample(timeout, 0, () => finish(this.positions.oldestSince(moment)))
     })
     return () => {

@@ -59,7 +59,10 @@ const failed = (failure: ConnectFailure, silentSince?: number | undefined): Prob
   silentSince
 })
 
-/** The time after which a connection without the required role is replaced, in ms: its name may lead to others. */
+/**
+ * The time after which a connection without the required role is replaced, in ms: the name of its
+ * host may lead to another server by then.
+ */
 const maxMismatchAge = 60_000
 
 const unresponsive = (timeout: number): ConnectFailure => ({
@@ -79,7 +82,9 @@ const nothing = () => {}
 /** Open connection of a probe. */
 interface OpenConnection {
   readonly connection: Connection
-  /** The reason why it has not the required role, if the host has it at no address. */
+  /**
+   * The reason why its server does not have the required role, if the host has that at no address.
+   */
   mismatch: ConnectFailure | undefined
   /** True before its first answer. */
   isNew: boolean
@@ -161,8 +166,9 @@ export class Probe {
   }
 
   /**
-   * Opens a connection in place of one that is aged, which is asked meanwhile: a connect without an
-   * answer may be slow, and an open connection without one shows a silent server.
+   * Opens a connection to replace one that is aged. Meanwhile the server is asked on the aged one:
+   * a connect without an answer may only be slow, but a query without an answer shows a silent
+   * server.
    */
   private renew(): void {
     if (this.isRenewing) return
@@ -313,9 +319,9 @@ export class Probe {
   }
 
   /**
-   * Handles a failed connect. If it had no answer, another socket shows if the server is silent, so
-   * that statements in flight are given up, or only its logins are slow. A host that has never answered
-   * is silent after two connects.
+   * Handles a failed connect. If it had no answer, another socket shows if the server is silent or
+   * if only its logins are slow. Statements in flight are given up only if it is silent. A host
+   * that has never answered counts as silent after two connects.
    */
   private onNoConnection(failure: ConnectFailure, timeout: number, since: number): void {
     if (failure.reason !== "unresponsive" || !this.options.staysOpen) return this.finish(failed(failure))

@@ -1,8 +1,8 @@
 /**
  * The connections for the proofs of COMMITs whose answers were lost. They come from the pool of the
- * writer, before those of its waiters, because there is little time for a proof. A pause of the pool
- * holds no proof back, because the transaction has begun before it, and a drain waits for the proof:
- * meanwhile each proof opens a connection in place of the one that was lost.
+ * writer, before those of its waiters, because there is little time for a proof. A pause of the
+ * pool holds no proof back, because the transaction has begun before the pause, and a drain waits
+ * for the proof. So during a pause each proof opens a connection in place of the one that was lost.
  */
 import type { Connection } from "../connection/connection.js"
 import type { Pool } from "../pool/pool.js"
@@ -30,7 +30,9 @@ export class Proofs {
     return [...this.inProgress].filter(({ pooled }) => pooled === undefined).length
   }
 
-  /** True if the pool would hold a proof back. After its end it refuses each checkout at once. */
+  /**
+   * True if the pool would hold a proof back. A pool that is closed refuses each checkout at once.
+   */
   get isHeldBack(): boolean {
     return this.pool.isPaused && !this.isClosed
   }

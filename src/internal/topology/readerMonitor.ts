@@ -61,8 +61,8 @@ export class ReaderMonitor {
         probe.ask(this.timeout, (result) => {
           const isAnswered = result._tag === "Answered"
           callback(isAnswered)
-          // the position of the primary is not that of this moment, so this is no check of the lag, without
-          // which a server does not return
+          // the primary was not asked for its position, so this is no check of the lag; a reader
+          // that is down returns only after such a check
           if (isAnswered && server.isDown) this.checkSoon()
           else this.handle(result, since, undefined)
         })
@@ -74,7 +74,7 @@ export class ReaderMonitor {
     if (this.isStarted) return
     this.isStarted = true
     this.server.monitor = {
-      // the interval of a reader that has failed is another one
+      // a reader that has failed has another interval
       onDown: () => this.schedule(),
       onRecovery: () => this.checkSoon()
     }
@@ -131,7 +131,8 @@ export class ReaderMonitor {
       const since = clock.now()
       this.probe.ask(this.timeout, (result) => {
         if (!this.isStarted) return
-        // a shared position does not show that the primary is there, without which no reader receives its log
+        // a shared position does not show that the primary is there, and without a primary no
+        // reader receives a log
         const isStale = result._tag === "Answered" && result.report.isStreaming === false
         if (isStale && isAnswered && maxAge > 0 && isCurrent()) return this.check(0)
         this.handle(result, since, (report, askedAt) => this.lagOf(report, askedAt, isAnswered))
@@ -169,15 +170,16 @@ export class ReaderMonitor {
     const heardAt = Math.max(server.activityOf(server.name).heardAt, this.watch.progressAt)
     if (reason !== "wrongRole" && heardAt > (silentSince ?? since)) return
     if (silentSince !== undefined) server.giveUpHost(server.name, failure.error)
-    // a connect may be lost by itself, so one failure makes the reader suspect, and another follows soon
+    // a single connect may get lost, so the first failure only makes the reader suspect, and
+    // another probe follows soon
     else if (reason !== "wrongRole" && this.failures++ === 0) return server.onSilence()
     server.onFailure(failure.error.message)
   }
 
   /** Returns the lag by the report of the reader, or `undefined` if it is unknown. */
   private lagOf(report: ServerReport, askedAt: number, isPrimaryThere: boolean): Lag | undefined {
-    // without a position of this moment, the reader may have reached an old one only. While the primary
-    // is away no standby receives its log, and all of them have to serve reads
+    // without a position of this moment, the reader may have reached only an old one. While the
+    // primary is away no standby receives a log, and the standbys have to serve the reads
     return isPrimaryThere ? this.sampler.positions.lagOf(report, clock.now(), askedAt) : undefined
   }
 }

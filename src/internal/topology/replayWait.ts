@@ -1,7 +1,7 @@
 /**
  * The wait until a standby has replayed a position, by the command `WAIT FOR LSN` of PostgreSQL 19.
- * All waiting reads of a server share one connection outside of its pool, so that they hold none of
- * the pool; and the command holds no snapshot.
+ * All waiting reads of a server share one connection outside of its pool, so that they hold no
+ * connection of the pool; and the command holds no snapshot.
  *
  * The wait only ends a pause early. The command knows nothing of timelines, so the position has to be
  * queried after it.
@@ -19,7 +19,10 @@ const firstVersion = 19
 /** The timeout of one command, in ms; after it, a read that waits for an earlier position comes first. */
 const commandTimeout = 100
 
-/** The time after which a server that waits is taken to be silent, in ms. */
+/**
+ * The time for a connect, and for the answer to a command after the timeout of the command, in ms.
+ * A server without an answer by then counts as silent.
+ */
 const answerTimeout = 1000
 
 /** The time for which the connection stays open without a read that waits, in ms. */
@@ -82,7 +85,10 @@ export class ReplayWait {
     this.connections.close(callback)
   }
 
-  /** Begins the next step, if reads wait and none is in progress. */
+  /**
+   * Begins the next step, unless a step is in progress or has failed a short time ago. Without a
+   * read that waits, closes the connection after a while.
+   */
   private advance(): void {
     if (this.isBusy || this.isClosed || clock.now() < this.retryAt) return
     this.cancel()

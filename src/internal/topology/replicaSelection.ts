@@ -36,7 +36,10 @@ export interface ReadRequirement {
    * a lost history, which no replica can reach.
    */
   readonly session: Session | undefined
-  /** True if the first token is a position of the primary for a bounded lag, and none of the caller. */
+  /**
+   * True if the first token is a position of the primary for a bounded lag, not a token of the
+   * caller.
+   */
   readonly isBounded?: boolean | undefined
   /** True if no replica may serve the read because of `maxLag`. */
   readonly isOverMaxLag?: boolean | undefined
@@ -233,7 +236,7 @@ export class ReplicaSelection implements ConnectionSource {
   private addBehind(server: Server, connection: Connection, tokens: ReadonlyArray<TokenFields>): void {
     const { position } = connection
     const { replayWait } = server
-    // on another timeline a position says nothing
+    // positions of different timelines cannot be compared
     const isComparable = position !== undefined && tokens.every(({ timeline }) => timeline === position.timeline)
     if (replayWait === undefined || this.wasReported || !isComparable || !canWaitForReplay(connection)) {
       this.mustPoll = true

@@ -290,10 +290,10 @@ export class Server {
   }
 
   private onConnect(healthy: boolean, message: string): void {
-    // the lag of a server that was down is not known, and reads must not see what is too old
+    // the lag of a server that was down is not known, and reads must not see data that is too old
     if (healthy && this.health._tag === "down" && this.monitor !== undefined) this.monitor.onRecovery()
     else if (healthy) this.setHealth(onAnswer())
-    // that the writer takes no readers is no failure
+    // a host that is the writer now, or was removed, refuses readers: that is no failure
     else if (!this.isLeftOut) this.onFailure(message)
   }
 
@@ -301,7 +301,8 @@ export class Server {
     const location = { database: this.config.name, server: this.name }
     const wasDown = this.isDown
     this.health = health
-    // what it will have missed is not known; a server that is behind returns after its checks
+    // the lag after the outage is not known, so the next check decides; a server that is behind
+    // needs its checks also after an outage
     if (health._tag === "down" && !this.isBehind) this.lagState = initialLag
     this.updateUsable()
     if (health._tag === "down" && !wasDown)

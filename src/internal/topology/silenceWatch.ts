@@ -28,7 +28,7 @@ export class SilenceWatch {
 
   constructor(
     private readonly detectionTime: number,
-    /** Returns the activity of the server, or `undefined` if there is none to watch. */
+    /** Returns the activity of the server, or `undefined` if there is no server to watch. */
     private readonly activity: () => HostActivity | undefined,
     /** Probes the server, and calls back with true if it has answered. */
     private readonly probe: (callback: (isAnswered: boolean) => void) => void
@@ -63,7 +63,7 @@ export class SilenceWatch {
   /** Returns the time for which callers and the watch have received nothing that they wait for, in ms. */
   private silenceOf({ heardAt, progress, waitsSince }: HostActivity): number {
     const now = clock.now()
-    // the close of a connection lowers the sum
+    // the progress is a sum over the open connections, which the close of one lowers
     if (progress > this.progress) this.progressAt = now
     this.progress = progress
     return now - Math.max(heardAt, waitsSince, this.progressAt, this.answeredAt)

@@ -151,12 +151,12 @@ export class Topology {
     return this.readers.length > 0 || this.discovery !== undefined
   }
 
-  /** Begins to discover the hosts of the cluster, if they are discovered. */
+  /** Begins to discover the hosts of the cluster, if the settings have a source of hosts. */
   discover(): void {
     this.discovery?.start()
   }
 
-  /** Sets the hosts of the cluster: each may be the writer, and is a reader. */
+  /** Sets the hosts of the cluster: each may be the writer, and serves reads while it is not. */
   private setHosts(endpoints: ReadonlyArray<Endpoint>): void {
     if (this.isClosed) return
     const { name: database, startup, writer } = this.config
@@ -186,7 +186,9 @@ export class Topology {
     }
   }
 
-  /** Returns the probe by which the host of a reader is searched as a writer, too. */
+  /**
+   * Returns the probe of the search for the writer, if the search has the host of a reader, too.
+   */
   private sharedProbe({ name }: Server): ReaderProbe | undefined {
     const { writerSearch } = this
     if (this.config.cluster === undefined || writerSearch === undefined) return undefined
@@ -230,13 +232,13 @@ export class Topology {
       this.writerProbe ??= this.makeProbe(this.writer)
       return this.writerProbe.ask(timeout, callback)
     }
-    // a process that only reads has not searched the writer yet
+    // a process that only reads may not have searched the writer yet
     writerSearch.locate(timeout, (_, found) => {
       const host = writerSearch.hosts.find(({ endpoint }) => endpoint.name === found?.name)
       if (host === undefined) return callback(undefined)
       host.probe.ask(timeout, (result) => {
         writerSearch.handle(host, result)
-        // it may be a former primary
+        // the host may be a former primary by now
         callback(writerSearch.writer === found?.name ? result : undefined)
       })
     })
@@ -254,15 +256,16 @@ export class Topology {
   }
 
   /**
-   * Holds checkouts back, and calls back with the number of connections that are still in use when
-   * there are none, or after `timeout` ms. A proof of a COMMIT counts as a connection, because it goes
-   * on. The returned function cancels the wait, and the pause unless there was one before.
+   * Holds checkouts back. Calls back when no connection is in use, or after `timeout` ms, with the
+   * number of connections that are still in use. The proof of a COMMIT counts as a connection,
+   * because a pause does not stop it. The returned function cancels the wait. It also ends the
+   * pause, unless the database was paused before.
    */
   pause(timeout: number, callback: (inUse: number) => void): () => void {
     const wasPaused = this.writer.reads.isPaused
     const pools = this.servers.flatMap((server) => server.pools)
     const inUse = () =>
-      // those whose statement is being cancelled, too
+      // connections whose statement is being cancelled count, too
       pools.reduce((sum, { connections: { all, idle } }) => sum + all.size - idle.length, this.proofs.countOutsidePool)
     const end = () => {
       clock.clear(timer)
@@ -276,7 +279,7 @@ export class Topology {
     }
     const timer = clock.timer(timeout, () => check(true))
     this.drains.add(check)
-    // after the checkin that has called it
+    // the callback runs during a checkin, and the check must run after it
     for (const pool of pools) pool.pause(() => queueMicrotask(() => this.checkDrains()))
     this.proofs.onPaused()
     queueMicrotask(() => check(false))

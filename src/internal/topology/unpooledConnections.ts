@@ -12,7 +12,9 @@ import type { ConnectionSource, OnCheckout } from "./connectionSource.js"
 
 const nothing = () => {}
 
-/** Source that opens a connection for each checkout, and closes it at the checkin. It has one at a time. */
+/**
+ * Source that opens a connection for each checkout, one at a time, and closes it at the checkin.
+ */
 export class UnpooledConnections implements ConnectionSource {
   private readonly lock = new FifoLock()
   private readonly sockets = new Set<Connection>()
@@ -61,7 +63,7 @@ export class UnpooledConnections implements ConnectionSource {
       )
       this.cancelConnect = cancelConnect
       cancel = () => {
-        // a caller may cancel after the deadline has
+        // a caller may cancel after the deadline has cancelled the connect
         cancel = nothing
         cancelConnect()
         this.cancelConnect = nothing

@@ -96,9 +96,9 @@ export class WriterSearch implements HostLocator {
   /** The search that is running. */
   private current: { readonly since: number } | undefined
   private isClosed = false
-  /** The hosts whose first answer has arrived, or has failed to. */
+  /** The hosts whose first probe has been answered or has failed. */
   private readonly answered = new Set<string>()
-  /** True from the first writer on that callers may use. */
+  /** True since callers may use a writer for the first time. */
   private isSettled = false
   /** Cancels the wait of the first search for the other hosts. */
   private cancelOthers: (() => void) | undefined = undefined
@@ -245,7 +245,7 @@ export class WriterSearch implements HostLocator {
     const added = endpoints.filter(({ name }) => !this.members.has(name)).map(this.makeHost)
     for (const host of added) this.members.set(host.endpoint.name, host)
     this.reports.onHosts(added, [])
-    // the name leads to another place, so it may be another server
+    // the name leads to another address, so it may be another server
     for (const { endpoint } of moved) this.onMoved(endpoint.name)
     for (const host of added) {
       // a search that has begun in this call probes them already
@@ -364,9 +364,10 @@ export class WriterSearch implements HostLocator {
   }
 
   /**
-   * Checks if the search is to end without a writer. Before a writer was ever known, a single
-   * permanent failure such as a wrong password ends it, because the settings may be wrong. Later it
-   * must not turn an outage into a permanent failure.
+   * Checks if the search is to end without a writer, after all hosts have failed. Before a writer
+   * was ever known, a single permanent failure among them, such as a wrong password, ends the
+   * search, because the settings may be wrong. Later it must not turn an outage into a permanent
+   * failure.
    */
   private get isHopeless(): boolean {
     const all = [...this.failures.values()]

@@ -92,8 +92,8 @@ export class CommitMarkers {
   }
 
   /**
-   * Checks if the marker of a decision of this age, in ms, may soon be deleted, by the clock of a
-   * process that is not exact.
+   * Checks if the marker of a decision of this age, in ms, may soon be deleted, also by a process
+   * whose clock is not exact.
    */
   mayBeDeleted(age: number): boolean {
     return 2 * age >= this.settings.retention

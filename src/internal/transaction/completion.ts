@@ -41,10 +41,10 @@ export const commitAndRunHooks = <X>(
 
 /**
  * Sends COMMIT, or RELEASE for a savepoint. If the answer is lost, the outcome is asked for. If the
- * caller is interrupted after that, both are awaited for up to 500 ms. If the outcome is still
- * unknown then, `CommitOutcomeUnknown` is added to the interruption. With `countsAsUndone`, an
- * interrupted caller regards the savepoint as undone, so if it was released, the level around it can
- * only be rolled back.
+ * caller is interrupted after the command was sent, the answer, or the outcome, is awaited for up
+ * to 500 ms. If the outcome is still unknown then, `CommitOutcomeUnknown` is added to the
+ * interruption. With `countsAsUndone`, an interrupted caller regards the savepoint as undone, so if
+ * it was released, the level around it can only be rolled back.
  */
 export const sendCommit = (
   transaction: Transaction,

@@ -6,7 +6,7 @@ import type * as Context from "effect/Context"
 import { CurrentSession, type Session } from "../../Consistency.js"
 import type { TransactionContext } from "./context.js"
 
-/** Returns the causal session of a context, if it is in one. */
+/** Returns the causal session of a context, if there is one. */
 export const causalSessionOf = (
   context: Context.Context<never>,
   ambient: TransactionContext | undefined

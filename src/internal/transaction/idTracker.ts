@@ -2,12 +2,13 @@
  * The id of a transaction, which proves the outcome of its COMMIT if the answer is lost. The id must
  * be known before COMMIT is sent.
  *
- * The server assigns the id with the first write. So the first statements are followed by a step, in
- * the same exchange, that queries the id, until it is assigned. This costs no round trip. The step is
- * left out where it could change the meaning of later commands: the first query of a transaction
- * takes its snapshot, and it must not be taken before a `LOCK TABLE` or `SET TRANSACTION` of the
- * program. It is left out as well for a plain SELECT, which hardly ever writes. After other commands,
- * a COPY or a portal, the id is queried in an exchange of its own before COMMIT.
+ * The server assigns the id with the first write. So the first statements are followed by a step,
+ * in the same exchange, that queries the id, until it is assigned. This costs no round trip. The
+ * step is left out where it could change the meaning of later commands: the first query of a
+ * transaction takes its snapshot, and the snapshot must not be taken before a `LOCK TABLE` or `SET
+ * TRANSACTION` of the program. The step is left out as well for a plain SELECT, which hardly ever
+ * writes. After other commands, a COPY or a portal, the id is queried in an exchange of its own
+ * before COMMIT.
  */
 import type { Connection, Exchange, Failure } from "../connection/connection.js"
 import { decodeId, idRequest, idStepOf, type TransactionId } from "../outcome/transactionStatus.js"
@@ -38,12 +39,12 @@ export class IdTracker {
   id: TransactionId | undefined = undefined
   /** True if the server may have assigned an id since it was queried last. */
   private isOutdated = false
-  /** True if the step is a part of the exchange in progress. */
+  /** True if the exchange in progress has the step that queries the id. */
   private isAsked = false
 
   constructor(private readonly outcomes: CommitOutcomes | undefined) {}
 
-  /** Returns the step to send after a statement, if it queries the id. */
+  /** Returns the step that queries the id after a statement, unless the step is left out. */
   stepAfter(connection: Connection, text: string): Step | undefined {
     const { id, outcomes } = this
     if (id !== undefined || outcomes?.isSupported !== true || isPlainSelect(text) || !takesSnapshot(text))
@@ -52,7 +53,10 @@ export class IdTracker {
     return idStepOf(connection)
   }
 
-  /** Records an exchange that may have written, with the answer to its step, if it had one. */
+  /**
+   * Records an exchange that may have written, with the answer to the query of the id, if it had
+   * one.
+   */
   onExchange(connection: Connection, exchange: Exchange, failure: Failure | undefined, text: string): void {
     const { outcomes } = this
     if (outcomes === undefined || this.id !== undefined) return

@@ -19,7 +19,10 @@ import { acquireForEnd, type OnEnd } from "./levelLock.js"
 import { revert } from "./levelRollback.js"
 import type { PreparedTransactions } from "./preparedTransactions.js"
 
-/** The time that an interrupted caller waits for a message of two phases, in ms; the recovery does the rest. */
+/**
+ * The time that an interrupted caller waits for the answer to PREPARE TRANSACTION, COMMIT PREPARED
+ * or ROLLBACK PREPARED, in ms. What is not ended by then is left to the recovery.
+ */
 export const interruptedTimeout = 500
 
 const nothing = () => {}
@@ -33,7 +36,7 @@ type Identified =
   | { readonly failure: TransactionFailure }
   | { readonly error: Error }
 
-/** Identifies the database of a level, which goes on. The returned function gives up. */
+/** Identifies the database of a level, which stays open. The returned function gives up. */
 export const identifyLevel = (
   level: Level,
   prepared: PreparedTransactions,
@@ -101,7 +104,7 @@ export const prepareLevel = (level: Level, gid: string, done: OnEnd): (() => voi
       connectionHolder.idTracker.id = id
       // the connection of a caller that has given up is closed
       if (failure === undefined) return finish(isGivenUp ? connectionHolder.lost : undefined)
-      // without a decision it is undone, also if it is prepared
+      // without a decision the transaction is undone, also if it is prepared
       connectionHolder.recordLoss(failure)
       if (failure._tag === "lost") return undo(statementFailure(location, failure, "undone"))
       undo(commitFailure(level, failure)[1])
@@ -118,9 +121,9 @@ export const prepareLevel = (level: Level, gid: string, done: OnEnd): (() => voi
 }
 
 /**
- * Ends a prepared level by the decision of its unit, for up to `timeout` ms: on its connection, or on
- * another one if that is lost. Later the recovery has to end it. The returned function makes the time
- * shorter.
+ * Ends a prepared level by the decision of its unit, for up to `timeout` ms: on its connection, or
+ * on another one if that is lost or the server refuses the command. After that time the recovery
+ * has to end it. The returned function makes the time shorter.
  */
 export const endPreparedLevel = (
   level: Level,

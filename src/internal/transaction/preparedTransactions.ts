@@ -40,7 +40,10 @@ const open = new DecidingDatabases<PreparedTransactions>()
 /** The markers of the units of the process that are at their end. */
 const ending = new Set<string>()
 
-/** Keeps the recovery of this process from a unit until the returned function is called. */
+/**
+ * Keeps the recovery of this process from ending the transactions of a unit until the returned
+ * function is called.
+ */
 export const beginUnit = (marker: string): (() => void) => {
   ending.add(marker)
   return () => ending.delete(marker)
@@ -79,7 +82,7 @@ export class PreparedTransactions {
   private isHurried = false
   /** True in the first round, when other databases may not be open yet. */
   private isFirst = true
-  /** True if a round could not list, and that was reported. */
+  /** True if the last round could not list the transactions, and that was reported. */
   private hasFailed = false
   /** The transactions that were reported, each once. */
   private readonly reported = new Set<string>()
@@ -179,12 +182,15 @@ export class PreparedTransactions {
     return this.own.options.server.name
   }
 
-  /** The longest time of one attempt of the recovery, in ms: others wait for it. */
+  /** The longest time of one attempt of the recovery, in ms: the other transactions wait for it. */
   private get attemptTimeout(): number {
     return Math.max(shortestTime, Math.min(this.timeout, longestInterval))
   }
 
-  /** The age from which the recovery ends a transaction, in ms: its unit may still be at its end. */
+  /**
+   * The age from which the recovery ends a transaction, in ms. The unit of a younger one may still
+   * be at its end.
+   */
   private get endableAge(): number {
     return Math.max(shortestTime, 2 * this.timeout)
   }
@@ -194,7 +200,7 @@ export class PreparedTransactions {
     this.identity = identity
     open.add(identity.key, this)
     for (const other of open.all) if (other.awaited.has(identity.key)) other.hurry()
-    // after the start of the process, those that an earlier one has left
+    // the first round ends the transactions that an earlier process has left
     this.schedule(0)
   }
 
@@ -209,7 +215,10 @@ export class PreparedTransactions {
     if (!this.isStopped) this.cancelTimer = clock.later(pause, () => this.recover())
   }
 
-  /** Ends a round. The next one begins when the youngest transaction can be ended, or later. */
+  /**
+   * Ends a round. The next one begins after the interval, or sooner if a transaction that is too
+   * young now can be ended by then.
+   */
   private finish(all: ReadonlyArray<PreparedTransaction>): void {
     this.isRecovering = false
     if (this.isHurried) return this.schedule(0)

@@ -23,7 +23,7 @@ export const preparable = (transaction: Transaction): PreparableTransaction | un
   return prepared === undefined ? undefined : { transaction, prepared }
 }
 
-/** Error of a database whose server takes no prepared transactions. */
+/** Builds the error of a database whose server takes no prepared transactions. */
 export const refusesPrepare = (database: string, given: string): ConfigInvalid =>
   new ConfigInvalid({
     database,
