@@ -107,8 +107,8 @@ export interface Options extends Format {
 }
 
 /**
- * Row to store, with its values in the order of the columns, or by their names. Or a piece of text
- * or bytes in the format, which may end in the middle of a row.
+ * Row to store, with its values in the order of the columns or by the names of the columns; or a
+ * piece of text or bytes in the format, which may end in the middle of a row.
  *
  * @see {@link Copy} for `copyFrom`, which stores them
  * @since 0.2.0

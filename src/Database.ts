@@ -90,7 +90,9 @@ export interface Status {
 export interface Database {
   /** The client of the primary. */
   readonly writer: Copy.Client
-  /** The client of a replica, or of the primary if there is no replica. It is read-only. */
+  /**
+   * The client of a replica, or of the primary if no replica can serve the read. It is read-only.
+   */
   readonly reader: Copy.Client
   /** The client for reads in an open transaction, if there is one, else the same as `reader`. */
   readonly any: Copy.Client
@@ -201,8 +203,8 @@ export interface Members<Self> {
   /** Returns the client of the primary. It opens nothing. */
   readonly writer: Effect.Effect<Copy.Client, never, Self>
   /**
-   * Returns the client of a replica, or of the primary if there is none, read-only: the server refuses
-   * writes. It opens nothing.
+   * Returns the client of a replica, or of the primary if no replica can serve the read. It is
+   * read-only: the server refuses writes. It opens nothing.
    */
   readonly reader: Effect.Effect<Copy.Client, never, Self>
   /**

@@ -124,7 +124,10 @@ export interface PoolConfig {
   readonly order: "lifo" | "fifo"
   /** The way in which connections are reused and shared. */
   readonly strategy: "pooled" | "none" | "single" | "assertSingle"
-  /** The time that callers may queue under overload; infinity without load shedding. */
+  /**
+   * The time within which callers should be served during an overload; infinity without load
+   * shedding.
+   */
   readonly queueTarget: number
   /** The time after which a connection in use is a leak; infinity if none is reported. */
   readonly leakThreshold: number
@@ -245,7 +248,9 @@ export interface DatabaseConfig {
   readonly twoPhase: boolean
   /** The longest time to find out if a COMMIT without an answer is stored. */
   readonly resolveWithin: number
-  /** The time for which a failed reader takes no part in routing. */
+  /**
+   * The time for which a failed reader takes no part in routing, or in which its monitor tries it.
+   */
   readonly readerRetryDelay: number
   /** The options of the choice of a reader. */
   readonly routing: RoutingConfig

@@ -198,14 +198,14 @@ export class ConnectFailed extends Schema.TaggedError<ConnectFailed>("effect-db/
  * Nothing was sent. `reason` is one of these:
  *
  * - `timeout`: no connection became free within `acquireTimeout`.
- * - `shed`: the pool is overloaded, and the caller waited longer than `queueTarget`, or the queue was
- *   already too long for that time.
+ * - `shed`: the pool is overloaded, and the caller waited for twice `queueTarget`, or the queue was
+ *   already too long to be served within `queueTarget`.
  * - `outage`: the server is unavailable, and `maxOutageWaiters` callers wait for it already.
  * - `paused`: the database is paused (`Db.pause`), for longer than `acquireTimeout`, or while
  *   `maxOutageWaiters` callers wait already.
  * - `single`: the strategy `assertSingle` allows one connection at a time.
  *
- * The fields are the figures of the pool at that moment.
+ * The other fields are the figures of the pool at that moment.
  *
  * @see {@link PoolSelfDeadlock} for a transaction that would wait for itself
  * @see `DatabaseConfig.PoolOptions` for the settings of a pool
@@ -232,7 +232,10 @@ export class PoolExhausted extends Schema.TaggedError<PoolExhausted>("effect-db/
   connecting: Schema.optional(Schema.Struct({ count: Schema.Number, longestMillis: Schema.Number })),
   /** The last failure to connect, if there was one since the last success. */
   lastConnectFailure: Schema.optional(Schema.String),
-  /** The longest checkout, if checkouts are recorded (`leakThreshold`, `assertSingle`). */
+  /**
+   * The longest checkout, if checkouts are recorded (`leakThreshold`, `assertSingle`). With the
+   * reason `single` it is the checkout in progress, or else the first caller in the wait queue.
+   */
   longestCheckout: Schema.optional(
     Schema.Struct({
       heldMillis: Schema.Number,
@@ -746,8 +749,8 @@ export class TransactionBusy extends Schema.TaggedError<TransactionBusy>("effect
 }
 
 /**
- * No replica had replayed the position that a read requires in time, and the consistency of the
- * read excludes the primary; or all replicas are too far behind, and `whenAllBehind` is `"fail"`.
+ * No replica had reached in time the position that a read requires, and the consistency of the read
+ * excludes the primary; or all replicas are too far behind, and `whenAllBehind` is `"fail"`.
  *
  * `unproved` lists the servers that did not report a position. Wait longer, or allow the primary.
  *
@@ -760,7 +763,10 @@ export class NoReplicaCaughtUp extends Schema.TaggedError<NoReplicaCaughtUp>("ef
   "NoReplicaCaughtUp",
   {
     database: Schema.String,
-    /** `"position"`, or `"maxLag"` if all replicas are further behind than `whenAllBehind: "fail"` allows. */
+    /**
+     * `"position"`, or `"maxLag"` if all replicas are further behind than `maxLag` or
+     * `maxLagBytes`, and `whenAllBehind` is `"fail"`.
+     */
     reason: Schema.Literal("position", "maxLag"),
     /** The time that the read waited. */
     waitedMillis: Schema.Number,
@@ -1145,8 +1151,8 @@ export const isDatabaseError = (u: unknown): u is DatabaseError => Predicate.has
 export const toSqlError = (error: DatabaseError): SqlError => new SqlError({ cause: error, message: error.message })
 
 /**
- * Finds an error of this library in a chain of causes: libraries such as drizzle wrap it in their
- * own.
+ * Finds an error of this library in a chain of causes: libraries such as drizzle wrap it in errors
+ * of their own.
  */
 const findError = (cause: unknown): DatabaseError | undefined => {
   const seen = new Set<unknown>()

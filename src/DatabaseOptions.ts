@@ -138,7 +138,7 @@ export interface PoolOptions {
   /**
    * The number of callers of the database that may wait for an unavailable server, each until
    * `acquireTimeout` or its own timeout. Further callers fail at once with `PoolExhausted`, for the
-   * reason `outage`.
+   * reason `outage`. The limit also holds while the database is paused (reason `paused`).
    *
    * @default 1000
    */
@@ -189,11 +189,11 @@ export interface PoolOptions {
    */
   readonly strategy?: "pooled" | "none" | "single" | "assertSingle" | undefined
   /**
-   * The time that callers may queue while the pool is overloaded: clearly more callers arrive than
-   * can be served. Then a caller that has waited longer, or whose queue is too long for this time,
-   * fails at once with `PoolExhausted`, so that the other callers are served fast. A burst that
-   * drains is no overload, and neither is a fixed number of fibers. The time must be above 0;
-   * infinity turns load shedding off.
+   * The time within which callers should be served while the pool is overloaded: clearly more
+   * callers arrive than can be served. Then a caller that finds a queue that is too long for this
+   * time fails at once with `PoolExhausted`, and a queued caller fails after twice this time, so
+   * that the other callers are served fast. A burst that drains is no overload, and neither is a
+   * fixed number of fibers. The time must be above 0; infinity turns load shedding off.
    *
    * @default "50 millis"
    */
@@ -442,8 +442,8 @@ export interface CommonOptions extends PoolOptions, SessionOptions {
   /**
    * The time after which the rows of `outcome: "marker"` are deleted, in batches, by each process
    * about once a minute. It must be longer than `resolveWithin`, and with `twoPhase` an hour
-   * at least. An outcome cannot be proved later.
-   * Give the same time to all processes that use the database, because each deletes the rows of all.
+   * at least. After this time an outcome cannot be proved any more. Give the same time to all
+   * processes that use the database, because each of them deletes the rows of all.
    *
    * @default "1 day"
    */
@@ -467,16 +467,19 @@ export interface CommonOptions extends PoolOptions, SessionOptions {
    */
   readonly resolveWithin?: Duration.DurationInput | undefined
   /**
-   * The time for which a failed reader takes no part in routing.
+   * The time for which a failed reader without a monitor takes no part in routing; then one read
+   * tries it. A reader with a monitor returns when the monitor has an answer: the monitor tries it
+   * at this interval, or at `monitorInterval` if that is shorter.
    *
    * @default "5 seconds"
    */
   readonly readerRetryDelay?: Duration.DurationInput | undefined
   /**
-   * The longest time that a reader may be behind the primary, above 0. A reader that is further behind
-   * in two successive checks of its monitor takes no part in routing until two checks have found it
-   * below half of the limit. A reader that receives no log from the primary, or has another history, is
-   * infinitely far behind. The lag of an idle primary's replica is zero. Infinity means no limit.
+   * The longest time that a reader may be behind the primary, above 0. A reader that is further
+   * behind in two successive checks of its monitor takes no part in routing until two checks have
+   * found it below half of the limit. The first check after a start or an outage decides alone. A
+   * reader that receives no log from the primary, or has another history, is infinitely far behind.
+   * The lag of an idle primary's replica is zero. Infinity means no limit.
    *
    * @default "1 minute"
    */
@@ -503,14 +506,15 @@ export interface CommonOptions extends PoolOptions, SessionOptions {
    */
   readonly maxPrimaryReads?: number | undefined
   /**
-   * True if the servers are monitored, each on a connection of its own: the hosts of a writer that has
-   * several of them, and the readers. It starts with the first search, or the first read. Without a
-   * monitor, the successor of a writer is found after a connection is lost, and the lag of a reader is
-   * not known. A reader with several hosts, and servers behind a transaction pooler, are not monitored.
+   * True if the servers are monitored, each on a connection of its own: the readers and their
+   * primary, and the hosts of a writer that has several of them. The monitors start with the first
+   * read, or the first search for the writer. Without a monitor, the successor of a writer is found
+   * after a connection is lost, and the lag of a reader is not known. A reader with several hosts,
+   * and servers behind a transaction pooler, are not monitored.
    *
-   * From PostgreSQL 19 on, a monitored reader also has a connection on which `WAIT FOR LSN` waits for the
-   * writes that reads must see, while there are such reads; before it, its position is queried at
-   * intervals.
+   * From PostgreSQL 19 on, a monitored reader also has a connection on which `WAIT FOR LSN` waits
+   * for the writes that reads must see, while there are such reads. Before PostgreSQL 19, its
+   * position is queried at intervals.
    *
    * @default true
    */

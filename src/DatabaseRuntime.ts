@@ -55,9 +55,8 @@ export interface NodeOptions
   readonly readYourWrites?: ReadYourWrites | undefined
   /**
    * Stores the key in a header of the request with its work, so that the client may send the
-   * request again without doing it twice. The database must be one of those that
-   * `make` has received. See
-   * `RequestTransaction.IdempotencyKey`.
+   * request again without doing it twice. The database must be one of those that `make` has
+   * received. See `RequestTransaction.IdempotencyKey`.
    *
    * @default undefined (off)
    */
@@ -110,9 +109,8 @@ export interface HandlerOptions
   readonly retry?: UnitOfWork.Options<never, never>["retry"]
   /**
    * Stores the key in a header of the request with its work, so that the client may send the
-   * request again without doing it twice. The database must be one of those that
-   * `make` has received. See
-   * `RequestTransaction.IdempotencyKey`.
+   * request again without doing it twice. The database must be one of those that `make` has
+   * received. See `RequestTransaction.IdempotencyKey`.
    *
    * @default undefined (off)
    */
@@ -236,7 +234,9 @@ export interface PromiseClient
 export interface PromiseDatabase {
   /** The client of the primary. */
   readonly writer: PromiseClient
-  /** The client of a replica, or of the primary if there is no replica. It is read-only. */
+  /**
+   * The client of a replica, or of the primary if no replica can serve the read. It is read-only.
+   */
   readonly reader: PromiseClient
   /** The client for reads in an open transaction, if there is one, else the same as `reader`. */
   readonly any: PromiseClient

@@ -167,7 +167,10 @@ const lookUp = (name: string): ReturnType<typeof lookUpAll> => {
   return pending
 }
 
-/** Returns the addresses of both families. Fails if there are none of either, or if one cannot be asked. */
+/**
+ * Returns the addresses of both families. Fails if there are no addresses, or if a family cannot be
+ * asked.
+ */
 const addressesBy = async (resolver: Dns.promises.Resolver, name: string): Promise<ReadonlyArray<string>> => {
   const answers = await Promise.allSettled([resolver.resolve4(name), resolver.resolve6(name)])
   const addresses = answers.flatMap((answer) => (answer.status === "fulfilled" ? answer.value : []))
@@ -283,7 +286,7 @@ const Cluster = Schema.parseJson(
         state: Schema.String,
         role: Schema.optional(Schema.String),
         tags: Schema.optional(Schema.Struct({ noloadbalance: Schema.optional(Schema.Unknown) })),
-        // a member that is being created has none, and that of a stopped member does not matter
+        // a member that is being created has no host, and that of a stopped member does not matter
         host: Schema.optional(Schema.Unknown),
         port: Schema.optional(Schema.Unknown)
       })
@@ -351,7 +354,7 @@ const askPatroni = (
   Effect.suspend(() => {
     if (!URL.canParse("cluster", url)) return Effect.fail(invalid("patroni", "the URL of the API is not valid"))
     const { href, origin, password, username } = new URL("cluster", url.endsWith("/") ? url : `${url}/`)
-    // an error of the client would show them
+    // an error of the client would show user and password
     if (username !== "" || password !== "") {
       return Effect.fail(invalid(origin, "the URL has a user or a password, which belong into the HttpClient"))
     }
@@ -372,9 +375,9 @@ const askPatroni = (
 /**
  * Returns the running members of a cluster of Patroni, from its REST API.
  *
- * All URLs are asked for `/cluster` at once, and the first valid answer is used, so they are best
- * those of all members. Members in the states `running`, `streaming` and `in archive recovery` are
- * hosts, except for those with the tag `noloadbalance` that do not lead; their roles are found out by
+ * All URLs are asked for `/cluster` at once, and the first valid answer is used, so give the URLs
+ * of all members. Members in the states `running`, `streaming` and `in archive recovery` are hosts,
+ * except for those with the tag `noloadbalance` that do not lead; their roles are found out by
  * logins, because the API may be behind. The password is sent to these hosts, so ask by `https`.
  * Redirects are followed only by an `HttpClient` that does so itself.
  *

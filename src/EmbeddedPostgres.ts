@@ -225,10 +225,10 @@ export declare namespace EmbeddedPostgres {
      * Makes this server a standby of a primary of the same cluster, and waits until it streams. A
      * delay, a pause and a cut of its replication end.
      *
-     * A running standby keeps its data and its connections. So does the data of a primary that was
-     * stopped, by `stop` before the promotion of the other. Any other server, and one with commits
-     * that the given primary does not have, is stopped, and its data are replaced by a copy of that
-     * primary's. If the effect fails or is interrupted, the server may be stopped.
+     * A running standby keeps its data and its connections. A former primary keeps its data if it
+     * was stopped, by `stop`, before the given primary was promoted. Any other server, and one with
+     * commits that the given primary does not have, is stopped, and its data are replaced by a copy
+     * of that primary's. If the effect fails or is interrupted, the server may be stopped.
      *
      * Fails if the given server is this one, not of the cluster, not running or a standby.
      *
@@ -247,8 +247,9 @@ export declare namespace EmbeddedPostgres {
      */
     readonly delayReplay: (delay: Duration.DurationInput) => Effect.Effect<void, EmbeddedPostgresError>
     /**
-     * Stops the replay on a standby, which goes on to receive WAL. Ends when nothing is replayed any
-     * more. A promotion ends the pause. Fails if the server is a primary or not running.
+     * Stops the replay on a standby, which goes on to receive WAL. The effect ends when nothing is
+     * replayed any more. A promotion ends the pause. Fails if the server is a primary or not
+     * running.
      *
      * @see `delayReplay` for a delay by time, `cutReplication` for a standby that receives nothing
      * @since 0.3.0
@@ -263,18 +264,18 @@ export declare namespace EmbeddedPostgres {
      */
     readonly resumeReplay: Effect.Effect<void, EmbeddedPostgresError>
     /**
-     * Disconnects a standby from its primary, until `restoreReplication` or `follow`. What it has
-     * received is replayed. Fails if the server is a primary or not running.
+     * Disconnects a standby from its primary, until `restoreReplication` or `follow`. The WAL that
+     * it has received is replayed. Fails if the server is a primary or not running.
      *
      * @see `pauseReplay` for a standby that receives WAL and does not replay it
      * @since 0.3.0
      */
     readonly cutReplication: Effect.Effect<void, EmbeddedPostgresError>
     /**
-     * Connects a standby again after `cutReplication`, and waits until it streams. It does not wait if
-     * the primary is not running, or if the replay is paused or delayed, which keeps a standby from a
-     * connection. Has no effect on a standby that was not cut. Fails if the server is a primary or not
-     * running.
+     * Connects a standby again after `cutReplication`, and waits until it streams. It does not wait
+     * if the primary is not running, or if the replay is paused or delayed, which keeps a standby
+     * from connecting. Has no effect on a standby that was not cut. Fails if the server is a
+     * primary or not running.
      *
      * @see `cutReplication`
      * @since 0.3.0

@@ -198,9 +198,9 @@ export type Observation = Data.TaggedEnum<{
     readonly lagBytes: number
   }
   /**
-   * A prepared transaction of a unit of work cannot be ended now, or is older than a minute (twelve
-   * times `resolveWithin`, if that is shorter) and is not ended: it holds its locks. Reported once for each transaction, and logged as a warning also
-   * without `echo`.
+   * A prepared transaction of a unit of work could not be ended, or is still not ended after a
+   * minute (twelve times `resolveWithin`, if that is shorter). It holds its locks. Reported once
+   * for each transaction, and logged as a warning also without `echo`.
    */
   PreparedLeft: {
     readonly database: string
@@ -211,15 +211,16 @@ export type Observation = Data.TaggedEnum<{
     readonly message: string
   }
   /**
-   * A prepared transaction of a unit of work that is stored did not exist at its COMMIT PREPARED: a
-   * failover has lost it, so that its work is missing in this database, or another program has ended
-   * it. It is not reported if the server still knows that the transaction is committed. It is logged as
-   * a warning also without `echo`.
+   * A unit of work is committed, but one of its prepared transactions did not exist at its COMMIT
+   * PREPARED: a failover has lost it, so that its work is missing in this database, or another
+   * program has ended it. It is not reported if the server still knows that the transaction is
+   * committed. It is logged as a warning also without `echo`.
    */
   PreparedMissing: { readonly database: string; readonly server: string; readonly gid: string }
   /**
-   * The prepared transactions of a database could not be listed, so that those that a process has left
-   * are not ended. Reported once until they can, and logged as a warning also without `echo`.
+   * The prepared transactions of a database could not be listed, so that those that a process has
+   * left are not ended. Reported once until they can be listed again, and logged as a warning also
+   * without `echo`.
    */
   RecoveryFailed: { readonly database: string; readonly server: string; readonly message: string }
   /** A prepared transaction that a process had left was ended by the decision of its unit. */
@@ -245,7 +246,7 @@ export type Observation = Data.TaggedEnum<{
     readonly server: string
     readonly reason: "behind" | "lost" | "unproved"
   }
-  /** A checkout, a statement or a transaction is retried. */
+  /** A checkout (`acquire`), a statement or a transaction is retried. */
   Retried: {
     readonly database: string
     readonly what: "acquire" | "statement" | "transaction"
@@ -265,8 +266,8 @@ export type Observation = Data.TaggedEnum<{
     readonly message: string
   }
   /**
-   * A transaction has ended; `unknown` if the answer to its COMMIT did not arrive, or its caller was
-   * interrupted before the answer arrived.
+   * A transaction has ended; `unknown` if the answer to its COMMIT did not arrive, also if its
+   * caller was interrupted meanwhile, and the outcome could not be proved.
    */
   TransactionEnded: {
     readonly database: string

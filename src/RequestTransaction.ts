@@ -91,11 +91,11 @@ export interface KeyDatabase<Db> extends UnitOfWork.Named, Effect.Effect<{ reado
  *
  * The key of a request that commits is stored in the database, in the exchange of COMMIT if the
  * unit has one transaction and no hook, else before the first COMMIT. A later request with the same
- * key does not run: its response is the kept one, or 409 if none was kept. With other content it is
- * 422. If two requests with one key run at the same time, the second to commit is undone and gets
- * the response of the first, as does a second one that fails or rolls back by itself. A request that
- * rolls back leaves nothing, so the next one runs. A key that is not valid is 400. Keys are deleted
- * after `outcomeRetention`.
+ * key does not run: its response is the kept one, or 409 if none was kept, or 422 if its content is
+ * another one. If two requests with one key run at the same time, the second to commit is undone
+ * and gets the response of the first, as does a second one that fails or rolls back by itself. A
+ * request that rolls back leaves nothing, so the next one runs. A request whose key is not valid is
+ * answered with 400. Keys are deleted after `outcomeRetention`.
  *
  * A kept response is sent before the code inside of the middleware runs, so requests have to be
  * authenticated outside of it. Work that `Db.commit` or `Db.independent` stores before the end of
@@ -419,7 +419,7 @@ interface CookieOptions {
    */
   readonly cookie?: string | undefined
   /**
-   * Sends the cookie over TLS only. It holds no secret.
+   * Sends the cookie over TLS only. The cookie holds no secret.
    *
    * @default false
    */

@@ -92,8 +92,8 @@ describe.skipIf(!hasBouncer)(behindBouncer, () => {
             yield* Db.withTransaction(Effect.zipRight(insert("a"), insert("b")))
             assert.strictEqual(proxy.roundTrips - before, 3)
             assert.deepStrictEqual(yield* look, [{ standby: false, n: 2 }])
-            // the setting that keeps `synchronous_commit` and the id of the transaction over COMMIT is
-            // reset, so it does not reach the next client of the session
+            // the setting that keeps `synchronous_commit` and the id of the transaction over COMMIT
+            // is reset, so it does not reach the next client of the session
             assert.deepStrictEqual(yield* sql`SELECT coalesce(current_setting('effect_db.commit', true), '') AS left`, [
               { left: "" }
             ])

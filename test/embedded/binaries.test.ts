@@ -69,8 +69,8 @@ describe("the server programs", () => {
   })
 
   /**
-   * Sets the mode of a file. The file is first replaced by a copy, because it may be a hard link to an
-   * installed file, whose mode must not change.
+   * Sets the mode of a file. The file is first replaced by a copy, because it may be a hard link to
+   * an installed file, whose mode must not change.
    */
   const setMode = (file: string, mode: number) => {
     fs.copyFileSync(file, `${file}.copy`)

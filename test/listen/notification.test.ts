@@ -57,8 +57,8 @@ describe("Notification", () => {
           yield* Effect.forkScoped(Effect.forever(count))
           const sql = yield* Db.writer
           for (let i = 0; i < 20; i++) {
-            // the connection is closed with its last listener, so each of these listeners opens a new
-            // connection
+            // the connection is closed with its last listener, so each of these listeners opens a
+            // new connection
             const heard = yield* Db.listen("counter").pipe(
               Stream.mapEffect((one) =>
                 one._tag === "Message"
