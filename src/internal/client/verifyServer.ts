@@ -99,7 +99,7 @@ export const verifyPrepared = (
     return checkOut<StartupError>(
       pool,
       deadline,
-      // the first unit that needs it reports the failure
+      // the first unit that prepares a transaction reports the failure
       () => Effect.void,
       (connection, end) => {
         const stop = closeAt(deadline, connection)

@@ -11,8 +11,8 @@ import { connectToFirstHost } from "./connectToFirstHost.js"
 import type { CredentialSource, OnLogin } from "./credentials.js"
 
 /**
- * Callback for the host that has the role now; `undefined` if its name is the same and leads to another
- * server.
+ * Callback for the host that has the role now; `undefined` if the name of the host is the same as
+ * before, but leads to another server.
  */
 export type OnMoved = (host: string | undefined, error: Error) => void
 
@@ -32,7 +32,10 @@ export interface HostLocator {
   readonly isElsewhere: (host: string) => boolean
   /** True if the role was lost, and is searched. */
   readonly isSearching: boolean
-  /** Calls `onMoved` when another host has the role, until the returned function is called. */
+  /**
+   * Calls `onMoved` when another host has the role, or the name of the host leads to another
+   * server, until the returned function is called.
+   */
   readonly follow: (onMoved: OnMoved) => () => void
 }
 

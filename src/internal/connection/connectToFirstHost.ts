@@ -70,7 +70,10 @@ interface Candidate {
 class HostAttempts {
   private cancelStep = nothing
   private isOver = false
-  /** A connection that is used if no host has the preferred role, and the reason why its host has not. */
+  /**
+   * A connection that is used if no host has the preferred role, and the reason why its own host
+   * does not have that role.
+   */
   private fallback: (Candidate & { readonly failure: ConnectFailure }) | undefined
   private readonly queue: Array<Endpoint>
   private readonly failures: Array<readonly [name: string, failure: ConnectFailure]> = []

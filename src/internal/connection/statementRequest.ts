@@ -10,7 +10,7 @@ import type { Destination } from "./destination.js"
 export interface Request {
   /** The call site, if call sites are recorded. */
   readonly site?: CallSite | undefined
-  /** The handle that the program has used, for errors. */
+  /** The client that the program has used, the reader's or the writer's, for errors. */
   readonly kind?: "reader" | "writer" | undefined
   /** Called with the server that the statement is sent to, if a span shows the server. */
   readonly served?: ((server: Destination) => void) | undefined

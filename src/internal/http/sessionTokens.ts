@@ -82,7 +82,7 @@ const cookieIn = (header: string, wanted: string): string | undefined => {
 
 const sign = (secret: string, text: string): Buffer => createHmac("sha256", secret).update(`effect-db ${text}`).digest()
 
-/** Session of one request. The cookie or header is read when the tokens are needed first. */
+/** Session of one request. The cookie or header is read when the tokens are first needed. */
 export class RequestSession extends Session {
   /** Called when there are new tokens for the response. */
   onNewTokens: (() => void) | undefined = undefined

@@ -74,8 +74,8 @@ const probeByNotify = (
 
 /**
  * Checks that a connection receives messages of other connections. A standby is `unreachable`. No
- * message is sent if the session has the process ID of the startup, because then there is no pooler
- * in between. The returned function cancels.
+ * message is sent if the session has the process id that the login has reported, because then there
+ * is no pooler in between. The returned function cancels.
  */
 export const probeDelivery = (
   listening: ListenConnection,

@@ -1,6 +1,6 @@
 /**
- * Failures of the listening connection and its listeners, as plain values. `listenError` turns them
- * into errors of the library.
+ * Failures of the listening connection and its listeners, as plain values. `toListenError` turns
+ * them into errors of the library.
  */
 
 import { mayPass } from "../connection/connectFailure.js"

@@ -102,8 +102,9 @@ const endAll = (participants: ReadonlyArray<Participant>, decision: "commit" | "
   )
 
 /**
- * Ends what a lost PREPARE may have left, which would hold its locks until the recovery. It is too early
- * if the server is still at the PREPARE; then the recovery ends it.
+ * Rolls back the transactions that a lost PREPARE may have left, which would hold their locks until
+ * the recovery. If the server is still at the PREPARE, this comes too early, and the recovery ends
+ * the transaction.
  */
 const endLost = (participants: ReadonlyArray<Participant>) =>
   Effect.suspend(() =>
@@ -193,7 +194,8 @@ export const commitTwoPhase = (
           }
         })
       )
-      // those that store nothing first, because their failure would undo nothing later
+      // the transactions that store nothing are committed first: after the decision, a failure of
+      // theirs could not undo the others any more
       const first = Effect.zipRight(Effect.forEach(others, commit, { discard: true }), within(prepareAll(participants)))
       const ended = Effect.matchCauseEffect(first, {
         onFailure: (cause) => undo(cause, participants),

@@ -105,7 +105,8 @@ export class Unit extends UnitTransactions {
 
   /**
    * True if the unit has no transaction, no waiting hook and no deferred action, so its end has
-   * nothing to do. In two phases, work in several transactions around it is refused at the end.
+   * nothing to do. With `atomic: "twoPhase"`, the end has to refuse work in several transactions
+   * around the unit.
    */
   get isUntouched(): boolean {
     const isRefused = this.commitOptions.isTwoPhase && this.writesAround.length > 1
@@ -147,8 +148,8 @@ export class Unit extends UnitTransactions {
   }
 
   /**
-   * Checks the settings of a part against the transactions around the unit, those that it has
-   * begun, and its settings for those that it has not begun.
+   * Checks the settings of a part against the transactions around the unit, against those that the
+   * unit has begun, and against the unit's settings for those that it has not begun.
    */
   override demand(required: SettingsByDatabase, joins: boolean): Demanded {
     const takeAround = super.demand(required, joins && !this.isNested)
