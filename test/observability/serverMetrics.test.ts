@@ -26,7 +26,7 @@ const valuesOf = (server: string | undefined) =>
   )
 
 describe("the metrics of servers", () => {
-  it.scopedLive("they show the lag and the use of a reader, and count the changes of the writer", () =>
+  it.scopedLive("metrics show the lag and the use of a reader, and count the changes of the writer", () =>
     Effect.gen(function* () {
       const { first: next, primary, second: other } = yield* makeCluster(2)
       const writer = urlOf(primary, [primary, next])

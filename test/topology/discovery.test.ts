@@ -58,7 +58,7 @@ const discovering = (hosts: Redacted.Redacted<string>, source: Source) => ({
 })
 
 describe("a cluster of hosts", () => {
-  it.scopedLive("its standbys serve reads, and a promoted one leaves them until it is a standby again", () =>
+  it.scopedLive("standbys of a cluster serve reads, and a promoted one serves none until it is a standby again", () =>
     Effect.gen(function* () {
       const { all, first, primary, second } = yield* makeCluster(2)
       yield* Effect.gen(function* () {
@@ -144,7 +144,7 @@ describe("a cluster of hosts", () => {
     })
   )
 
-  it.scopedLive("a start is not delayed by a dead host, a silent one and one with another password", () =>
+  it.scopedLive("a start is not delayed by a dead host, a silent host and a host with another password", () =>
     Effect.gen(function* () {
       const { first, primary } = yield* makeCluster(1)
       const { primary: stranger } = yield* EmbeddedPostgres.make({ directory })
@@ -201,7 +201,7 @@ describe("discovered hosts", () => {
     })
   )
 
-  it.scopedLive("a start without any answer fails with the reason, and a later one is used", () =>
+  it.scopedLive("a start without an answer about the hosts fails with the reason, and a later answer is used", () =>
     Effect.gen(function* () {
       const { primary } = yield* EmbeddedPostgres.make({ directory })
       const source = new Source(primary)

@@ -48,7 +48,7 @@ const port = Effect.flatMap(Db.reader, (sql) =>
 )
 
 describe.skipIf(!hasNetwork)("servers whose packets are dropped", () => {
-  it.scopedLive("reads in flight on such a replica succeed on another one, and new reads do not use it", () =>
+  it.scopedLive("reads on a replica whose packets are dropped succeed on another one, and new reads avoid it", () =>
     Effect.gen(function* () {
       const { layer, next, other } = yield* opened
       yield* Effect.gen(function* () {
@@ -82,7 +82,7 @@ describe.skipIf(!hasNetwork)("servers whose packets are dropped", () => {
     })
   )
 
-  it.scopedLive("writes in flight on such a primary end in doubt, and new ones wait for its successor", () =>
+  it.scopedLive("writes on a primary whose packets are dropped end in doubt, and new ones wait for its successor", () =>
     Effect.gen(function* () {
       const { awaitReplicas, layer, next, primary } = yield* opened
       yield* Effect.gen(function* () {

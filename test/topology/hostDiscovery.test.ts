@@ -48,7 +48,7 @@ describe("the discovery of hosts", () => {
     discovery.stop()
   })
 
-  it("after the loss of the writer it is asked at once, and every second while the writer is searched", async () => {
+  it("after the loss of the writer the source is asked at once, and every second while the writer is searched", async () => {
     const { discovery, state } = open()
     discovery.start()
     await vi.advanceTimersByTimeAsync(10_000)

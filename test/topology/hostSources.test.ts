@@ -45,7 +45,7 @@ describe("Discovery.dns", () => {
     })
   )
 
-  it.scopedLive("a missing name, a silent server and a wrong address of one are typed failures", () =>
+  it.scopedLive("a missing name, a silent server and a wrong address of a server are typed failures", () =>
     Effect.gen(function* () {
       const server = yield* makeDnsServer
       const ask = (name: string, servers = [server.address]) =>
@@ -73,7 +73,7 @@ describe("Discovery.dns", () => {
 describe("Discovery.srv", () => {
   const name = "_postgresql._tcp.test"
 
-  it.scopedLive("records become hosts and ports, in the order of their priorities", () =>
+  it.scopedLive("SRV records become hosts and ports, in the order of their priorities", () =>
     Effect.gen(function* () {
       const server = yield* makeDnsServer
       server.records.set(name, [
@@ -90,7 +90,7 @@ describe("Discovery.srv", () => {
     })
   )
 
-  it.scopedLive("a record without a host name, or of a service that is not offered, is a typed failure", () =>
+  it.scopedLive("an SRV record without a host name, or of a service that is not offered, is a typed failure", () =>
     Effect.gen(function* () {
       const server = yield* makeDnsServer
       const ask = (target: string, port = 5432) => {
@@ -223,7 +223,7 @@ describe("Discovery.patroni", () => {
     })
   }
 
-  it.effect("a URL that is none, or has a password, is a typed failure that does not show it", () =>
+  it.effect("a text that is no URL, and a URL with a password, are typed failures that do not show them", () =>
     Effect.gen(function* () {
       for (const url of ["nonsense", "http://me:s3cret@127.0.0.1:8008"]) {
         const error = yield* Effect.flip(Discovery.patroni([url]))

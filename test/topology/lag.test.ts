@@ -31,7 +31,7 @@ describe("the lag of a replica", () => {
     })
   })
 
-  it("the time is between the positions that the replica has and has not reached", () => {
+  it("the lag in time is between the ages of the positions that the replica has not and has reached", () => {
     // it has the position of second 6, and lacks that of second 7, which was reached by 7001
     const lagBy = (replayedAgo: number | undefined) => positions().lagOf(standby(650n, { replayedAgo }), 10_500)
     assert.deepStrictEqual(lagBy(4000), { bytes: 350, millis: 4000 })
@@ -68,7 +68,7 @@ describe("the lag of a replica", () => {
     assert.isUndefined(all.lagOf(withoutHistory, 2000))
   })
 
-  it("a log that ends at a page within a record is no lag", () => {
+  it("a log that ends within a record, at the end of a page, is no lag", () => {
     const all = new PrimaryPositions()
     all.record(primary(81_920n), 1000, 1001)
     assert.deepStrictEqual(all.lagOf(standby(81_900n, { replayedAgo: 60_000 }), 60_000), { bytes: 0, millis: 0 })
@@ -140,7 +140,7 @@ describe("the state of a replica by its lag", () => {
     assert.strictEqual(stateAfter(0, 1001, 1001)._tag, "Behind")
   })
 
-  it("two successive checks below half of the limit bring it back", () => {
+  it("two successive checks below half of the limit bring a replica back", () => {
     assert.strictEqual(stateAfter(2000, 2000, 400)._tag, "Behind")
     assert.isTrue(isUnsettled(stateAfter(2000, 2000, 400)))
     assert.strictEqual(stateAfter(2000, 2000, 400, 600, 400)._tag, "Behind")
@@ -154,7 +154,7 @@ describe("the state of a replica by its lag", () => {
     assert.strictEqual(stateAfter(2000, 2000, 0, undefined, 0)._tag, "Current")
   })
 
-  it("a limit in bytes counts without one in time, and a stale replica exceeds every limit but none", () => {
+  it("a limit in bytes counts without one in time, and a stale replica exceeds no infinite limit", () => {
     const bytes = { millis: Number.POSITIVE_INFINITY, bytes: 9 }
     const one = onLag(initial, { millis: 0, bytes: 10 }, bytes)
     assert.strictEqual(onLag(one, { millis: 0, bytes: 10 }, bytes)._tag, "Behind")
@@ -166,7 +166,7 @@ describe("the state of a replica by its lag", () => {
 describe("the health of a reader", () => {
   const down = Health.onFailure("refused", 5000)
 
-  it("a server that has failed is left out for its time, and then one read tries it", () => {
+  it("a server that has failed is left out for a time, and then one read tries it", () => {
     assert.isFalse(Health.isUsable(down, 4999))
     assert.isTrue(Health.isUsable(down, 5000))
     const trial = Health.onChosen(down, 5000, 10_000)

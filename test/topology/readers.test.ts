@@ -218,7 +218,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("readers", 
     const within = (lag: number, otherwise: "primary" | "fail" = "fail") =>
       Db.withConsistency(Consistency.Bounded({ lag, maxWait: 0, otherwise }))
 
-    it.scoped("a replica that has replayed all writes of that time serves the read", () =>
+    it.scoped("a replica that has replayed the writes up to the bound serves a read with a bounded lag", () =>
       Effect.gen(function* () {
         const one = yield* replica(0)
         yield* Effect.gen(function* () {
@@ -229,7 +229,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("readers", 
       })
     )
 
-    it.scoped("a replica that is further behind does not serve the read, which goes to the primary or fails", () =>
+    it.scoped("a replica behind the bound does not serve the read, which goes to the primary or fails", () =>
       Effect.gen(function* () {
         yield* pause(yield* replica(0))
         yield* Effect.gen(function* () {
@@ -255,7 +255,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("readers", 
       })
     )
 
-    it.scoped("reads at the same time ask the primary twice at most", () =>
+    it.scoped("reads with a bounded lag at the same time ask the primary twice at most", () =>
       Effect.gen(function* () {
         const { primary } = yield* Cluster
         const proxy = yield* makeProxy(primary.url("app"))

@@ -31,7 +31,7 @@ const given = (sql?: Parameters<typeof emulateWaitForLsn>[1], options: Partial<D
   })
 
 layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a replica that has WAIT FOR LSN", (it) => {
-  it.scoped("a read is served when the command reports its write, without a poll", () =>
+  it.scoped("a read is served when WAIT FOR LSN reports its write, without a poll", () =>
     Effect.gen(function* () {
       const { commands, layer, server } = yield* given()
       yield* Effect.gen(function* () {
@@ -55,7 +55,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a replica 
     })
   )
 
-  it.scoped("reads that wait share one connection, and hold none of the pool", () =>
+  it.scoped("reads that wait by WAIT FOR LSN share one connection, and hold none of the pool", () =>
     Effect.gen(function* () {
       const { commands, layer, server } = yield* given(undefined, { maxConnections: 2 })
       yield* Effect.gen(function* () {
@@ -102,7 +102,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a replica 
     })
 
   for (const [name, sql] of failing) {
-    it.scoped(`a read is served by polls if the command ${name}`, () =>
+    it.scoped(`a read is served by polls if WAIT FOR LSN ${name}`, () =>
       Effect.gen(function* () {
         const { commands } = yield* whileWaiting(({ commands }) => until(() => commands.count() > 0), sql)
         // the next one is tried after some seconds
@@ -126,7 +126,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a replica 
     })
   )
 
-  it.scoped("without a monitor the command is not used", () =>
+  it.scoped("without a monitor WAIT FOR LSN is not used", () =>
     Effect.gen(function* () {
       const { commands } = yield* whileWaiting(({ proxy }) => until(() => proxy.roundTrips > 5), undefined, {
         monitor: false
@@ -135,7 +135,7 @@ layer(cluster, { excludeTestServices: true, timeout: "30 seconds" })("a replica 
     })
   )
 
-  it.scoped("the connection of the command closes with the layer, also during a wait", () =>
+  it.scoped("the connection of WAIT FOR LSN closes with the layer, also during a wait", () =>
     Effect.gen(function* () {
       const { commands, layer, proxy, server } = yield* given()
       yield* pause(server)

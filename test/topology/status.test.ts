@@ -11,7 +11,7 @@ const select = Effect.flatMap(Db.writer, (sql) => sql`SELECT 1`)
 const read = Effect.flatMap(Db.reader, (sql) => sql`SELECT 1`)
 
 describe("the status of a database", () => {
-  it.scopedLive("it shows role, health, timeline and lag of each server, and the hosts of the writer", () =>
+  it.scopedLive("the status shows role, health, timeline and lag of each server, and the hosts of the writer", () =>
     Effect.gen(function* () {
       const { primary, replicas } = yield* EmbeddedPostgres.make({ directory, replicas: 1 })
       const replica = replicas[0] ?? assert.fail("no replica")

@@ -66,7 +66,7 @@ describe("the first search for a writer", () => {
     vi.useRealTimers()
   })
 
-  it("a host with a later timeline, which answers second, becomes the writer before a caller has one", () => {
+  it("a host with a later timeline, which answers second, becomes the writer before a caller receives one", () => {
     const { answer, close, found } = begin("a", "b")
     answer("a", primary(1))
     assert.deepStrictEqual(found, [])

@@ -111,7 +111,7 @@ describe("the state of a writer", () => {
     assert.deepStrictEqual(change, { from: "a", to: "b", timeline: 1 })
   })
 
-  it("a writer that returns to the hosts yields to none on its timeline, and the removal of another host changes nothing", () => {
+  it("a writer that returns to the hosts yields to no host on its timeline, and the removal of another host changes nothing", () => {
     const returned = onListed(onListed(onA, "a", false), "a", true)
     assert.deepStrictEqual(returned, onA)
     assert.deepStrictEqual(onReport(returned, "b", primary(1)), [onA, undefined])

@@ -17,7 +17,7 @@ import { both, given, move, moveOther, options, run, undoPrepared } from "../sup
 class Third extends Database.Service<Third>()("third") {}
 
 describe("a unit of work in two phases", () => {
-  it.scopedLive("it stores the work of both databases, and leaves no prepared transaction", () =>
+  it.scopedLive("a unit in two phases stores the work of both databases, and leaves no prepared transaction", () =>
     Effect.gen(function* () {
       const { context, prepared, proxies, stored } = yield* given()
       let count = 0
@@ -76,7 +76,7 @@ describe("a unit of work in two phases", () => {
     })
   )
 
-  it.scopedLive("a database without the option refuses the unit, which is undone", () =>
+  it.scopedLive("a database without the option twoPhase refuses a unit in two phases, which is undone", () =>
     Effect.gen(function* () {
       const { context, stored } = yield* given({ twoPhase: false })
       const failed = yield* Effect.provide(failure(run(both(1))), context)
@@ -94,7 +94,7 @@ describe("a unit of work in two phases", () => {
     })
   )
 
-  it.scopedLive("the option of a part holds for the unit that it joins", () =>
+  it.scopedLive("the option atomic of a part holds for the unit that it joins", () =>
     Effect.gen(function* () {
       const { context, proxies, stored } = yield* given()
       const seen = yield* proxies.one.when(sends("PREPARE TRANSACTION"), "pass")
