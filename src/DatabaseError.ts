@@ -752,7 +752,8 @@ export class TransactionBusy extends Schema.TaggedError<TransactionBusy>("effect
  * No replica had reached in time the position that a read requires, and the consistency of the read
  * excludes the primary; or all replicas are too far behind, and `whenAllBehind` is `"fail"`.
  *
- * `unproved` lists the servers that did not report a position. Wait longer, or allow the primary.
+ * `unproved` lists the servers that could not prove their position. Wait longer, or allow reads from
+ * the primary.
  *
  * @see {@link TokenFromLostTimeline} for a token that no server can satisfy
  * @see `Consistency.Consistency` for `AtLeast`, which may exclude the primary

@@ -19,8 +19,8 @@ export const noReplicaCaughtUp = ({ database, reason, unproved, waitedMillis }: 
   const servers =
     unproved.length === 0
       ? ""
-      : `; ${unproved.join(", ")} did not report a position: a replica must stream, without a pooler in between, ` +
-        "and its user needs pg_read_all_stats"
+      : `; ${unproved.join(", ")} could not prove a position: a replica must stream from the primary, this program ` +
+        "must connect to it without a transaction pooler, and its user needs pg_read_all_stats"
   return (
     `database "${database}": no replica caught up with the required position within ${Math.round(waitedMillis)} ms${servers}` +
     " - wait longer, or allow reads from the primary"
