@@ -154,7 +154,7 @@ describe("the state of a replica by its lag", () => {
     assert.strictEqual(stateAfter(2000, 2000, 0, undefined, 0)._tag, "Current")
   })
 
-  it("a limit in bytes counts without one in time, and a stale replica exceeds no infinite limit", () => {
+  it("a limit in bytes counts without one in time, and a stale replica exceeds every limit but infinity", () => {
     const bytes = { millis: Number.POSITIVE_INFINITY, bytes: 9 }
     const one = onLag(initial, { millis: 0, bytes: 10 }, bytes)
     assert.strictEqual(onLag(one, { millis: 0, bytes: 10 }, bytes)._tag, "Behind")
