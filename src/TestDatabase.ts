@@ -50,6 +50,8 @@ export interface SandboxOptions {
  *
  * - A savepoint has no isolation of its own. A transaction with a higher isolation than that of the
  *   sandbox fails with `QueryFailed`, whose message names the option `isolation` of this layer.
+ * - A server keeps a new transaction or independent work if the transaction around it is rolled back
+ *   later, and a sandbox undoes both. It then fails all further statements with `QueryFailed`.
  * - An interrupted statement is undone, and so is the program's transaction around it, if there is
  *   one. The sandbox ends if the server does not confirm the cancel within a second; behind a pooler
  *   it always ends.

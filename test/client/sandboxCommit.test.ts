@@ -184,6 +184,49 @@ describe("settings in a sandbox", () => {
   )
 })
 
+describe("independent work in a sandbox", () => {
+  const inner = Db.withTransaction(insert("inner"), { propagation: "requiresNew" })
+  const other = Db.independent(insert("other"))
+
+  it.scopedLive("independent work stays usable while the transactions around it are committed", () =>
+    sandboxed(
+      Effect.gen(function* () {
+        yield* Db.withTransaction(Effect.all([insert("a"), inner, other, Db.withTransaction(insert("b"))]))
+        yield* Effect.ignore(Db.withTransaction(Effect.zipRight(insert("c"), Effect.fail("no"))))
+        // reads and undone work are no loss
+        const read = Db.independent(run("SELECT 1"))
+        const undone = Db.withTransaction(Effect.zipRight(insert("d"), Effect.fail("no")), {
+          propagation: "requiresNew"
+        })
+        yield* Effect.ignore(
+          Db.withTransaction(Effect.all([insert("e"), read, Effect.ignore(undone), Effect.fail("no")]))
+        )
+        yield* insert("f")
+      })
+    )
+  )
+
+  for (const [name, work] of [
+    ["a new transaction", inner],
+    ["an independent statement", other],
+    ["a new unit of work", UnitOfWork.runNew(insert("unit"))]
+  ] as const) {
+    it.scopedLive(`a sandbox that has undone ${name} with the transaction around it refuses further statements`, () =>
+      sandboxed(
+        Effect.gen(function* () {
+          const nested = Db.withTransaction(Effect.zipRight(insert("nested"), work))
+          const error = yield* Effect.flip(
+            Db.withTransaction(Effect.all([insert("a"), nested, Effect.fail("no" as const)]))
+          )
+          assert.strictEqual(error, "no")
+          for (const one of [insert("b"), Db.withTransaction(insert("c"))])
+            assert.include((yield* failure(one)).message, "use TestDatabase.layerTemplate for this test")
+        })
+      )
+    )
+  }
+})
+
 describe("the isolation of a sandbox", () => {
   const serializable = Db.withTransaction(run("SHOW transaction_isolation"), { isolation: "serializable" })
 

@@ -194,8 +194,6 @@ describe("TestDatabase", () => {
           Effect.all([insert("again"), event("again"), ++attempts < 3 ? collide : Effect.void])
         )
         yield* UnitOfWork.run(again, { retry: true })
-        const own = Effect.all([insert("undone"), Db.independent(UnitOfWork.run(insert("too"))), Effect.fail("no")])
-        assert.strictEqual(yield* Effect.flip(UnitOfWork.run(own)), "no")
         const aborted = Effect.all([
           insert("not stored"),
           event("aborted"),

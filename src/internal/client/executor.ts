@@ -12,6 +12,7 @@ import { isNotSent } from "../../RetryPolicy.js"
 import type { Role } from "../../Topology.js"
 import type { Connection, Exchange, Request } from "../connection/connection.js"
 import type { Caller } from "../pool/caller.js"
+import { isReadOnly } from "../sql/commandScanner.js"
 import { runAutocommit } from "../statement/autocommit.js"
 import { withComment } from "../statement/workLabel.js"
 import type { ConnectionSource } from "../topology/connectionSource.js"
@@ -57,7 +58,10 @@ export class Executor extends DatabaseTransactions {
       const around = ambient?.around(this) ?? this.sandbox
       const isolation = kind === "reader" ? "readOnly" : around === this.sandbox ? "autocommit" : "savepoint"
       const start = inTransaction(around, request, isolation)
-      return this.retry.attempt(fiber, start, read, isNotSent)
+      const result = this.retry.attempt(fiber, start, read, isNotSent)
+      // the statement is independent of the transaction around it
+      const mayWrite = isolation === "savepoint" && !isReadOnly(request.text)
+      return mayWrite ? Effect.tap(result, () => around.level.recordIndependent()) : result
     }
     const held = ambient?.held(this) ?? none
     const affinity = ambient?.readAffinity(this)

@@ -41,6 +41,15 @@ export type Interrupted = PlainFailure<"TransactionInterrupted">
 const none: ReadonlyArray<never> = []
 const rollback = [wire.constantStep("ROLLBACK")]
 
+/** Makes a sandbox refuse further statements, after it has undone what a server would have kept. */
+const refuseSandbox = (level: Level): void => {
+  let root = level
+  while (root.parent !== undefined) root = root.parent
+  const text =
+    "a transaction was rolled back after independent work inside of it (requiresNew, independent), which a server keeps and a sandbox cannot: use TestDatabase.layerTemplate for this test"
+  root.refused = { _tag: "QueryFailed", ...level.connectionHolder.location, cause: new Error(text) }
+}
+
 /** A transaction, or a savepoint inside of one. */
 export class Level {
   state: LevelState = "open"
@@ -76,6 +85,10 @@ export class Level {
   emulated: Level | undefined
   /** The failure of a transaction that a sandbox cannot have, such as one of a higher isolation. */
   refused: StatementFailure | undefined = undefined
+  /** True if the level stands for a transaction that is independent of the levels around it. */
+  isIndependent = false
+  /** True if the level contains work of an independent one, which a rollback must not undo. */
+  private holdsIndependent = false
   /** The settings that end with the emulated transaction, if it has set any. */
   localSettings: Set<string> | undefined = undefined
 
@@ -165,9 +178,27 @@ export class Level {
   release(): void {
     const wasBegun = this.isBegun
     if (wasBegun) this.presence = "ended"
+    if (this.holdsIndependent || this.isIndependent) this.endIndependent(wasBegun)
     this.lock.release()
     if (this.parent === undefined) this.connectionHolder.checkIn()
     else if (wasBegun) this.parent.releaseNested()
+  }
+
+  /** Records that work which is independent of the level was done in it. */
+  recordIndependent(): void {
+    this.holdsIndependent = true
+  }
+
+  /**
+   * Passes independent work to the level around at the end of a level. If the level was undone, its
+   * sandbox has undone the work with it, unlike a server, so the sandbox refuses further statements.
+   */
+  private endIndependent(wasBegun: boolean): void {
+    const isKept = this.state === "committed"
+    const hasWork = this.holdsIndependent || (this.isIndependent && wasBegun && !this.readOnly)
+    if (!hasWork || (this.isIndependent && !isKept && !this.holdsIndependent)) return
+    if (!isKept) return refuseSandbox(this)
+    if (this.emulated !== this) this.parent?.recordIndependent()
   }
 
   /** Releases the lock of this level, which a nested level has held. */

@@ -220,6 +220,7 @@ export const nest = (
   }
   const level = new Level(around.level.connectionHolder, around.level, savepointSettings(around, options))
   if (around === origin.sandbox) level.emulated = level
+  else if (origin.sandbox !== undefined && outer === undefined) level.isIndependent = true
   level.refused = isolationRefusal(origin, outer, options)
   return new Transaction(origin, kind, level, outer, effective, around)
 }
