@@ -3,7 +3,7 @@
  */
 import type { FaultSocket } from "./faultSocket.js"
 
-/** What happens at a statement, or to all connections of a server. */
+/** Kind of a fault: an event at a statement, or a state of all connections of a server. */
 export type FaultKind =
   | { readonly _tag: "Disconnect" }
   | { readonly _tag: "LoseAnswer" }
