@@ -345,7 +345,7 @@ export const isMissing = (sqlState: string): boolean => sqlState === "42P01" || 
 export const isUndefinedObject = (sqlState: string): boolean => sqlState === "42704"
 
 /**
- * The codes of faults that tests inject.
+ * The codes of the failures that the layers for tests cause.
  *
  * @internal
  */
@@ -353,7 +353,8 @@ export const faultCodes = {
   refusedConnect: "ECONNREFUSED",
   reset: "ECONNRESET",
   unknownStatement: "26000",
-  wrongPassword: "28P01"
+  wrongPassword: "28P01",
+  lockNotAvailable: "55P03"
 } as const
 
 /**

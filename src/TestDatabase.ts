@@ -7,10 +7,12 @@ import * as Reactivity from "@effect/experimental/Reactivity"
 import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import { type Database, sandbox } from "./Database.js"
+import { type Class, type Database, sandbox } from "./Database.js"
 import type { ConfigInvalid, StartupError } from "./DatabaseError.js"
+import type { CommonOptions } from "./DatabaseOptions.js"
 import type { Faults } from "./Fault.js"
 import { faultsOf, openWithFaults } from "./internal/testing/openFaults.js"
+import { pgliteServer } from "./internal/testing/openPglite.js"
 import type * as Transaction from "./Transaction.js"
 
 /**
@@ -154,3 +156,73 @@ export const layerFaults = <Self>(tag: Context.Tag<Self, Database>): Layer.Layer
  */
 export const faults = <Self>(tag: Context.Tag<Self, Database>): Effect.Effect<Faults, ConfigInvalid, Self> =>
   Effect.flatMap(tag, faultsOf)
+
+/**
+ * Options of a database in a PGlite.
+ *
+ * @see {@link layerPglite}
+ * @since 0.3.0
+ * @category models
+ */
+export interface PgliteOptions {
+  /**
+   * The effect that opens the PGlite, in memory or in a folder, with or without extensions. It is closed
+   * with the layer.
+   */
+  readonly pglite: Effect.Effect<
+    {
+      readonly execProtocolRaw: (messages: Uint8Array) => Promise<Uint8Array>
+      readonly close: () => Promise<void>
+    },
+    unknown
+  >
+  /**
+   * The other options of the database.
+   *
+   * @default {} (the defaults of `Db.layer`, with one connection)
+   */
+  readonly options?: Omit<CommonOptions, "readers"> | undefined
+}
+
+/**
+ * Opens a database in a PGlite: PostgreSQL compiled to WebAssembly, in this process, for places where no
+ * server can start. The package `@electric-sql/pglite` is an optional peer.
+ *
+ * A PGlite has one session, and its connections have it in turns, each for one transaction:
+ *
+ * - `requiresNew` and other work that needs a second connection beside an open transaction fail with
+ *   `PoolSelfDeadlock`. A read outside of an open transaction, such as an `Eventual` one, fails with
+ *   `LockTimeout` after 2 seconds. With {@link layer} over this layer they run on one connection.
+ * - Statements block the process, and cannot be cancelled.
+ * - Temporary tables, and settings by SET without LOCAL, belong to all connections.
+ * - There are no replicas, no prepared transactions and no `terminateBackends`.
+ *
+ * Fails with `ConfigInvalid` if the effect that opens the PGlite fails, and as `Db.layer` does.
+ *
+ * @see {@link layer} for a sandbox over it
+ * @see `EmbeddedPostgres` for a server
+ * @example
+ * ```ts
+ * import { PGlite } from "@electric-sql/pglite"
+ * import { Effect, Layer } from "effect"
+ * import { Database, TestDatabase } from "effect-db"
+ *
+ * class Db extends Database.Service<Db>()("app") {}
+ *
+ * const PgliteLive = TestDatabase.layerPglite(Db, { pglite: Effect.promise(() => PGlite.create()) })
+ *
+ * export const DbTest = Layer.provide(TestDatabase.layer(Db), PgliteLive)
+ * ```
+ *
+ * @since 0.3.0
+ * @category layers
+ */
+export const layerPglite = <Self, Name extends string>(
+  database: Class<Self, Name>,
+  { options, pglite }: PgliteOptions
+): Layer.Layer<Self, StartupError> =>
+  Layer.unwrapScoped(
+    Effect.map(pgliteServer(database.databaseName, pglite), (writer) =>
+      database.layer({ maxConnections: 1, ...options, writer })
+    )
+  )
