@@ -33,7 +33,7 @@ import type * as Stream from "effect/Stream"
 import type { DatabaseError, TransactionError } from "./DatabaseError.js"
 import { withoutSlot } from "./internal/transaction/transactionSlot.js"
 import { detachStream } from "./internal/unitOfWork/detachStream.js"
-import { endAll } from "./internal/unitOfWork/endEarly.js"
+import { endAll } from "./internal/unitOfWork/manualCompletion.js"
 import { runNested, runSeparateUnit, runUnit } from "./internal/unitOfWork/runUnit.js"
 import type * as Transaction from "./Transaction.js"
 

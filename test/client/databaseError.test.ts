@@ -6,7 +6,7 @@ import * as Exit from "effect/Exit"
 import * as FiberId from "effect/FiberId"
 import { DatabaseError, RetryPolicy } from "effect-db"
 import { describe } from "vitest"
-import type { PlainFailure, StatementFailure } from "../../src/internal/connection/plainFailure.js"
+import type { PlainFailure, StatementFailure } from "../../src/internal/connection/failure.js"
 import { afterFirst } from "../../src/internal/connection/statementFailure.js"
 import { toDatabaseError } from "../../src/internal/edge/databaseError.js"
 

@@ -2,8 +2,8 @@
 import { assert, describe, it } from "vitest"
 import { initial, isUnsettled, type LagState, onLag } from "../../src/internal/topology/lagState.js"
 import { type Lag, PrimaryPositions } from "../../src/internal/topology/primaryPositions.js"
+import { type ServerReport, withoutHistory } from "../../src/internal/topology/probeReport.js"
 import * as Health from "../../src/internal/topology/serverHealth.js"
-import { type ServerReport, withoutHistory } from "../../src/internal/topology/serverReport.js"
 
 const primary = (lsn: bigint, timeline = 1): ServerReport => ({ ...withoutHistory, systemId: "7", timeline, lsn })
 

@@ -1,7 +1,7 @@
 /** The first search for the writer, with hosts that answer when the test says so. */
 import { afterEach, assert, beforeEach, describe, it, vi } from "vitest"
 import type { ProbeResult } from "../../src/internal/topology/probe.js"
-import { withoutHistory } from "../../src/internal/topology/serverReport.js"
+import { withoutHistory } from "../../src/internal/topology/probeReport.js"
 import { WriterSearch } from "../../src/internal/topology/writerSearch.js"
 import { noReports } from "../support/searchReports.js"
 

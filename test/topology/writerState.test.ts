@@ -1,6 +1,6 @@
 /** The transitions of the state of a writer. */
 import { assert, describe, it } from "vitest"
-import { type ServerReport, withoutHistory } from "../../src/internal/topology/serverReport.js"
+import { type ServerReport, withoutHistory } from "../../src/internal/topology/probeReport.js"
 import {
   initial,
   onDoubt,

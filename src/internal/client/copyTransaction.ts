@@ -22,7 +22,7 @@ import { scoped } from "../transaction/ambientScopes.js"
 import { commitUninterruptibly, isSavepoint, rollback, sendCommit } from "../transaction/completion.js"
 import { currentContext, type TransactionContext } from "../transaction/context.js"
 import { runCopy } from "../transaction/levelStatement.js"
-import { inMillis } from "../transaction/plainOptions.js"
+import { inMillis } from "../transaction/optionsInMillis.js"
 import { nest, type Transaction } from "../transaction/transaction.js"
 import type { Executor } from "./executor.js"
 

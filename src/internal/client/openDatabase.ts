@@ -27,10 +27,10 @@ import { makeReaderMetrics, makeWriterMetrics } from "../observability/serverMet
 import { type MakeMetrics, Topology } from "../topology/topology.js"
 import { rollback } from "../transaction/completion.js"
 import { make as makeClient } from "./client.js"
+import type { NamedClass } from "./databaseNames.js"
 import { Executor } from "./executor.js"
 import { makeLifecycleHooks } from "./lifecycleHooks.js"
 import { SandboxExecutor } from "./sandboxExecutor.js"
-import type { NamedClass } from "./uniqueNames.js"
 import { verifyPrepared, verifyServer } from "./verifyServer.js"
 
 const makeMetrics: MakeMetrics = { pool: makePoolMetrics, reader: makeReaderMetrics, writer: makeWriterMetrics }

@@ -9,9 +9,9 @@ import type { ErrorLocation } from "../connection/statementFailure.js"
 import type { TransactionSpan } from "../observability/transactionSpan.js"
 import type { Caller } from "../pool/caller.js"
 import type { ConnectionSource } from "../topology/connectionSource.js"
-import type { CommitMarkers } from "../transaction/commitMarkers.js"
-import type { CommitOutcomes } from "../transaction/commitOutcomes.js"
 import type { ConnectionProvider } from "../transaction/connectionHolder.js"
+import type { CommitMarkers } from "../transaction/outcomesByMarker.js"
+import type { CommitOutcomes } from "../transaction/outcomesByStatus.js"
 import type { OpenTransactions } from "./openTransactions.js"
 
 /** Provider of a transaction's connection from a pool. */

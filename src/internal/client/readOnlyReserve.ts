@@ -8,7 +8,7 @@ import type { SessionConfig } from "../../DatabaseConfig.js"
 import type { Connection, OnExchange, Request } from "../connection/connection.js"
 import { constantStep } from "../protocol/frontendMessages.js"
 import { commandsIn } from "../sql/commandScanner.js"
-import { autocommitGuard, runGuarded } from "../statement/autocommitGuard.js"
+import { autocommitGuard, runGuarded } from "../statement/autocommitSteps.js"
 
 /**
  * Matches the commands that control transactions. Outside of a transaction, the server refuses or

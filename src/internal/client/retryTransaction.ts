@@ -9,8 +9,8 @@ import type * as Fiber from "effect/Fiber"
 import { RetryPolicy } from "../../RetryPolicy.js"
 import type { Retry } from "../transaction/context.js"
 import type { Origin, Transaction } from "../transaction/transaction.js"
+import { reasonOf, replayable, retryWork } from "../unitOfWork/attempts.js"
 import { mayBeStored } from "../unitOfWork/mayBeStored.js"
-import { reasonOf, replayable, retryWork } from "../unitOfWork/retryWork.js"
 
 const none: ReadonlyArray<never> = []
 

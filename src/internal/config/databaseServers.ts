@@ -3,7 +3,7 @@
  */
 import type { CommonOptions, HostsOption, WriterOption } from "../../DatabaseOptions.js"
 import type { ClusterConfig, ServerConfig, ServerInput } from "../../ServerConfig.js"
-import { readerAt, sharedName } from "./clusterReader.js"
+import { readerAt, sharedName } from "./discoveredReader.js"
 import type { GivenOptions } from "./optionNames.js"
 import { duration, effect, Invalid, positive } from "./optionParsers.js"
 import { isEmptyUrl, redactInput } from "./serverInput.js"

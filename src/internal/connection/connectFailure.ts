@@ -2,7 +2,7 @@
  * The failure of a connect.
  */
 import { type ConnectReason, isTransient } from "../../SqlState.js"
-import type { PlainFailure } from "./plainFailure.js"
+import type { PlainFailure } from "./failure.js"
 import type { ErrorLocation } from "./statementFailure.js"
 
 /** The reason and the error of a failed connect. */

@@ -7,7 +7,7 @@ import type { RequestedStatement } from "../protocol/exchange.js"
 import type { ServerError } from "../protocol/pgDriver.js"
 import { contextOf, withoutPasswords } from "../sql/excerpt.js"
 import type { Failure } from "./connection.js"
-import type { PlainFailure, StatementFailure } from "./plainFailure.js"
+import type { PlainFailure, StatementFailure } from "./failure.js"
 
 /** Database and server of a failure. */
 export interface ErrorLocation {

@@ -2,7 +2,7 @@
  * The one place where failures of the core become errors of the library.
  */
 import * as Errors from "../../DatabaseError.js"
-import type { PlainFailure, PlainFailures, PlainTag, SourceFailure } from "../connection/plainFailure.js"
+import type { PlainFailure, PlainFailures, PlainTag, SourceFailure } from "../connection/failure.js"
 import { messageOf, withoutLocation } from "../errors/messageParts.js"
 
 /** Error of the library with the given tag. */

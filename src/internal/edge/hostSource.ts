@@ -5,7 +5,7 @@
 import * as Cause from "effect/Cause"
 import type * as Runtime from "effect/Runtime"
 import type { ClusterConfig, DatabaseConfig, DiscoveredHost, Endpoint } from "../../DatabaseConfig.js"
-import { sharedName } from "../config/clusterReader.js"
+import { sharedName } from "../config/discoveredReader.js"
 import { checkedDiscoveredHost } from "../config/hosts.js"
 import { Invalid } from "../config/optionParsers.js"
 import { toError } from "../protocol/thrownValue.js"

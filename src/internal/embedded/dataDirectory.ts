@@ -5,8 +5,8 @@ import * as path from "node:path"
 import * as Effect from "effect/Effect"
 import type { Binaries } from "./binaries.js"
 import { type CommandFailed, type Identity, run } from "./childProcess.js"
+import * as Files from "./noFollowFiles.js"
 import { OperationFailed } from "./operationFailed.js"
-import * as Files from "./safeFiles.js"
 import * as Folder from "./tempDirectory.js"
 
 /** Files, user and password that all servers of a cluster share. */

@@ -3,7 +3,7 @@
  */
 import * as path from "node:path"
 import * as Effect from "effect/Effect"
-import * as Files from "./safeFiles.js"
+import * as Files from "./noFollowFiles.js"
 
 /** The value of `state` after a clean shutdown of a primary, `DB_SHUTDOWNED` of PostgreSQL. */
 const cleanlyStopped = 1

@@ -6,10 +6,10 @@ import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import type { Cluster } from "./dataDirectory.js"
 import { conninfoPattern, conninfoTo, endOfWal, follow, isStandby } from "./follow.js"
+import * as Files from "./noFollowFiles.js"
 import { inOperation, type OperationFailed } from "./operationFailed.js"
 import { shutdownCheckpoint } from "./pgControl.js"
 import { toItsEnd } from "./realClock.js"
-import * as Files from "./safeFiles.js"
 import type { Server } from "./server.js"
 
 /** Waits until a standby has received what its primary has written. Fails if it does not follow it. */

@@ -6,8 +6,8 @@ import * as Effect from "effect/Effect"
 import { quoteIdentifier } from "./adminSession.js"
 import { alterSystem } from "./alterSystem.js"
 import type { Cluster } from "./dataDirectory.js"
+import * as Files from "./noFollowFiles.js"
 import { OperationFailed } from "./operationFailed.js"
-import * as Files from "./safeFiles.js"
 import type { Server } from "./server.js"
 
 /** Checks the number of standbys that a commit waits for in a cluster with this number of replicas. */

@@ -8,9 +8,9 @@ import * as path from "node:path"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import { type Identity, run } from "./childProcess.js"
+import { attempt, exists } from "./noFollowFiles.js"
 import type { OperationFailed } from "./operationFailed.js"
 import { toItsEnd, withRealClock } from "./realClock.js"
-import { attempt, exists } from "./safeFiles.js"
 import { emptyFunction, guard } from "./watchdog.js"
 
 /** Creates an empty folder for the data of a server, owned by its user. */

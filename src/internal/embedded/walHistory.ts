@@ -4,7 +4,7 @@
  */
 import * as path from "node:path"
 import * as Effect from "effect/Effect"
-import * as Files from "./safeFiles.js"
+import * as Files from "./noFollowFiles.js"
 
 /** Timeline that ended with a promotion, and the position of its end. */
 interface EndedTimeline {

@@ -1,7 +1,7 @@
 /** The caller of a checkout. */
 
 import type { Connection } from "../connection/connection.js"
-import type { CheckoutFailure } from "../connection/plainFailure.js"
+import type { CheckoutFailure } from "../connection/failure.js"
 
 /** A callback that receives a connection or a failure, once, unless the checkout was cancelled. */
 export type OnCheckout = (failure: CheckoutFailure | undefined, connection: Connection | undefined) => void

@@ -2,7 +2,7 @@
 
 import type { CloseReason, Observation, Observer } from "../../Observation.js"
 import type { ConnectFailure, Connection } from "../connection/connection.js"
-import type { PlainFailure } from "../connection/plainFailure.js"
+import type { PlainFailure } from "../connection/failure.js"
 import type { ErrorLocation } from "../connection/statementFailure.js"
 import type { PoolMetrics } from "../observability/poolMetrics.js"
 import type { Notice } from "../protocol/pgDriver.js"

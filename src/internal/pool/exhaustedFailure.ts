@@ -1,7 +1,7 @@
 /** The `PoolExhausted` failure. */
 
 import * as clock from "../concurrency/clock.js"
-import type { PlainFailure } from "../connection/plainFailure.js"
+import type { PlainFailure } from "../connection/failure.js"
 import type { Checkout } from "./leakDetection.js"
 
 type Exhausted = PlainFailure<"PoolExhausted">

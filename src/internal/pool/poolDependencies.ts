@@ -5,7 +5,7 @@ import type { Observer } from "../../Observation.js"
 import type { HostLocator } from "../connection/connect.js"
 import type { CredentialSource } from "../connection/credentials.js"
 import type { MakePoolMetrics, PoolMetrics } from "../observability/poolMetrics.js"
-import type { ConnectionTasks } from "./connectionTasks.js"
+import type { ConnectionTasks } from "./lifecycleTasks.js"
 import type { OutageWaiters } from "./outageWaiters.js"
 
 /** Dependencies of a pool. */

@@ -2,7 +2,7 @@
 
 import * as clock from "../concurrency/clock.js"
 import type { Connection } from "../connection/connection.js"
-import type { CheckoutFailure, PlainFailure } from "../connection/plainFailure.js"
+import type { CheckoutFailure, PlainFailure } from "../connection/failure.js"
 import type { Caller } from "./caller.js"
 import type { ConnectionOpener } from "./connectionOpener.js"
 import { exhaustedFailure } from "./exhaustedFailure.js"

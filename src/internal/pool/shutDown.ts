@@ -1,6 +1,6 @@
 /** The end of a pool. */
 
-import type { CheckoutFailure } from "../connection/plainFailure.js"
+import type { CheckoutFailure } from "../connection/failure.js"
 import type { ConnectionOpener } from "./connectionOpener.js"
 import type { PoolState } from "./poolState.js"
 

@@ -4,7 +4,7 @@ import type { PoolConfig, SessionConfig } from "../../DatabaseConfig.js"
 import * as clock from "../concurrency/clock.js"
 import type { Connection } from "../connection/connection.js"
 import type { Connections } from "./connections.js"
-import type { ConnectionTask, RunningTasks } from "./connectionTasks.js"
+import type { ConnectionTask, RunningTasks } from "./lifecycleTasks.js"
 
 /** The longest timeout of a ping, in ms. */
 const maxPingTimeout = 1000

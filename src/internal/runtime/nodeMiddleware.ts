@@ -23,7 +23,7 @@ import { runDescribed } from "../unitOfWork/runUnit.js"
 import { addHeader } from "./answerHead.js"
 import { runPlain } from "./asyncContext.js"
 import { type Answer, HeldResponse } from "./heldResponse.js"
-import { keyedRequestOf, type PlainKeyOptions, Refused, storeKey } from "./plainKeys.js"
+import { keyedRequestOf, type PlainKeyOptions, Refused, storeKey } from "./promiseIdempotency.js"
 
 /** Options of requests. The outcome is decided by the status of the response. */
 export interface NodeRequestOptions extends RequestOptions<IncomingMessage, number> {

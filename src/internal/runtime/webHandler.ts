@@ -26,7 +26,7 @@ import {
 import type { Describe } from "../statement/workLabel.js"
 import { runDescribed } from "../unitOfWork/runUnit.js"
 import { runPlain } from "./asyncContext.js"
-import { keyedRequestOf, type PlainKeyOptions, Refused, storeKey } from "./plainKeys.js"
+import { keyedRequestOf, type PlainKeyOptions, Refused, storeKey } from "./promiseIdempotency.js"
 import { readWhole } from "./readWhole.js"
 
 /** Options of web requests. */

@@ -3,13 +3,13 @@
 import type { Session } from "../../Consistency.js"
 import { isUnserved } from "../../SqlState.js"
 import type { Connection, Exchange, Failure, OnExchange, Request } from "../connection/connection.js"
-import type { StatementFailure } from "../connection/plainFailure.js"
+import type { StatementFailure } from "../connection/failure.js"
 import { codeOf, statementFailure, wrongRoleFailure } from "../connection/statementFailure.js"
 import { positionTimeout, queryPositionWithin } from "../consistency/queryPosition.js"
 import { TokenRecorder } from "../consistency/tokenRecorder.js"
 import type { Caller } from "../pool/caller.js"
 import type { ConnectionSource, OnCheckout } from "../topology/connectionSource.js"
-import { autocommitGuard, runGuarded } from "./autocommitGuard.js"
+import { autocommitGuard, runGuarded } from "./autocommitSteps.js"
 
 /** Callback of a statement: its failure or its result. */
 export type OnStatement = (failure: StatementFailure | undefined, exchange: Exchange | undefined) => void

@@ -4,7 +4,7 @@
  */
 
 import type { Connection } from "../connection/connection.js"
-import type { SourceFailure } from "../connection/plainFailure.js"
+import type { SourceFailure } from "../connection/failure.js"
 import type { Caller } from "../pool/caller.js"
 import type { PoolDependencies } from "../pool/poolDependencies.js"
 

@@ -2,7 +2,7 @@
  * The positions that a primary has reported, by the time. They show how far a replica is behind, in
  * bytes and in time, without a comparison of clocks.
  */
-import type { ServerReport } from "./serverReport.js"
+import type { ServerReport } from "./probeReport.js"
 
 /** Lag of a replica behind its primary. Both are infinite if the replica cannot catch up by itself. */
 export interface Lag {

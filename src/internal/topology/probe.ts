@@ -11,7 +11,7 @@ import type { Connection, Owner } from "../connection/connection.js"
 import type { CredentialSource } from "../connection/credentials.js"
 import { checkAlive } from "../connection/secondSocket.js"
 import { codeOf } from "../connection/statementFailure.js"
-import { readReport, reportQuery, type ServerReport, withoutHistory } from "./serverReport.js"
+import { readReport, reportQuery, type ServerReport, withoutHistory } from "./probeReport.js"
 
 /** Result of a probe. */
 export type ProbeResult =

@@ -7,7 +7,7 @@
 import type { Session } from "../../Consistency.js"
 import * as clock from "../concurrency/clock.js"
 import type { Connection } from "../connection/connection.js"
-import type { CheckoutFailure, PlainFailure } from "../connection/plainFailure.js"
+import type { CheckoutFailure, PlainFailure } from "../connection/failure.js"
 import { type Freshness, judgeFreshness } from "../consistency/judgeFreshness.js"
 import { positionTimeout, queryPosition, queryPositionWithin, type WalStatus } from "../consistency/queryPosition.js"
 import { type TokenFields, TokenRecorder } from "../consistency/tokenRecorder.js"

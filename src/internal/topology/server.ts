@@ -16,9 +16,9 @@ import type { PoolDependencies } from "../pool/poolDependencies.js"
 import { initial as initialLag, isUnsettled, onLag } from "./lagState.js"
 import { PositionQuestions } from "./positionQuestions.js"
 import type { Lag } from "./primaryPositions.js"
+import type { ServerReport } from "./probeReport.js"
 import type { ReplayWait } from "./replayWait.js"
 import { type Health, initial, isUsable, onAnswer, onChosen, onFailure, onSilence, shown } from "./serverHealth.js"
-import type { ServerReport } from "./serverReport.js"
 
 /** Objects of a database that its servers share. */
 export interface ServerDependencies

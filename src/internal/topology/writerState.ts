@@ -3,7 +3,7 @@
  * events can be tested.
  */
 
-import type { ServerReport } from "./serverReport.js"
+import type { ServerReport } from "./probeReport.js"
 
 /** The history of a cluster: a promotion begins a new timeline. */
 export interface History {

@@ -4,7 +4,7 @@
 import type { Access, Isolation } from "../../Transaction.js"
 import { setLocal } from "../sql/timeouts.js"
 import { labelSql } from "../statement/workLabel.js"
-import type { PlainOptions } from "./plainOptions.js"
+import type { PlainOptions } from "./optionsInMillis.js"
 
 const isolations: ReadonlyArray<Isolation> = ["read committed", "repeatable read", "serializable"]
 const accesses: ReadonlyArray<Access> = ["read write", "read only"]

@@ -4,16 +4,16 @@
  */
 import type { Session } from "../../Consistency.js"
 import type { Connection, Failure } from "../connection/connection.js"
-import type { StatementFailure } from "../connection/plainFailure.js"
+import type { StatementFailure } from "../connection/failure.js"
 import { type ErrorLocation, statementFailure } from "../connection/statementFailure.js"
 import { TokenRecorder } from "../consistency/tokenRecorder.js"
 import { CommitMarker } from "../outcome/commitMarker.js"
 import type { Step } from "../protocol/frontendMessages.js"
 import { restoreSearchPath, type SearchPath } from "../sql/searchPath.js"
 import type { OnCheckout } from "../topology/connectionSource.js"
-import type { CommitMarkers } from "./commitMarkers.js"
-import type { CommitOutcomes } from "./commitOutcomes.js"
 import { IdTracker } from "./idTracker.js"
+import type { CommitMarkers } from "./outcomesByMarker.js"
+import type { CommitOutcomes } from "./outcomesByStatus.js"
 import type { Prove } from "./resolution.js"
 
 /** Source of the connection of a transaction. */

@@ -14,7 +14,7 @@ import type { Connection, Exchange, Failure } from "../connection/connection.js"
 import { decodeId, idRequest, idStepOf, type TransactionId } from "../outcome/transactionStatus.js"
 import type { Step } from "../protocol/frontendMessages.js"
 import { commandsIn } from "../sql/commandScanner.js"
-import { type CommitOutcomes, isUnsupported } from "./commitOutcomes.js"
+import { type CommitOutcomes, isUnsupported } from "./outcomesByStatus.js"
 import { makeSavepoint } from "./savepoint.js"
 
 /** The commands that take a snapshot themselves, so that a query after them changes nothing. */

@@ -10,7 +10,7 @@
  */
 import { FifoLock } from "../concurrency/fifoLock.js"
 import type { Connection } from "../connection/connection.js"
-import type { PlainFailure, StatementFailure } from "../connection/plainFailure.js"
+import type { PlainFailure, StatementFailure } from "../connection/failure.js"
 import * as wire from "../protocol/frontendMessages.js"
 import type { ConnectionHolder } from "./connectionHolder.js"
 import type { LevelSettings } from "./pendingBegin.js"

@@ -3,7 +3,7 @@
  */
 import * as clock from "../concurrency/clock.js"
 import type { Connection, Failure } from "../connection/connection.js"
-import type { TransactionFailure } from "../connection/plainFailure.js"
+import type { TransactionFailure } from "../connection/failure.js"
 import { statementFailure } from "../connection/statementFailure.js"
 import { commitAndQueryPosition } from "../consistency/commitAndQueryPosition.js"
 import { markerStepOf } from "../outcome/commitMarker.js"

@@ -3,7 +3,7 @@
  * and the state of the level.
  */
 import type { Connection, Exchange, Failure } from "../connection/connection.js"
-import type { PlainFailure, StatementFailure, TransactionFailure } from "../connection/plainFailure.js"
+import type { PlainFailure, StatementFailure, TransactionFailure } from "../connection/failure.js"
 import { afterFirst, statementFailure } from "../connection/statementFailure.js"
 import { isFenced, isMarkerRefused, markerHint } from "../outcome/commitMarker.js"
 import type { ConnectionHolder } from "./connectionHolder.js"

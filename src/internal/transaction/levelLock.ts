@@ -5,7 +5,7 @@
  */
 import * as clock from "../concurrency/clock.js"
 import type { Connection } from "../connection/connection.js"
-import type { StatementFailure, TransactionFailure } from "../connection/plainFailure.js"
+import type { StatementFailure, TransactionFailure } from "../connection/failure.js"
 import type { Level } from "./level.js"
 import { PendingBegin } from "./pendingBegin.js"
 import type { SiblingTurn } from "./siblingTurn.js"

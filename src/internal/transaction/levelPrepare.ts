@@ -3,7 +3,7 @@
  * The level keeps its connection between the two, so that the second phase waits for no other caller.
  */
 import * as clock from "../concurrency/clock.js"
-import type { TransactionFailure } from "../connection/plainFailure.js"
+import type { TransactionFailure } from "../connection/failure.js"
 import { statementFailure } from "../connection/statementFailure.js"
 import { queryPosition } from "../consistency/queryPosition.js"
 import type { TokenRecorder } from "../consistency/tokenRecorder.js"
@@ -12,12 +12,12 @@ import {
   type Decision,
   endPrepared,
   prepareTransaction
-} from "../outcome/preparedTransaction.js"
+} from "../outcome/preparedTransactionCommands.js"
 import type { Level } from "./level.js"
 import { commitFailure, rolledBackAtCommit } from "./levelFailure.js"
 import { acquireForEnd, type OnEnd } from "./levelLock.js"
 import { revert } from "./levelRollback.js"
-import type { PreparedTransactions } from "./preparedTransactions.js"
+import type { PreparedTransactions } from "./preparedTransactionRecovery.js"
 
 /**
  * The time that an interrupted caller waits for the answer to PREPARE TRANSACTION, COMMIT PREPARED

@@ -4,7 +4,7 @@
  */
 import * as clock from "../concurrency/clock.js"
 import type { Connection, Exchange, Request } from "../connection/connection.js"
-import type { StatementFailure } from "../connection/plainFailure.js"
+import type { StatementFailure } from "../connection/failure.js"
 import { rollbackTimeout } from "../sql/timeouts.js"
 import type { OnStatement } from "../statement/autocommit.js"
 import type { Level } from "./level.js"

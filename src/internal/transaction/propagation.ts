@@ -8,7 +8,7 @@ import * as Duration from "effect/Duration"
 import { OptionsConflict, PropagationRefused, type TransactionError } from "../../DatabaseError.js"
 import type { Options, Settings } from "../../Transaction.js"
 import { isHigher } from "./isolation.js"
-import { inMillis } from "./plainOptions.js"
+import { inMillis } from "./optionsInMillis.js"
 import { mergeSettings } from "./settingsByDatabase.js"
 import type { Origin, Transaction } from "./transaction.js"
 

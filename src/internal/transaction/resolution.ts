@@ -5,7 +5,7 @@ import * as clock from "../concurrency/clock.js"
 import type { Connection } from "../connection/connection.js"
 import type { TransactionStatus } from "../outcome/transactionStatus.js"
 import type { ConnectionSource } from "../topology/connectionSource.js"
-import type { Proof } from "../topology/proofs.js"
+import type { Proof } from "../topology/outcomeConnections.js"
 
 /** Outcome of a COMMIT, if it can be proved. */
 export type ProvedOutcome = "committed" | "undone"

@@ -5,10 +5,10 @@ import * as Effect from "effect/Effect"
 import { ConfigInvalid, type TransactionError } from "../../DatabaseError.js"
 import { cancellable } from "../edge/cancellable.js"
 import { toDatabaseError } from "../edge/databaseError.js"
-import type { DatabaseIdentity, Decision } from "../outcome/preparedTransaction.js"
+import type { DatabaseIdentity, Decision } from "../outcome/preparedTransactionCommands.js"
 import { observe } from "./completion.js"
 import { endPreparedLevel, identifyLevel, interruptedTimeout, prepareLevel } from "./levelPrepare.js"
-import type { PreparedTransactions } from "./preparedTransactions.js"
+import type { PreparedTransactions } from "./preparedTransactionRecovery.js"
 import type { Transaction } from "./transaction.js"
 
 /** Transaction of a database whose transactions may end in two phases. */

@@ -12,11 +12,11 @@ import * as Exit from "effect/Exit"
 import { ConfigInvalid, OptionsConflict, type TransactionError } from "../../DatabaseError.js"
 import type { Restore } from "../edge/cancellable.js"
 import { CommitMarker } from "../outcome/commitMarker.js"
-import { type DatabaseIdentity, gidOf } from "../outcome/preparedTransaction.js"
+import { type DatabaseIdentity, gidOf } from "../outcome/preparedTransactionCommands.js"
 import { runAfterHooks } from "../transaction/afterHooks.js"
 import { commitUninterruptibly, isSavepoint, rollbackAll, sendCommit } from "../transaction/completion.js"
 import { interruptedTimeout } from "../transaction/levelPrepare.js"
-import { beginUnit } from "../transaction/preparedTransactions.js"
+import { beginUnit } from "../transaction/preparedTransactionRecovery.js"
 import type { Transaction } from "../transaction/transaction.js"
 import {
   endPrepared,

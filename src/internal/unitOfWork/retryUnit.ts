@@ -8,7 +8,7 @@ import * as Exit from "effect/Exit"
 import { isReplayable, RetryPolicy } from "../../RetryPolicy.js"
 import type { Restore } from "../edge/cancellable.js"
 import type { Retry } from "../transaction/context.js"
-import { type Replayable, reasonOf, replayable, retryWork } from "./retryWork.js"
+import { type Replayable, reasonOf, replayable, retryWork } from "./attempts.js"
 import type { Unit } from "./unit.js"
 
 /**

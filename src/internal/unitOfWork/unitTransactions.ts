@@ -5,7 +5,7 @@
 import type { Role } from "../../Topology.js"
 import type { Settings } from "../../Transaction.js"
 import type { Connection } from "../connection/connection.js"
-import type { StatementFailure } from "../connection/plainFailure.js"
+import type { StatementFailure } from "../connection/failure.js"
 import { type ReadAffinity, TransactionContext } from "../transaction/context.js"
 import type { Hook } from "../transaction/hook.js"
 import { rollbackLevel } from "../transaction/levelRollback.js"

@@ -4,13 +4,13 @@
  */
 import { connectReason } from "../../SqlState.js"
 import type { Connection } from "../connection/connection.js"
-import type { PlainFailure } from "../connection/plainFailure.js"
+import type { PlainFailure } from "../connection/failure.js"
 import { codeOf, type ErrorLocation } from "../connection/statementFailure.js"
 import type { OutcomeTableState } from "../outcome/outcomeTable.js"
 import type { Caller } from "../pool/caller.js"
 import type { PoolDependencies } from "../pool/poolDependencies.js"
 import type { ConnectionSource, OnCheckout } from "../topology/connectionSource.js"
-import type { CommitMarkers } from "./commitMarkers.js"
+import type { CommitMarkers } from "./outcomesByMarker.js"
 
 /** Returns the failure of a database whose table of markers cannot be used, if there is one. */
 export const outcomeTableFailure = (

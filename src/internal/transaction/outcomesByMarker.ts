@@ -7,7 +7,7 @@ import type { Connection, Failure } from "../connection/connection.js"
 import { type CommitMarker, isMarkerRefused, queryMarker, sweepMarkers } from "../outcome/commitMarker.js"
 import { type OutcomeTableState, prepareOutcomeTable } from "../outcome/outcomeTable.js"
 import type { ConnectionSource } from "../topology/connectionSource.js"
-import type { Proof } from "../topology/proofs.js"
+import type { Proof } from "../topology/outcomeConnections.js"
 import { type OnOutcome, proveOutcome, type Query, resolveOutcome } from "./resolution.js"
 
 /** The settings of the markers; times are in ms. */

@@ -17,12 +17,12 @@ import {
   type PreparedTransaction,
   queryIdentity,
   takeRoleOfLogin
-} from "../outcome/preparedTransaction.js"
+} from "../outcome/preparedTransactionCommands.js"
 import { queryStatus, type TransactionId, type TransactionStatus } from "../outcome/transactionStatus.js"
 import type { ConnectionSource } from "../topology/connectionSource.js"
 import type { UnpooledConnections } from "../topology/unpooledConnections.js"
-import type { CommitMarkers } from "./commitMarkers.js"
 import { DecidingDatabases } from "./databaseRegistry.js"
+import type { CommitMarkers } from "./outcomesByMarker.js"
 import { type OnOutcome, resolveOutcome } from "./resolution.js"
 
 /** The interval of the recovery, in ms; it is shorter if outcomes are to be proved sooner. */

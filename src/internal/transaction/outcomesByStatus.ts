@@ -5,7 +5,7 @@
 import * as clock from "../concurrency/clock.js"
 import type { Connection, Failure } from "../connection/connection.js"
 import { decodeId, idRequest, queryStatus, type TransactionId } from "../outcome/transactionStatus.js"
-import type { Proof } from "../topology/proofs.js"
+import type { Proof } from "../topology/outcomeConnections.js"
 import { type OnOutcome, proveOutcome } from "./resolution.js"
 
 const none: ReadonlyArray<never> = []
