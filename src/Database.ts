@@ -101,6 +101,8 @@ export interface Database {
   /** @internal */ readonly observers: Observers
   /** @internal The class that has opened it. */
   readonly owner: NamedClass
+  /** @internal The scope in which its servers are open. */
+  readonly scope: Scope.Scope
 }
 
 /**

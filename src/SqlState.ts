@@ -358,6 +358,35 @@ export const faultCodes = {
 } as const
 
 /**
+ * Checks if a command on a database was refused because sessions or prepared transactions use it.
+ *
+ * @internal
+ */
+export const isInUse = (sqlState: string): boolean => sqlState === "55006"
+
+/**
+ * Checks if a database has the name that a command would give to another one.
+ *
+ * @internal
+ */
+export const isDuplicateDatabase = (sqlState: string): boolean => sqlState === "42P04"
+
+/**
+ * Checks if a command names a database that does not exist.
+ *
+ * @internal
+ */
+export const isUndefinedDatabase = (sqlState: string): boolean => sqlState === "3D000"
+
+/**
+ * Checks if the server's system refused an operation, such as a way of copying a file that the file
+ * system does not have.
+ *
+ * @internal
+ */
+export const isSystemRefusal = (sqlState: string): boolean => sqlState === "XX000"
+
+/**
  * Checks if a statement ended because a client cancelled it, and not because of the server's own
  * limit.
  *

@@ -43,6 +43,9 @@ const layers: ReadonlyArray<string> = [
 /** Layers that stand beside the others, and import only `protocol` of them. */
 const beside: ReadonlyArray<string> = ["embedded", "EmbeddedPostgres"]
 
+/** Layers that may import those beside the others: a run of tests starts its own server. */
+const aboveAll: ReadonlyArray<string> = ["testing", "TestDatabase"]
+
 /** The folders, and single files, that load nothing of Effect, so that their callbacks cannot depend on fibers. */
 const core: ReadonlyArray<string> = [
   "concurrency",
@@ -104,6 +107,12 @@ const packages: Readonly<Record<string, ReadonlyArray<string>>> = {
     "internal/client/lifecycleHooks",
     "internal/client/openDatabase",
     "internal/testing/openFaults",
+    "internal/testing/clones",
+    "internal/testing/replicas",
+    "internal/testing/serverOfRun",
+    "internal/testing/templateDatabase",
+    "internal/testing/templates",
+    "internal/testing/testRun",
     "internal/transaction/invalidations"
   ],
   "@effect/platform": [
@@ -216,7 +225,8 @@ describe("layers", () => {
       from === "index" ||
       (beside.includes(folderOf(from))
         ? [...beside, "protocol"].includes(folderOf(to))
-        : layerOf(to) >= 0 && layerOf(to) < layerOf(from))
+        : (layerOf(to) >= 0 && layerOf(to) < layerOf(from)) ||
+          (aboveAll.includes(folderOf(from)) && beside.includes(folderOf(to))))
     const wrong = imports.filter((one) => one.local && !isAllowed(one))
     expect(wrong.map(({ from, to }) => `${from} -> ${to}`)).toEqual([])
   })

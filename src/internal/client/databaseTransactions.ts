@@ -72,7 +72,7 @@ export class DatabaseTransactions implements Origin {
     readonly config: DatabaseConfig,
     readonly topology: Topology,
     readonly observer: Observer,
-    choose: Choose,
+    readonly choose: Choose,
     readonly sandbox: Transaction | undefined
   ) {
     const { name, options, pool, session, writer } = config

@@ -55,6 +55,8 @@ interface OpenedDatabase<L> {
   readonly listen: L
   readonly observers: Observers
   readonly owner: NamedClass
+  /** The scope in which the servers are open. What is added to it ends before they are closed. */
+  readonly scope: Scope.Scope
 }
 
 /** Makes the listening connection and the clients of an executor. */
@@ -62,6 +64,7 @@ const makeClients = <L extends Listening, E extends Executor>(
   executor: E,
   observers: Observers,
   owner: NamedClass,
+  scope: Scope.Scope,
   makeListen: MakeListen<L, E>
 ): Effect.Effect<OpenedDatabase<L>, never, Reactivity.Reactivity | Scope.Scope> =>
   Effect.gen(function* () {
@@ -76,7 +79,8 @@ const makeClients = <L extends Listening, E extends Executor>(
       executor,
       listen,
       observers,
-      owner
+      owner,
+      scope
     }
   })
 
@@ -95,6 +99,7 @@ export const openConfigured = <L extends Listening>(
   makeListen: MakeListen<L>
 ): Effect.Effect<OpenedDatabase<L>, StartupError, Reactivity.Reactivity | Scope.Scope> =>
   Effect.gen(function* () {
+    const scope = yield* Effect.scope
     const runtime = yield* Effect.runtime()
     revealRedactedValues()
     const credentials = (server: DatabaseConfig.ServerConfig) => makeCredentialSource(config, server, runtime)
@@ -104,7 +109,7 @@ export const openConfigured = <L extends Listening>(
     if (isEchoing) observers.add(yield* makeLogger(config.echo))
     // closed in parallel, so that a server that does not answer delays the close by one timeout
     // only
-    const sockets = yield* Scope.fork(yield* Effect.scope, ExecutionStrategy.parallel)
+    const sockets = yield* Scope.fork(scope, ExecutionStrategy.parallel)
     const topology = yield* Effect.acquireRelease(
       Effect.sync(
         () =>
@@ -148,8 +153,18 @@ export const openConfigured = <L extends Listening>(
       )
       for (const server of topology.servers) for (const pool of server.pools) pool.warm()
     }
-    return yield* Scope.extend(makeClients(executor, observers, owner, makeListen), sockets)
+    return yield* Scope.extend(makeClients(executor, observers, owner, scope, makeListen), sockets)
   })
+
+/**
+ * Makes the clients of an opened database once more, for another program: its `Reactivity` is that of
+ * the context, and its listening connection ends with the scope.
+ */
+export const renewClients = <L extends Listening>(
+  { executor, observers, owner, scope }: OpenedDatabase<L>,
+  makeListen: MakeListen<L>
+): Effect.Effect<OpenedDatabase<L>, never, Reactivity.Reactivity | Scope.Scope> =>
+  makeClients(executor, observers, owner, scope, makeListen)
 
 /**
  * Opens a sandbox of a database. Each transaction in it is a savepoint of one transaction that is
@@ -166,8 +181,8 @@ export const openSandbox = <L extends Listening>(
       const root = opened.executor.begin("writer", options, fiber, undefined)
       return Effect.as(
         Effect.addFinalizer(() => rollback(root, undefined)),
-        new SandboxExecutor(config, topology, opened.observers, () => 0, root)
+        new SandboxExecutor(config, topology, opened.observers, opened.executor.choose, root)
       )
     })
-    return yield* makeClients(executor, opened.observers, opened.owner, makeListen)
+    return yield* makeClients(executor, opened.observers, opened.owner, opened.scope, makeListen)
   })
