@@ -108,6 +108,7 @@ const packages: Readonly<Record<string, ReadonlyArray<string>>> = {
     "internal/client/openDatabase",
     "internal/testing/openFaults",
     "internal/testing/clones",
+    "internal/testing/dropDatabase",
     "internal/testing/replicas",
     "internal/testing/serverOfRun",
     "internal/testing/templateDatabase",

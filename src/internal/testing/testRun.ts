@@ -26,6 +26,7 @@ import { makeListen } from "../listen/streams.js"
 import { quoteIdentifier } from "../sql/quote.js"
 import { adminSettings, withDatabase } from "./adminSettings.js"
 import { isKept, type Mark, markSql, RunNames } from "./databaseNames.js"
+import { makeDrop } from "./dropDatabase.js"
 import { sweep } from "./leftOvers.js"
 import { awaitReplicas, openReplicas } from "./replicas.js"
 
@@ -114,7 +115,8 @@ export const openRun = (source: Source): Effect.Effect<TestRun, DatabaseError, O
     }
     const names = new RunNames()
     const scope = yield* Effect.scope
-    const { writer } = yield* openConfigured(owner, adminSettings(config, names.lockKey), makeListen)
+    const admin = adminSettings(config, names.lockKey)
+    const { writer } = yield* openConfigured(owner, admin, makeListen)
     const query = <Row extends object>(text: string) => apart(refine(writer.unsafe<Row>(text)))
 
     const [known] = yield* query<Facts>(facts)
@@ -140,7 +142,8 @@ export const openRun = (source: Source): Effect.Effect<TestRun, DatabaseError, O
         )
       })
 
-    const drop = (name: string) => Effect.ignore(query(`DROP DATABASE IF EXISTS ${quoteIdentifier(name)} WITH (FORCE)`))
+    const dropNow = yield* makeDrop(owner, admin, query)
+    const drop = (name: string) => Effect.ignore(apart(dropNow(name)))
 
     const left = `SELECT d.datname AS name FROM pg_database d WHERE d.datname LIKE '${names.pattern}' AND NOT ${isKept}`
     yield* Effect.addFinalizer(() =>
