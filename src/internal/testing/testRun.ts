@@ -175,7 +175,7 @@ export const openRun = (source: Source): Effect.Effect<TestRun, DatabaseError, O
       create: (name, template) =>
         copy(name, template).pipe(
           Effect.retry({ schedule: untilUnused, while: (error) => isInUse(stateOf(error)) }),
-          Effect.zipRight(awaitReplicas(config, query, replicas)),
+          Effect.zipRight(apart(awaitReplicas(config, replicas, name))),
           withRealClock
         ),
       drop,
