@@ -27,7 +27,7 @@ pooled=()
 if [ -n "$soak" ]; then
   export EFFECT_DB_CHAOS=full
   if [ $# -eq 0 ]; then
-    files=(test/{chaos/{consistency,failover,frozen,outage,pairs,requests,storm,twoPhase},pool/outage,protocol/frames,topology/{discovery,patroni},transaction/resolved}.test.ts)
+    files=(test/{chaos/{consistency,failover,frozen,modes,outage,pairs,requests,storm,twoPhase},pool/outage,protocol/frames,topology/{discovery,patroni},transaction/resolved}.test.ts)
   fi
 elif [ $# -eq 0 ]; then
   for file in client/{database,copy,copyFrom,copyTo,migrations,readers,tenant,tenantNames,tenantSessions} config/connectionString \

@@ -2,7 +2,7 @@
  * One suite in every mode of a test database: the same programs have the same results, in any order, 8
  * at a time.
  *
- * `EFFECT_DB_CHAOS=full` runs all cases in all modes, and not a part of them in the slower modes.
+ * `EFFECT_DB_CHAOS=full` runs all cases in copies of a template, too, and not one of twelve.
  */
 import { assert, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -12,6 +12,7 @@ import { type All, databases, type ModeCase, migrate, modeCases, One, Three, Two
 import { randoms } from "../support/random.js"
 import { freshDatabase } from "../support/server.js"
 
+const isFull = process.env.EFFECT_DB_CHAOS === "full"
 const seed = Number(process.env.EFFECT_DB_SEED ?? 1 + Math.floor(Math.random() * 2 ** 31))
 /** The number of cases that run at the same time. */
 const lanes = 8
@@ -49,6 +50,16 @@ const sandboxed = (cases: ReadonlyArray<ModeCase>) =>
     return yield* runAll(cases, ({ run }) => Effect.provide(run, sandboxes))
   }).pipe(Effect.provide(live))
 
+/** Runs cases in databases of their own, which are copies of templates. */
+const copied = (cases: ReadonlyArray<ModeCase>) => {
+  const copies = Layer.mergeAll(
+    TestDatabase.layerTemplate(One, { migrate: migrate(One), hash: "modes" }),
+    TestDatabase.layerTemplate(Two, { migrate: migrate(Two), hash: "modes" }),
+    TestDatabase.layerTemplate(Three, { migrate: migrate(Three), hash: "modes" })
+  )
+  return runAll(cases, ({ run }) => Effect.provide(run, copies)).pipe(Effect.provide(live))
+}
+
 /** Runs cases with real commits, on one set of databases for each lane. */
 const committed = (cases: ReadonlyArray<ModeCase>) =>
   Effect.map(
@@ -65,7 +76,7 @@ const committed = (cases: ReadonlyArray<ModeCase>) =>
   )
 
 it.scopedLive(
-  `${modeCases.length} programs over three databases have the same results in a sandbox and with real commits (seed ${seed})`,
+  `${modeCases.length} programs over three databases have the same results in a sandbox, in a copy of a template and with real commits (seed ${seed})`,
   () =>
     Effect.gen(function* () {
       assert.isAtLeast(modeCases.length, 500)
@@ -78,6 +89,9 @@ it.scopedLive(
       assert.include(tagsOf("insert, transaction, defect, 2 databases"), "two rolled back")
       const found = yield* sandboxed(modeCases)
       for (const { name } of modeCases) assert.deepStrictEqual(found.get(name), expected.get(name), name)
+      const part = isFull ? modeCases : modeCases.filter((_, i) => i % 12 === seed % 12)
+      const own = yield* copied(part)
+      for (const { name } of part) assert.deepStrictEqual(own.get(name), expected.get(name), name)
     }),
   600_000
 )
