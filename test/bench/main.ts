@@ -10,15 +10,17 @@ import { overload } from "./overload.js"
 import { rates } from "./rates.js"
 import { replicas } from "./replicas.js"
 import { requests } from "./requests.js"
+import { testing } from "./testing.js"
 
 const usage = `npm run bench -- [rates] [options]     all clients side by side on one embedded server, interleaved; ratios of medians
 npm run bench -- requests [options]    HTTP servers side by side, with and without a unit of work for each request
 npm run bench -- replicas [options]    reads by up to three replicas, by what a read requires
+npm run bench -- testing [options]     a test in a sandbox and in a copy of a template, and the start of a server
 npm run bench -- overload [options]    effect-db with five times more requests than it can serve
 
 All are measured in one process, with Node's default space for young objects; YOUNG_MB=64 gives them as much as a server should have.
 
-rates, requests, replicas
+rates, requests, replicas, testing
   --rounds N     the number of turns of each (default 9; requests 25)
   --ms N         the duration of a turn (default 400; requests 200)
   --only NAME    one client only, to profile it
@@ -62,7 +64,7 @@ const number = (name: "rounds" | "ms" | "seconds" | "factor", otherwise: number)
 }
 
 const what = positionals[0] ?? "rates"
-const subcommands = { rates, requests, replicas, overload }
+const subcommands = { rates, requests, replicas, overload, testing }
 const isKnown = (name: string): name is keyof typeof subcommands => Object.hasOwn(subcommands, name)
 if (positionals.length > 1 || !isKnown(what)) fail(`unknown: ${positionals.join(" ")}`)
 
