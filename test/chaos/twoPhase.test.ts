@@ -87,7 +87,7 @@ it.scopedLive(
         `${kills} processes killed, ${left.length} prepared transactions seen after that; ${first?.length} units stored on both databases, none on one`
       )
     }),
-  1_800_000
+  3_600_000
 )
 
 it.scopedLive(
@@ -112,5 +112,5 @@ it.scopedLive(
       assert.deepStrictEqual(first, second)
       console.log(`${kills} processes killed, ${left.size} transactions left prepared, each ended with a report`)
     }),
-  1_800_000
+  3_600_000
 )
