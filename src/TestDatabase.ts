@@ -403,6 +403,7 @@ export interface ServerSetupOptions
  * returns a function that ends it.
  *
  * The server is an embedded one with `replicas`, in memory where there is room, or the one of `url`.
+ * An embedded one has 300 connections and 100 prepared transactions, unless `settings` says otherwise.
  * All worker processes use it by {@link layerServer}: they inherit the variable
  * `EFFECT_DB_TEST_SERVER`, which has its addresses. If the variable already has a connection string,
  * such as in a CI with a server of its own, that server is used, and none is started.

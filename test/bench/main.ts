@@ -10,18 +10,21 @@ import { overload } from "./overload.js"
 import { rates } from "./rates.js"
 import { replicas } from "./replicas.js"
 import { requests } from "./requests.js"
-import { testing } from "./testing.js"
+import { sandboxes } from "./sandboxes.js"
+import { templates } from "./templates.js"
 
 const usage = `npm run bench -- [rates] [options]     all clients side by side on one embedded server, interleaved; ratios of medians
 npm run bench -- requests [options]    HTTP servers side by side, with and without a unit of work for each request
 npm run bench -- replicas [options]    reads by up to three replicas, by what a read requires
-npm run bench -- testing [options]     a test in a sandbox and in a copy of a template, and the start of a server
+npm run bench -- sandboxes [options]   a test in a sandbox, and the same without
+npm run bench -- templates [options]   databases of tests: the start of a server, copies of a template
 npm run bench -- overload [options]    effect-db with five times more requests than it can serve
 
 All are measured in one process, with Node's default space for young objects; YOUNG_MB=64 gives them as much as a server should have.
 
-rates, requests, replicas, testing
+rates, requests, replicas, sandboxes, templates
   --rounds N     the number of turns of each (default 9; requests 25)
+rates, requests, replicas
   --ms N         the duration of a turn (default 400; requests 200)
   --only NAME    one client only, to profile it
 rates
@@ -64,7 +67,7 @@ const number = (name: "rounds" | "ms" | "seconds" | "factor", otherwise: number)
 }
 
 const what = positionals[0] ?? "rates"
-const subcommands = { rates, requests, replicas, overload, testing }
+const subcommands = { rates, requests, replicas, sandboxes, templates, overload }
 const isKnown = (name: string): name is keyof typeof subcommands => Object.hasOwn(subcommands, name)
 if (positionals.length > 1 || !isKnown(what)) fail(`unknown: ${positionals.join(" ")}`)
 

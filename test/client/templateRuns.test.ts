@@ -226,6 +226,29 @@ describe("a run of TestDatabase.layerTemplate", () => {
     })
   )
 
+  it.scopedLive("a user who is no superuser needs no other privilege than CREATEDB", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* freshDatabase
+      const user = `creator_${randomBytes(4).toString("hex")}`
+      yield* Effect.acquireRelease(onServer(`CREATE ROLE ${user} LOGIN CREATEDB PASSWORD 'secret'`), () =>
+        Effect.gen(function* () {
+          const owned = "SELECT datname AS name FROM pg_database WHERE pg_get_userbyid(datdba) = $1"
+          for (const { name } of yield* onServer<{ name: string }>(owned, [user]))
+            yield* onServer(`DROP DATABASE ${name}`)
+          yield* onServer(`DROP ROLE ${user}`)
+        })
+      )
+      const url = new URL(Redacted.value(writer))
+      url.username = user
+      url.password = "secret"
+      const test = Effect.zipRight(insert("a"), current).pipe(
+        Effect.provide(TestDatabase.layerTemplate(Db, { migrate, hash: "1", warm: 1 }))
+      )
+      const names = yield* Effect.all([test, test]).pipe(Effect.provide(Db.layer({ writer: Redacted.make(url.href) })))
+      assert.deepStrictEqual(yield* Effect.forEach(names, exists), [false, false])
+    })
+  )
+
   it.scopedLive("a transaction pooler and options that are not valid are refused", () =>
     Effect.gen(function* () {
       const { writer } = yield* databaseFrom("template1")

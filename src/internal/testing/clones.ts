@@ -73,11 +73,9 @@ const fill = (
         Effect.sync(() => {
           warm.isFilling = false
         })
-      ),
-      Effect.forkIn(run.scope),
-      Effect.asVoid
+      )
     )
-  })
+  }).pipe(Effect.forkIn(run.scope), Effect.asVoid)
 
 /** Checks if a test has failed. An interruption alone, such as the end of the whole run, is none. */
 const hasFailed = (exit: Exit.Exit<unknown, unknown>): boolean =>
