@@ -10,22 +10,30 @@
 
 import * as Reactivity from "@effect/experimental/Reactivity"
 import type { SqlError } from "@effect/sql/SqlError"
-import type * as Context from "effect/Context"
+import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import { dual } from "effect/Function"
 import * as Layer from "effect/Layer"
 import type * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
 import { type Class, type Database, type Members, sandbox } from "./Database.js"
 import type { ConfigInvalid, DatabaseError, StartupError } from "./DatabaseError.js"
 import type { CommonOptions } from "./DatabaseOptions.js"
+import type { DatabaseRuntime } from "./DatabaseRuntime.js"
 import type { EmbeddedPostgres } from "./EmbeddedPostgres.js"
 import type { Faults } from "./Fault.js"
+import { runWithDatabases } from "./internal/runtime/asyncContext.js"
+import * as expectations from "./internal/testing/expectations.js"
 import * as files from "./internal/testing/hashFiles.js"
 import { faultsOf, openWithFaults } from "./internal/testing/openFaults.js"
+import { openInstrumented, openRecorded } from "./internal/testing/openInstrumented.js"
 import { pgliteServer } from "./internal/testing/openPglite.js"
+import * as tests from "./internal/testing/perTest.js"
 import { serversFor } from "./internal/testing/publishedServer.js"
+import { RowShuffle } from "./internal/testing/rowShuffle.js"
 import { setUpServer } from "./internal/testing/serverOfRun.js"
 import { openTemplate } from "./internal/testing/templateDatabase.js"
+import type { Limits, NPlusOne, Recording, TooMany } from "./Recording.js"
 import type * as Transaction from "./Transaction.js"
 import type { Named } from "./UnitOfWork.js"
 
@@ -483,4 +491,363 @@ export const layerServer = <Self>(
 ): Layer.Layer<Self, StartupError> =>
   Layer.unwrapEffect(
     Effect.map(serversFor(database.databaseName, name), (servers) => database.layer({ ...options, ...servers }))
+  )
+
+/**
+ * Records the statements and transactions of a database, with their outcomes and locations.
+ *
+ * The layer takes the open database, or a sandbox of it, and provides the same one with a recorder:
+ * `recording` returns a value, and `expectAtMost` and `expectNoNPlusOne` make a test fail. Sandboxes
+ * of the recorded database are recorded, too, so the layers can be stacked in any order, and the
+ * recording is the same.
+ *
+ * - Each statement of the program is recorded once, with the number of times that it was sent. Each
+ *   attempt of a retried transaction or unit of work is recorded as a transaction of its own.
+ * - Streams, COPY and the statements of reserved connections are recorded. A stream outside of a
+ *   transaction has one of its own, and each batch of 128 rows is an exchange. In a sandbox, a BEGIN,
+ *   COMMIT or ROLLBACK by hand on a reserved connection is not sent and not recorded.
+ * - Not recorded are `onConnect`, `onCheckout` and `resetOnReturn`, the work of pools, monitors and
+ *   listeners, and the COMMIT PREPARED of units of work in two phases, which has its own connection.
+ * - Each database has a recording of its own: a unit of work over two databases is in both.
+ *
+ * Provide the layer outside of transactions: statements in it do not take part in a transaction that
+ * was begun outside of it.
+ *
+ * @see {@link recording} for the value
+ * @see {@link layer} for a sandbox
+ * @example
+ * ```ts
+ * import { Effect, Layer } from "effect"
+ * import { Database, TestDatabase } from "effect-db"
+ *
+ * class Db extends Database.Service<Db>()("app") {}
+ *
+ * // recorded, in a sandbox
+ * export const DbTest = TestDatabase.layerRecorded(Db).pipe(Layer.provide(TestDatabase.layer(Db)))
+ *
+ * export const test = Effect.gen(function* () {
+ *   const sql = yield* Db.writer
+ *   yield* Db.withTransaction(sql`INSERT INTO todo (title) VALUES ('milk')`)
+ *   const { roundTrips, statements, transactions } = yield* TestDatabase.recording(Db)
+ *   // 1 statement, committed; 2 round trips: BEGIN with the INSERT, and COMMIT
+ *   return [statements, transactions, roundTrips]
+ * }).pipe(Effect.provide(DbTest))
+ * ```
+ *
+ * @since 0.3.0
+ * @category layers
+ */
+export const layerRecorded = <Self>(tag: Context.Tag<Self, Database>): Layer.Layer<Self, never, Self> =>
+  Layer.scoped(tag, Effect.flatMap(tag, openRecorded)).pipe(Layer.provide(Reactivity.layer))
+
+/**
+ * Options of `layerShuffled`.
+ *
+ * @see {@link layerShuffled}
+ * @since 0.3.0
+ * @category models
+ */
+export interface ShuffleOptions {
+  /**
+   * The seed of the order. The same seed gives the same order.
+   *
+   * @default 1
+   */
+  readonly seed?: number | undefined
+}
+
+/**
+ * Delivers the rows of queries without ORDER BY in another order, so that a test fails if the
+ * program relies on an order that nothing defines.
+ *
+ * PostgreSQL may return such rows in any order, but mostly does so in that of their insertion. The
+ * order depends on the seed and the number of rows only, and is never that of the server.
+ *
+ * - Shuffled are the results of `SELECT` and `TABLE` on tables, views and subqueries without ORDER BY
+ *   at the outermost level, each batch of a stream for itself. An ORDER BY in a subquery, in a window
+ *   or in an aggregate does not order the result.
+ * - Unchanged are queries with ORDER BY, also among rows with equal keys, and statements whose order
+ *   is defined or uncertain: the rows of functions such as `generate_series`, VALUES, RETURNING,
+ *   queries in parentheses, cursors, COPY, and several commands in one text.
+ * - A query with LIMIT and without ORDER BY may return other rows as well; only their order changes.
+ *
+ * @see {@link layerRecorded}, with which it can be stacked
+ * @example
+ * ```ts
+ * import { Effect, Layer } from "effect"
+ * import { Database, TestDatabase } from "effect-db"
+ *
+ * class Db extends Database.Service<Db>()("app") {}
+ *
+ * export const DbTest = TestDatabase.layerShuffled(Db).pipe(Layer.provide(TestDatabase.layer(Db)))
+ *
+ * // two rows never arrive in the order of their insertion
+ * export const test = Effect.gen(function* () {
+ *   const sql = yield* Db.writer
+ *   yield* sql`INSERT INTO todo (title) VALUES ('milk'), ('eggs')`
+ *   return yield* sql`SELECT title FROM todo`
+ * }).pipe(Effect.provide(DbTest))
+ * ```
+ *
+ * @since 0.3.0
+ * @category layers
+ */
+export const layerShuffled = <Self>(
+  tag: Context.Tag<Self, Database>,
+  { seed = 1 }: ShuffleOptions = {}
+): Layer.Layer<Self, never, Self> =>
+  Layer.scoped(
+    tag,
+    Effect.flatMap(tag, (database) => openInstrumented(database, new RowShuffle(seed)))
+  ).pipe(Layer.provide(Reactivity.layer))
+
+/**
+ * Returns what has run on a recorded database since its layer was built, as a value.
+ *
+ * Fails with `ConfigInvalid` if the database is not recorded. If layers of `layerRecorded` are
+ * stacked, the innermost one counts.
+ *
+ * @see {@link layerRecorded}
+ * @see {@link recorded} for the recording of a part of a test
+ * @example
+ * ```ts
+ * import { Effect } from "effect"
+ * import { Database, TestDatabase } from "effect-db"
+ *
+ * class Db extends Database.Service<Db>()("app") {}
+ *
+ * export const texts = Effect.map(TestDatabase.recording(Db), ({ statements }) =>
+ *   statements.map(({ text }) => text)
+ * )
+ * ```
+ *
+ * @since 0.3.0
+ * @category combinators
+ */
+export const recording: <Self>(tag: Context.Tag<Self, Database>) => Effect.Effect<Recording, ConfigInvalid, Self> =
+  expectations.recording
+
+/**
+ * Runs an effect, and returns its result with the recording of its time.
+ *
+ * Statements that other fibers begin meanwhile are recorded as well. Fails as the effect does, and
+ * with `ConfigInvalid` if the database is not recorded.
+ *
+ * @see {@link recording} for everything since the layer was built
+ * @example
+ * ```ts
+ * import { Effect } from "effect"
+ * import { Database, TestDatabase } from "effect-db"
+ *
+ * class Db extends Database.Service<Db>()("app") {}
+ *
+ * const count = Effect.flatMap(Db.reader, (sql) => sql`SELECT count(*) FROM todo`)
+ *
+ * export const roundTrips = count.pipe(
+ *   TestDatabase.recorded(Db),
+ *   Effect.map(([_, { roundTrips }]) => roundTrips)
+ * )
+ * ```
+ *
+ * @since 0.3.0
+ * @category combinators
+ */
+export const recorded: {
+  <Self>(
+    tag: Context.Tag<Self, Database>
+  ): <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<readonly [A, Recording], E | ConfigInvalid, R | Self>
+  <A, E, R, Self>(
+    self: Effect.Effect<A, E, R>,
+    tag: Context.Tag<Self, Database>
+  ): Effect.Effect<readonly [A, Recording], E | ConfigInvalid, R | Self>
+} = dual(2, expectations.recorded)
+
+/**
+ * Runs an effect, and fails with `Recording.TooMany` if it has run more statements, transactions or
+ * round trips than the limits allow. A plain number limits the statements.
+ *
+ * Fails as the effect does, and with `ConfigInvalid` if the database is not recorded or a limit is no
+ * integer of at least 0.
+ *
+ * @see {@link layerRecorded}
+ * @see {@link expectNoNPlusOne} for a check without a number
+ * @example
+ * ```ts
+ * import { Effect } from "effect"
+ * import { Database, TestDatabase } from "effect-db"
+ *
+ * class Db extends Database.Service<Db>()("app") {}
+ *
+ * const titles = Effect.flatMap(Db.reader, (sql) => sql`SELECT title FROM todo ORDER BY title`)
+ *
+ * export const test = titles.pipe(TestDatabase.expectAtMost(Db, { statements: 1, roundTrips: 1 }))
+ * ```
+ *
+ * @since 0.3.0
+ * @category combinators
+ */
+export const expectAtMost: {
+  <Self>(
+    tag: Context.Tag<Self, Database>,
+    limits: number | Limits
+  ): <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E | ConfigInvalid | TooMany, R | Self>
+  <A, E, R, Self>(
+    self: Effect.Effect<A, E, R>,
+    tag: Context.Tag<Self, Database>,
+    limits: number | Limits
+  ): Effect.Effect<A, E | ConfigInvalid | TooMany, R | Self>
+} = dual(3, expectations.expectAtMost)
+
+/**
+ * Options of `expectNoNPlusOne`.
+ *
+ * @see {@link expectNoNPlusOne}
+ * @since 0.3.0
+ * @category models
+ */
+export interface NPlusOneOptions {
+  /**
+   * The number of runs of one statement that are accepted.
+   *
+   * @default 5
+   */
+  readonly most?: number | undefined
+}
+
+/**
+ * Runs an effect, and fails with `Recording.NPlusOne` if it has run a statement with the same text,
+ * from the same place, more than 5 times in a row: one query for each of N rows.
+ *
+ * Runs that overlap, and requests that a resolver batches into one statement, do not count as
+ * repeated. Statements in between do not interrupt a row of runs. The place is the line of the
+ * program that builds the statement. Fails as the effect does, and with `ConfigInvalid` if the
+ * database is not recorded.
+ *
+ * @see {@link layerRecorded}
+ * @see `Recording.Recording` for `repeated`, which has the numbers
+ * @example
+ * ```ts
+ * import { Effect } from "effect"
+ * import { Database, TestDatabase } from "effect-db"
+ *
+ * class Db extends Database.Service<Db>()("app") {}
+ *
+ * const find = (id: number) => Effect.flatMap(Db.reader, (sql) => sql`SELECT * FROM todo WHERE id = ${id}`)
+ *
+ * // fails: 6 times the same statement
+ * export const test = Effect.forEach([1, 2, 3, 4, 5, 6], find).pipe(TestDatabase.expectNoNPlusOne(Db))
+ * ```
+ *
+ * @since 0.3.0
+ * @category combinators
+ */
+export const expectNoNPlusOne: {
+  <Self>(
+    tag: Context.Tag<Self, Database>,
+    options?: NPlusOneOptions
+  ): <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E | ConfigInvalid | NPlusOne, R | Self>
+  <A, E, R, Self>(
+    self: Effect.Effect<A, E, R>,
+    tag: Context.Tag<Self, Database>,
+    options?: NPlusOneOptions
+  ): Effect.Effect<A, E | ConfigInvalid | NPlusOne, R | Self>
+} = dual(
+  // a tag is an effect, too
+  (args) => Context.isTag(args[1]),
+  <A, E, R, Self>(self: Effect.Effect<A, E, R>, tag: Context.Tag<Self, Database>, { most }: NPlusOneOptions = {}) =>
+    expectations.expectNoNPlusOne(self, tag, most)
+)
+
+/**
+ * Returns the `it` of a group of `@effect/vitest` with a layer for each test: `it.effect`,
+ * `it.scoped`, `it.live` and `it.scopedLive`, with their `only`, `each` and so on, build the layer
+ * for the test, and release it at its end. Other members are unchanged.
+ *
+ * The group provides the database, and the layer gives each test a sandbox of it, or any other
+ * database under the same tag. The scope of a test is closed before its layer. For several databases,
+ * merge their layers.
+ *
+ * @see {@link layer} for a sandbox
+ * @see {@link runPromise} for tests with promises
+ * @example
+ * ```ts
+ * import { layer } from "@effect/vitest"
+ * import { Effect, Redacted } from "effect"
+ * import { Database, TestDatabase } from "effect-db"
+ *
+ * class Db extends Database.Service<Db>()("app") {}
+ *
+ * const DbLive = Db.layer({ writer: Redacted.make("postgres://me:secret@localhost/test") })
+ *
+ * layer(DbLive, { excludeTestServices: true })("todos", (group) => {
+ *   const it = TestDatabase.perTest(group, TestDatabase.layer(Db))
+ *
+ *   it.effect("are rolled back after the test", () =>
+ *     Effect.flatMap(Db.writer, (sql) => sql`INSERT INTO todo (title) VALUES ('milk')`)
+ *   )
+ * })
+ * ```
+ *
+ * @since 0.3.0
+ * @category combinators
+ */
+export const perTest: <
+  // a group that does not provide the databases does not compile
+  It extends {
+    readonly effect: (name: string, test: () => Effect.Effect<void, never, Layer.Layer.Context<L>>) => void
+  },
+  L extends Layer.Layer.Any
+>(
+  it: It,
+  layer: L
+) => It = tests.perTest
+
+/**
+ * Runs plain code as a test, with the databases of a layer in the place of those of a
+ * `DatabaseRuntime`: mostly sandboxes, so that all work of the code is rolled back.
+ *
+ * The layer is built for the call, and released when the code is done or has thrown. Inside of the
+ * code, and of the functions that it calls and awaits, the databases of the runtime are those of the
+ * layer, also in `unitOfWork`, `runPromise` and a `handler` that the code calls. A server that
+ * receives requests by a socket runs outside of the code, and uses the databases of the runtime.
+ *
+ * The promise rejects as the code does, or with the failure of the layer.
+ *
+ * @see {@link layer} for a sandbox
+ * @see {@link perTest} for `@effect/vitest`
+ * @example
+ * ```ts
+ * import { strictEqual } from "node:assert"
+ * import { test } from "node:test"
+ * import { Redacted } from "effect"
+ * import { Database, DatabaseRuntime, TestDatabase } from "effect-db"
+ *
+ * class Db extends Database.Service<Db>()("app") {}
+ *
+ * const runtime = DatabaseRuntime.make(
+ *   { db: Db },
+ *   Db.layer({ writer: Redacted.make("postgres://me:secret@localhost/test") }),
+ *   { lazy: true }
+ * )
+ * const { db } = runtime.databases
+ *
+ * test("a todo is added", () =>
+ *   TestDatabase.runPromise(runtime, TestDatabase.layer(Db), async () => {
+ *     await runtime.unitOfWork(() => db.writer`INSERT INTO todo (title) VALUES ('milk')`)
+ *     const rows = await db.reader`SELECT title FROM todo`
+ *     strictEqual(rows.length, 1)
+ *   })
+ * )
+ * ```
+ *
+ * @since 0.3.0
+ * @category combinators
+ */
+export const runPromise = <D, R, Out, E, In extends R, A>(
+  runtime: DatabaseRuntime<D, R>,
+  layer: Layer.Layer<Out, E, In>,
+  code: () => PromiseLike<A> | A
+): Promise<A> =>
+  runtime.runPromise(
+    Effect.scoped(Effect.flatMap(Layer.build(layer), (databases) => runWithDatabases(databases, code)))
   )

@@ -150,7 +150,7 @@ const portOf = (server: net.Server): string => String((server.address() as net.A
 describe.concurrent("the examples", () => {
   it("all examples are run here, are listed with their command, and have at most 60 lines", () => {
     const files = fs.readdirSync(folder).filter((file) => /^\d\d-.*\.ts$/.test(file))
-    const others = ["14-testing.test.ts", "17-shell.ts"]
+    const others = ["14-testing.test.ts", "17-shell.ts", "20-testing-commits.test.ts", "21-testing-promises.test.ts"]
     const tested = [...Object.keys({ ...programs, ...servers }).map((name) => `${name}.ts`), ...others]
     expect(files.sort()).toEqual(tested.sort())
     const readme = fs.readFileSync(path.join(folder, "README.md"), "utf8").split("\n")

@@ -30,7 +30,6 @@ import type { Executor } from "./executor.js"
 import { makeStatementConstructor } from "./fastStatement.js"
 import { makeReserve } from "./reserve.js"
 import { retryTransaction } from "./retryTransaction.js"
-import { makeStream } from "./rowStream.js"
 import { makeSandboxReserve } from "./sandboxReserve.js"
 import { reportServer } from "./serverOfSpan.js"
 import { sessionModeRequired } from "./sessionModeRequired.js"
@@ -126,7 +125,7 @@ export const make = (
         Effect.withFiberRuntime((fiber) =>
           executor.run(fiber, kind, hasTracer(fiber) ? reportServer(fiber, request) : request, read)
         ),
-      makeStream(executor, kind)
+      executor.streams(kind)
     )
     // the server of a reader is not known before a statement is sent
     const attributes = kind === "writer" ? [...executor.attributes, ...endpoint(writer)] : executor.attributes

@@ -16,7 +16,6 @@ import { FiberCaller } from "../edge/fiberCaller.js"
 import { type CallSite, CurrentSite } from "../observability/callSite.js"
 import { type Attributes, beginSpan, type TransactionSpan } from "../observability/transactionSpan.js"
 import type { Caller } from "../pool/caller.js"
-import type { Pool } from "../pool/pool.js"
 import type { Timeouts } from "../sql/timeouts.js"
 import type { ConnectionSource } from "../topology/connectionSource.js"
 import type { Topology } from "../topology/topology.js"
@@ -73,7 +72,9 @@ export class DatabaseTransactions implements Origin {
     readonly topology: Topology,
     readonly observer: Observer,
     readonly choose: Choose,
-    readonly sandbox: Transaction | undefined
+    readonly sandbox: Transaction | undefined,
+    /** The transactions of the same opened database, whose parts are shared. */
+    base?: DatabaseTransactions | undefined
   ) {
     const { name, options, pool, session, writer } = config
     this.database = name
@@ -84,6 +85,16 @@ export class DatabaseTransactions implements Origin {
     ]
     this.isWatched = Number.isFinite(pool.leakThreshold) || pool.strategy === "assertSingle"
     this.timeouts = session.mode === "transactionPooler" ? session : undefined
+    if (base !== undefined) {
+      const isSame = sandbox === base.sandbox
+      this.openTransactions = isSame ? base.openTransactions : new OpenTransactions(name, pool.acquireTimeout)
+      this.retry = base.retry
+      this.outcomes = base.outcomes
+      this.markers = base.markers
+      this.prepared = sandbox === undefined ? base.prepared : undefined
+      this.routing = base.routing
+      return
+    }
     this.openTransactions = new OpenTransactions(name, pool.acquireTimeout)
     this.retry = new StatementRetry(name, pool.acquireTimeout, topology, observer)
     this.outcomes =
@@ -227,7 +238,7 @@ export class DatabaseTransactions implements Origin {
     )
   }
 
-  protected get writes(): Pool {
+  protected get writes(): ConnectionSource {
     const { writer } = this.topology
     // the server of a writer always has this pool; it is optional because a reader has none
     return writer.writes ?? writer.reads

@@ -24,6 +24,8 @@ import { runStatement } from "../transaction/levelStatement.js"
 import type { StatementIsolation } from "../transaction/savepoint.js"
 import type { Transaction } from "../transaction/transaction.js"
 import { DatabaseTransactions } from "./databaseTransactions.js"
+import { type MakeStream, makeStream } from "./rowStream.js"
+import { deliverWhenStored } from "./sandboxNotifications.js"
 import { sandboxRefusal } from "./sandboxRefusal.js"
 import { mayRetryOnWriter, type Start } from "./statementRetry.js"
 
@@ -34,6 +36,19 @@ const none: Held = []
 
 /** Dispatcher of the statements of one opened database. */
 export class Executor extends DatabaseTransactions {
+  /** Makes the streams of a client. */
+  streams(kind: Role): MakeStream {
+    return makeStream(this, kind)
+  }
+
+  /**
+   * Returns the executor of a sandbox of this database, given one that only runs its statements. A
+   * database that is observed returns an executor that is observed as well.
+   */
+  observing(sandboxed: Executor): Executor {
+    return sandboxed
+  }
+
   /** Runs a statement of a fiber in its transaction or on a server. */
   run<A>(
     fiber: Fiber.RuntimeFiber<unknown, unknown>,
@@ -52,7 +67,9 @@ export class Executor extends DatabaseTransactions {
       const isolation = kind === "reader" && !transaction.readOnly ? "readOnly" : "none"
       if (kind === "writer") this.recordCausalSession(fiber, ambient, transaction)
       const part = kind === "writer" ? ambient?.part(transaction) : undefined
-      return this.retry.attempt(fiber, inTransaction(transaction, request, isolation, part), read, isNotSent)
+      const start = inTransaction(transaction, request, isolation, part)
+      const result = this.retry.attempt(fiber, start, read, isNotSent)
+      return this.sandbox === undefined ? result : deliverWhenStored(this, this.sandbox, request, result)
     }
     if (this.sandbox !== undefined) {
       const around = ambient?.around(this) ?? this.sandbox
@@ -61,15 +78,16 @@ export class Executor extends DatabaseTransactions {
       const result = this.retry.attempt(fiber, start, read, isNotSent)
       // the statement is independent of the transaction around it
       const mayWrite = isolation === "savepoint" && !isReadOnly(request.text)
-      return mayWrite ? Effect.tap(result, () => around.level.recordIndependent()) : result
+      const recorded = mayWrite ? Effect.tap(result, () => around.level.recordIndependent()) : result
+      return deliverWhenStored(this, this.sandbox, request, recorded)
     }
     const held = ambient?.held(this) ?? none
-    const affinity = ambient?.readAffinity(this)
     const caller = this.caller(fiber, request.site, work)
     if (kind === "reader") {
-      const start = onReader(this.routing.picker(fiber, ambient, affinity), held, request, caller)
+      const start = onReader(this.picker(kind, fiber, ambient), held, request, caller)
       return this.retry.attempt(fiber, start, read, this.retry.mayRetryRead)
     }
+    const affinity = ambient?.readAffinity(this)
     if (affinity !== undefined) affinity.written = true
     const session = causalSessionOf(fiber.currentContext, ambient)
     return this.retry.attempt(fiber, this.onWriter(held, request, caller, session), read, mayRetryOnWriter(fiber))

@@ -30,7 +30,7 @@ import { make as makeClient } from "./client.js"
 import type { NamedClass } from "./databaseNames.js"
 import { Executor } from "./executor.js"
 import { makeLifecycleHooks } from "./lifecycleHooks.js"
-import { SandboxExecutor } from "./sandboxExecutor.js"
+import { exchangesOfSandbox, ObservedExecutor } from "./observedExecutor.js"
 import { verifyPrepared, verifyServer } from "./verifyServer.js"
 
 const makeMetrics: MakeMetrics = { pool: makePoolMetrics, reader: makeReaderMetrics, writer: makeWriterMetrics }
@@ -44,7 +44,7 @@ interface Listening {
  * Function that makes the listening connection. It is a parameter, because `listen` is a higher
  * layer.
  */
-type MakeListen<L, E extends Executor = Executor> = (executor: E) => Effect.Effect<L, never, Scope.Scope>
+type MakeListen<L> = (executor: Executor) => Effect.Effect<L, never, Scope.Scope>
 
 /** Opened database. */
 interface OpenedDatabase<L> {
@@ -60,12 +60,12 @@ interface OpenedDatabase<L> {
 }
 
 /** Makes the listening connection and the clients of an executor. */
-const makeClients = <L extends Listening, E extends Executor>(
-  executor: E,
+const makeClients = <L extends Listening>(
+  executor: Executor,
   observers: Observers,
   owner: NamedClass,
   scope: Scope.Scope,
-  makeListen: MakeListen<L, E>
+  makeListen: MakeListen<L>
 ): Effect.Effect<OpenedDatabase<L>, never, Reactivity.Reactivity | Scope.Scope> =>
   Effect.gen(function* () {
     const listen = yield* makeListen(executor)
@@ -172,16 +172,17 @@ export const renewClients = <L extends Listening>(
  */
 export const openSandbox = <L extends Listening>(
   opened: OpenedDatabase<L>,
-  makeListen: MakeListen<L, SandboxExecutor>,
+  makeListen: MakeListen<L>,
   options: Pick<Options, "isolation">
 ): Effect.Effect<OpenedDatabase<L>, never, Reactivity.Reactivity | Scope.Scope> =>
   Effect.gen(function* () {
-    const { config, topology } = opened.executor
-    const executor = yield* Effect.withFiberRuntime<SandboxExecutor, never, Scope.Scope>((fiber) => {
-      const root = opened.executor.begin("writer", options, fiber, undefined)
+    const exchanges = exchangesOfSandbox(opened.executor)
+    const executor = yield* Effect.withFiberRuntime<Executor, never, Scope.Scope>((fiber) => {
+      const root = new ObservedExecutor(opened.executor, exchanges).begin("writer", options, fiber, undefined)
       return Effect.as(
-        Effect.addFinalizer(() => rollback(root, undefined)),
-        new SandboxExecutor(config, topology, opened.observers, opened.executor.choose, root)
+        // this rollback is not one of the program
+        Effect.addFinalizer(() => exchanges.unobserved(rollback(root, undefined))),
+        opened.executor.observing(new ObservedExecutor(opened.executor, exchanges, root))
       )
     })
     return yield* makeClients(executor, opened.observers, opened.owner, opened.scope, makeListen)

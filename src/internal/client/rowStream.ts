@@ -132,13 +132,16 @@ const portalStream = (
     )
   })
 
+/** Function that makes the stream of a statement. */
+export type MakeStream = (made: Request, transformRows: TransformRows) => Stream.Stream<object, SqlError>
+
 /**
  * Makes the streams of statements. Each runs in the transaction around it, or in a transaction of
  * its own.
  */
 export const makeStream =
-  (executor: Executor, kind: Role) =>
-  (made: Request, transformRows: TransformRows): Stream.Stream<object, SqlError> =>
+  (executor: Executor, kind: Role): MakeStream =>
+  (made, transformRows) =>
     Stream.unwrapScoped(
       Effect.withFiberRuntime<Stream.Stream<object, SqlError>, SqlError, Scope.Scope>((fiber) => {
         const reported = hasTracer(fiber) ? reportServer(fiber, made) : made

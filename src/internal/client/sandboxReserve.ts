@@ -22,7 +22,6 @@ import type { Transaction } from "../transaction/transaction.js"
 import { slotOf } from "../transaction/transactionSlot.js"
 import type { Executor } from "./executor.js"
 import { refuseSchemaScopes } from "./reserve.js"
-import { makeStream } from "./rowStream.js"
 import { makeSqlConnection, type Run } from "./sqlConnection.js"
 
 const begins = /^(?:BEGIN|START TRANSACTION)\b/
@@ -106,7 +105,7 @@ export const makeSandboxReserve = (
           inside
         )
       })
-    const stream = makeStream(executor, kind)
+    const stream = executor.streams(kind)
     return Effect.as(
       Effect.addFinalizer(() => undoOwn),
       makeSqlConnection(kind, run, (request, transformRows) =>

@@ -40,7 +40,9 @@ export interface Owner {
    * a statement with the BEGIN before it, a COMMIT, a batch of a stream. `error` is the SQLSTATE,
    * or the tag of the error if there is none.
    */
-  readonly operated?: ((millis: number, error: string | undefined) => void) | undefined
+  readonly operated?:
+    | ((millis: number, error: string | undefined, exchange: Exchange, failure: Failure | undefined) => void)
+    | undefined
   /** The count of refused writes on the connections of the owner. */
   readonly refusedWrites?: RefusedWrites | undefined
   /** A connection cannot be used any more, or can be used again after an interruption. */
@@ -48,6 +50,12 @@ export interface Owner {
   /** The server has sent a notice. */
   readonly noticed?: ((connection: Connection, notice: Notice) => void) | undefined
 }
+
+/**
+ * Function that receives the exchanges of the program on a connection, each at its end and before
+ * its caller.
+ */
+export type ExchangeObserver = (connection: Connection, exchange: Exchange, failure: Failure | undefined) => void
 
 /** One physical connection. It has one caller at a time, which starts one exchange at a time. */
 export class Connection extends ExchangeConnection {
@@ -73,7 +81,7 @@ export class Connection extends ExchangeConnection {
   /** @internal */
   constructor(
     opened: OpenedSession,
-    private readonly owner: Owner
+    private owner: Owner
   ) {
     super(opened)
     this.statements = new StatementCache(opened.session.preparedStatements)
@@ -247,6 +255,25 @@ export class Connection extends ExchangeConnection {
     )
   }
 
+  /**
+   * Passes the exchanges of the program to `observer`, until the returned function is called. There
+   * is one observer at a time. It replaces the callback of the owner, so a connection without an
+   * observer does not check for one.
+   */
+  observeExchanges(observer: ExchangeObserver): () => void {
+    const { owner } = this
+    this.owner = {
+      ...owner,
+      operated: (millis, error, exchange, failure) => {
+        owner.operated?.(millis, error, exchange, failure)
+        observer(this, exchange, failure)
+      }
+    }
+    return () => {
+      this.owner = owner
+    }
+  }
+
   /** Returns a new name for a portal of this connection. */
   nextPortal(): string {
     return `p${++this.portalCount}`
@@ -311,8 +338,13 @@ export class Connection extends ExchangeConnection {
     this.owner.closed(this, reason)
   }
 
-  protected override reportOperation(millis: number, error: string | undefined): void {
-    this.owner.operated?.(millis, error)
+  protected override reportOperation(
+    millis: number,
+    error: string | undefined,
+    exchange: Exchange,
+    failure: Failure | undefined
+  ): void {
+    this.owner.operated?.(millis, error, exchange, failure)
   }
 
   /**

@@ -72,7 +72,12 @@ export abstract class ExchangeConnection extends BaseConnection implements Cance
   protected abstract reportLoss(error: Error): void
 
   /** Reports the duration of an exchange of the program, in ms, and the name of its error. */
-  protected abstract reportOperation(millis: number, error: string | undefined): void
+  protected abstract reportOperation(
+    millis: number,
+    error: string | undefined,
+    exchange: Exchange,
+    failure: Failure | undefined
+  ): void
 
   override get busy(): boolean {
     return this.exchange !== undefined
@@ -256,6 +261,7 @@ export abstract class ExchangeConnection extends BaseConnection implements Cance
 
   private report(exchange: Exchange, now: number, failure: Failure | undefined): void {
     if (exchange.request.isMaintenance) return
-    this.reportOperation(now - exchange.startedAt, failure === undefined ? undefined : errorType(failure))
+    const error = failure === undefined ? undefined : errorType(failure)
+    this.reportOperation(now - exchange.startedAt, error, exchange, failure)
   }
 }

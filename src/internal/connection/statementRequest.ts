@@ -14,6 +14,8 @@ export interface Request {
   readonly kind?: "reader" | "writer" | undefined
   /** Called with the server that the statement is sent to, if a span shows the server. */
   readonly served?: ((server: Destination) => void) | undefined
+  /** The call of the program that the statement belongs to, if the database is observed by a test. */
+  readonly call?: object | undefined
   readonly text: string
   /** The form that errors show in place of the text, if values are written into the text. */
   readonly shown?: DisplayedStatement | undefined

@@ -4,7 +4,8 @@
  */
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import type { SandboxExecutor } from "../client/sandboxExecutor.js"
+import type { Executor } from "../client/executor.js"
+import { onSandboxNotification } from "../client/sandboxNotifications.js"
 import { type Listener, Listeners } from "./listeners.js"
 import { type Listen, type ListenerRegistry, makeStreams } from "./streams.js"
 
@@ -23,7 +24,7 @@ class SandboxListeners implements ListenerRegistry {
 }
 
 /** Creates the streams of notifications in a sandbox. */
-export const makeSandboxListen = (executor: SandboxExecutor): Effect.Effect<Listen, never, Scope.Scope> =>
+export const makeSandboxListen = (executor: Executor): Effect.Effect<Listen, never, Scope.Scope> =>
   Effect.gen(function* () {
     const { database, observer } = executor
     const registry = yield* Effect.acquireRelease(
@@ -35,7 +36,9 @@ export const makeSandboxListen = (executor: SandboxExecutor): Effect.Effect<List
         if (observer.active) observer.observe({ _tag: "ListenOverflowed", database, channel })
       }
     }
-    executor.deliver = ({ channel, payload }, processId) =>
-      registry.listeners.deliver(channel, payload, processId, reports)
+    if (executor.sandbox !== undefined)
+      onSandboxNotification(executor.sandbox, ({ channel, payload }, processId) =>
+        registry.listeners.deliver(channel, payload, processId, reports)
+      )
     return { ...makeStreams(executor, registry), invalidate: () => 0 }
   })

@@ -44,8 +44,22 @@ export class CallSite {
   }
 }
 
+/** The call site of the statements that are being made, if they were called for earlier. */
+let earlier: CallSite | undefined
+
 /** Returns the call site of the caller, if call sites are recorded. */
-export const callSite = (): CallSite | undefined => (recorderCount === 0 ? undefined : new CallSite())
+export const callSite = (): CallSite | undefined => (recorderCount === 0 ? undefined : (earlier ?? new CallSite()))
+
+/** Makes statements later than the program has called for them, with the call site of that call. */
+export const atCallSite = <A>(site: CallSite, make: () => A): A => {
+  const before = earlier
+  earlier = site
+  try {
+    return make()
+  } finally {
+    earlier = before
+  }
+}
 
 /**
  * Returns the call site of a part of a unit of work or transaction, if the part has no label.

@@ -38,15 +38,31 @@ const carried = [
 ]
 
 /**
+ * The databases that a test has put in the place of those of a runtime, for the plain code in it.
+ */
+class ReplacedDatabases extends Context.Reference<ReplacedDatabases>()("effect-db/internal/ReplacedDatabases", {
+  defaultValue: (): Context.Context<never> | undefined => undefined
+}) {}
+
+/** Returns the databases that replace those of a runtime, with the mark by which they are found. */
+const replacedIn = (context: Context.Context<never>): Context.Context<never> => {
+  const replaced: Context.Context<never> | undefined = context.unsafeMap.get(ReplacedDatabases.key)
+  return replaced === undefined ? Context.empty() : Context.add(replaced, ReplacedDatabases, replaced)
+}
+
+/**
  * Runs plain code in the context of the effect around it. The effect fails with the exception or
  * the rejection of the code.
  */
 export const runPlain = <A>(code: () => PromiseLike<A> | A): Effect.Effect<A, unknown> =>
   Effect.withFiberRuntime((fiber) => {
     const { unsafeMap } = fiber.currentContext
-    const context = Context.unsafeMake<never>(
+    const plain = Context.unsafeMake<never>(
       new Map(carried.flatMap((key) => (unsafeMap.has(key) ? [[key, unsafeMap.get(key)]] : [])))
     )
+    const context = unsafeMap.has(ReplacedDatabases.key)
+      ? Context.merge(plain, replacedIn(fiber.currentContext))
+      : plain
     return Effect.tryPromise({
       try: (signal) => {
         // each statement in progress adds a listener, and their number has no limit
@@ -56,6 +72,17 @@ export const runPlain = <A>(code: () => PromiseLike<A> | A): Effect.Effect<A, un
       catch: (error) => error
     })
   })
+
+/**
+ * Runs plain code with other databases in the place of those of a runtime, which its statements and
+ * units of work use.
+ */
+export const runWithDatabases = <R, A>(
+  databases: Context.Context<R>,
+  code: () => PromiseLike<A> | A
+): Effect.Effect<A, unknown> =>
+  // the cast: effects find the databases by their keys
+  Effect.provide(runPlain(code), Context.make(ReplacedDatabases, databases as Context.Context<never>))
 
 /**
  * Calls code by `run` and returns its result. A returned statement runs later, when it is awaited.
@@ -75,8 +102,9 @@ export const runOutside = <A>(code: () => A): A => {
   const around = storage.getStore()?.context ?? Context.empty()
   const scopes = scopesOf(around)
   const session = causalSessionOf(around, contextOf(around))
-  if (scopes === undefined && session === undefined) return runIn((run) => storage.exit(run), code)
-  let context: Context.Context<never> = Context.empty()
+  let context = replacedIn(around)
+  if (scopes === undefined && session === undefined && context.unsafeMap.size === 0)
+    return runIn((run) => storage.exit(run), code)
   if (scopes !== undefined) context = Context.add(context, CurrentScopes, scopes)
   if (session !== undefined) context = Context.add(context, CurrentSession, session)
   return runIn((run) => storage.run({ context, signal: undefined }, run), code)

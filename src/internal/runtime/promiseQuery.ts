@@ -6,6 +6,7 @@ import * as Statement from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
 import { identity } from "effect/Function"
 import { json, makeCompiler } from "../client/compiler.js"
+import { atCallSite, callSite } from "../observability/callSite.js"
 import { makePromiseCopy } from "./promiseCopy.js"
 import type { PromiseRunner } from "./promiseRunner.js"
 
@@ -21,11 +22,15 @@ const parts = Statement.make(Effect.die(new Error("a part of a statement does no
 /** Statement that runs at its first `await`, or that is a part of another statement. */
 export class PromiseQuery<A> implements PromiseLike<ReadonlyArray<A>>, Statement.Fragment {
   private promise: Promise<ReadonlyArray<A>> | undefined
+  private readonly build: Build<A>
 
   constructor(
     private readonly runner: PromiseRunner,
-    private readonly build: Build<A>
-  ) {}
+    build: Build<A>
+  ) {
+    const site = callSite()
+    this.build = site === undefined ? build : (maker) => atCallSite(site, () => build(maker))
+  }
 
   /** Returns a copy of the statement that runs in the context of `run`, not of the `await`. */
   through(run: <B>(code: () => B) => B): PromiseQuery<A> {

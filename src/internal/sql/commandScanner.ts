@@ -52,6 +52,16 @@ const tokenEnd = (text: string, piece: string, next: number): number => {
   return isQuote ? indexAfter(text, next, piece) : next
 }
 
+/**
+ * Returns the beginning of the token at an index, and the index after the token: a whole word, the
+ * mark that opens a string, a quoted name or a comment, or another character.
+ */
+export const pieceAt = (text: string, at: number): readonly [piece: string, end: number] => {
+  token.lastIndex = at
+  const piece = token.exec(text)?.[0] ?? ""
+  return [piece, tokenEnd(text, piece, at + Math.max(1, piece.length))]
+}
+
 /** The number of words that identify a command. `ROLLBACK WORK TO SAVEPOINT` needs the most. */
 const longestHead = 4
 
@@ -81,9 +91,8 @@ export const commandsIn = (text: string, most = Number.POSITIVE_INFINITY): Reado
     isHead = true
   }
   for (let at = 0; at < text.length && (isHead || commands.length + 1 < most); ) {
-    token.lastIndex = at
-    const piece = token.exec(text)?.[0] ?? ""
-    at = tokenEnd(text, piece, at + Math.max(1, piece.length))
+    const [piece, next] = pieceAt(text, at)
+    at = next
     if (piece === ";") end()
     else if (piece === "--" || piece === "/*" || piece.trim() === "") continue
     else if (isHead && words.length < longestHead && isWord.test(piece) && !piece.endsWith("'")) {
