@@ -4,6 +4,9 @@
  * - {@link layer}: one transaction that is always rolled back. It is the fastest.
  * - {@link layerTemplate}: a database of its own, a copy of a migrated one. COMMIT is real.
  * - {@link layerServer}: the server of a whole run of tests, below one of the others.
+ * - {@link layerPglite}: PostgreSQL in the process, where no server can start.
+ * - {@link layerFaults}, {@link layerRecorded}, {@link layerShuffled}: faults, a recording, and another
+ *   order of rows, on top of them.
  *
  * @since 0.1.0
  */
