@@ -10,7 +10,7 @@ import type { Instrument } from "./instrumentedExecutor.js"
  * Puts rows into another order. The order depends on the seed and the number of rows only, and it
  * is never the given one.
  */
-export const shuffle = <A>(rows: Array<A>, seed: number): void => {
+const shuffle = <A>(rows: Array<A>, seed: number): void => {
   const random = new PCGRandom(seed)
   let hasMoved = false
   for (let i = rows.length - 1; i > 0; i--) {
