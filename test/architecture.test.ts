@@ -274,6 +274,12 @@ describe("the contents of single files", () => {
     expect(places.filter((place) => !beside.includes(folderOf(place.split(":")[0] ?? "")))).toEqual([])
   })
 
+  it("sockets are created in one file, which a simulation can replace", () => {
+    const socketSource = /\bnew\s+(?:Net\.)?Socket\b|\bNet\.(?:connect|createConnection)\b/g
+    const places = occurrences(socketSource, ["internal/protocol/socket"])
+    expect(places.filter((place) => !beside.includes(folderOf(place.split(":")[0] ?? "")))).toEqual([])
+  })
+
   it("each package is imported only where it is listed", () => {
     const name = (specifier: string) => specifier.match(/^(@[^/]+\/[^/]+|[^/]+)/)?.[0] ?? specifier
     const free = /^(node:|effect\/|@effect\/sql\/)/

@@ -1,5 +1,6 @@
 /**
- * The stream of a connection: a socket that is connected here, or a stream of the program.
+ * The stream of a connection: a socket that is connected here, or a stream of the program. No other
+ * file creates sockets, so that a simulation can replace the network as a whole.
  *
  * The driver calls `connect` with the host of its settings. The streams here ignore that host and
  * have a target of their own, so that an address can be dialled while the certificate is compared
@@ -19,6 +20,9 @@ export const socketTo = (target: SocketTarget): Net.Socket => {
   const connect = socket.connect.bind(socket)
   return Object.assign(socket, { connect: () => connect(target) })
 }
+
+/** Creates a socket that connects to `target` at once. */
+export const connectTo = (target: SocketTarget): Net.Socket => new Net.Socket().connect(target)
 
 /** Creates a `connect` for an open stream. It reports the stream as connected, like a socket. */
 const connectAtOnce = (stream: Duplex) => () => {
