@@ -16,6 +16,10 @@ export const real = {
   cpuUsage: process.cpuUsage.bind(process)
 }
 
+// Node creates these streams at their first use, as sockets if they are pipes
+void process.stdout
+void process.stderr
+
 let random = new Random("unseeded")
 
 /** Seeds the random numbers of the program under test. */

@@ -48,6 +48,8 @@ export interface EpisodeResult {
   readonly calls: number
   readonly outcomes: Readonly<Record<string, number>>
   readonly faults: Readonly<Record<string, number>>
+  /** The number of planned faults, also of those that are left out. */
+  readonly planned: number
   readonly violation: Violation | undefined
   readonly trace: ReadonlyArray<string>
 }
@@ -67,6 +69,9 @@ const staleTime = 4000
 /** The number of events in one turn of the real event loop. */
 const turnsAtOnce = 64
 
+/** The time after the end of a call from which on none of its statements may run on an open connection, in ms. */
+const lateStatement = 3000
+
 /** The most callers of one pool that are parts of the library. */
 const ownWaiters = 2
 
@@ -84,6 +89,8 @@ export class Episode {
   private readonly outcomes = new Map<string, number>()
   private readonly faultCounts = new Map<string, number>()
   private readonly running = new Map<number, Running>()
+  /** The times at which the calls have ended. */
+  private readonly endedAt = new Map<number, number>()
   private readonly settings: readonly [ClusterSettings, ClusterSettings]
   private readonly clusters: readonly [Cluster, Cluster]
   private readonly byName: ReadonlyMap<string, Cluster>
@@ -95,6 +102,8 @@ export class Episode {
   private readonly effectRandom: RandomService.Random
   private violation: Violation | undefined
   private callCount = 0
+  /** The number of planned faults, also of those that are left out. */
+  private planned = 0
   private context: Context.Context<Databases> | undefined
   /** The time that the process of the program has stood still. */
   private stalled = 0
@@ -125,7 +134,7 @@ export class Episode {
 
   /** Runs the episode. It must be the only one at a time. */
   async run(): Promise<EpisodeResult> {
-    const { millis } = this.options
+    const { millis, until = millis } = this.options
     const scope = Effect.runSync(Scope.make())
     let isOpen = false
     const [app, audit] = this.settings
@@ -137,11 +146,14 @@ export class Episode {
     })
     await this.drive(() => isOpen, 60_000, "the layers are not built")
     const busy = planPeriods(this.random.fork("periods"), millis)
-    this.planWork(busy, millis)
+    this.planWork(busy, until)
     const faults = planFaults(this.random.fork("faults"), busy)
-    for (const fault of faults) if (this.options.faults?.includes(fault.number) ?? true) this.planFault(fault)
-    await this.drive(() => loop.now >= millis, millis + 1, "the work does not end")
-    const restsAt = millis + restTime
+    for (const fault of faults) {
+      if (fault.at < until && (this.options.faults?.includes(fault.number) ?? true)) this.planFault(fault)
+    }
+    this.planned = faults.filter(({ at }) => at < until).length
+    await this.drive(() => loop.now >= until, until + 1, "the work does not end")
+    const restsAt = until + restTime
     await this.drive(() => loop.now >= restsAt && this.running.size === 0, restTime * 2, "a call does not end")
     if (this.violation === undefined) this.checkRest()
     let isClosed = false
@@ -188,7 +200,7 @@ export class Episode {
   }
 
   /** Plans the calls of the busy times, and a few between them. */
-  private planWork(busy: ReadonlyArray<Period>, millis: number): void {
+  private planWork(busy: ReadonlyArray<Period>, until: number): void {
     const { firstCall = 0, lastCall = Number.POSITIVE_INFINITY } = this.options
     const arrivals = this.random.fork("arrivals")
     let number = 0
@@ -196,7 +208,7 @@ export class Episode {
       const isBusy = busy.some(({ from, to }) => loop.now >= from && loop.now < to)
       const pause = isBusy ? arrivals.pick([20, 200, 1000, 2000]) : 30_000
       const delay = Math.min(arrivals.exponential(pause), untilNext(busy, loop.now))
-      if (loop.now + delay >= millis) return
+      if (loop.now + delay >= until) return
       loop.schedule(delay, () => {
         const id = number++
         if (id >= firstCall && id < lastCall) this.startCall(id)
@@ -255,6 +267,7 @@ export class Episode {
       call.isEnded = true
       cancelDeadline()
       this.running.delete(id)
+      this.endedAt.set(id, loop.now)
       const outcome = call.judge(exit)
       call.settle(exit)
       this.trace.add(`call ${id} ends: ${outcome}`)
@@ -289,6 +302,9 @@ export class Episode {
       server.settings.name.startsWith("app") ? [this.clusters[0], this.settings[0]] : [this.clusters[1], this.settings[1]]
     this.checkStale(cluster, settings, session)
     this.checkLimit(settings, session)
+    // an interrupted statement may arrive late, but its connection is closed by then
+    const isLate = loop.now - (this.endedAt.get(id) ?? loop.now) > lateStatement
+    if (isLate && session.link.isOpen) this.violated("crossing", `${tag} runs long after its call has ended`)
   }
 
   /** Checks that a session which may write is not on a former primary for long. */
@@ -308,7 +324,9 @@ export class Episode {
       const running = this.running.get(this.lastCall.get(session) ?? -1)
       if (running !== undefined && !running.call.isStopped) count++
     }
-    const limit = maxConnections(settings)
+    // a former replica may have a pool as a reader, and another one as the writer
+    const pools = isReadOnlyByDefault && settings.addresses.length > 1 ? 2 : 1
+    const limit = maxConnections(settings) * pools
     if (count > limit) {
       this.violated("limit", `${server.name} has ${count} sessions of one pool in use, and the limit is ${limit}`)
     }
@@ -412,6 +430,7 @@ export class Episode {
       calls: this.callCount,
       outcomes: Object.fromEntries(this.outcomes),
       faults: Object.fromEntries(this.faultCounts),
+      planned: this.planned,
       violation: this.violation,
       trace: this.violation === undefined ? [] : this.trace.last(60)
     }

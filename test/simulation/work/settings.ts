@@ -31,8 +31,10 @@ export type FaultKind = (typeof faultKinds)[number]
 /** Settings of an episode that a shrunk replay may reduce. */
 export interface EpisodeOptions {
   readonly seed: string
-  /** The virtual time of the work, in ms. */
+  /** The virtual time that calls and faults are planned for, in ms. */
   readonly millis: number
+  /** The virtual time of the work, in ms; `millis` if it is undefined. */
+  readonly until?: number | undefined
   /** The faults that are injected, by their numbers; all if it is undefined. */
   readonly faults?: ReadonlyArray<number> | undefined
   /** Calls before this number are left out. */
@@ -91,7 +93,12 @@ const optionsOf = (random: Random): Omit<Database.Options, "hosts" | "writer"> =
       [30_000, 4],
       [60_000, 4]
     ]),
-    detectionTime: random.pick([500, 1000, 2000]),
+    detectionTime: random.weighted([
+      [500, 1],
+      [1000, 2],
+      [5000, 4],
+      [10_000, 4]
+    ]),
     preparedStatements: random.pick([0, 2, 256]),
     keepAlive: random.pick([5000, 30_000]),
     startup: "lazy",
