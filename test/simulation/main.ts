@@ -3,9 +3,9 @@
  * servers, with random faults, and checks that no invariant is violated.
  */
 import { fileURLToPath } from "node:url"
-import { InvalidOption, readOptions, type RunOptions, usage } from "./runner/options.js"
-import { findPlanted } from "./runner/planted.js"
 import { describeFailure, replayArguments } from "./runner/failure.js"
+import { InvalidOption, type RunOptions, readOptions, usage } from "./runner/options.js"
+import { findPlanted } from "./runner/planted.js"
 import { shrink } from "./runner/shrink.js"
 import { episodeOf, Simulation } from "./runner/simulation.js"
 import { Worker } from "./runner/worker.js"
@@ -35,7 +35,9 @@ const reportFailure = async (seed: number, episode: number, first: EpisodeResult
   const again = await runFresh(options)
   const { violation } = again
   if (violation === undefined || again.hash !== first.hash) {
-    console.log("the episode does not fail in the same way in a process of its own: the simulation is not deterministic")
+    console.log(
+      "the episode does not fail in the same way in a process of its own: the simulation is not deterministic"
+    )
     if (violation === undefined) return
   }
   console.log("shrinking ...")
@@ -71,6 +73,7 @@ const simulate = async (run: RunOptions): Promise<boolean> => {
   const simulation = new Simulation({
     folder,
     seed,
+    episodeOf,
     episodes: Math.ceil(hours),
     limit: seconds * 1000,
     workers,

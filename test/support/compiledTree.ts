@@ -32,11 +32,13 @@ interface Source {
 }
 
 const readSources = (): ReadonlyArray<Source> =>
-  ["src", "test/support", "examples"].flatMap((folder) =>
+  ["src", "test/support", "test/simulation", "examples"].flatMap((folder) =>
     fs
       .readdirSync(path.join(root, folder), { recursive: true, withFileTypes: true })
       .filter((entry) => entry.isFile())
       .map((entry) => path.relative(root, path.join(entry.parentPath, entry.name)))
+      // `npm run simulate` compiles to a folder of its own
+      .filter((name) => !name.includes(`${path.sep}.out${path.sep}`))
       .sort()
       .map((name) => ({ name, content: fs.readFileSync(path.join(root, name)) }))
   )

@@ -93,8 +93,10 @@ const delayOf = (millis: unknown): number => {
   return delay >= 1 && delay <= longestTimer ? Math.trunc(delay) : 1
 }
 
-const setTimer = (isRepeated: boolean) => (callback: Callback, millis?: unknown, ...args: ReadonlyArray<unknown>) =>
-  new VirtualTimer(delayOf(millis), isRepeated, () => callback(...args))
+const setTimer =
+  (isRepeated: boolean) =>
+  (callback: Callback, millis?: unknown, ...args: ReadonlyArray<unknown>) =>
+    new VirtualTimer(delayOf(millis), isRepeated, () => callback(...args))
 
 const clearTimer = (timer: unknown): void => {
   if (timer instanceof VirtualTimer) timer.clear()

@@ -14,7 +14,7 @@ export interface ImmediateEntry {
 }
 
 /** Virtual event loop of the process. */
-export class Loop {
+class Loop {
   /** The virtual time, in ms since the start. It never goes back. */
   now = 0
   /** The difference of the wall clock from the virtual time, which clock steps change. */

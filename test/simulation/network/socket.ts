@@ -2,10 +2,11 @@
  * The socket of the simulated network, which takes the place of `net.Socket` for the program under
  * test.
  */
-import net from "node:net"
-import { syncBuiltinESMExports } from "node:module"
-import { Duplex } from "node:stream"
+
 import dns from "node:dns"
+import { syncBuiltinESMExports } from "node:module"
+import net from "node:net"
+import { Duplex } from "node:stream"
 import { type Link, Network } from "./network.js"
 
 /** The network of this process. */
@@ -23,7 +24,7 @@ const socketError = (code: string, syscall: string, address = ""): Error =>
   Object.assign(new Error(`${syscall} ${code}${address === "" ? "" : ` ${address}`}`), { code, syscall })
 
 /** Client socket of the simulated network. */
-export class SimulatedSocket extends Duplex {
+class SimulatedSocket extends Duplex {
   connecting = false
   bytesRead = 0
   remoteAddress: string | undefined = undefined

@@ -21,7 +21,7 @@ export interface CommandResult {
 }
 
 /** Arguments of a command: its parameters, and the groups of its pattern. */
-export interface Given {
+interface Given {
   readonly values: ReadonlyArray<string | null>
   readonly groups: ReadonlyArray<string>
 }
@@ -29,7 +29,7 @@ export interface Given {
 type Body = (session: Session, given: Given) => Generator<Blocker, CommandResult, void>
 
 /** Command of the scripted server. */
-export interface Command {
+interface Command {
   readonly pattern: RegExp | string
   /** The columns; `undefined` for a command without rows. */
   readonly columns?: ReadonlyArray<Column>
@@ -71,7 +71,6 @@ const plain = (
   pattern,
   ...(columns === undefined ? {} : { columns }),
   isControl,
-  // biome-ignore lint/correctness/useYield: the command does not wait
   run: function* (session, given) {
     return run(session, given)
   }
@@ -249,7 +248,8 @@ const outcomes: ReadonlyArray<Command> = [
     }
   ),
   {
-    pattern: /^SELECT CASE WHEN pg_catalog\.pg_current_xact_id_if_assigned\(\) IS NOT NULL THEN effect_db\.mark_commit\((?:\$1|'([^']+)')\) END$/,
+    pattern:
+      /^SELECT CASE WHEN pg_catalog\.pg_current_xact_id_if_assigned\(\) IS NOT NULL THEN effect_db\.mark_commit\((?:\$1|'([^']+)')\) END$/,
     columns: columnsOf("case"),
     run: function* (session, { groups: [literal], values: [value] }) {
       if (session.transaction?.xid === undefined) return select([null])
@@ -257,12 +257,16 @@ const outcomes: ReadonlyArray<Command> = [
       return select(["t"])
     }
   },
-  plain(/^SELECT pg_catalog\.set_config\('lock_timeout', '(\d+)', true\),\s+pg_catalog\.set_config\('statement_timeout', '(\d+)', true\),\s+pg_catalog\.set_config\('synchronous_commit', 'off', true\)$/, columnsOf("a", "b", "c"), (session, { groups: [lock, statement] }) => {
-    session.setLocal("lock_timeout", Number(lock))
-    session.setLocal("statement_timeout", Number(statement))
-    session.setLocal("synchronous_commit", 0)
-    return select([lock ?? null, statement ?? null, "off"])
-  }),
+  plain(
+    /^SELECT pg_catalog\.set_config\('lock_timeout', '(\d+)', true\),\s+pg_catalog\.set_config\('statement_timeout', '(\d+)', true\),\s+pg_catalog\.set_config\('synchronous_commit', 'off', true\)$/,
+    columnsOf("a", "b", "c"),
+    (session, { groups: [lock, statement] }) => {
+      session.setLocal("lock_timeout", Number(lock))
+      session.setLocal("statement_timeout", Number(statement))
+      session.setLocal("synchronous_commit", 0)
+      return select([lock ?? null, statement ?? null, "off"])
+    }
+  ),
   {
     pattern: /^INSERT INTO effect_db\.outcome \(id, is_fence\) VALUES \('([^']+)', true\) ON CONFLICT DO NOTHING$/,
     run: function* (session, { groups: [id = ""] }) {
@@ -274,10 +278,14 @@ const outcomes: ReadonlyArray<Command> = [
     const isFence = session.markerOf(id ?? "")
     return isFence === undefined ? select() : select([bool(isFence)])
   }),
-  plain(/^SELECT pg_catalog\.pg_is_in_recovery\(\),\s+c\.oid IS NOT NULL/, columnsOf("a", "b", "c", "d"), ({ server }) => {
-    const has = bool(server.store.hasOutcomeTable)
-    return select([bool(server.isStandby), has, has, has])
-  }),
+  plain(
+    /^SELECT pg_catalog\.pg_is_in_recovery\(\),\s+c\.oid IS NOT NULL/,
+    columnsOf("a", "b", "c", "d"),
+    ({ server }) => {
+      const has = bool(server.store.hasOutcomeTable)
+      return select([bool(server.isStandby), has, has, has])
+    }
+  ),
   {
     pattern: /^SELECT pg_catalog\.pg_advisory_xact_lock\((\d+)\)$/,
     columns: columnsOf("lock"),
@@ -367,6 +375,9 @@ export interface FoundCommand {
 
 const known = new Map<string, FoundCommand>()
 
+/** Matches texts that contain the id of a marker or the name of a savepoint. */
+const withId = /'[0-9a-f]{8}-|SAVEPOINT/
+
 /** Finds the command of a text; `undefined` if the server does not know it. */
 export const findCommand = (text: string): FoundCommand | undefined => {
   const found = known.get(text)
@@ -378,7 +389,7 @@ export const findCommand = (text: string): FoundCommand | undefined => {
     // the cast: a group that takes no part is undefined
     const result: FoundCommand = { command, groups: match.slice(1) as ReadonlyArray<string> }
     // texts with ids would fill the memory
-    if (known.size < 500) known.set(text, result)
+    if (!withId.test(text)) known.set(text, result)
     return result
   }
   return undefined

@@ -130,7 +130,9 @@ export class PostgresServer {
       if (this.state !== "starting") return
       this.state = "running"
       this.touch()
-      this.reports.trace(`${this.name} runs as a ${this.isStandby ? "standby" : `primary on timeline ${this.timeline}`}`)
+      this.reports.trace(
+        `${this.name} runs as a ${this.isStandby ? "standby" : `primary on timeline ${this.timeline}`}`
+      )
       onRunning()
     })
   }

@@ -5,7 +5,7 @@
 import { createHash } from "node:crypto"
 import { loop } from "../loop/loop.js"
 import type { Link, ServerEnd } from "../network/network.js"
-import { type Blocker, type CommandResult, findCommand, type FoundCommand, SqlFailure } from "./commands.js"
+import { type Blocker, type CommandResult, type FoundCommand, findCommand, SqlFailure } from "./commands.js"
 import type { PostgresServer } from "./server.js"
 import { SessionState } from "./sessionState.js"
 import * as wire from "./wire.js"

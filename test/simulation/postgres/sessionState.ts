@@ -73,7 +73,12 @@ export abstract class SessionState {
     if (access === "READ WRITE" && this.server.isStandby) {
       throw new SqlFailure("0A000", "cannot set transaction read-write mode during recovery")
     }
-    if (this.transaction?.isExplicit) throw new Error("a BEGIN arrived in an open transaction")
+    if (this.transaction?.isExplicit) {
+      this.server.reports.violated(
+        "crossing",
+        `a BEGIN arrived in the open transaction of call ${this.transaction.call}`
+      )
+    }
     // the statements before a BEGIN in the same exchange become a part of the transaction
     const before = this.transaction
     this.transaction = new ServerTransaction(true, isolation, isReadOnly)
@@ -162,7 +167,10 @@ export abstract class SessionState {
     if (transaction?.isExplicit) {
       transaction.call ??= call
       if (transaction.call !== call) {
-        server.reports.violated("crossing", `a statement of call ${call} is in the transaction of call ${transaction.call}`)
+        server.reports.violated(
+          "crossing",
+          `a statement of call ${call} is in the transaction of call ${transaction.call}`
+        )
       }
     }
     this.reportStatement(tag)

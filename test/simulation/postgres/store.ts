@@ -27,7 +27,7 @@ export type WalRecord =
 export type CommitRecord = Extract<WalRecord, { readonly kind: "commit" }>
 
 /** The position of the first record. */
-export const firstLsn = 0x1000_0000
+const firstLsn = 0x1000_0000
 
 /** The length of a record, in bytes. */
 const recordLength = 120

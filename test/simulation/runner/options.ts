@@ -67,7 +67,8 @@ const definitions = {
 
 const numberOf = (name: string, text: string, isWhole: boolean, least: number): number => {
   const value = Number(text)
-  const isValid = text.trim() !== "" && Number.isFinite(value) && value >= least && (!isWhole || Number.isSafeInteger(value))
+  const isValid =
+    text.trim() !== "" && Number.isFinite(value) && value >= least && (!isWhole || Number.isSafeInteger(value))
   if (isValid) return value
   throw new InvalidOption(`--${name} is ${isWhole ? "a whole number" : "a number"} from ${least}, not "${text}"`)
 }
@@ -96,7 +97,8 @@ export const readOptions = (args: ReadonlyArray<string>): RunOptions => {
   const { calls, faults, hours, seconds } = values
   const episode = whole("episode", 0)
   const isReplay = values.until !== undefined || faults !== undefined || calls !== undefined || values.trace
-  if (isReplay && episode === undefined) throw new InvalidOption("--until, --faults, --calls and --trace need --episode")
+  if (isReplay && episode === undefined)
+    throw new InvalidOption("--until, --faults, --calls and --trace need --episode")
   if (episode !== undefined && values.seed === undefined) throw new InvalidOption("--episode needs --seed")
   if (values.only !== undefined && !values.planted) throw new InvalidOption("--only needs --planted")
   return {

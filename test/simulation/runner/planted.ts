@@ -5,7 +5,7 @@ import * as fs from "node:fs"
 import * as path from "node:path"
 import { InvalidOption, type RunOptions } from "./options.js"
 import { type PlantedFault, plantedFaults } from "./plantedFaults.js"
-import { Simulation } from "./simulation.js"
+import { denseEpisodeOf, Simulation } from "./simulation.js"
 
 /** The time to find a fault, in ms. */
 const limit = 60_000
@@ -33,8 +33,12 @@ const plant = (folder: string, { edits, name }: PlantedFault): string => {
   for (const { file, find, replace } of edits) {
     const target = path.join(copy, "dist", "internal", file)
     const text = fs.readFileSync(target, "utf8")
-    if (text.split(find).length !== 2) throw new Error(`the fault ${name} does not fit ${file}: its text is there ${text.split(find).length - 1} times`)
-    fs.writeFileSync(target, text.replace(find, () => replace))
+    if (text.split(find).length !== 2)
+      throw new Error(`the fault ${name} does not fit ${file}: its text is there ${text.split(find).length - 1} times`)
+    fs.writeFileSync(
+      target,
+      text.replace(find, () => replace)
+    )
   }
   return path.join(copy, "test", "simulation")
 }
@@ -50,7 +54,15 @@ export const findPlanted = async (folder: string, { only, seed, workers }: RunOp
   for (const fault of faults) {
     const copy = plant(folder, fault)
     const startedAt = performance.now()
-    const simulation = new Simulation({ folder: copy, seed, episodes: 100_000, limit, workers, twice: false })
+    const simulation = new Simulation({
+      folder: copy,
+      seed,
+      episodeOf: denseEpisodeOf,
+      episodes: 100_000,
+      limit,
+      workers,
+      twice: false
+    })
     const stop = () => {
       simulation.stop()
       process.exit(130)

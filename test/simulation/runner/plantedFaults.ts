@@ -38,9 +38,14 @@ export const plantedFaults: ReadonlyArray<PlantedFault> = [
       {
         file: "transaction/levelRollback.js",
         find: "    connection.undo(outermost.undoSteps, (failure) => {",
-        replace: "    if (level.parent === undefined) return done();\n    connection.undo(outermost.undoSteps, (failure) => {"
+        replace:
+          "    if (level.parent === undefined) return done();\n    connection.undo(outermost.undoSteps, (failure) => {"
       },
-      { file: "pool/pool.js", find: 'if (connection.busy || connection.status !== "I")', replace: "if (connection.busy)" }
+      {
+        file: "pool/pool.js",
+        find: 'if (connection.busy || connection.status !== "I")',
+        replace: "if (connection.busy)"
+      }
     ]
   },
   {
@@ -72,7 +77,7 @@ export const plantedFaults: ReadonlyArray<PlantedFault> = [
     edits: [
       {
         file: "statement/autocommit.js",
-        find: '(failure.sent && !isUnserved(codeOf(failure.error), failure.error.message))',
+        find: "(failure.sent && !isUnserved(codeOf(failure.error), failure.error.message))",
         replace: "false"
       }
     ]
@@ -103,7 +108,11 @@ export const plantedFaults: ReadonlyArray<PlantedFault> = [
     name: "late-cancel",
     meaning: "a connection is used again while a cancel request is on its way",
     edits: [
-      { file: "connection/exchangeConnection.js", find: "this.cancellation.holdBack();", replace: "{ this.cancellation.attempts = undefined; this.finish(exchange, failure); }" }
+      {
+        file: "connection/exchangeConnection.js",
+        find: "this.cancellation.holdBack();",
+        replace: "{ this.cancellation.attempts = undefined; this.finish(exchange, failure); }"
+      }
     ]
   },
   {
@@ -127,9 +136,9 @@ export const plantedFaults: ReadonlyArray<PlantedFault> = [
     meaning: "a savepoint is released and not rolled back",
     edits: [
       {
-        file: "transaction/savepoint.js",
-        find: "undo: [wire.step(`ROLLBACK TO SAVEPOINT ${name}`), wire.step(`RELEASE SAVEPOINT ${name}`)]",
-        replace: "undo: [wire.step(`RELEASE SAVEPOINT ${name}`)]"
+        file: "transaction/levelRollback.js",
+        find: "connection.undo(outermost.undoSteps,",
+        replace: "connection.undo(outermost.undoSteps.slice(-1),"
       }
     ]
   },

@@ -8,7 +8,7 @@ import { Totals } from "./totals.js"
 import { Worker } from "./worker.js"
 
 /** The virtual time that the work of one episode is planned for, in ms. */
-export const episodeMillis = 3_600_000
+const episodeMillis = 3_600_000
 
 /** Returns the options of an episode. */
 export const episodeOf = (seed: number, episode: number): EpisodeOptions => ({
@@ -16,11 +16,23 @@ export const episodeOf = (seed: number, episode: number): EpisodeOptions => ({
   millis: episodeMillis
 })
 
+/** The virtual time of an episode without quiet times, in ms. */
+const denseMillis = 600_000
+
+/** Returns the options of an episode without quiet times, in which a fault of the library is found sooner. */
+export const denseEpisodeOf = (seed: number, episode: number): EpisodeOptions => ({
+  seed: `${seed}/${episode}`,
+  millis: denseMillis,
+  isDense: true
+})
+
 /** Settings of a simulation. */
 export interface SimulationSettings {
   /** The folder of the compiled simulation. */
   readonly folder: string
   readonly seed: number
+  /** Returns the options of an episode. */
+  readonly episodeOf: (seed: number, episode: number) => EpisodeOptions
   readonly episodes: number
   /** The limit of the real time, in ms. */
   readonly limit: number
@@ -59,7 +71,7 @@ export class Simulation {
     const work = async (worker: Worker) => {
       while (!isOver()) {
         const episode = this.next++
-        const result = await this.runOnce(worker, episodeOf(this.settings.seed, episode))
+        const result = await this.runOnce(worker, this.settings.episodeOf(this.settings.seed, episode))
         if (this.isStopped) return
         this.totals.add(result)
         this.settings.onProgress?.(this.totals)

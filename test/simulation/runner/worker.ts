@@ -54,7 +54,7 @@ export class Worker {
 
   private start(): ChildProcess {
     return fork(path.join(this.folder, "episodeProcess.js"), {
-      execArgv: ["--enable-source-maps", "--max-semi-space-size=32"],
+      execArgv: ["--max-semi-space-size=32"],
       stdio: ["ignore", "inherit", "inherit", "ipc"]
     })
   }

@@ -16,7 +16,7 @@ export class Planned extends Error {
 }
 
 /** Times that the hooks of one attempt have run. */
-export interface HookCounts {
+interface HookCounts {
   committed: number
   rolledBack: number
   unknown: number
@@ -174,7 +174,7 @@ export class Call {
 }
 
 /** Returns what the end of a call says about its writes on one database. */
-export const fateOf = (exit: Exit.Exit<unknown, unknown>, database: string): Fate => {
+const fateOf = (exit: Exit.Exit<unknown, unknown>, database: string): Fate => {
   if (Exit.isSuccess(exit)) return "stored"
   if (Cause.isInterrupted(exit.cause)) return "unknown"
   const fates = [...Cause.failures(exit.cause)].map((failure): Fate => {

@@ -2,10 +2,10 @@
  * One episode: a program with two databases works for a virtual time, while faults happen; then all
  * faults end, and the episode checks that nothing is left.
  */
-import * as Context from "effect/Context"
+import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import * as Fiber from "effect/Fiber"
+import type * as Fiber from "effect/Fiber"
 import * as FiberRef from "effect/FiberRef"
 import * as HashSet from "effect/HashSet"
 import * as Layer from "effect/Layer"
@@ -22,9 +22,9 @@ import type { Session } from "../postgres/session.js"
 import { Call } from "./call.js"
 import { App, Audit, type Databases } from "./databases.js"
 import { inject, type PlannedFault, planFaults, type Scene } from "./faults.js"
-import { type Period, planPeriods, untilNext } from "./periods.js"
 import { type Knowledge, workOf } from "./kinds.js"
 import { Ledger } from "./ledger.js"
+import { type Period, planPeriods, untilNext } from "./periods.js"
 import { type ClusterSettings, clustersOf, type EpisodeOptions, maxConnections, password } from "./settings.js"
 import { Trace } from "./trace.js"
 
@@ -57,8 +57,18 @@ export interface EpisodeResult {
 /** The time after the work in which everything comes to rest, in ms. */
 const restTime = 180_000
 
-/** The time that a call without a limit of its own has at most, in ms. */
-const longestCall = 120_000
+/**
+ * The time that a call without a limit of its own has beside the timeouts of a checkout and a statement,
+ * in ms. A statement on a server that was restarted without a sign to the program is given up after 30 s
+ * of silence, which are checked every 10 s, each time by a login and a query of 5 s at most.
+ */
+const spareTime = 55_000
+
+/** The checkouts and statements of a call with several of them that may last until their timeouts. */
+const slowStatements = 6
+
+/** The kinds of calls with one statement. */
+const singleKinds: ReadonlySet<string> = new Set(["mark", "insert", "sleep", "strong"])
 
 /** The time that a call takes after its limit or interruption: its statement is cancelled and rolled back. */
 const stopTime = 2500
@@ -116,7 +126,8 @@ export class Episode {
     this.effectRandom = RandomService.make(options.seed)
     this.reports = {
       violated: (invariant, message) => this.violated(invariant, message),
-      broken: (cause) => this.violated("simulation", cause instanceof Error ? (cause.stack ?? cause.message) : String(cause)),
+      broken: (cause) =>
+        this.violated("simulation", cause instanceof Error ? (cause.stack ?? cause.message) : String(cause)),
       onStatement: (session, tag) => this.onStatement(session, tag),
       onCommit: (server, record) => {
         this.trace.add(`${server.name} commits ${record.xid} with ${record.changes.length} changes`)
@@ -134,7 +145,7 @@ export class Episode {
 
   /** Runs the episode. It must be the only one at a time. */
   async run(): Promise<EpisodeResult> {
-    const { millis, until = millis } = this.options
+    const { isDense = false, millis, until = millis } = this.options
     const scope = Effect.runSync(Scope.make())
     let isOpen = false
     const [app, audit] = this.settings
@@ -145,7 +156,7 @@ export class Episode {
       isOpen = true
     })
     await this.drive(() => isOpen, 60_000, "the layers are not built")
-    const busy = planPeriods(this.random.fork("periods"), millis)
+    const busy = isDense ? [{ from: 0, to: millis }] : planPeriods(this.random.fork("periods"), millis)
     this.planWork(busy, until)
     const faults = planFaults(this.random.fork("faults"), busy)
     for (const fault of faults) {
@@ -251,7 +262,12 @@ export class Episode {
       call.isStopped = true
     })
     const limited =
-      way === "timeout" ? Effect.timeout(Effect.onInterrupt(work, () => stop), limit) : work
+      way === "timeout"
+        ? Effect.timeout(
+            Effect.onInterrupt(work, () => stop),
+            limit
+          )
+        : work
     const fiber = this.fork(Effect.provide(DatabaseError.refine(limited), context))
     if (way === "interrupt") {
       loop.schedule(limit, () => {
@@ -260,7 +276,7 @@ export class Episode {
         fiber.unsafeInterruptAsFork(fiber.id())
       })
     }
-    const allowed = way === "free" ? longestCall : limit + stopTime
+    const allowed = way === "free" ? this.longest(kind) : limit + stopTime
     const cancelDeadline = this.watchDeadline(call, kind, allowed)
     this.running.set(id, { call, fiber, cancelDeadline })
     fiber.addObserver((exit) => {
@@ -277,6 +293,14 @@ export class Episode {
     })
   }
 
+  /** Returns the longest time of a call without a limit of its own, in ms. */
+  private longest(kind: string): number {
+    const once = Math.max(
+      ...this.settings.map(({ options }) => Number(options.acquireTimeout) + Number(options.statementTimeout))
+    )
+    return singleKinds.has(kind) ? once + spareTime : once * slowStatements + spareTime
+  }
+
   /** Fails if a call has not ended in time. The time that the process stood still does not count. */
   private watchDeadline(call: Call, kind: string, allowed: number): () => void {
     const before = this.stalled
@@ -285,7 +309,8 @@ export class Episode {
       cancel = loop.schedule(left, () => {
         const more = this.stalled - before - counted
         if (more > 0) return watch(more, this.stalled - before)
-        if (!call.isEnded) this.violated("deadline", `call ${call.id} (${kind}) has not ended after ${allowed.toFixed(0)} ms`)
+        if (!call.isEnded)
+          this.violated("deadline", `call ${call.id} (${kind}) has not ended after ${allowed.toFixed(0)} ms`)
       })
     }
     watch(allowed, 0)
@@ -298,8 +323,9 @@ export class Episode {
     const id = Number(tag.split(".")[0])
     session.servesCalls = true
     this.lastCall.set(session, id)
-    const [cluster, settings] =
-      server.settings.name.startsWith("app") ? [this.clusters[0], this.settings[0]] : [this.clusters[1], this.settings[1]]
+    const [cluster, settings] = server.settings.name.startsWith("app")
+      ? [this.clusters[0], this.settings[0]]
+      : [this.clusters[1], this.settings[1]]
     this.checkStale(cluster, settings, session)
     this.checkLimit(settings, session)
     // an interrupted statement may arrive late, but its connection is closed by then
@@ -351,9 +377,7 @@ export class Episode {
 
   private status() {
     const { context } = this
-    return context === undefined
-      ? []
-      : Effect.runSync(Effect.provide(Effect.all([App.status, Audit.status]), context))
+    return context === undefined ? [] : Effect.runSync(Effect.provide(Effect.all([App.status, Audit.status]), context))
   }
 
   /** Checks at rest that nothing is in use. */
@@ -372,7 +396,8 @@ export class Episode {
     for (const { servers } of this.clusters) {
       for (const server of servers) {
         for (const { processId, status } of server.sessions.values()) {
-          if (status !== "I") this.violated("leak", `session ${processId} of ${server.name} is in a transaction at rest`)
+          if (status !== "I")
+            this.violated("leak", `session ${processId} of ${server.name} is in a transaction at rest`)
         }
         if (server.locks.size > 0) this.violated("leak", `${server.locks.size} locks of ${server.name} at rest`)
       }

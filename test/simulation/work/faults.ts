@@ -27,6 +27,12 @@ export interface Scene {
   readonly onStall: (millis: number) => void
 }
 
+/** The faults that change the primary. */
+const roleChanges: ReadonlySet<FaultKind> = new Set(["failover", "switchover", "splitBrain"])
+
+/** The most changes of the primary in one busy time. */
+const maxRoleChanges = 2
+
 /** Plans the faults of an episode, in its busy times. */
 export const planFaults = (random: Random, busy: ReadonlyArray<Period>): ReadonlyArray<PlannedFault> => {
   const kinds = random.fork("kinds")
@@ -36,15 +42,26 @@ export const planFaults = (random: Random, busy: ReadonlyArray<Period>): Readonl
   const all: Array<PlannedFault> = []
   for (const { from, to } of busy) {
     const pause = random.pick([2000, 8000, 20_000])
+    let changes = 0
     for (let at = from + random.exponential(pause); at < to; at += random.exponential(pause)) {
-      all.push({ number: all.length, at, kind: random.pick(chosen), random: random.fork(`fault ${all.length}`) })
+      const kind = random.pick(chosen)
+      // after a change of the primary the monitors ask often, and little else would be simulated
+      if (roleChanges.has(kind) && ++changes > maxRoleChanges) continue
+      all.push({ number: all.length, at, kind, random: random.fork(`fault ${all.length}`) })
     }
   }
   return all
 }
 
-/** Returns a duration: mostly short, sometimes long. */
-const durationOf = (random: Random): number => random.exponential(random.chance(0.8) ? 1500 : 15_000)
+/** Returns a duration: mostly short, sometimes long, and rarely longer than every timeout. */
+const durationOf = (random: Random): number =>
+  random.exponential(
+    random.weighted([
+      [1500, 78],
+      [15_000, 20],
+      [120_000, 2]
+    ])
+  )
 
 /** Returns a connection whose session serves the program. */
 const anyLink = ({ network }: Scene, random: Random): Link | undefined => {

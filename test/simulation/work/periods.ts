@@ -17,7 +17,7 @@ export const planPeriods = (random: Random, millis: number): ReadonlyArray<Perio
   while (from < millis) {
     const to = Math.min(millis, from + random.between(10_000, 90_000))
     all.push({ from, to })
-    from = to + random.exponential(900_000)
+    from = to + random.exponential(1_200_000)
   }
   return all
 }

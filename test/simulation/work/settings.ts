@@ -33,6 +33,8 @@ export interface EpisodeOptions {
   readonly seed: string
   /** The virtual time that calls and faults are planned for, in ms. */
   readonly millis: number
+  /** True if there are no quiet times. */
+  readonly isDense?: boolean | undefined
   /** The virtual time of the work, in ms; `millis` if it is undefined. */
   readonly until?: number | undefined
   /** The faults that are injected, by their numbers; all if it is undefined. */
@@ -94,8 +96,7 @@ const optionsOf = (random: Random): Omit<Database.Options, "hosts" | "writer"> =
       [60_000, 4]
     ]),
     detectionTime: random.weighted([
-      [500, 1],
-      [1000, 2],
+      [1000, 1],
       [5000, 4],
       [10_000, 4]
     ]),
@@ -139,6 +140,15 @@ const clusterOf = (random: Random, name: "app" | "audit", hosts: number, subnet:
 
 /** Returns the settings of the clusters of an episode. */
 export const clustersOf = (random: Random): readonly [ClusterSettings, ClusterSettings] => [
-  clusterOf(random.fork("app"), "app", random.weighted([[3, 4], [2, 2], [1, 2]]), 0),
+  clusterOf(
+    random.fork("app"),
+    "app",
+    random.weighted([
+      [3, 4],
+      [2, 2],
+      [1, 2]
+    ]),
+    0
+  ),
   clusterOf(random.fork("audit"), "audit", 1, 1)
 ]
