@@ -21,9 +21,6 @@ export const socketTo = (target: SocketTarget): Net.Socket => {
   return Object.assign(socket, { connect: () => connect(target) })
 }
 
-/** Creates a socket that connects to `target` at once. */
-export const connectTo = (target: SocketTarget): Net.Socket => new Net.Socket().connect(target)
-
 /** Creates a `connect` for an open stream. It reports the stream as connected, like a socket. */
 const connectAtOnce = (stream: Duplex) => () => {
   queueMicrotask(() => stream.emit("connect"))
