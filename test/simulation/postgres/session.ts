@@ -22,7 +22,7 @@ interface Portal extends FoundCommand {
   tag: string
 }
 
-/** What follows a command. */
+/** Continuation after a command. */
 interface Continuation {
   /** True if the messages up to the next Sync are skipped after a failure. */
   readonly isExtended: boolean

@@ -32,7 +32,7 @@ export interface Attempt {
   isHooked: boolean
 }
 
-/** What a call reports. */
+/** Report of a call. */
 export interface CallReports {
   readonly violated: (invariant: string, message: string) => void
   readonly trace: (line: string) => void

@@ -10,7 +10,7 @@ import type { Operation } from "./ledger.js"
 
 type Work = Effect.Effect<unknown, unknown, Databases>
 
-/** What the calls know of the clusters. */
+/** Knowledge that the calls have of the clusters. */
 export interface Knowledge {
   /** Returns the number of failovers of a database so far. */
   readonly failovers: (database: string) => number

@@ -5,7 +5,7 @@
 import type { PostgresServer } from "../postgres/server.js"
 import type { CommitRecord } from "../postgres/store.js"
 
-/** What a caller knows of a write. */
+/** Knowledge that a caller has of a write. */
 export type Fate = "pending" | "stored" | "absent" | "unknown"
 
 /** One write of a call. */
