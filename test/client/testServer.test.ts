@@ -12,6 +12,7 @@ import { memoryDirectory } from "../../src/internal/embedded/memoryDirectory.js"
 import { administer } from "../support/adminSession.js"
 import { startChild } from "../support/child.js"
 import { Audit, Db, insert } from "../support/databases.js"
+import { cluster } from "../support/embedded.js"
 import { eventually } from "../support/eventually.js"
 import { at, freshDatabase, query } from "../support/server.js"
 
@@ -156,6 +157,25 @@ describe("TestDatabase.serverSetup", () => {
       yield* child.ended
       yield* Effect.scoped(setUp({ url: writer, databases: ["app"] }))
       assert.isFalse(yield* exists(name))
+    })
+  )
+})
+
+describe("TestDatabase.layerTemplate on replicas", () => {
+  it.scopedLive("a build waits for the replicas, and fails if one of them does not replay", () =>
+    Effect.gen(function* () {
+      const { one, postgres, two } = yield* cluster()
+      yield* Effect.gen(function* () {
+        yield* Effect.provide(insert("a"), DbTest)
+        yield* two.pauseReplay
+        const error = yield* Effect.flip(Effect.provide(insert("a"), DbTest))
+        assert.strictEqual(error._tag, "NoReplicaCaughtUp")
+        yield* two.resumeReplay
+        yield* Effect.provide(insert("a"), DbTest)
+        // reads do without a replica that does not answer
+        yield* one.stop
+        yield* Effect.provide(insert("a"), DbTest)
+      }).pipe(Effect.provide(Db.layer({ ...postgres.settings("postgres"), acquireTimeout: "3 seconds" })))
     })
   )
 })
