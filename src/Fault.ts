@@ -87,8 +87,8 @@ type Inject = Effect.Effect<Injected, ConfigInvalid, Scope.Scope>
  *
  * A fault is in effect until its scope ends, or until it has happened `times` times. Faults compose:
  * if several concern one statement, the one that was injected first happens. A server that is named
- * and is none of the database fails with `ConfigInvalid`. So does a condition on statements where a
- * connection uses TLS, in which no statement can be read.
+ * and is none of the database fails with `ConfigInvalid`. So do a condition on statements and a refused
+ * login where a connection uses TLS, in which no message can be read.
  *
  * @see `TestDatabase.layerFaults` for the layer that makes them possible
  * @since 0.3.0
@@ -127,8 +127,8 @@ export interface Faults {
   readonly pauseReplay: (where?: Server) => Effect.Effect<void, ConfigInvalid | DatabaseError, Scope.Scope>
   /**
    * Promotes a replica to a primary, and makes the former one unreachable for this database until the
-   * scope ends. The promotion remains. The user of the database needs the right to execute
-   * `pg_promote`.
+   * scope ends. The promotion remains, and after the scope there are two primaries: use a server that
+   * belongs to the test alone. The user of the database needs the right to execute `pg_promote`.
    *
    * @see `EmbeddedPostgres` for `switchOver`, which moves the writer without a loss
    */

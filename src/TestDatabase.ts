@@ -5,8 +5,8 @@
  * - {@link layerTemplate}: a database of its own, a copy of a migrated one. COMMIT is real.
  * - {@link layerServer}: the server of a whole run of tests, below one of the others.
  * - {@link layerPglite}: PostgreSQL in the process, where no server can start.
- * - {@link layerFaults}, {@link layerRecorded}, {@link layerShuffled}: faults, a recording, and another
- *   order of rows, on top of them.
+ * - {@link layerRecorded}, {@link layerShuffled}: a recording, and another order of rows, on top of them.
+ * - {@link layerFaults}: faults, on top of any but a sandbox, which is put over it.
  *
  * @since 0.1.0
  */
@@ -67,11 +67,13 @@ export interface SandboxOptions {
  * The release of the savepoint stands for COMMIT, and does what COMMIT does:
  *
  * - Deferred constraints are checked, and deferred triggers run. A new transaction or independent work
- *   inside of another transaction is checked with that one.
+ *   inside of another transaction is checked with that one. A constraint stays immediate after the
+ *   first commit if another one of its schema has the same name and is not deferred at first.
  * - Notifications are delivered to the listeners of the same layer, and to no others. They are those
- *   of `notify`, of a NOTIFY and of `SELECT pg_notify(...)`; those of functions and triggers are not
- *   seen.
+ *   of `notify`, and of a statement that is a NOTIFY or `SELECT pg_notify(...)` alone; those of other
+ *   statements, such as in functions and triggers, are not seen.
  * - The settings of `SET LOCAL` and `set_config(..., true)` end, unless a function has set them.
+ *   Temporary tables with ON COMMIT remain as they are.
  *
  * Further rules:
  *

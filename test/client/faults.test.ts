@@ -135,6 +135,12 @@ describe("faults at a statement", () => {
         yield* faults.delay("100 millis", { statement: "INSERT" })
         const [took] = yield* Effect.timed(insert("a"))
         assert.isAtLeast(Duration.toMillis(took), 99)
+        const scope = yield* Scope.make()
+        const long = yield* Scope.extend(faults.delay("1 hour", { statement: "DELETE" }), scope)
+        const fiber = yield* Effect.fork(run("DELETE FROM item WHERE name = 'b'"))
+        yield* long.happened
+        yield* Scope.close(scope, yield* Effect.exit(Effect.void))
+        yield* Fiber.join(fiber)
         assert.deepStrictEqual(yield* names, ["a"])
       })
     )
@@ -236,6 +242,18 @@ describe("faults of a server", () => {
 })
 
 describe("conditions of faults", () => {
+  it.scopedLive("a copy of a template over the faults has them as well", () =>
+    Effect.gen(function* () {
+      const faults = yield* TestDatabase.faults(Db)
+      yield* faults.refuse({ statement: "SELECT 7" }, { sqlState: "40001" })
+      assert.strictEqual((yield* failure(run("SELECT 7")))._tag, "SerializationFailure")
+    }).pipe(
+      Effect.scoped,
+      Effect.provide(TestDatabase.layerTemplate(Db, { migrate: Effect.void })),
+      Effect.provide(Layer.provideMerge(TestDatabase.layerFaults(Db), fresh()))
+    )
+  )
+
   it.scopedLive("a server that the database does not have, and a wrong number, are refused", () =>
     faulty((faults) =>
       Effect.gen(function* () {

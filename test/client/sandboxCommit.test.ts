@@ -8,7 +8,7 @@ import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { DatabaseError, TestDatabase, UnitOfWork } from "effect-db"
 import { describe } from "vitest"
-import { Db, fresh, insert, type Place, run, setting } from "../support/databases.js"
+import { collide, Db, fresh, insert, type Place, run, setting } from "../support/databases.js"
 
 /** Runs a test in a sandbox of a new database. */
 const sandboxed = <A, E>(test: Effect.Effect<A, E, Db | Place | Scope.Scope>, options?: TestDatabase.SandboxOptions) =>
@@ -91,6 +91,28 @@ describe("constraints in a sandbox", () => {
         const deferred = Effect.all([run("SET CONSTRAINTS ALL DEFERRED"), addChild(1)])
         assert.strictEqual((yield* failure(Db.withTransaction(deferred)))._tag, "CommitFailed")
         assert.strictEqual((yield* failure(Db.withTransaction(addChild(1))))._tag, "UniqueViolation")
+      })
+    )
+  )
+
+  it.scopedLive("constraints of equal names and a role without rights do not disturb a commit", () =>
+    sandboxed(
+      Effect.gen(function* () {
+        yield* createTables
+        // the server would refuse to defer the second one, and the third one is immediate at first
+        yield* run("CREATE TABLE b (parent int CONSTRAINT of_parent REFERENCES parent)")
+        yield* run("CREATE TABLE c (id int CONSTRAINT twin UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+        yield* run("CREATE TABLE d (id int CONSTRAINT twin2 UNIQUE DEFERRABLE INITIALLY IMMEDIATE)")
+        yield* run("ALTER TABLE d RENAME CONSTRAINT twin2 TO other")
+        yield* run("CREATE SCHEMA hidden; CREATE TABLE hidden.e (id int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+        yield* run("CREATE ROLE sandbox_tenant; GRANT INSERT ON item TO sandbox_tenant")
+        yield* Db.withTransaction(
+          Effect.zipRight(run("SET LOCAL ROLE sandbox_tenant"), run("INSERT INTO item (id, name) VALUES (1, 'tenant')"))
+        )
+        const sql = yield* Db.writer
+        const [row] = yield* sql<{ role: string }>`SELECT current_setting('role') AS role`
+        assert.strictEqual(row?.role, "none")
+        assert.strictEqual((yield* failure(Db.withTransaction(addChild(1))))._tag, "ForeignKeyViolation")
       })
     )
   )
@@ -201,7 +223,36 @@ describe("independent work in a sandbox", () => {
         yield* Effect.ignore(
           Db.withTransaction(Effect.all([insert("e"), read, Effect.ignore(undone), Effect.fail("no")]))
         )
+        const newRead = Db.withTransaction(run("SELECT 1"), { propagation: "requiresNew" })
+        yield* Effect.ignore(Db.withTransaction(Effect.all([insert("g"), newRead, Effect.fail("no")])))
         yield* insert("f")
+      })
+    )
+  )
+
+  it.scopedLive("a transaction around undone independent work is refused as well", () =>
+    sandboxed(
+      Effect.gen(function* () {
+        const undone = Effect.ignore(Db.withTransaction(Effect.all([insert("b"), inner, Effect.fail("no")])))
+        const error = yield* failure(Db.withTransaction(Effect.all([insert("a"), undone, insert("c")])))
+        assert.include(error.message, "use TestDatabase.layerTemplate for this test")
+      })
+    )
+  )
+
+  it.scopedLive("a conflict is no reason to retry a later transaction", () =>
+    sandboxed(
+      Effect.gen(function* () {
+        yield* Effect.ignore(Db.withTransaction(collide))
+        let attempts = 0
+        const twice = Effect.suspend(() =>
+          Effect.zipRight(
+            Effect.sync(() => attempts++),
+            Effect.zipRight(insert("a"), insert("a"))
+          )
+        )
+        assert.strictEqual((yield* failure(Db.withTransaction(twice, { retry: true })))._tag, "UniqueViolation")
+        assert.strictEqual(attempts, 1)
       })
     )
   )
@@ -296,6 +347,7 @@ describe("notifications in a sandbox", () => {
             Db.withTransaction(Effect.all([Db.notify("app", "nested"), Db.notify("app", "first")])),
             Effect.ignore(Db.withTransaction(Effect.zipRight(Db.notify("app", "undone"), Effect.fail("no")))),
             sql`NOTIFY app, 'it''s'`,
+            sql`SELECT pg_notify('app', 'commented') AS sent -- a comment`,
             sql.notify("App", "another channel"),
             Effect.sync(() => log.push("sent"))
           ])
@@ -304,7 +356,7 @@ describe("notifications in a sandbox", () => {
         yield* UnitOfWork.run(sql`SELECT pg_notify('app', ${"of a unit"})`)
         yield* sql`NOTIFY "app"`
         yield* Db.notify("app", "last")
-        assert.deepStrictEqual(yield* payloads, ["first", "nested", "it's", "of a unit", "", "last"])
+        assert.deepStrictEqual(yield* payloads, ["first", "nested", "it's", "commented", "of a unit", "", "last"])
       })
     )
   )

@@ -69,7 +69,7 @@ export class Executor extends DatabaseTransactions {
       const part = kind === "writer" ? ambient?.part(transaction) : undefined
       const start = inTransaction(transaction, request, isolation, part)
       const result = this.retry.attempt(fiber, start, read, isNotSent)
-      return this.sandbox === undefined ? result : deliverWhenStored(this, this.sandbox, request, result)
+      return this.sandbox === undefined ? result : deliverWhenStored(this, this.sandbox, plain, result)
     }
     if (this.sandbox !== undefined) {
       const around = ambient?.around(this) ?? this.sandbox
@@ -79,7 +79,7 @@ export class Executor extends DatabaseTransactions {
       // the statement is independent of the transaction around it
       const mayWrite = isolation === "savepoint" && !isReadOnly(request.text)
       const recorded = mayWrite ? Effect.tap(result, () => around.level.recordIndependent()) : result
-      return deliverWhenStored(this, this.sandbox, request, recorded)
+      return deliverWhenStored(this, this.sandbox, plain, recorded)
     }
     const held = ambient?.held(this) ?? none
     const caller = this.caller(fiber, request.site, work)

@@ -50,5 +50,6 @@ export const deliverWhenStored = <A, E>(
     })
     return registerHook(origin, "whenStored", deliver)
   })
-  return Effect.zipLeft(self, register)
+  // an executed statement must not lose its notification to an interruption
+  return Effect.uninterruptibleMask((restore) => Effect.zipLeft(restore(self), register))
 }

@@ -48,8 +48,8 @@ export const localSettingsIn = (text: string, values: ReadonlyArray<unknown>): R
     if (typeof name !== "string" || name === "") continue
     if (isLocal !== undefined || isTrue(values[Number(flag) - 1])) names.add(name.toLowerCase())
   }
-  // the characteristics of a transaction are no settings
-  names.delete("transaction")
+  // the characteristics of a transaction end with its savepoint
+  for (const name of names) if (/^transaction(?:_|$)/.test(name)) names.delete(name)
   return names
 }
 

@@ -10,7 +10,8 @@ export interface SentNotification {
 
 const literal = "'((?:[^']|'')*)'"
 const argument = `\\s*(?:\\$(\\d+)|${literal})(?:\\s*::\\s*\\w+)?\\s*`
-const call = new RegExp(`^\\s*SELECT\\s+(?:pg_catalog\\.)?pg_notify\\s*\\(${argument},${argument}\\)\\s*;?\\s*$`, "i")
+const end = "(?:\\s+AS\\s+\\w+)?\\s*;?\\s*(?:--[^\\n]*|/\\*[^*]*\\*/)?\\s*$"
+const call = new RegExp(`^\\s*SELECT\\s+(?:pg_catalog\\.)?pg_notify\\s*\\(${argument},${argument}\\)${end}`, "i")
 const command = new RegExp(
   `^\\s*NOTIFY\\s+(?:"((?:[^"]|"")+)"|([A-Za-z_\\x80-\\uffff][\\w$\\x80-\\uffff]*))(?:\\s*,\\s*${literal})?\\s*;?\\s*$`,
   "i"

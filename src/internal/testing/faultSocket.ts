@@ -25,6 +25,9 @@ const nothing = () => {}
 const systemError = (code: string, call: string): Error =>
   Object.assign(new Error(`${call} ${code}`), { code, syscall: call })
 
+/** The first byte of TLS. The first byte of a startup message is 0. */
+const tlsHandshake = 0x16
+
 let refusals = 0
 
 /** Creates an error message of the server. */
@@ -47,8 +50,8 @@ export class FaultSocket extends Duplex {
   private isLosing = false
   /** The rules that hold back all deliveries, in both directions. */
   private readonly frozenBy = new Set<FaultRule>()
-  /** True while deliveries to the server are delayed. */
-  private isDelayed = false
+  /** The rule that delays the deliveries to the server at this moment. */
+  private delayedBy: FaultRule | undefined
   private cancelDelay: Delivery = nothing
   private readonly toServer: Array<Delivery> = []
   private readonly toClient: Array<Delivery> = []
@@ -99,7 +102,10 @@ export class FaultSocket extends Duplex {
 
   /** Ends the effect of a rule that was removed. */
   onRemoved(rule: FaultRule): void {
-    if (!this.frozenBy.delete(rule)) return
+    if (this.delayedBy === rule) {
+      this.cancelDelay()
+      this.delayedBy = undefined
+    } else if (!this.frozenBy.delete(rule)) return
     this.flush()
   }
 
@@ -108,6 +114,8 @@ export class FaultSocket extends Duplex {
   }
 
   override _write(chunk: Buffer, _: BufferEncoding, callback: (error?: Error | null) => void): void {
+    // TLS that begins without a request
+    if (this.phase === "startup" && chunk[0] === tlsHandshake) this.phase = "opaque"
     if (this.phase === "opaque") this.send(chunk)
     else
       this.requests.split(
@@ -166,7 +174,7 @@ export class FaultSocket extends Duplex {
     const standing = this.delayOfServer()
     if (standing?.kind._tag === "Delay") {
       standing.onHappened()
-      this.delay(standing.kind.millis)
+      this.delay(standing, standing.kind.millis)
     }
     if (rule === undefined) return this.send(message)
     switch (rule.kind._tag) {
@@ -176,7 +184,7 @@ export class FaultSocket extends Duplex {
         this.frozenBy.add(rule)
         return this.send(message)
       case "Delay":
-        this.delay(rule.kind.millis)
+        this.delay(rule, rule.kind.millis)
         return this.send(message)
       case "LoseAnswer":
         this.isLosing = true
@@ -193,7 +201,11 @@ export class FaultSocket extends Duplex {
       this.phase = "encryption"
       return this.send(message)
     }
-    if (isCancelRequest(message)) return this.send(message)
+    if (isCancelRequest(message)) {
+      const delay = this.delayOfServer()
+      if (delay?.kind._tag === "Delay") this.delay(delay, delay.kind.millis)
+      return this.send(message)
+    }
     this.phase = "messages"
     const rule = this.rules.ofConnections(this.server).find(({ kind }) => kind._tag === "RefuseLogin")
     if (rule?.kind._tag !== "RefuseLogin") return this.send(message)
@@ -260,11 +272,11 @@ export class FaultSocket extends Duplex {
     return this.rules.ofConnections(this.server).find(({ kind }) => kind._tag === "Delay")
   }
 
-  private delay(millis: number): void {
-    if (this.isDelayed) return
-    this.isDelayed = true
+  private delay(rule: FaultRule, millis: number): void {
+    if (this.delayedBy !== undefined) return
+    this.delayedBy = rule
     this.cancelDelay = clock.later(millis, () => {
-      this.isDelayed = false
+      this.delayedBy = undefined
       this.flush()
     })
   }
@@ -288,7 +300,7 @@ export class FaultSocket extends Duplex {
 
   private flush(): void {
     if (this.frozenBy.size > 0) return
-    if (!this.isDelayed) run(this.toServer)
+    if (this.delayedBy === undefined) run(this.toServer)
     run(this.toClient)
     if (!this.destroyed) this.inner.resume()
   }

@@ -71,8 +71,8 @@ const checkReadable = (executor: Executor, servers: ReadonlyArray<Server>): Effe
   return Effect.fail(
     new ConfigInvalid({
       database: executor.database,
-      setting: "statement",
-      given: `a condition on statements, and TLS to ${encrypted.name}`,
+      setting: "faults",
+      given: `a condition on statements, or a refused login, and TLS to ${encrypted.name}`,
       expected: "a server without TLS in tests (sslmode=disable), or a fault of all connections"
     })
   )
@@ -108,7 +108,7 @@ export const makeFaults = (executor: Executor, rules: FaultRules): Faults => {
       const { skip = 0, times = 1 } = statement ?? {}
       yield* checkNumber(executor, "skip", skip)
       yield* checkNumber(executor, "times", times)
-      if (statement !== undefined) yield* checkReadable(executor, servers)
+      if (statement !== undefined || kind._tag === "RefuseLogin") yield* checkReadable(executor, servers)
       const first = yield* Deferred.make<void>()
       let count = 0
       const rule: FaultRule = {

@@ -8,13 +8,12 @@ import { type Database, reopen } from "../../Database.js"
 import { ConfigInvalid, type StartupError } from "../../DatabaseError.js"
 import type { Faults } from "../../Fault.js"
 import type { ServerConfig } from "../../ServerConfig.js"
-import type { Topology } from "../topology/topology.js"
 import { FaultRules } from "./faultRules.js"
 import { FaultSocket } from "./faultSocket.js"
 import { makeFaults } from "./faults.js"
 
-/** The rules of opened databases. A sandbox over a database has the same topology. */
-const rulesOf = new WeakMap<Topology, FaultRules>()
+/** The rules of faults, by the function that wraps sockets: a copy of a database has the same one. */
+const rulesOf = new WeakMap<object, FaultRules>()
 
 /** Opens a database with the settings of another one, and with faults. */
 export const openWithFaults = (
@@ -28,20 +27,21 @@ export const openWithFaults = (
     }
     const rules = new FaultRules()
     // the cast: FaultSocket has all members of a socket that the driver and the watchdog use
-    const intercept: ServerConfig["intercept"] = (socket, host) => new FaultSocket(socket, host, rules) as never
-    const opened = yield* reopen(live, {
+    const intercept: NonNullable<ServerConfig["intercept"]> = (socket, host) =>
+      new FaultSocket(socket, host, rules) as never
+    rulesOf.set(intercept, rules)
+    return yield* reopen(live, {
       ...config,
       writer: { ...config.writer, intercept },
       readers: config.readers.map((reader) => ({ ...reader, intercept }))
     })
-    rulesOf.set(opened.executor.topology, rules)
-    return opened
   })
 
 /** Returns the faults of a database that was opened with them. */
 export const faultsOf = ({ executor }: Database): Effect.Effect<Faults, ConfigInvalid> =>
   Effect.suspend(() => {
-    const rules = rulesOf.get(executor.topology)
+    const { intercept } = executor.config.writer
+    const rules = intercept === undefined ? undefined : rulesOf.get(intercept)
     if (rules !== undefined) return Effect.succeed(makeFaults(executor, rules))
     const { database } = executor
     const expected = "a database that TestDatabase.layerFaults provides"

@@ -64,11 +64,38 @@ const runOn = (executor: Executor, server: Server, text: string): Effect.Effect<
     return Effect.sync(cancel)
   })
 
-/** Stops the replay on a replica until the end of a scope. */
-export const pauseReplay = (executor: Executor, server: Server): Effect.Effect<void, DatabaseError, Scope.Scope> =>
-  Effect.acquireRelease(runOn(executor, server, "SELECT pg_catalog.pg_wal_replay_pause()"), () =>
-    Effect.ignoreLogged(runOn(executor, server, "SELECT pg_catalog.pg_wal_replay_resume()"))
+/** The number of pauses in effect, by replica. */
+const pauses = new Map<string, number>()
+
+const keyOf = ({ server }: Server): string => server.name
+
+/** The command that waits until the replay has stopped: `pg_wal_replay_pause` only requests that. */
+const awaitPause = `DO $effect_db$ BEGIN
+  WHILE pg_catalog.pg_get_wal_replay_pause_state() <> 'paused' LOOP PERFORM pg_catalog.pg_sleep(0.005); END LOOP;
+END $effect_db$`
+
+/** Stops the replay on a replica until the end of a scope, or of the last scope that has stopped it. */
+export const pauseReplay = (executor: Executor, server: Server): Effect.Effect<void, DatabaseError, Scope.Scope> => {
+  const key = keyOf(server)
+  const pause = Effect.suspend(() => {
+    pauses.set(key, (pauses.get(key) ?? 0) + 1)
+    return Effect.zipRight(
+      runOn(executor, server, "SELECT pg_catalog.pg_wal_replay_pause()"),
+      runOn(executor, server, awaitPause)
+    )
+  })
+  const resume = Effect.suspend(() => {
+    const left = (pauses.get(key) ?? 1) - 1
+    pauses.set(key, left)
+    if (left > 0) return Effect.void
+    pauses.delete(key)
+    return Effect.ignoreLogged(runOn(executor, server, "SELECT pg_catalog.pg_wal_replay_resume()"))
+  })
+  return Effect.zipRight(
+    Effect.addFinalizer(() => resume),
+    Effect.uninterruptible(pause)
   )
+}
 
 /** Promotes a replica, and waits until it takes writes. */
 export const promote = (executor: Executor, server: Server): Effect.Effect<void, DatabaseError> =>

@@ -142,6 +142,11 @@ export class ConnectionHolder {
     if (failure._tag === "SerializationFailure" || failure._tag === "DeadlockDetected") this.conflict ??= failure
   }
 
+  /** Forgets the conflict of an earlier transaction in a sandbox. */
+  forgetConflict(): void {
+    this.conflict = undefined
+  }
+
   /** Records a lost connection, so that later statements fail with its reason. */
   recordLoss(failure: Failure): void {
     if (failure._tag === "lost") this.markLost(statementFailure(this.location, failure, "undone"))

@@ -42,12 +42,15 @@ const none: ReadonlyArray<never> = []
 const rollback = [wire.constantStep("ROLLBACK")]
 
 /** Makes a sandbox refuse further statements, after it has undone what a server would have kept. */
-const refuseSandbox = (level: Level): void => {
-  let root = level
-  while (root.parent !== undefined) root = root.parent
+const refuseSandbox = (undone: Level): void => {
   const text =
     "a transaction was rolled back after independent work inside of it (requiresNew, independent), which a server keeps and a sandbox cannot: use TestDatabase.layerTemplate for this test"
-  root.refused = { _tag: "QueryFailed", ...level.connectionHolder.location, cause: new Error(text) }
+  const refused: StatementFailure = {
+    _tag: "QueryFailed",
+    ...undone.connectionHolder.location,
+    cause: new Error(text)
+  }
+  for (let level = undone.parent; level !== undefined; level = level.parent) level.refused = refused
 }
 
 /** A transaction, or a savepoint inside of one. */
@@ -87,6 +90,8 @@ export class Level {
   refused: StatementFailure | undefined = undefined
   /** True if the level stands for a transaction that is independent of the levels around it. */
   isIndependent = false
+  /** In a sandbox, true if a statement of the level may have written. */
+  hasWritten = false
   /** True if the level contains work of an independent one, which a rollback must not undo. */
   private holdsIndependent = false
   /** The settings that end with the emulated transaction, if it has set any. */
@@ -178,7 +183,7 @@ export class Level {
   release(): void {
     const wasBegun = this.isBegun
     if (wasBegun) this.presence = "ended"
-    if (this.holdsIndependent || this.isIndependent) this.endIndependent(wasBegun)
+    if (this.holdsIndependent || this.isIndependent) this.endIndependent()
     this.lock.release()
     if (this.parent === undefined) this.connectionHolder.checkIn()
     else if (wasBegun) this.parent.releaseNested()
@@ -193,12 +198,11 @@ export class Level {
    * Passes independent work to the level around at the end of a level. If the level was undone, its
    * sandbox has undone the work with it, unlike a server, so the sandbox refuses further statements.
    */
-  private endIndependent(wasBegun: boolean): void {
+  private endIndependent(): void {
     const isKept = this.state === "committed"
-    const hasWork = this.holdsIndependent || (this.isIndependent && wasBegun && !this.readOnly)
-    if (!hasWork || (this.isIndependent && !isKept && !this.holdsIndependent)) return
-    if (!isKept) return refuseSandbox(this)
-    if (this.emulated !== this) this.parent?.recordIndependent()
+    if (!isKept && this.holdsIndependent) return refuseSandbox(this)
+    const hasWork = this.holdsIndependent || (this.isIndependent && this.hasWritten)
+    if (isKept && hasWork && this.emulated !== this) this.parent?.recordIndependent()
   }
 
   /** Releases the lock of this level, which a nested level has held. */

@@ -6,6 +6,7 @@ import type { Connection, Exchange, Failure, Request } from "../connection/conne
 import { isStaleRefusal } from "../connection/statementFailure.js"
 import type { Copy } from "../protocol/copyData.js"
 import type { Step } from "../protocol/frontendMessages.js"
+import { isReadOnly } from "../sql/commandScanner.js"
 import { isCopy } from "../sql/copy.js"
 import { localSettingsIn } from "../sql/localSettings.js"
 import type { OnStatement } from "../statement/autocommit.js"
@@ -78,17 +79,30 @@ export const runStatement = (
     runFirst(level, connection, pending, first, finish, runAlone)
   })
 
+/** Records in a sandbox that a level and those around it, up to an independent one, may have written. */
+const markWritten = (written: Level, text: string): void => {
+  if (written.hasWritten || isReadOnly(text)) return
+  for (
+    let level: Level | undefined = written;
+    level !== undefined;
+    level = level.isIndependent ? undefined : level.parent
+  )
+    level.hasWritten = true
+}
+
 /**
  * Returns the settings of a statement in a sandbox that must end with its emulated transaction, and
  * records them for its end; `undefined` if there are none.
  */
 const settingsToEnd = (
-  { emulated }: Level,
+  level: Level,
   { text, values }: Request,
   isolation: StatementIsolation
 ): ReadonlySet<string> | undefined => {
+  const { emulated } = level
   const isAutocommit = isolation === "autocommit"
   if (!isAutocommit && emulated === undefined) return undefined
+  if (emulated !== undefined) markWritten(level, text)
   const names = localSettingsIn(text, values)
   if (names.size === 0) return undefined
   if (!isAutocommit && emulated !== undefined)
