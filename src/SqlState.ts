@@ -354,7 +354,8 @@ export const faultCodes = {
   reset: "ECONNRESET",
   unknownStatement: "26000",
   wrongPassword: "28P01",
-  lockNotAvailable: "55P03"
+  lockNotAvailable: "55P03",
+  featureNotSupported: "0A000"
 } as const
 
 /**

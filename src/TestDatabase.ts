@@ -223,7 +223,8 @@ export interface PgliteOptions {
  *   `LockTimeout` after 2 seconds. With {@link layer} over this layer they run on one connection.
  * - Statements block the process, and cannot be cancelled.
  * - Temporary tables, and settings by SET without LOCAL, belong to all connections.
- * - There are no replicas, no prepared transactions and no `terminateBackends`.
+ * - There are no replicas, no prepared transactions and no `terminateBackends`, and `copyFrom` fails
+ *   with `QueryFailed`, because a PGlite cannot read its data.
  *
  * Fails with `ConfigInvalid` if the effect that opens the PGlite fails, and as `Db.layer` does.
  *

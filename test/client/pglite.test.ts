@@ -42,6 +42,8 @@ describe("TestDatabase.layerPglite", () => {
         const rows = yield* Stream.runCollect(sql`SELECT n FROM generate_series(1, 2000) AS n`.stream)
         assert.strictEqual(Chunk.size(rows), 2000)
         assert.strictEqual((yield* failure(run("nonsense")))._tag, "QueryFailed")
+        const copied = yield* failure(sql.copyFrom("item", ["name"], Stream.make(["copied"])))
+        assert.include(copied.message, "PGlite cannot read the data of COPY")
         assert.deepStrictEqual(yield* names, ["a", "b", "d3"])
         const reader = yield* Db.reader
         assert.strictEqual((yield* failure(reader`DELETE FROM item`))._tag, "ReadOnlyViolation")

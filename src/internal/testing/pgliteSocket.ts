@@ -19,6 +19,11 @@ const longestWait = 2000
 
 const nothing = () => {}
 
+const copyFrom = /^\s*COPY\b[^;]*\bFROM\s+STDIN\b/i
+
+/** The statement in place of a COPY with data of the client, at which a PGlite ends. */
+const refuseCopy = `DO $$ BEGIN RAISE EXCEPTION 'PGlite cannot read the data of COPY' USING ERRCODE = '${faultCodes.featureNotSupported}', HINT = 'Insert the rows, or use a server.'; END $$`
+
 /** The letters of messages after which the server answers. */
 const ends = new Set(["S", "Q", "H", "c", "f"])
 
@@ -141,6 +146,9 @@ export class PgliteSocket extends Duplex implements PgliteConnection {
     const named = (name: string) => (name === "" ? "" : this.prefix + name)
     const rest = (texts: ReadonlyArray<string>, from: number) =>
       message.subarray(from + texts.reduce((sum, text) => sum + Buffer.byteLength(text) + 1, 0))
+    if (letter === "Q" && copyFrom.test(message.toString("utf8", 5))) return makeMessage("Q", [refuseCopy])
+    if (letter === "P" && copyFrom.test(textsFrom(message, 5, 2)[1] ?? ""))
+      return makeMessage("P", [named(textsFrom(message, 5, 1)[0] ?? ""), refuseCopy], Buffer.alloc(2))
     if (letter === "Q" || letter === "P") this.listens ||= /\blisten\b/i.test(message.toString("latin1"))
     if (letter === "P" || letter === "E") {
       const texts = textsFrom(message, 5, 1)
