@@ -36,6 +36,8 @@ class Direction {
 export class Link {
   /** The time of the last packet from the host. */
   private heardAt = loop.now
+  /** The time of the last bytes of the program. */
+  private sentAt = 0
   private keepAlive: number | undefined = undefined
   private server: ServerEnd | undefined = undefined
   private isClosedByClient = false
@@ -96,12 +98,18 @@ export class Link {
     return this.toServer.isDead || this.toClient.isDead
   }
 
+  /** Checks if the program has sent something, and has received nothing since. */
+  get isAwaitingAnswer(): boolean {
+    return this.sentAt > this.heardAt
+  }
+
   setKeepAlive(delay: number | undefined): void {
     this.keepAlive = delay
   }
 
   sendToServer(chunk: Buffer): void {
     if (this.isClosedByClient) return
+    this.sentAt = loop.now
     this.send(this.toServer, chunk)
     this.watch()
   }

@@ -201,7 +201,6 @@ const servers: ReadonlyArray<Command> = [
     (session) => {
       const { server } = session
       const { flushedLsn, insertLsn } = server.store
-      session.isMonitor = true
       return select([
         server.systemId,
         server.isStandby ? "true" : "false",

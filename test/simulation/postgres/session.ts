@@ -40,10 +40,6 @@ interface Waiting {
 
 /** Session of one connection. */
 export class Session extends SessionState implements ServerEnd {
-  /** True if the session has answered the report query of a monitor. */
-  isMonitor = false
-  /** True from the first statement of a call on. */
-  servesCalls = false
   private readonly reader = new wire.MessageReader()
   private readonly prepared = new Map<string, FoundCommand>()
   private readonly portals = new Map<string, Portal>()

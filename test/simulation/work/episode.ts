@@ -67,6 +67,12 @@ const spareTime = 55_000
 /** The checkouts and statements of a call with several of them that may last until their timeouts. */
 const slowStatements = 6
 
+/** The most checkouts of a call with one statement that may last until their timeouts. */
+const checkouts = 2
+
+/** The pause between two checks of a call that waits, in ms. */
+const recheck = 500
+
 /** The kinds of calls with one statement. */
 const singleKinds: ReadonlySet<string> = new Set(["mark", "insert", "sleep", "strong"])
 
@@ -99,6 +105,8 @@ export class Episode {
   private readonly outcomes = new Map<string, number>()
   private readonly faultCounts = new Map<string, number>()
   private readonly running = new Map<number, Running>()
+  /** The calls of which a server has received a statement. */
+  private readonly served = new Set<number>()
   /** The times at which the calls have ended. */
   private readonly endedAt = new Map<number, number>()
   private readonly settings: readonly [ClusterSettings, ClusterSettings]
@@ -166,7 +174,14 @@ export class Episode {
     await this.drive(() => loop.now >= until, until + 1, "the work does not end")
     const restsAt = until + restTime
     await this.drive(() => loop.now >= restsAt && this.running.size === 0, restTime * 2, "a call does not end")
-    if (this.violation === undefined) this.checkRest()
+    if (this.violation === undefined) this.ledger.check()
+    // connections that are too old are replaced at rest, too
+    await this.drive(
+      () => this.inUse() === undefined,
+      10_000,
+      () => `at rest: ${this.inUse()}`,
+      "leak"
+    )
     let isClosed = false
     this.fork(Scope.close(scope, Exit.void)).addObserver((exit) => {
       if (Exit.isFailure(exit)) this.violated("shutdown", String(exit.cause))
@@ -279,6 +294,7 @@ export class Episode {
     const allowed = way === "free" ? this.longest(kind) : limit + stopTime
     const cancelDeadline = this.watchDeadline(call, kind, allowed)
     this.running.set(id, { call, fiber, cancelDeadline })
+    if (way === "free" && singleKinds.has(kind)) this.watchCheckout(call)
     fiber.addObserver((exit) => {
       call.isEnded = true
       cancelDeadline()
@@ -291,6 +307,23 @@ export class Episode {
       this.outcomes.set(name, (this.outcomes.get(name) ?? 0) + 1)
       this.checkPools()
     })
+  }
+
+  /**
+   * Fails if a call with one statement waits for a connection beyond `acquireTimeout`: no server has its
+   * statement, and the program awaits no answer. A checkout is repeated if the connection was lost before
+   * the statement was sent.
+   */
+  private watchCheckout(call: Call): void {
+    const longest = Math.max(...this.settings.map(({ options }) => Number(options.acquireTimeout)))
+    const watch = (delay: number) =>
+      loop.schedule(delay, () => {
+        if (call.isEnded || this.served.has(call.id)) return
+        const isAwaited = [...network.links].some((link) => link.isOpen && link.isAwaitingAnswer)
+        if (isAwaited) watch(recheck)
+        else this.violated("deadline", `call ${call.id} waits for a connection beyond its acquireTimeout`)
+      })
+    watch(longest * checkouts + stopTime)
   }
 
   /** Returns the longest time of a call without a limit of its own, in ms. */
@@ -321,7 +354,7 @@ export class Episode {
     const { server } = session
     this.trace.add(`${server.name} ${session.processId} runs ${tag}`)
     const id = Number(tag.split(".")[0])
-    session.servesCalls = true
+    this.served.add(id)
     this.lastCall.set(session, id)
     const [cluster, settings] = server.settings.name.startsWith("app")
       ? [this.clusters[0], this.settings[0]]
@@ -380,28 +413,27 @@ export class Episode {
     return context === undefined ? [] : Effect.runSync(Effect.provide(Effect.all([App.status, Audit.status]), context))
   }
 
-  /** Checks at rest that nothing is in use. */
-  private checkRest(): void {
-    this.ledger.check()
+  /** Returns what is in use, if anything is. */
+  private inUse(): string | undefined {
     for (const { servers, transactions } of this.status()) {
-      if (transactions.length > 0) this.violated("leak", `${transactions.length} transactions are open at rest`)
+      if (transactions.length > 0) return `${transactions.length} transactions are open`
       for (const { name, reads, writes } of servers) {
         for (const { active, connecting, waiting } of writes === undefined ? [reads] : [reads, writes]) {
           if (active + connecting + waiting > 0) {
-            this.violated("leak", `${name} at rest: ${active} in use, ${connecting} connecting, ${waiting} waiting`)
+            return `${name} has ${active} connections in use, ${connecting} connecting, ${waiting} callers waiting`
           }
         }
       }
     }
     for (const { servers } of this.clusters) {
-      for (const server of servers) {
-        for (const { processId, status } of server.sessions.values()) {
-          if (status !== "I")
-            this.violated("leak", `session ${processId} of ${server.name} is in a transaction at rest`)
+      for (const { locks, name, sessions } of servers) {
+        for (const { processId, status } of sessions.values()) {
+          if (status !== "I") return `session ${processId} of ${name} is in a transaction`
         }
-        if (server.locks.size > 0) this.violated("leak", `${server.locks.size} locks of ${server.name} at rest`)
+        if (locks.size > 0) return `${name} has ${locks.size} locks`
       }
     }
+    return undefined
   }
 
   /** Checks after the release of the layers that no socket and no timer is left. */
@@ -418,11 +450,16 @@ export class Episode {
   }
 
   /** Runs events until a condition holds, or an invariant is violated. */
-  private drive(until: () => boolean, limit: number, message: string): Promise<void> {
+  private drive(
+    until: () => boolean,
+    limit: number,
+    message: string | (() => string),
+    invariant = "progress"
+  ): Promise<void> {
     const deadline = loop.now + limit
     const isOver = (): boolean => {
       if (this.violation !== undefined || until()) return true
-      if (loop.now > deadline) this.violated("progress", message)
+      if (loop.now > deadline) this.violated(invariant, typeof message === "string" ? message : message())
       return this.violation !== undefined
     }
     return new Promise((resolve) => {
