@@ -73,11 +73,12 @@ export class Executor extends DatabaseTransactions {
     }
     if (this.sandbox !== undefined) {
       const around = ambient?.around(this) ?? this.sandbox
-      const isolation = kind === "reader" ? "readOnly" : around === this.sandbox ? "autocommit" : "savepoint"
+      const isCommit = around === this.sandbox && !callsNothing(request.text)
+      const isolation = kind === "reader" ? "readOnly" : isCommit ? "autocommit" : "savepoint"
       const start = inTransaction(around, request, isolation)
       const result = this.retry.attempt(fiber, start, read, isNotSent)
       // the statement is independent of the transaction around it
-      const mayWrite = isolation === "savepoint" && !isReadOnly(request.text)
+      const mayWrite = around !== this.sandbox && !isReadOnly(request.text)
       const recorded = mayWrite ? Effect.tap(result, () => around.level.recordIndependent()) : result
       return deliverWhenStored(this, this.sandbox, plain, recorded)
     }
@@ -98,6 +99,9 @@ export class Executor extends DatabaseTransactions {
       runAutocommit(this.writes, deadline, held, request, "inDoubt", caller, session, callback)
   }
 }
+
+/** Checks if a text only reads, and calls no function, so that a COMMIT after it has nothing to do. */
+const callsNothing = (text: string): boolean => !text.includes("(") && isReadOnly(text)
 
 const onReader =
   (pick: () => ConnectionSource, held: Held, request: Request, caller: Caller | undefined): Start =>

@@ -68,7 +68,7 @@ const spareTime = 55_000
 const slowStatements = 6
 
 /** The most checkouts of a call with one statement that may last until their timeouts. */
-const checkouts = 2
+const checkouts = 4
 
 /** The pause between two checks of a call that waits, in ms. */
 const recheck = 500
@@ -316,9 +316,14 @@ export class Episode {
    */
   private watchCheckout(call: Call): void {
     const longest = Math.max(...this.settings.map(({ options }) => Number(options.acquireTimeout)))
+    const before = this.stalled
+    let counted = 0
     const watch = (delay: number) =>
       loop.schedule(delay, () => {
         if (call.isEnded || this.served.has(call.id)) return
+        const more = this.stalled - before - counted
+        counted += more
+        if (more > 0) return void watch(more)
         const isAwaited = [...network.links].some((link) => link.isOpen && link.isAwaitingAnswer)
         if (isAwaited) watch(recheck)
         else this.violated("deadline", `call ${call.id} waits for a connection beyond its acquireTimeout`)
