@@ -4,6 +4,7 @@ import type { SearchReports } from "../../src/internal/topology/writerSearch.js"
 export const noReports: SearchReports = {
   awaitsHosts: () => false,
   hasHeard: () => false,
+  hasRead: () => false,
   onChange: () => {},
   onFailed: () => {},
   onHosts: () => {},

@@ -31,10 +31,21 @@ export const makeWriterSearch = (
   const makeHost = (endpoint: Endpoint): SearchedHost => {
     const server = { ...writer, ...endpoint, hosts: [endpoint] }
     const onLost = () => search.doubt(endpoint.name)
+    // a host of a cluster may serve reads, too
+    const hasHeard = (since: number) => reports.hasHeard(endpoint.name, since) || reports.hasRead(endpoint.name, since)
     const times = { connectTimeout, reconnectTimeout: staysOpen ? config.monitor.detectionTime : connectTimeout }
     return {
       endpoint,
-      probe: new Probe({ server, session, credentials, ...times, maxAge: pool.maxLifetime, staysOpen, onLost })
+      probe: new Probe({
+        server,
+        session,
+        credentials,
+        ...times,
+        maxAge: pool.maxLifetime,
+        staysOpen,
+        onLost,
+        hasHeard
+      })
     }
   }
   const search: WriterSearch = new WriterSearch(

@@ -49,7 +49,12 @@ export interface ProbeOptions {
   readonly staysOpen: boolean
   /** Called when the open connection is lost between two probes. */
   readonly onLost: (error: Error) => void
+  /** Checks if a connection of the pools has received something since a moment. */
+  readonly hasHeard: (since: number) => boolean
 }
+
+/** The most checks on another socket after a question without an answer. */
+const mostChecks = 3
 
 type OnProbed = (result: ProbeResult) => void
 
@@ -309,12 +314,23 @@ export class Probe {
    * connection, and then asks on a new connection.
    */
   private onSilent({ connection, isNew }: OpenConnection, timeout: number, since: number): void {
-    const result = failed(unresponsive(timeout), since)
-    if (isNew || this.isClosed) return this.finish(result)
+    if (isNew || this.isClosed) return this.finish(failed(unresponsive(timeout), since))
+    this.checkOtherSocket(connection, timeout, since, mostChecks)
+  }
+
+  /**
+   * Checks on another socket if the server answers. If a caller has received something since the
+   * question, the server may have become silent after that, so it is checked once more: another login
+   * would take longer to show that.
+   */
+  private checkOtherSocket(connection: Connection, timeout: number, since: number, checks: number): void {
+    const startedAt = clock.now()
     checkAlive(connection.server, connection.secondSocket, timeout, (isAlive) => {
       const isReachable = isAlive || this.open !== undefined
-      if (isReachable && !this.isClosed) this.askOnce(timeout)
-      else this.finish(result)
+      if (isReachable && !this.isClosed) return this.askOnce(timeout)
+      if (checks > 1 && !this.isClosed && this.options.hasHeard(since))
+        return this.checkOtherSocket(connection, timeout, startedAt, checks - 1)
+      this.finish(failed(unresponsive(timeout), since))
     })
   }
 

@@ -76,7 +76,8 @@ export class ReaderMonitor {
     this.server.monitor = {
       // a reader that has failed has another interval
       onDown: () => this.schedule(),
-      onRecovery: () => this.checkSoon()
+      onRecovery: () => this.checkSoon(),
+      progressAt: () => this.watch.progressAt
     }
     this.check()
     this.watch.start()
@@ -167,8 +168,7 @@ export class ReaderMonitor {
     if (reason === "tooManyConnections" || reason === "credentials" || reason === "authentication") {
       return server.onRefusal()
     }
-    const heardAt = Math.max(server.activityOf(server.name).heardAt, this.watch.progressAt)
-    if (reason !== "wrongRole" && heardAt > (silentSince ?? since)) return
+    if (reason !== "wrongRole" && server.hasHeard(server.name, silentSince ?? since)) return
     if (silentSince !== undefined) server.giveUpHost(server.name, failure.error)
     // a single connect may get lost, so the first failure only makes the reader suspect, and
     // another probe follows soon

@@ -36,6 +36,8 @@ export interface RunningMonitor {
   readonly onDown: () => void
   /** Called when the server seems to be back: it checks the server at once. */
   readonly onRecovery: () => void
+  /** Returns the time when it has last seen progress of the connections. */
+  readonly progressAt: () => number
 }
 
 /** The weight of the latest latency in the average. */
@@ -235,6 +237,11 @@ export class Server {
       waitsSince: Math.min(...all.map(({ waitsSince }) => waitsSince)),
       progress: all.reduce((sum, { progress }) => sum + progress, 0)
     }
+  }
+
+  /** Checks if a connection to a host has received something since a moment. */
+  hasHeard(host: string, since: number): boolean {
+    return this.activityOf(host).heardAt > since || (this.monitor?.progressAt() ?? since) > since
   }
 
   /** Gives up all connections to a host that does not answer. */

@@ -99,6 +99,7 @@ export class Topology {
         observer.observe({ _tag: "ConnectFailed", database, server, reason, message: error.message }),
       hasHeard: (host, since) =>
         Math.max(this.writer.activityOf(host).heardAt, this.writerMonitor?.progressAt ?? 0) > since,
+      hasRead: (host, since) => this.readers.some((reader) => reader.name === host && reader.hasHeard(host, since)),
       onSilent: (host, error) => this.writer.giveUpHost(host, error),
       // a host of the cluster is a reader when it is no longer the writer
       onLost: (host, error) => this.readers.find(({ name }) => name === host)?.onFailure(error.message),
@@ -210,7 +211,8 @@ export class Topology {
     }
   }
 
-  private makeProbe({ credentials, server }: Server): Probe {
+  private makeProbe(watched: Server): Probe {
+    const { credentials, name, server } = watched
     const { monitor, session } = this.config
     return new Probe({
       server,
@@ -220,7 +222,8 @@ export class Topology {
       reconnectTimeout: monitor.isOn ? monitor.detectionTime : server.connectTimeout,
       maxAge: this.config.pool.maxLifetime,
       staysOpen: monitor.isOn,
-      onLost: nothing
+      onLost: nothing,
+      hasHeard: (since) => watched.hasHeard(name, since)
     })
   }
 

@@ -50,8 +50,10 @@ export interface SearchReports {
   readonly onChange: (change: WriterChange, tookMillis: number, error: Error | undefined) => void
   /** Called when a host cannot be probed, unless it has failed for the same reason before. */
   readonly onFailed: (host: string, failure: ConnectFailure) => void
-  /** Checks if any connection of the pools to a host has received something since a moment. */
+  /** Checks if any connection of the writer to a host has received something since a moment. */
   readonly hasHeard: (host: string, since: number) => boolean
+  /** Checks the same for the connections of reads. */
+  readonly hasRead: (host: string, since: number) => boolean
   /** Called when the writer answers neither the probe nor its callers. */
   readonly onSilent: (host: string, error: Error) => void
   /** Called when the writer is given up because of a failure. */
