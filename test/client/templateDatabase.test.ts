@@ -135,6 +135,31 @@ describe("TestDatabase.layerTemplate", () => {
     }).pipe(Effect.provide(fresh()))
   )
 
+  it.scopedLive("8 builds at a time with different hashes do not wait for each other's sessions", () =>
+    Effect.gen(function* () {
+      const { count, migrate } = counted()
+      const test = Effect.suspend(() =>
+        Effect.provide(current, TestDatabase.layerTemplate(Db, { migrate, hash: freshHash() }))
+      )
+      const built = yield* Effect.replicateEffect(test, 8, { concurrency: "unbounded" })
+      assert.strictEqual(new Set(built).size, 8)
+      assert.strictEqual(count.migrations, 8)
+    }).pipe(Effect.provide(fresh({ readers: [] })))
+  )
+
+  it.scopedLive("8 builds at a time, each with an effect of its own for the same hash, migrate once", () =>
+    Effect.gen(function* () {
+      const { count, migrate } = counted()
+      const text = freshHash()
+      const test = Effect.suspend(() =>
+        Effect.provide(current, TestDatabase.layerTemplate(Db, { migrate, hash: Effect.sync(() => text) }))
+      )
+      const built = yield* Effect.replicateEffect(test, 8, { concurrency: "unbounded" })
+      assert.strictEqual(new Set(built).size, 8)
+      assert.strictEqual(count.migrations, 1)
+    }).pipe(Effect.provide(fresh({ readers: [] })))
+  )
+
   it.scopedLive("readers find the copy on the replica", () =>
     Effect.gen(function* () {
       const { migrate, seed } = counted()

@@ -129,9 +129,11 @@ export const templateOf = <Self, E, R>(
     const { hash } = work
     const create = Effect.suspend(() => {
       if (hash === undefined) return build(run, tag, work)
-      const text =
-        typeof hash === "string" ? Effect.succeed(hash) : Effect.scoped(Effect.provideService(refine(hash), tag, live))
-      return Effect.flatMap(text, (text) => shared(run, tag, work, text))
+      if (typeof hash === "string") return shared(run, tag, work, hash)
+      // effects with the same text are the same template, which is built once
+      return Effect.flatMap(Effect.scoped(Effect.provideService(refine(hash), tag, live)), (text) =>
+        templateOf(run, tag, live, { ...work, hash: text })
+      )
     }).pipe(
       Effect.tap((name) =>
         Effect.sync(() => {

@@ -49,7 +49,7 @@ export interface TestRun {
   readonly names: RunNames
   /** Runs a statement of the user on the primary, outside of all transactions. */
   readonly query: <Row extends object>(text: string) => Effect.Effect<ReadonlyArray<Row>, DatabaseError>
-  /** Runs an effect while a session holds an advisory lock. */
+  /** Runs an effect while a session holds an advisory lock; one effect of the run at a time. */
   readonly locked: <A, E, R>(key: string, self: Effect.Effect<A, E, R>) => Effect.Effect<A, E | DatabaseError, R>
   /**
    * Creates a database as a copy of a template, or of `template1`, and waits until the replicas have
@@ -123,6 +123,8 @@ export const openRun = (source: Source): Effect.Effect<TestRun, DatabaseError, O
     if (known === undefined || !known.creates) return yield* lacksPrivilege(config.name, known?.user ?? "")
     const replicas = yield* openReplicas(owner, config)
     let strategies = strategiesOf(known)
+    // the effect needs sessions beside that of its lock, so the locks never take all of the pool
+    const oneLock = Effect.unsafeMakeSemaphore(1)
 
     const copy = (name: string, template: string | undefined): Effect.Effect<void, DatabaseError> =>
       Effect.suspend(() => {
@@ -171,7 +173,7 @@ export const openRun = (source: Source): Effect.Effect<TestRun, DatabaseError, O
             yield* execute(`SELECT pg_advisory_xact_lock(${key})`)
             return yield* self
           })
-        ),
+        ).pipe(oneLock.withPermits(1)),
       create: (name, template) =>
         copy(name, template).pipe(
           Effect.retry({ schedule: untilUnused, while: (error) => isInUse(stateOf(error)) }),
