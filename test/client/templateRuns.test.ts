@@ -10,7 +10,7 @@ import { TestDatabase } from "effect-db"
 import { describe, inject } from "vitest"
 import { administer } from "../support/adminSession.js"
 import { startChild } from "../support/child.js"
-import { Db, fresh, insert, Place } from "../support/databases.js"
+import { Audit, Db, fresh, insert, Place } from "../support/databases.js"
 import { eventually } from "../support/eventually.js"
 import { databaseFrom, freshDatabase, terminateBackends } from "../support/server.js"
 
@@ -103,6 +103,34 @@ describe("a run of TestDatabase.layerTemplate", () => {
         assert.isTrue(yield* exists(name))
       }).pipe(Effect.provide(TestDatabase.layerTemplate(Db, { migrate })))
     }).pipe(Effect.provide(fresh({ readers: [] })))
+  )
+
+  it.scopedLive("a run that has neither its lock nor sessions for a moment keeps its databases", () =>
+    Effect.gen(function* () {
+      const { writer } = yield* freshDatabase
+      const id = randomBytes(8).toString("hex")
+      const name = `effect_db_${id}_1`
+      const key = BigInt.asIntN(64, BigInt(`0x${id}`))
+      yield* Effect.gen(function* () {
+        const session = yield* Effect.flatMap(Audit.writer, (sql) => sql.reserve)
+        const execute = (text: string) => session.executeUnprepared(text, [], undefined)
+        yield* execute(`SELECT pg_advisory_lock_shared(${key})`)
+        yield* Effect.acquireRelease(execute(`CREATE DATABASE ${name}`), () =>
+          onServer(`DROP DATABASE IF EXISTS ${name}`)
+        )
+        // the hash is the first work after the next run has looked for left databases
+        const hash = Effect.zipRight(execute(`SELECT pg_advisory_lock_shared(${key})`), Effect.fail("enough"))
+        const next = Effect.zipRight(
+          execute(`SELECT pg_advisory_unlock_shared(${key})`),
+          Effect.provide(current, TestDatabase.layerTemplate(Db, { migrate, hash }))
+        )
+        assert.strictEqual(yield* Effect.flip(Effect.provide(next, fresh({ readers: [] }))), "enough")
+        assert.isTrue(yield* exists(name))
+        yield* execute(`SELECT pg_advisory_unlock_shared(${key})`)
+        yield* nextRun
+        assert.isFalse(yield* exists(name))
+      }).pipe(Effect.scoped, Effect.provide(Audit.layer({ writer })))
+    })
   )
 
   it.scopedLive("templates and kept databases are dropped when they are old", () =>

@@ -13,20 +13,14 @@ const keptFor = "1 day"
 /** The time after which a template that no run has used is dropped. */
 const templateAge = "7 days"
 
-/** The pause before a left database with sessions is dropped. */
+/** The pause before a left database is dropped. */
 const grace = "1 second"
-
-interface LeftOver {
-  readonly name: string
-  /** True if sessions use the database. */
-  readonly used: boolean
-}
 
 // `pg_locks` has the locks in all databases, so runs in different databases see each other. A run
 // takes its lock before it creates a database, and the list of databases is read before that of the
 // locks, so a new database is never taken for a left one.
 const leftOvers = `
-SELECT d.datname AS name, EXISTS (SELECT FROM pg_stat_activity a WHERE a.datid = d.oid) AS used
+SELECT d.datname AS name
 FROM pg_database d
 WHERE pg_has_role(d.datdba, 'USAGE') AND (
   ${isOfRun} AND CASE WHEN ${isKept} THEN ${markedAt} < now() - interval '${keptFor}' ELSE ${runOfName} NOT IN (
@@ -35,26 +29,33 @@ WHERE pg_has_role(d.datdba, 'USAGE') AND (
   OR ${isTemplate} AND coalesce(${markedAt} < now() - interval '${templateAge}', true))`
 
 /**
- * Drops what earlier runs have left. A database with sessions is dropped only if its run still holds
- * no lock after a while: the run may have lost its connections, and takes the lock again.
+ * Drops what earlier runs have left. A database is dropped only if its run holds no lock, now and after
+ * a while: a run that has lost all its connections, as in a restart of the server, takes the lock again.
  *
  * Failures are ignored, because another run may drop the same databases.
  */
 export const sweep = (run: TestRun): Effect.Effect<void> => {
-  const drop = (found: ReadonlyArray<LeftOver>) =>
-    Effect.forEach(found, ({ name }) => run.drop(name), { concurrency: 2, discard: true })
-  const find = run.query<LeftOver>(leftOvers)
-  const later = Effect.sleep(grace).pipe(
-    Effect.zipRight(find),
-    Effect.flatMap(drop),
-    Effect.ignore,
-    withRealClock,
-    // the end of the run waits for it, so that a short run sweeps, too
-    Effect.uninterruptible
+  const find = Effect.map(
+    run.query<{ readonly name: string }>(leftOvers),
+    (rows) => new Set(rows.map(({ name }) => name))
   )
+  const later = (found: ReadonlySet<string>) =>
+    Effect.sleep(grace).pipe(
+      Effect.zipRight(find),
+      Effect.flatMap((still) =>
+        Effect.forEach(
+          [...still].filter((name) => found.has(name)),
+          run.drop,
+          { concurrency: 2, discard: true }
+        )
+      ),
+      Effect.ignore,
+      withRealClock,
+      // the end of the run waits for it, so that a short run sweeps, too
+      Effect.uninterruptible
+    )
   return find.pipe(
-    Effect.tap((found) => drop(found.filter(({ used }) => !used))),
-    Effect.tap((found) => Effect.when(Effect.forkIn(later, run.scope), () => found.some(({ used }) => used))),
+    Effect.tap((found) => Effect.when(Effect.forkIn(later(found), run.scope), () => found.size > 0)),
     Effect.ignore
   )
 }
