@@ -80,7 +80,8 @@ const build = <Self, E, R>(
     // a session would prevent copies
     Effect.zipRight(run.query(`ALTER DATABASE ${quoteIdentifier(name)} ALLOW_CONNECTIONS false`)),
     Effect.zipRight(
-      run.query(`SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+      // PostgreSQL 13 does not wait here, but a copy and a new name wait for the end of the sessions as well
+      run.query(`SELECT pg_terminate_backend(pid${run.version < 140_000 ? "" : ", 5000"}) FROM pg_stat_activity
         WHERE datname = '${name}' AND backend_type = 'client backend'`)
     ),
     Effect.as(name),

@@ -46,6 +46,8 @@ export interface TestRun {
   readonly scope: Scope.Scope
   /** The name of the user on the server. */
   readonly user: string
+  /** The version of the server, such as 160004. */
+  readonly version: number
   readonly names: RunNames
   /** Runs a statement of the user on the primary, outside of all transactions. */
   readonly query: <Row extends object>(text: string) => Effect.Effect<ReadonlyArray<Row>, DatabaseError>
@@ -161,6 +163,7 @@ export const openRun = (source: Source): Effect.Effect<TestRun, DatabaseError, O
       source,
       scope,
       user: known.user,
+      version: known.version,
       names,
       query,
       locked: (key, self) =>
