@@ -225,6 +225,8 @@ export interface PgliteOptions {
  * - Temporary tables, and settings by SET without LOCAL, belong to all connections.
  * - There are no replicas, no prepared transactions and no `terminateBackends`, and `copyFrom` fails
  *   with `QueryFailed`, because a PGlite cannot read its data.
+ * - It has one database, so {@link layerTemplate} over this layer fails with `ConfigInvalid`. Use
+ *   {@link layer} over it.
  *
  * Fails with `ConfigInvalid` if the effect that opens the PGlite fails, and as `Db.layer` does.
  *
@@ -322,7 +324,8 @@ export interface TemplateOptions<E = never, R = never, E2 = never, R2 = never, E
  *
  * Fails as `migrate`, `seed` and `hash` do, with `SqlError` refined; then nothing of the template
  * remains, and the next build migrates again. Fails with `ConfigInvalid` for an option that is not
- * valid, without CREATEDB and behind a transaction pooler; with `NoReplicaCaughtUp` if a replica does
+ * valid, without CREATEDB, behind a transaction pooler, and over a server with one database, such as
+ * that of {@link layerPglite} (use {@link layer} over it); with `NoReplicaCaughtUp` if a replica does
  * not have the copy within `acquireTimeout`; and as a statement and the layer of the database do.
  *
  * @see {@link layer} for a sandbox, which is faster

@@ -1,6 +1,7 @@
 /** Runs of `TestDatabase.layerTemplate`: what they leave, keep, prepare and refuse. */
 import { randomBytes } from "node:crypto"
 import { assert, it } from "@effect/vitest"
+import { PGlite } from "@electric-sql/pglite"
 import * as Console from "effect/Console"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
@@ -300,6 +301,22 @@ describe("a run of TestDatabase.layerTemplate", () => {
         /^ConfigInvalid .*no\/such\/file/
       )
     })
+  )
+
+  it.scopedLive(
+    "a PGlite is refused before the migration, because it has one database",
+    () =>
+      Effect.gen(function* () {
+        let migrations = 0
+        const error = yield* current.pipe(
+          Effect.provide(TestDatabase.layerTemplate(Db, { migrate: Effect.sync(() => migrations++) })),
+          Effect.provide(TestDatabase.layerPglite(Db, { pglite: Effect.promise(() => PGlite.create()) })),
+          Effect.flip
+        )
+        assert.match(`${error._tag} ${error.message}`, /^ConfigInvalid .*"postgres".*TestDatabase\.layer over it/)
+        assert.strictEqual(migrations, 0)
+      }),
+    60_000
   )
 
   it.scopedLive("the hash of files changes with their names and contents", () =>

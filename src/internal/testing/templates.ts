@@ -14,7 +14,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Scope from "effect/Scope"
 import type { Database } from "../../Database.js"
-import { type DatabaseError, refine } from "../../DatabaseError.js"
+import { ConfigInvalid, type DatabaseError, refine } from "../../DatabaseError.js"
 import { isDuplicateDatabase } from "../../SqlState.js"
 import { withRealClock } from "../embedded/realClock.js"
 import { quoteIdentifier } from "../sql/quote.js"
@@ -62,6 +62,24 @@ const entryOf = (run: TestRun, { hash, migrate, seed }: TemplateWork<unknown, un
   return entry
 }
 
+/**
+ * Checks that a connection leads to the database whose name it was opened with. A stream that the
+ * program opens may lead to one database always, and the migration would change that one.
+ */
+const verify = (run: TestRun, { writer }: Database, name: string): Effect.Effect<void, DatabaseError> =>
+  Effect.flatMap(refine(writer<{ name: string }>`SELECT current_database()::text AS name`), ([row]) =>
+    row?.name === name
+      ? Effect.void
+      : new ConfigInvalid({
+          database: run.source.config.name,
+          setting: "writer",
+          given: `a server whose connections all lead to the database ${JSON.stringify(row?.name)}`,
+          expected:
+            "a server on which each test has a database of its own; for a server with one database, such as a PGlite, " +
+            "use TestDatabase.layer over it"
+        })
+  )
+
 /** Creates a database under a name of the run and migrates it. If that fails, it is dropped. */
 const build = <Self, E, R>(
   run: TestRun,
@@ -72,7 +90,11 @@ const build = <Self, E, R>(
   const work = Effect.zipRight(refine(migrate), refine(seed))
   return run.create(name).pipe(
     Effect.zipRight(
-      Effect.scoped(Effect.flatMap(run.open(name), (database) => Effect.provideService(work, tag, database)))
+      Effect.scoped(
+        Effect.flatMap(run.open(name), (database) =>
+          Effect.zipRight(verify(run, database, name), Effect.provideService(work, tag, database))
+        )
+      )
     ),
     // the first session after a migration stores what the server knows of the tables in a file, which
     // a copy of the files has, too, so that the first session of each copy starts faster
