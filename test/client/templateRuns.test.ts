@@ -1,5 +1,6 @@
 /** Runs of `TestDatabase.layerTemplate`: what they leave, keep, prepare and refuse. */
 import { randomBytes } from "node:crypto"
+import { SqlClient } from "@effect/sql/SqlClient"
 import { assert, it } from "@effect/vitest"
 import { PGlite } from "@electric-sql/pglite"
 import * as Console from "effect/Console"
@@ -172,6 +173,28 @@ describe("a run of TestDatabase.layerTemplate", () => {
       })
       yield* eventually(build, (isPrepared) => isPrepared)
     }).pipe(Effect.provide(fresh()))
+  )
+
+  it.scopedLive("a copy that is prepared ahead and cannot be opened is dropped at once", () =>
+    Effect.gen(function* () {
+      const refused = yield* Deferred.make<string>()
+      const onConnect = Effect.gen(function* () {
+        const sql = yield* SqlClient
+        const [row] = yield* sql<{ name: string }>`SELECT current_database() AS name`
+        // the template is the first database of the run, the copy of the build is the second
+        if (row?.name.startsWith("effect_db_") !== true || !row.name.endsWith("_3")) return
+        yield* Deferred.succeed(refused, row.name)
+        yield* sql`SELECT 1 / 0`
+      })
+      yield* Effect.gen(function* () {
+        const own = yield* current
+        const name = yield* Deferred.await(refused)
+        yield* eventually(ofRun(own), (found) => !found.includes(name))
+      }).pipe(
+        Effect.provide(TestDatabase.layerTemplate(Db, { migrate, warm: 1 })),
+        Effect.provide(fresh({ readers: [], onConnect }))
+      )
+    })
   )
 
   it.scopedLive("a database with a prepared transaction is dropped as well", () =>

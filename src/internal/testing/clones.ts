@@ -61,11 +61,18 @@ const fill = (
   Effect.suspend(() => {
     if (warm.isFilling || warm.ready.length >= count) return Effect.void
     warm.isFilling = true
-    const add = Effect.gen(function* () {
-      const name = run.names.next()
-      const scope = yield* Scope.fork(run.scope, ExecutionStrategy.sequential)
-      warm.ready.push({ name, scope, database: yield* makeClone(run, template, name, scope) })
-    })
+    const add = Effect.uninterruptibleMask((restore) =>
+      Effect.gen(function* () {
+        const name = run.names.next()
+        const scope = yield* Scope.fork(run.scope, ExecutionStrategy.sequential)
+        const database = yield* restore(makeClone(run, template, name, scope)).pipe(
+          Effect.onError((cause) =>
+            Effect.zipRight(Scope.close(scope, Exit.failCause(cause)), withRealClock(run.drop(name)))
+          )
+        )
+        warm.ready.push({ name, scope, database })
+      })
+    )
     return add.pipe(
       Effect.repeat({ while: () => warm.ready.length < count }),
       Effect.ignore,
@@ -94,6 +101,23 @@ const keep = (run: TestRun, name: string): Effect.Effect<void> =>
     Effect.ignore
   )
 
+/** Takes a prepared copy, or a new name, and drops its database at the end of the scope, or keeps it. */
+const take = (
+  run: TestRun,
+  warm: WarmClones,
+  keepOnFailure: boolean
+): Effect.Effect<Clone | Pick<Clone, "name">, never, Scope.Scope> =>
+  Effect.gen(function* () {
+    const ready = warm.ready.shift()
+    const taken = ready ?? { name: run.names.next() }
+    // before the database is created, so that an interruption leaves nothing
+    yield* Effect.addFinalizer((exit) =>
+      withRealClock(keepOnFailure && hasFailed(exit) ? keep(run, taken.name) : run.drop(taken.name))
+    )
+    if (ready !== undefined) yield* Effect.addFinalizer((exit) => Scope.close(ready.scope, exit))
+    return taken
+  }).pipe(Effect.uninterruptible)
+
 /**
  * Opens a copy of a template in the scope. It is dropped at the end of the scope, or kept if the
  * scope ends with a failure and `keepOnFailure` is true.
@@ -105,18 +129,12 @@ export const openClone = (
 ): Effect.Effect<Database, DatabaseError, Reactivity.Reactivity | Scope.Scope> =>
   Effect.gen(function* () {
     const warm = warmOf(run, template)
-    const ready = warm.ready.shift()
-    const name = ready?.name ?? run.names.next()
-    // before the database is created, so that an interruption leaves nothing
-    yield* Effect.addFinalizer((exit) =>
-      withRealClock(keepOnFailure && hasFailed(exit) ? keep(run, name) : run.drop(name))
-    )
-    if (ready === undefined) {
-      const database = yield* makeClone(run, template, name, yield* Effect.scope)
+    const taken = yield* take(run, warm, keepOnFailure)
+    if (!("database" in taken)) {
+      const database = yield* makeClone(run, template, taken.name, yield* Effect.scope)
       yield* fill(run, template, warm, count)
       return database
     }
-    yield* Effect.addFinalizer((exit) => Scope.close(ready.scope, exit))
     yield* fill(run, template, warm, count)
-    return yield* renewClients(ready.database, makeListen)
+    return yield* renewClients(taken.database, makeListen)
   })
