@@ -166,7 +166,7 @@ describe("faults of a server", () => {
           )
           assert.notStrictEqual(yield* pid, before)
         }),
-      { acquireTimeout: "500 millis" }
+      { acquireTimeout: "3 seconds" }
     )
   )
 
@@ -191,7 +191,7 @@ describe("faults of a server", () => {
           const fiber = yield* Effect.fork(failure(insert("c")))
           assert.include((yield* Fiber.join(fiber)).message, "too many clients")
         }),
-      { acquireTimeout: "500 millis" }
+      { acquireTimeout: "3 seconds" }
     )
   )
 
@@ -222,7 +222,7 @@ describe("faults of a server", () => {
           yield* insert("b")
           assert.deepStrictEqual(yield* names, ["b"])
         }),
-      { acquireTimeout: "300 millis", maxConnections: 3 }
+      { acquireTimeout: "3 seconds", maxConnections: 3 }
     )
   )
 

@@ -69,7 +69,7 @@ describe("failures that a server causes", () => {
           assert.deepStrictEqual(tagAndOutcome(error), ["Disconnected", "notSent"])
           assert.strictEqual(yield* count, 1)
         }),
-      { acquireTimeout: "300 millis" }
+      { acquireTimeout: "3 seconds" }
     )
   )
 
@@ -164,7 +164,7 @@ describe("failures that a network causes", () => {
             ["ConnectFailed", "unresponsive"]
           )
         }),
-      { connectTimeout: "300 millis", acquireTimeout: "600 millis" }
+      { connectTimeout: "1500 millis", acquireTimeout: "4 seconds" }
     )
   )
 })

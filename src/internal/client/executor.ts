@@ -79,7 +79,7 @@ export class Executor extends DatabaseTransactions {
       const result = this.retry.attempt(fiber, start, read, isNotSent)
       // the statement is independent of the transaction around it
       const mayWrite = around !== this.sandbox && !isReadOnly(request.text)
-      const recorded = mayWrite ? Effect.tap(result, () => around.level.recordIndependent()) : result
+      const recorded = mayWrite ? Effect.tap(result, () => around.level.sandboxed?.recordIndependent()) : result
       return deliverWhenStored(this, this.sandbox, plain, recorded)
     }
     const held = ambient?.held(this) ?? none

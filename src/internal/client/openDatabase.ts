@@ -26,6 +26,7 @@ import { makePoolMetrics } from "../observability/poolMetrics.js"
 import { makeReaderMetrics, makeWriterMetrics } from "../observability/serverMetrics.js"
 import { type MakeMetrics, Topology } from "../topology/topology.js"
 import { rollback } from "../transaction/completion.js"
+import { SandboxedLevel } from "../transaction/sandboxedLevel.js"
 import { make as makeClient } from "./client.js"
 import type { NamedClass } from "./databaseNames.js"
 import { Executor } from "./executor.js"
@@ -179,6 +180,7 @@ export const openSandbox = <L extends Listening>(
     const exchanges = exchangesOfSandbox(opened.executor)
     const executor = yield* Effect.withFiberRuntime<Executor, never, Scope.Scope>((fiber) => {
       const root = new ObservedExecutor(opened.executor, exchanges).begin("writer", options, fiber, undefined)
+      root.level.sandboxed ??= new SandboxedLevel("sandbox", undefined)
       return Effect.as(
         // this rollback is not one of the program
         Effect.addFinalizer(() => exchanges.unobserved(rollback(root, undefined))),

@@ -6,6 +6,8 @@
 import { constantStep, type Step } from "../protocol/frontendMessages.js"
 import { restoreSetting, saveSetting } from "../sql/localSettings.js"
 
+const none: ReadonlyArray<never> = []
+
 /** Executes the deferred triggers, among them those that check constraints. */
 export const checkConstraints: Step = constantStep("SET CONSTRAINTS ALL IMMEDIATE")
 
@@ -33,11 +35,9 @@ BEGIN
 END $effect_db$`)
 
 /** Returns the steps before the release of the savepoint, given the settings to end. */
-export const emulateCommit = (localSettings: ReadonlySet<string> | undefined): ReadonlyArray<Step> => {
-  if (localSettings === undefined) return [checkConstraints, deferAgain]
+export const emulateCommit = (localSettings: Iterable<string> = none): ReadonlyArray<Step> =>
   // a role of SET LOCAL is restored before the names of the constraints are looked up
-  return [checkConstraints, ...Array.from(localSettings, restoreSetting), deferAgain]
-}
+  [checkConstraints, ...Array.from(localSettings, restoreSetting), deferAgain]
 
 /** Returns the steps before a statement, given the settings that it sets for its transaction. */
 export const saveSettings = (localSettings: ReadonlySet<string>): ReadonlyArray<Step> =>

@@ -14,6 +14,7 @@ import type { PlainFailure, StatementFailure } from "../connection/failure.js"
 import * as wire from "../protocol/frontendMessages.js"
 import type { ConnectionHolder } from "./connectionHolder.js"
 import type { LevelSettings } from "./pendingBegin.js"
+import type { SandboxedLevel } from "./sandboxedLevel.js"
 import { makeSavepoint, type Savepoint } from "./savepoint.js"
 import type { SiblingTurn } from "./siblingTurn.js"
 
@@ -40,18 +41,6 @@ export type Interrupted = PlainFailure<"TransactionInterrupted">
 
 const none: ReadonlyArray<never> = []
 const rollback = [wire.constantStep("ROLLBACK")]
-
-/** Makes a sandbox refuse further statements, after it has undone what a server would have kept. */
-const refuseSandbox = (undone: Level): void => {
-  const text =
-    "a transaction was rolled back after independent work inside of it (requiresNew, independent), which a server keeps and a sandbox cannot: use TestDatabase.layerTemplate for this test"
-  const refused: StatementFailure = {
-    _tag: "QueryFailed",
-    ...undone.connectionHolder.location,
-    cause: new Error(text)
-  }
-  for (let level = undone.parent; level !== undefined; level = level.parent) level.refused = refused
-}
 
 /** A transaction, or a savepoint inside of one. */
 export class Level {
@@ -81,21 +70,8 @@ export class Level {
   nested: Level | undefined = undefined
   /** `undefined` for a transaction. */
   readonly savepoint: Savepoint | undefined
-  /**
-   * In a sandbox, the outermost transaction of the program that the level belongs to: this level or
-   * one around it. `undefined` outside of such a transaction.
-   */
-  emulated: Level | undefined
-  /** The failure of a transaction that a sandbox cannot have, such as one of a higher isolation. */
-  refused: StatementFailure | undefined = undefined
-  /** True if the level stands for a transaction that is independent of the levels around it. */
-  isIndependent = false
-  /** In a sandbox, true if a statement of the level may have written. */
-  hasWritten = false
-  /** True if the level contains work of an independent one, which a rollback must not undo. */
-  private holdsIndependent = false
-  /** The settings that end with the emulated transaction, if it has set any. */
-  localSettings: Set<string> | undefined = undefined
+  /** The state that only a sandbox needs. */
+  sandboxed: SandboxedLevel | undefined = undefined
 
   constructor(
     readonly connectionHolder: ConnectionHolder,
@@ -104,7 +80,6 @@ export class Level {
     public settings: LevelSettings
   ) {
     this.savepoint = parent === undefined ? undefined : makeSavepoint()
-    this.emulated = parent?.emulated
   }
 
   /** True if the server refuses writes in the level. */
@@ -144,7 +119,7 @@ export class Level {
 
   /** The failure of every further statement, if none can be executed. */
   get blockedBy(): StatementFailure | undefined {
-    return this.connectionHolder.lost ?? this.refused ?? this.interrupted
+    return this.connectionHolder.lost ?? this.sandboxed?.refused ?? this.interrupted
   }
 
   /** The steps that undo the level on the server. */
@@ -183,26 +158,10 @@ export class Level {
   release(): void {
     const wasBegun = this.isBegun
     if (wasBegun) this.presence = "ended"
-    if (this.holdsIndependent || this.isIndependent) this.endIndependent()
+    this.sandboxed?.onEnd(this.state === "committed", this.connectionHolder.location)
     this.lock.release()
     if (this.parent === undefined) this.connectionHolder.checkIn()
     else if (wasBegun) this.parent.releaseNested()
-  }
-
-  /** Records that work which is independent of the level was done in it. */
-  recordIndependent(): void {
-    this.holdsIndependent = true
-  }
-
-  /**
-   * Passes independent work to the level around at the end of a level. If the level was undone, its
-   * sandbox has undone the work with it, unlike a server, so the sandbox refuses further statements.
-   */
-  private endIndependent(): void {
-    const isKept = this.state === "committed"
-    if (!isKept && this.holdsIndependent) return refuseSandbox(this)
-    const hasWork = this.holdsIndependent || (this.isIndependent && this.hasWritten)
-    if (isKept && hasWork && this.emulated !== this) this.parent?.recordIndependent()
   }
 
   /** Releases the lock of this level, which a nested level has held. */

@@ -51,7 +51,7 @@ export const checkLevel = (level: Level, done: OnEnd): (() => void) => {
     if (blockedBy !== undefined) return finish(blockedBy)
     if (!level.isBegun || connection === undefined) return finish(undefined)
     if (connection.status === "E" || level.undone !== undefined) return finish(rolledBackAtCommit(level))
-    if (level.savepoint !== undefined && level.emulated !== level) return finish(undefined)
+    if (level.savepoint !== undefined && level.sandboxed?.place !== "emulated") return finish(undefined)
     isSent = true
     connection.steps([checkConstraints], (failure) => {
       if (failure === undefined) return finish(undefined)
@@ -191,10 +191,10 @@ const sendCommit = (level: Level, connection: Connection, resolve: Resolve, fini
 }
 
 const sendRelease = (level: Level, { release }: Savepoint, connection: Connection, finish: OnCommitted): void => {
-  const { connectionHolder, emulated, localSettings, parent } = level
+  const { connectionHolder, parent, sandboxed } = level
   // an aborted transaction would refuse the steps of a COMMIT, and it stores nothing
-  const isEmulated = emulated === level && connection.status !== "E"
-  const before = isEmulated ? emulateCommit(localSettings) : none
+  const isEmulated = sandboxed?.place === "emulated" && connection.status !== "E"
+  const before = isEmulated ? emulateCommit(sandboxed.localSettings) : none
   connection.steps([...before, release, ...level.settings.restore], (failure) => {
     if (failure === undefined) {
       if (parent !== undefined) parent.hasOwnWork = true

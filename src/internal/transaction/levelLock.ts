@@ -57,7 +57,7 @@ export const acquireLevel = (level: Level, acquired: OnAcquired, nested?: Level)
       if (failure !== undefined) return fail(failure)
       level.cancelBegin = undefined
       // the conflict of an earlier transaction of a sandbox is no reason to retry this one
-      if (level.emulated === level) connectionHolder.forgetConflict()
+      if (level.sandboxed?.place === "emulated") connectionHolder.forgetConflict()
       const { begin } = level.settings
       const steps = level.savepoint === undefined ? begin : [level.savepoint.set, ...begin]
       acquired(undefined, connection, pending.concat(new PendingBegin(level, steps)))

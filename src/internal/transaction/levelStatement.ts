@@ -79,34 +79,22 @@ export const runStatement = (
     runFirst(level, connection, pending, first, finish, runAlone)
   })
 
-/** Records in a sandbox that a level and those around it, up to an independent one, may have written. */
-const markWritten = (written: Level, text: string): void => {
-  if (written.hasWritten || isReadOnly(text)) return
-  for (
-    let level: Level | undefined = written;
-    level !== undefined;
-    level = level.isIndependent ? undefined : level.parent
-  )
-    level.hasWritten = true
-}
-
 /**
  * Returns the settings of a statement in a sandbox that must end with its emulated transaction, and
  * records them for its end; `undefined` if there are none.
  */
 const settingsToEnd = (
-  level: Level,
+  { sandboxed }: Level,
   { text, values }: Request,
   isolation: StatementIsolation
 ): ReadonlySet<string> | undefined => {
-  const { emulated } = level
-  const isAutocommit = isolation === "autocommit"
-  if (!isAutocommit && emulated === undefined) return undefined
-  if (emulated !== undefined) markWritten(level, text)
+  if (sandboxed === undefined) return undefined
+  const emulated = isolation === "autocommit" ? undefined : sandboxed.emulated
+  if (emulated !== undefined && !isReadOnly(text)) sandboxed.recordWrite()
+  if (emulated === undefined && isolation !== "autocommit") return undefined
   const names = localSettingsIn(text, values)
   if (names.size === 0) return undefined
-  if (!isAutocommit && emulated !== undefined)
-    emulated.localSettings = new Set([...(emulated.localSettings ?? []), ...names])
+  for (const name of names) emulated?.localSettings.add(name)
   return names
 }
 

@@ -22,6 +22,7 @@ import { Level } from "./level.js"
 import type { PlainOptions } from "./optionsInMillis.js"
 import type { LevelSettings } from "./pendingBegin.js"
 import type { PreparedTransactions } from "./preparedTransactionRecovery.js"
+import { SandboxedLevel } from "./sandboxedLevel.js"
 
 /**
  * An opened database, as the origin of transactions. Databases are compared by the identity of this
@@ -98,7 +99,8 @@ export class Transaction {
     const { around, kind, origin, settings } = this
     this.level.settings =
       around === undefined ? transactionSettings(origin, kind, settings) : savepointSettings(around, settings)
-    this.level.refused = isolationRefusal(origin, this.outer, settings)
+    const { sandboxed } = this.level
+    if (sandboxed !== undefined) sandboxed.refused = isolationRefusal(origin, this.outer, settings)
   }
 
   /** The time since its beginning, in ms. */
@@ -219,9 +221,11 @@ export const nest = (
     statementTimeout: options.statementTimeout ?? around.options.statementTimeout
   }
   const level = new Level(around.level.connectionHolder, around.level, savepointSettings(around, options))
-  if (around === origin.sandbox) level.emulated = level
-  else if (origin.sandbox !== undefined && outer === undefined) level.isIndependent = true
-  level.refused = isolationRefusal(origin, outer, options)
+  if (origin.sandbox !== undefined) {
+    const place = around === origin.sandbox ? "emulated" : outer === undefined ? "independent" : "part"
+    level.sandboxed = new SandboxedLevel(place, around.level.sandboxed)
+    level.sandboxed.refused = isolationRefusal(origin, outer, options)
+  }
   return new Transaction(origin, kind, level, outer, effective, around)
 }
 
