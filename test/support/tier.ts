@@ -1,4 +1,4 @@
-/** The fast tier: the test files that need no server, found by what they import. */
+/** The fast tier: the test files that need no server, found by what they import, without the simulation. */
 import * as fs from "node:fs"
 import * as path from "node:path"
 import { fileURLToPath } from "node:url"
@@ -30,5 +30,7 @@ export const fastTests = (): Array<string> =>
   fs
     .readdirSync(path.join(root, "test"), { recursive: true, encoding: "utf8" })
     .filter((name) => name.endsWith(".test.ts") && !needsServer(path.join(root, "test", name)))
+    // it takes longer than all others together
+    .filter((name) => !name.startsWith("simulation"))
     .map((name) => `test/${name}`)
     .sort()
