@@ -9,27 +9,12 @@ import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import { DatabaseError, EmbeddedPostgres, TestDatabase } from "effect-db"
+import { EmbeddedPostgres, TestDatabase } from "effect-db"
 import { describe } from "vitest"
-import { Db, fresh, insert, look, type Place, pid, run, setting } from "../support/databases.js"
+import { Db, fresh, insert, look, pid, run, setting } from "../support/databases.js"
 import { directory } from "../support/directory.js"
 import { eventually } from "../support/eventually.js"
-
-type Options = NonNullable<Parameters<typeof fresh>[0]>
-
-/** Runs a test on a new database with faults. */
-const faulty = <A, E>(
-  test: (
-    faults: Effect.Effect.Success<ReturnType<typeof TestDatabase.faults>>
-  ) => Effect.Effect<A, E, Db | Place | Scope.Scope>,
-  options: Options = {}
-) =>
-  Effect.flatMap(TestDatabase.faults(Db), test).pipe(
-    Effect.scoped,
-    Effect.provide(Layer.provideMerge(TestDatabase.layerFaults(Db), fresh(options)))
-  )
-
-const failure = <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.flip(DatabaseError.refine(self))
+import { failure, faulty } from "../support/faulty.js"
 
 const names = Effect.map(look<{ name: string }>("SELECT name FROM item ORDER BY name"), (rows) =>
   rows.map((_) => _.name)
@@ -242,6 +227,14 @@ describe("faults of a server", () => {
 })
 
 describe("conditions of faults", () => {
+  it.scopedLive("a name that every object has is no server", () =>
+    faulty((faults) =>
+      Effect.map(Effect.flip(faults.disconnect({ server: "constructor" })), ({ _tag }) =>
+        assert.strictEqual(_tag, "ConfigInvalid")
+      )
+    )
+  )
+
   it.scopedLive("a copy of a template over the faults has them as well", () =>
     Effect.gen(function* () {
       const faults = yield* TestDatabase.faults(Db)

@@ -8,24 +8,11 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
-import * as Layer from "effect/Layer"
-import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import { DatabaseError, type Fault, TestDatabase } from "effect-db"
+import type { DatabaseError } from "effect-db"
 import { describe } from "vitest"
-import { active, Db, fresh, insert, look, type Place, pid, run } from "../support/databases.js"
-
-/** Runs a test on a new database with faults. */
-const faulty = <A, E>(
-  test: (faults: Fault.Faults) => Effect.Effect<A, E, Db | Place | Scope.Scope>,
-  options: Parameters<typeof fresh>[0] = {}
-) =>
-  Effect.flatMap(TestDatabase.faults(Db), test).pipe(
-    Effect.scoped,
-    Effect.provide(Layer.provideMerge(TestDatabase.layerFaults(Db), fresh(options)))
-  )
-
-const failure = <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.flip(DatabaseError.refine(self))
+import { active, Db, insert, look, pid, run } from "../support/databases.js"
+import { failure, faulty } from "../support/faulty.js"
 
 const tagAndOutcome = (error: DatabaseError.DatabaseError) => [
   error._tag,

@@ -24,6 +24,7 @@ describe("a layer for each test of a group", () => {
     each.effect("the second test finds the tables unchanged", () => insertOnly)
     each.effect.each([1, 2])("a test of several cases has a sandbox for each case", () => insertOnly)
     each.effect.skipIf(false)("a test by condition has a sandbox", () => insertOnly)
+    // the subject is `fails` itself
     each.effect.fails("a test that fails has a sandbox", () => Effect.zipRight(insertOnly, Effect.fail("expected")))
     each.scoped("the scope of a test is closed before its sandbox", () =>
       Effect.acquireRelease(insertOnly, () =>

@@ -225,6 +225,7 @@ describe("TestDatabase.layerTemplate", () => {
   it.effect("a build does not wait for a TestClock", () =>
     Effect.gen(function* () {
       const { migrate } = counted()
+      // under the TestClock of the test this would never end
       const slow = Effect.zipRight(Effect.sleep("1 millis"), migrate)
       assert.deepStrictEqual(yield* Effect.provide(names, TestDatabase.layerTemplate(Db, { migrate: slow })), [])
     }).pipe(Effect.provide(fresh()))

@@ -6,7 +6,7 @@
  * the server saves the value from before the first of them in a variable, and the emulated COMMIT
  * restores it. The rollback of a savepoint undoes the setting and the variable together.
  */
-import { constantStep, type Step } from "../protocol/frontendMessages.js"
+import { type Step, step } from "../protocol/frontendMessages.js"
 import { quoteLiteral } from "./quote.js"
 
 const mayBeLocal = /\blocal\b|\bset_config\b/i
@@ -65,7 +65,7 @@ const variable = (name: string): string => `effect_db.saved_${Buffer.from(name).
 /** Returns the step that saves the value of a setting, unless one is saved already. */
 export const saveSetting = (name: string): Step => {
   const saved = current(variable(name))
-  return constantStep(
+  return step(
     `SELECT ${set}(${quoteLiteral(variable(name))}, pg_catalog.concat('=', ${current(name)}), true) WHERE ${saved} = ''`
   )
 }
@@ -78,7 +78,7 @@ export const restoreSetting = (name: string): Step => {
   const saved = current(variable(name))
   const restored = `CASE WHEN ${current(name)} <> pg_catalog.substr(${saved}, 2) THEN ${set}(${quoteLiteral(name)}, pg_catalog.substr(${saved}, 2), true) END`
   // the value is restored first, because it is an argument of the call that clears the variable
-  return constantStep(
+  return step(
     `SELECT ${set}(${quoteLiteral(variable(name))}, pg_catalog.left(${restored}, 0), true) WHERE ${saved} <> ''`
   )
 }

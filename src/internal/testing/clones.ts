@@ -98,6 +98,7 @@ const keep = (run: TestRun, name: string): Effect.Effect<void> =>
           databaseUrl(run.source.config.writer, run.user, name)
       )
     ),
+    // a database that cannot be marked is dropped with those of the run, and is not announced
     Effect.ignore
   )
 

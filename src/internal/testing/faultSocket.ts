@@ -53,6 +53,8 @@ export class FaultSocket extends Duplex {
   /** The rule that delays the deliveries to the server at this moment. */
   private delayedBy: FaultRule | undefined
   private cancelDelay: Delivery = nothing
+  /** True if the consumer has not read yet what was delivered. */
+  private isFull = true
   private readonly toServer: Array<Delivery> = []
   private readonly toClient: Array<Delivery> = []
 
@@ -107,9 +109,11 @@ export class FaultSocket extends Duplex {
       this.delayedBy = undefined
     } else if (!this.frozenBy.delete(rule)) return
     this.flush()
+    if (!this.isFull && this.frozenBy.size === 0) this.inner.resume()
   }
 
   override _read(): void {
+    this.isFull = false
     if (this.frozenBy.size === 0) this.inner.resume()
   }
 
@@ -123,8 +127,9 @@ export class FaultSocket extends Duplex {
         () => this.phase === "messages",
         (message) => this.onRequest(message)
       )
-    // as the operating system, which takes bytes that cannot be delivered yet
-    callback()
+    // the operating system takes bytes that cannot be delivered yet, up to the size of its buffer
+    if (this.inner.writableNeedDrain && this.frozenBy.size === 0) this.inner.once("drain", callback)
+    else callback()
   }
 
   override _final(callback: () => void): void {
@@ -288,7 +293,9 @@ export class FaultSocket extends Duplex {
   private receive(bytes: Buffer): void {
     this.deliver(this.toClient, () => {
       this.bytesRead += bytes.length
-      if (!this.push(bytes)) this.inner.pause()
+      if (this.push(bytes)) return
+      this.isFull = true
+      this.inner.pause()
     })
   }
 
@@ -302,7 +309,6 @@ export class FaultSocket extends Duplex {
     if (this.frozenBy.size > 0) return
     if (this.delayedBy === undefined) run(this.toServer)
     run(this.toClient)
-    if (!this.destroyed) this.inner.resume()
   }
 }
 

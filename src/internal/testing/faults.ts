@@ -46,21 +46,23 @@ const concernedBy = (
   const others = readers.filter(({ name }) => !writerHosts.includes(name))
   const named = readers.filter(({ name }) => name === server)
   const isOfWriter = writer.server.hosts.some(({ name }) => name === server)
-  const concerned: Record<string, Concerned> = {
-    writer: { servers: [writer], hosts: new Set(writerHosts) },
-    reader: { servers: others, hosts: new Set(others.map(({ name }) => name)) }
+  const hostsOf = (servers: ReadonlyArray<Server>) =>
+    new Set(servers.flatMap(({ server }) => server.hosts.map(({ name }) => name)))
+  const choose = (): Concerned => {
+    switch (server) {
+      case undefined:
+        return { servers: [writer, ...others], hosts: hostsOf([writer, ...others]) }
+      case "writer":
+        return { servers: [writer], hosts: new Set(writerHosts) }
+      case "reader":
+        return { servers: others, hosts: hostsOf(others) }
+      default:
+        return { servers: named.length > 0 ? named : isOfWriter ? [writer] : [], hosts: new Set([server]) }
+    }
   }
-  if (server === undefined) {
-    const all = [writer, ...others]
-    return Effect.succeed({
-      servers: all,
-      hosts: new Set(all.flatMap(({ server }) => server.hosts.map(({ name }) => name)))
-    })
-  }
-  const servers = named.length > 0 ? named : isOfWriter ? [writer] : []
-  const chosen = concerned[server] ?? { servers, hosts: new Set([server]) }
+  const chosen = choose()
   if (chosen.servers.length > 0) return Effect.succeed(chosen)
-  const names = new Set(topology.servers.flatMap(({ server }) => server.hosts.map(({ name }) => name)))
+  const names = hostsOf(topology.servers)
   const expected = `"writer", "reader" if there is one, or one of ${[...names].join(", ")}`
   return Effect.fail(new ConfigInvalid({ database, setting: "server", given: `"${server}"`, expected }))
 }

@@ -75,27 +75,32 @@ const awaitPause = `DO $effect_db$ BEGIN
 END $effect_db$`
 
 /** Stops the replay on a replica until the end of a scope, or of the last scope that has stopped it. */
-export const pauseReplay = (executor: Executor, server: Server): Effect.Effect<void, DatabaseError, Scope.Scope> => {
-  const key = keyOf(server)
-  const pause = Effect.suspend(() => {
-    pauses.set(key, (pauses.get(key) ?? 0) + 1)
+export const pauseReplay = (executor: Executor, server: Server): Effect.Effect<void, DatabaseError, Scope.Scope> =>
+  Effect.suspend(() => {
+    const key = keyOf(server)
+    let isCounted = false
+    const pause = Effect.suspend(() => {
+      isCounted = true
+      pauses.set(key, (pauses.get(key) ?? 0) + 1)
+      return Effect.zipRight(
+        runOn(executor, server, "SELECT pg_catalog.pg_wal_replay_pause()"),
+        runOn(executor, server, awaitPause)
+      )
+    })
+    const resume = Effect.suspend(() => {
+      // interrupted before the pause
+      if (!isCounted) return Effect.void
+      const left = (pauses.get(key) ?? 1) - 1
+      pauses.set(key, left)
+      if (left > 0) return Effect.void
+      pauses.delete(key)
+      return Effect.ignoreLogged(runOn(executor, server, "SELECT pg_catalog.pg_wal_replay_resume()"))
+    })
     return Effect.zipRight(
-      runOn(executor, server, "SELECT pg_catalog.pg_wal_replay_pause()"),
-      runOn(executor, server, awaitPause)
+      Effect.addFinalizer(() => resume),
+      pause
     )
   })
-  const resume = Effect.suspend(() => {
-    const left = (pauses.get(key) ?? 1) - 1
-    pauses.set(key, left)
-    if (left > 0) return Effect.void
-    pauses.delete(key)
-    return Effect.ignoreLogged(runOn(executor, server, "SELECT pg_catalog.pg_wal_replay_resume()"))
-  })
-  return Effect.zipRight(
-    Effect.addFinalizer(() => resume),
-    Effect.uninterruptible(pause)
-  )
-}
 
 /** Promotes a replica, and waits until it takes writes. */
 export const promote = (executor: Executor, server: Server): Effect.Effect<void, DatabaseError> =>
